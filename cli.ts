@@ -1,0 +1,259 @@
+/**
+ * The command line. Wires the process (arguments, environment, signals, exit
+ * code) to the commands in `src/commands/`.
+ *
+ * @module
+ */
+import { parseEnv } from "node:util";
+import type { Logger } from "@logtape/logtape";
+import {
+  columns,
+  type Command,
+  type CommandContext,
+  COMMON_FLAGS,
+  helpOf,
+  type Output,
+  parseArguments,
+  suggest,
+  usage,
+} from "./src/commands/command.ts";
+import { configCommand } from "./src/commands/config.ts";
+import { healthCommand } from "./src/commands/health.ts";
+import { loadCommand } from "./src/commands/load.ts";
+import { schemaCommand } from "./src/commands/schema.ts";
+import { verifyCommand } from "./src/commands/verify.ts";
+import { versionCommand } from "./src/commands/version.ts";
+import {
+  type Config,
+  type Environment,
+  parseConfig,
+  secretsOf,
+  VARIABLES,
+} from "./src/config.ts";
+import { APPLICATION_NAME, Pool } from "./src/db.ts";
+import { asServiceError, ServiceError } from "./src/errors.ts";
+import type { Service } from "./src/load.ts";
+import { maskOf, setUpLogging } from "./src/log.ts";
+import { publishToFile } from "./src/publish/file.ts";
+
+const COMMANDS: readonly Command[] = [
+  loadCommand,
+  healthCommand,
+  verifyCommand,
+  schemaCommand,
+  configCommand,
+  versionCommand,
+];
+
+/** The exit code of a process that a signal ends. */
+const SIGNAL_EXITS = { SIGINT: 130, SIGTERM: 143 } as const;
+
+const encoder = new TextEncoder();
+const print = (text: string) => writeAll(Deno.stdout, text);
+const printError = (text: string) => writeAll(Deno.stderr, text);
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
+
+async function main(words: readonly string[]): Promise<number> {
+  let mask = (text: string) => text;
+  const isJson = words.includes("--json");
+  const controller = new AbortController();
+  let signalExit: number | undefined;
+  for (const name of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(name, () => {
+      // The second one ends the process at once.
+      if (signalExit !== undefined) Deno.exit(SIGNAL_EXITS[name]);
+      signalExit = SIGNAL_EXITS[name];
+      controller.abort(
+        new ServiceError("terminated", `The load was ended by ${name}`),
+      );
+    });
+  }
+  await using released = new AsyncDisposableStack();
+  try {
+    const command = findCommand(words);
+    if (typeof command === "string") {
+      print(`${command}\n`);
+      return 0;
+    }
+    const parsed = parseArguments(command, words.slice(1));
+    if (parsed.switches.has("help")) {
+      print(`${helpOf(command)}\n`);
+      return 0;
+    }
+    const environment = readEnvironment(parsed.values["env-file"]?.[0]);
+    const config = once(() => {
+      const config = parseConfig(
+        environment,
+        (path) => Deno.readTextFileSync(path),
+      );
+      mask = maskOf(secretsOf(config));
+      return config;
+    });
+    const output = outputFor(parsed.switches, (text) => mask(text));
+    const log = once(() =>
+      startLogging(config(), output, (text) => mask(text))
+    );
+    const context: CommandContext = {
+      arguments: parsed,
+      environment,
+      config,
+      log,
+      service: once(() => startService(config(), log(), released)),
+      output,
+      signal: controller.signal,
+    };
+    const exit = await command.run(context);
+    return signalExit ?? exit;
+  } catch (cause) {
+    const error = asServiceError(cause);
+    if (isJson) {
+      const { code, line, remedy, table } = error;
+      print(mask(`${JSON.stringify({ error: line, code, remedy, table })}\n`));
+    }
+    printError(mask(`${error.line}\n`));
+    if (error.code === "internal" && error.cause instanceof Error) {
+      printError(mask(`${error.cause.stack}\n`));
+    }
+    return signalExit ?? error.kind.exit;
+  }
+}
+
+/** The command that is named, or the text that answers instead. */
+function findCommand([name, ...rest]: readonly string[]): Command | string {
+  if (name === undefined || name === "--help" || name === "-h") {
+    return helpOfAll();
+  }
+  if (name === "help") {
+    return rest[0] ? helpOf(findNamed(rest[0])) : helpOfAll();
+  }
+  if (name === "--version") return findCommand(["version"]);
+  return findNamed(name);
+}
+
+function findNamed(name: string): Command {
+  const command = COMMANDS.find((command) => command.name === name);
+  if (command) return command;
+  const hint = suggest(name, COMMANDS.map((command) => command.name));
+  throw usage(`unknown command ${JSON.stringify(name)}${hint}`);
+}
+
+function helpOfAll(): string {
+  const flags = Object.entries(COMMON_FLAGS).map(([name, flag]) => [
+    `--${name}${flag.value ? ` ${flag.value}` : ""}`,
+    flag.description,
+  ]);
+  return [
+    "Usage: marketing-data-service COMMAND [flags]",
+    "",
+    "Keeps two warehouse tables equal to two source tables and announces each load by an event.",
+    "",
+    "Commands:",
+    ...columns(COMMANDS.map(({ name, summary }) => [name, summary])),
+    "",
+    "Flags of every command:",
+    ...columns(flags),
+  ].join("\n");
+}
+
+/** The service's variables, from the environment and, where it has none, from a file. */
+function readEnvironment(file: string | undefined): Environment {
+  const environment: Record<string, string | undefined> = {};
+  if (file !== undefined) {
+    try {
+      const variables = parseEnv(Deno.readTextFileSync(file));
+      for (const name of Object.keys(VARIABLES)) {
+        environment[name] = variables[name];
+      }
+    } catch (error) {
+      throw new ServiceError(
+        "configuration",
+        `Cannot read --env-file ${file}: ${(error as Error).message}`,
+        { cause: error },
+      );
+    }
+  }
+  for (const name of Object.keys(VARIABLES)) {
+    environment[name] = Deno.env.get(name) || environment[name];
+  }
+  return environment;
+}
+
+function outputFor(
+  switches: ReadonlySet<string>,
+  mask: (text: string) => string,
+): Output {
+  const isTerminal = Deno.stderr.isTerminal();
+  return {
+    line: (text = "") => print(`${mask(text)}\n`),
+    json: (value) => print(`${mask(JSON.stringify(value))}\n`),
+    progress: (text) => printError(mask(text)),
+    isJson: switches.has("json"),
+    isQuiet: switches.has("quiet"),
+    isInteractive: isTerminal,
+    hasColors: isTerminal && !Deno.env.get("NO_COLOR"),
+  };
+}
+
+function startLogging(
+  config: Config,
+  output: Output,
+  mask: (text: string) => string,
+): Logger {
+  const isText = config.logFormat === "text" ||
+    (config.logFormat === "auto" && output.isInteractive);
+  return setUpLogging({
+    level:
+      output.isQuiet && ["TRACE", "DEBUG", "INFO"].includes(config.logLevel)
+        ? "WARNING"
+        : config.logLevel,
+    format: isText ? "text" : "json",
+    colors: output.hasColors,
+    mask,
+    write: printError,
+  });
+}
+
+function startService(
+  config: Config,
+  log: Logger,
+  released: AsyncDisposableStack,
+): Service {
+  const warehouse = released.use(
+    new Pool(config.dwh, {
+      max: 2,
+      connectTimeoutSeconds: config.connectTimeoutSeconds,
+    }),
+  );
+  return {
+    config,
+    warehouse,
+    log,
+    runner: `${APPLICATION_NAME} ${Deno.pid}`,
+    async deliver() {
+      if (config.eventPublisherType !== "file") return;
+      try {
+        await publishToFile(warehouse, config.eventFile);
+      } catch (error) {
+        log.error("Events are not in the file yet: {error}", {
+          error: asServiceError(error).line,
+        });
+      }
+    },
+  };
+}
+
+function once<T>(make: () => T): () => T {
+  let made: { value: T } | undefined;
+  return () => (made ??= { value: make() }).value;
+}
+
+function writeAll(
+  stream: { writeSync(bytes: Uint8Array): number },
+  text: string,
+): void {
+  const bytes = encoder.encode(text);
+  for (let written = 0; written < bytes.length;) {
+    written += stream.writeSync(bytes.subarray(written));
+  }
+}

@@ -1,0 +1,100 @@
+/** `load`: makes the targets equal to the source. */
+import { compareTables } from "../compare.ts";
+import { ERRORS } from "../errors.ts";
+import type { LoadEvent, TableEntry } from "../events.ts";
+import { load } from "../load.ts";
+import { checkEventFile } from "../publish/file.ts";
+import { TABLE_NAMES, type TableName } from "../tables.ts";
+import type { Command, CommandContext } from "./command.ts";
+import { printComparisons } from "./comparison.ts";
+import { startProgress } from "./progress.ts";
+
+export const loadCommand: Command = {
+  name: "load",
+  summary:
+    "Makes the warehouse tables equal to the source tables and announces it by an event.",
+  flags: {
+    table: {
+      value: "NAME",
+      allowed: TABLE_NAMES,
+      isRepeatable: true,
+      description: "Load only this table; may be given several times",
+    },
+    mode: {
+      value: "MODE",
+      allowed: ["auto", "full"],
+      description: "auto copies what differs, full copies everything",
+    },
+    atomic: { description: "All tables become visible together or not at all" },
+    recreate: { description: "Drop the target tables and make them anew" },
+    "dry-run": { description: "Say what a load would do and change nothing" },
+  },
+  async run(context) {
+    const config = context.config();
+    const { switches, values } = context.arguments;
+    const tables = tablesOf(values.table ?? []);
+    if (switches.has("dry-run")) {
+      const outcomes = await compareTables(config, tables, context.signal);
+      return printComparisons(context.output, outcomes, "plan");
+    }
+    if (config.eventPublisherType === "file") {
+      await checkEventFile(config.eventFile);
+    }
+    const service = context.service();
+    const progress = await startProgress(context.output);
+    try {
+      const event = await load(service, "cli", {
+        tables,
+        mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
+        atomic: switches.has("atomic") || config.loadAtomic,
+        recreate: switches.has("recreate"),
+      }, { signal: context.signal, onProgress: (_, p) => progress.update(p) });
+      progress.stop();
+      printEvent(context, event);
+      return exitCodeOf(event);
+    } finally {
+      progress.stop();
+    }
+  },
+};
+
+/** The named tables, each once; all of them when none is named. */
+export function tablesOf(names: readonly string[]): readonly TableName[] {
+  return names.length === 0
+    ? TABLE_NAMES
+    : TABLE_NAMES.filter((name) => names.includes(name));
+}
+
+/** What the process exits with after a run: the code of the first table that failed by itself. */
+function exitCodeOf(event: LoadEvent): number {
+  if (event.status === "success") return 0;
+  const codes = event.details.results.flatMap((r) =>
+    r.status === "failure" ? [r.code] : []
+  );
+  return ERRORS[codes.find((code) => code !== "rolled_back") ?? "internal"]
+    .exit;
+}
+
+function printEvent({ output }: CommandContext, event: LoadEvent): void {
+  if (output.isJson) return output.json(event);
+  const entries: readonly TableEntry[] = event.status === "success"
+    ? event.results.results
+    : event.details.results;
+  for (const entry of entries) output.line(describe(entry));
+  output.line(
+    `run ${event.run_id} ${
+      event.status === "success" ? "succeeded" : "failed"
+    }, event ${event.event_id}`,
+  );
+}
+
+function describe(entry: TableEntry): string {
+  const name = entry.table.padEnd(
+    Math.max(...TABLE_NAMES.map((n) => n.length)),
+  );
+  return entry.status === "failure"
+    ? `${name}  FAILED  ${entry.error}`
+    : `${name}  ${entry.mode.padEnd(9)}  ${entry.records_loaded} rows, ` +
+      `+${entry.rows_inserted} -${entry.rows_deleted}, ` +
+      `${entry.bytes_copied} bytes, ${entry.duration.toFixed(3)} s`;
+}

@@ -1,0 +1,423 @@
+/**
+ * Configuration: every variable with its default, its meaning and what is
+ * allowed; parsed once, before any connection is made, with all mistakes
+ * reported together.
+ *
+ * @module
+ */
+import { ServiceError } from "./errors.ts";
+
+/** How one variable is read. `parse` throws a plain `Error` that says what is allowed. */
+export interface Variable<T = unknown> {
+  /** Text that is parsed when the variable is unset or empty. */
+  readonly default: string | undefined;
+  readonly description: string;
+  /** What is allowed, as it completes the sentence "… must be". */
+  readonly allowed: string;
+  readonly secret: boolean;
+  readonly parse: (text: string) => T;
+}
+
+function variable<T>(
+  fallback: string | undefined,
+  allowed: string,
+  description: string,
+  parse: (text: string) => T | undefined,
+): Variable<T> {
+  return {
+    default: fallback,
+    description,
+    allowed,
+    secret: false,
+    parse(text) {
+      const value = parse(text);
+      if (value === undefined) throw new Error(`must be ${allowed}`);
+      return value;
+    },
+  };
+}
+
+const text = (fallback: string, description: string) =>
+  variable(fallback, "text", description, (value) => value);
+
+/** A variable with no default: unset is a value of its own. */
+const optional = <T>(of: Variable<T>): Variable<T | undefined> => ({
+  ...of,
+  default: undefined,
+});
+
+const path = (description: string) => optional(text("", description));
+
+const secret = (description: string) => ({
+  ...optional(text("", description)),
+  secret: true,
+});
+
+const oneOf = <const T extends string>(
+  values: readonly T[],
+  fallback: T,
+  description: string,
+) =>
+  variable(
+    fallback,
+    `one of ${values.join(", ")}`,
+    description,
+    (value) => values.find((v) => v.toLowerCase() === value.toLowerCase()),
+  );
+
+const number = (
+  fallback: string,
+  minimum: number,
+  maximum: number,
+  description: string,
+) =>
+  variable(
+    fallback,
+    `a number from ${minimum} to ${maximum}`,
+    description,
+    (value) => {
+      const parsed = /^\d+(\.\d+)?$/.test(value) ? Number(value) : NaN;
+      return parsed >= minimum && parsed <= maximum ? parsed : undefined;
+    },
+  );
+
+const integer = (
+  fallback: string,
+  minimum: number,
+  maximum: number,
+  description: string,
+) =>
+  variable(
+    fallback,
+    `a whole number from ${minimum} to ${maximum}`,
+    description,
+    (value) => {
+      const parsed = /^\d+$/.test(value) ? Number(value) : NaN;
+      return parsed >= minimum && parsed <= maximum ? parsed : undefined;
+    },
+  );
+
+const BOOLEANS: Readonly<Record<string, boolean>> = {
+  true: true,
+  yes: true,
+  on: true,
+  "1": true,
+  false: false,
+  no: false,
+  off: false,
+  "0": false,
+};
+
+const boolean = (fallback: boolean, description: string) =>
+  variable(
+    String(fallback),
+    "true or false",
+    description,
+    (value) => BOOLEANS[value.toLowerCase()],
+  );
+
+const timezone = (fallback: string, description: string) =>
+  variable(
+    fallback,
+    "a time zone name such as UTC or Europe/Berlin",
+    description,
+    (value) => {
+      // Offsets are refused: PostgreSQL reads "+02:00" with the sign turned round.
+      if (!/^[A-Za-z]/.test(value)) return undefined;
+      try {
+        new Intl.DateTimeFormat("en", { timeZone: value });
+        return value;
+      } catch {
+        return undefined;
+      }
+    },
+  );
+
+/** A PostgreSQL identifier: at most 63 bytes, or the server would cut it silently. */
+const identifier = (fallback: string, description: string) =>
+  variable(
+    fallback,
+    "at most 63 bytes with no NUL",
+    description,
+    (value) =>
+      new TextEncoder().encode(value).length <= 63 && !value.includes("\0")
+        ? value
+        : undefined,
+  );
+
+const SSL_MODES = ["disable", "prefer", "require", "verify-full"] as const;
+const LOG_LEVELS = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] as const;
+
+const databaseVariables = <P extends string>(
+  prefix: P,
+  what: string,
+  name: string,
+) => {
+  const variables = {
+    HOST: text("localhost", `Host of the ${what}`),
+    PORT: integer("5432", 1, 65535, `Port of the ${what}`),
+    USER: identifier("root", `Role in the ${what}`),
+    NAME: identifier(name, `Database of the ${what}`),
+    PASSWORD: secret(`Password in the ${what}`),
+    PASSWORD_FILE: path(`File that holds the password in the ${what}`),
+    SSLMODE: oneOf(
+      SSL_MODES,
+      "prefer",
+      `TLS to the ${what}; only verify-full checks who answers`,
+    ),
+    SSLROOTCERT: path(
+      `PEM file of the authority that verify-full trusts for the ${what}`,
+    ),
+  };
+  return Object.fromEntries(
+    Object.entries(variables).map((
+      [key, value],
+    ) => [`${prefix}_${key}`, value]),
+  ) as { [K in keyof typeof variables as `${P}_${K}`]: (typeof variables)[K] };
+};
+
+/** Every variable, in the order in which `config` prints them. */
+export const VARIABLES = {
+  ...databaseVariables("OLIST_DB", "source", "olist_ecommerce"),
+  ...databaseVariables("DWH_DB", "warehouse", "example_project_1_dwh"),
+  MAX_PARALLEL_TASKS: integer("5", 1, 64, "Tables loaded at the same time"),
+  RETRY_ATTEMPTS: integer("3", 1, 100, "Attempts in all, for transient causes"),
+  RETRY_DELAY: number(
+    "1.0",
+    0,
+    3600,
+    "Seconds before the second attempt, doubled for each one after it",
+  ),
+  LOAD_MODE: oneOf(
+    ["auto", "full"],
+    "auto",
+    "auto copies what differs, full copies everything",
+  ),
+  LOAD_ATOMIC: boolean(
+    false,
+    "All tables become visible together or not at all",
+  ),
+  LOAD_TIMEZONE: timezone(
+    "UTC",
+    "Time zone whose midnight a source DATE becomes",
+  ),
+  VERIFY: oneOf(
+    ["content", "count"],
+    "content",
+    "What is compared before a load becomes visible",
+  ),
+  LOCK_TIMEOUT: number(
+    "60",
+    0.1,
+    86400,
+    "Seconds to wait for another load, and for a lock on a table",
+  ),
+  CONNECT_TIMEOUT: number("10", 0.1, 600, "Seconds for a connection to stand"),
+  STALL_TIMEOUT: number(
+    "60",
+    0.5,
+    86400,
+    "Seconds without a byte after which a connection is given up",
+  ),
+  EVENT_PUBLISHER_TYPE: oneOf(
+    ["database", "file"],
+    "database",
+    "Where events go: the event table, or the table and EVENT_FILE",
+  ),
+  EVENT_FILE: text(
+    "events.jsonl",
+    "File of the file publisher, one event a line",
+  ),
+  EVENT_SPOOL_FILE: text(
+    "events.spool.jsonl",
+    "Where a failure event waits while the warehouse is out of reach",
+  ),
+  LOG_LEVEL: oneOf(LOG_LEVELS, "INFO", "Least level that is logged"),
+  LOG_FORMAT: oneOf(
+    ["auto", "text", "json"],
+    "auto",
+    "auto is text on a terminal and json elsewhere",
+  ),
+} satisfies Record<string, Variable>;
+
+/** Name of a variable. */
+export type VariableName = keyof typeof VARIABLES;
+
+type SecretVariable = "OLIST_DB_PASSWORD" | "DWH_DB_PASSWORD";
+type FileVariable =
+  | `${SecretVariable}_FILE`
+  | "OLIST_DB_SSLROOTCERT"
+  | "DWH_DB_SSLROOTCERT";
+type Values = {
+  readonly [K in VariableName]: ReturnType<(typeof VARIABLES)[K]["parse"]>;
+};
+/** Where a database is and how to get in. */
+export interface DatabaseConfig {
+  /** The name that users know the connection by. */
+  readonly label: "olist" | "dwh";
+  readonly host: string;
+  readonly port: number;
+  readonly user: string;
+  readonly database: string;
+  readonly password: string | undefined;
+  readonly sslMode: (typeof SSL_MODES)[number];
+  /** PEM text of the trusted authority, or `undefined` for the system's. */
+  readonly sslRootCertificate: string | undefined;
+}
+
+/** The configuration, typed. Durations are seconds. */
+export interface Config {
+  readonly olist: DatabaseConfig;
+  readonly dwh: DatabaseConfig;
+  readonly maxParallelTasks: number;
+  readonly retryAttempts: number;
+  readonly retryDelaySeconds: number;
+  readonly loadMode: "auto" | "full";
+  readonly loadAtomic: boolean;
+  readonly loadTimezone: string;
+  readonly verify: "content" | "count";
+  readonly lockTimeoutSeconds: number;
+  readonly connectTimeoutSeconds: number;
+  readonly stallTimeoutSeconds: number;
+  readonly eventPublisherType: "database" | "file";
+  readonly eventFile: string;
+  readonly eventSpoolFile: string;
+  readonly logLevel: (typeof LOG_LEVELS)[number];
+  readonly logFormat: "auto" | "text" | "json";
+}
+
+/** A source of variables, such as the environment. */
+export type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * Reads the configuration.
+ *
+ * `readFile` returns the text of a file that a variable names (a password, a
+ * certificate).
+ *
+ * @throws {ServiceError} `configuration`, naming every mistake: variable,
+ * value (masked when secret) and what is allowed.
+ */
+export function parseConfig(
+  environment: Environment,
+  readFile: (path: string) => string,
+): Config {
+  const problems: string[] = [];
+
+  function read<K extends VariableName>(name: K): Values[K] {
+    const { default: fallback, parse, secret } = VARIABLES[name] as Variable<
+      Values[K]
+    >;
+    const value = environment[name] || fallback;
+    // What is invalid or unset without a default is never used: the problems are thrown below.
+    const nothing = undefined as Values[K];
+    if (value === undefined) return nothing;
+    try {
+      return parse(value);
+    } catch (error) {
+      const shown = secret ? "***" : JSON.stringify(value);
+      problems.push(`${name}=${shown} ${(error as Error).message}`);
+      return nothing;
+    }
+  }
+
+  function fileOf(name: FileVariable): string | undefined {
+    const path = read(name);
+    if (path === undefined) return undefined;
+    try {
+      return readFile(path);
+    } catch (error) {
+      problems.push(
+        `${name}=${JSON.stringify(path)} cannot be read: ${
+          (error as Error).message
+        }`,
+      );
+      return undefined;
+    }
+  }
+
+  function secretOf(name: SecretVariable): string | undefined {
+    const fileName = `${name}_FILE` as const;
+    if (environment[name] && environment[fileName]) {
+      problems.push(`${name} and ${fileName} are both set: keep one of them`);
+    }
+    // Editors end a file with a newline that is not part of the secret.
+    return fileOf(fileName)?.replace(/\r?\n$/, "") ?? read(name);
+  }
+
+  function database(
+    label: DatabaseConfig["label"],
+    prefix: "OLIST_DB" | "DWH_DB",
+  ): DatabaseConfig {
+    return {
+      label,
+      host: read(`${prefix}_HOST`),
+      port: read(`${prefix}_PORT`),
+      user: read(`${prefix}_USER`),
+      database: read(`${prefix}_NAME`),
+      password: secretOf(`${prefix}_PASSWORD`),
+      sslMode: read(`${prefix}_SSLMODE`),
+      sslRootCertificate: fileOf(`${prefix}_SSLROOTCERT`),
+    };
+  }
+
+  const config: Config = {
+    olist: database("olist", "OLIST_DB"),
+    dwh: database("dwh", "DWH_DB"),
+    maxParallelTasks: read("MAX_PARALLEL_TASKS"),
+    retryAttempts: read("RETRY_ATTEMPTS"),
+    retryDelaySeconds: read("RETRY_DELAY"),
+    loadMode: read("LOAD_MODE"),
+    loadAtomic: read("LOAD_ATOMIC"),
+    loadTimezone: read("LOAD_TIMEZONE"),
+    verify: read("VERIFY"),
+    lockTimeoutSeconds: read("LOCK_TIMEOUT"),
+    connectTimeoutSeconds: read("CONNECT_TIMEOUT"),
+    stallTimeoutSeconds: read("STALL_TIMEOUT"),
+    eventPublisherType: read("EVENT_PUBLISHER_TYPE"),
+    eventFile: read("EVENT_FILE"),
+    eventSpoolFile: read("EVENT_SPOOL_FILE"),
+    logLevel: read("LOG_LEVEL"),
+    logFormat: read("LOG_FORMAT"),
+  };
+
+  if (problems.length > 0) {
+    throw new ServiceError(
+      "configuration",
+      `Cannot start: ${problems.length} configuration ${
+        problems.length === 1 ? "mistake" : "mistakes"
+      }: ${problems.join("; ")}`,
+    );
+  }
+  return config;
+}
+
+/** One variable as `config` shows it. */
+export interface EffectiveVariable {
+  readonly name: string;
+  readonly value: string | null;
+  readonly origin: "set" | "default";
+  readonly description: string;
+}
+
+/** The variables in force, secrets masked. */
+export function effectiveVariables(
+  environment: Environment,
+): readonly EffectiveVariable[] {
+  return Object.entries(VARIABLES).map(([name, variable]) => {
+    const given = environment[name];
+    const value = given || (variable.default ?? null);
+    return {
+      name,
+      value: value !== null && variable.secret ? "***" : value,
+      origin: given ? "set" : "default",
+      description: variable.description,
+    };
+  });
+}
+
+/** The secret values of a configuration: what no output may ever hold. */
+export function secretsOf(config: Config): readonly string[] {
+  return [config.olist.password, config.dwh.password]
+    .filter((value): value is string => value !== undefined && value !== "");
+}

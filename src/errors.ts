@@ -1,0 +1,297 @@
+/**
+ * The one error table: every failure that the service can report, with its
+ * HTTP status, exit code and remedy. The edges translate from here; nothing
+ * else decides on a status or an exit code.
+ *
+ * @module
+ */
+
+/** What a kind of failure means to the outside. */
+export interface ErrorKind {
+  /** Exit code of the command line. */
+  readonly exit: 1 | 64 | 69 | 75 | 78 | 130 | 143;
+  /** Status of an HTTP answer. */
+  readonly status: 400 | 401 | 404 | 405 | 408 | 409 | 413 | 422 | 500 | 503;
+  /** True when a later attempt, with nothing changed, may succeed. */
+  readonly transient: boolean;
+  /** What to do about it, one sentence or two. */
+  readonly remedy: string;
+}
+
+const kind = (
+  exit: ErrorKind["exit"],
+  status: ErrorKind["status"],
+  transient: boolean,
+  remedy: string,
+): ErrorKind => ({ exit, status, transient, remedy });
+
+/** All kinds of failure by code. A code is stored and published verbatim. */
+export const ERRORS = {
+  usage: kind(64, 400, false, "See --help."),
+  configuration: kind(
+    78,
+    500,
+    false,
+    "Correct the variables that are named; `config` shows what is in force.",
+  ),
+  connection_failed: kind(
+    69,
+    503,
+    true,
+    "Check that the server is up and that host and port (*_DB_HOST, *_DB_PORT) are right.",
+  ),
+  authentication_failed: kind(
+    69,
+    503,
+    false,
+    "Check user and password (*_DB_USER, *_DB_PASSWORD or *_DB_PASSWORD_FILE) and the server's pg_hba.conf.",
+  ),
+  tls_failed: kind(
+    69,
+    503,
+    false,
+    "Check *_DB_SSLMODE and *_DB_SSLROOTCERT against the server's certificate.",
+  ),
+  database_missing: kind(
+    69,
+    503,
+    false,
+    "Check the database's name (*_DB_NAME).",
+  ),
+  server_too_old: kind(
+    78,
+    500,
+    false,
+    "Use PostgreSQL 14 or newer.",
+  ),
+  connection_lost: kind(
+    1,
+    500,
+    true,
+    "Look for a restart of the server or a terminated backend; the next load starts clean.",
+  ),
+  stalled: kind(
+    1,
+    500,
+    true,
+    "Check the network between the service and the server; STALL_TIMEOUT sets how long is waited.",
+  ),
+  snapshot_lost: kind(
+    1,
+    500,
+    true,
+    "The source ended the transaction that held the snapshot; load again.",
+  ),
+  busy: kind(
+    75,
+    503,
+    false,
+    "Another load held the lock for longer than LOCK_TIMEOUT; try again later.",
+  ),
+  target_locked: kind(
+    1,
+    500,
+    true,
+    "Another session holds a write or DDL lock on it: find it in pg_locks, or raise LOCK_TIMEOUT.",
+  ),
+  source_locked: kind(
+    1,
+    500,
+    true,
+    "Another session holds an ACCESS EXCLUSIVE lock on it: find it in pg_locks, or raise LOCK_TIMEOUT.",
+  ),
+  source_table_missing: kind(
+    1,
+    500,
+    false,
+    "Create the table, or point OLIST_DB_* at the database that has it.",
+  ),
+  source_column_missing: kind(
+    1,
+    500,
+    false,
+    "Add the column to the source table, or restore its name.",
+  ),
+  source_column_incompatible: kind(
+    1,
+    500,
+    false,
+    "Restore the column's type in the source table, or put a view with the right type in its place.",
+  ),
+  target_incompatible: kind(
+    1,
+    500,
+    false,
+    "Restore the table's shape, or run `schema recreate` to drop it and load it anew (its grants and views go with it).",
+  ),
+  target_dropped: kind(
+    1,
+    500,
+    true,
+    "Another session dropped it during the load; it is made again by the next one.",
+  ),
+  target_in_use: kind(
+    1,
+    500,
+    false,
+    "Drop what depends on the table first, or load without --recreate.",
+  ),
+  permission_denied: kind(
+    1,
+    500,
+    false,
+    "Grant SELECT on the source tables, and CREATE on the warehouse database (or ownership of the target tables), to the service's roles.",
+  ),
+  value_invalid: kind(
+    1,
+    500,
+    false,
+    "Correct the value in the source; the target cannot hold it.",
+  ),
+  constraint_violated: kind(
+    1,
+    500,
+    false,
+    "A constraint or trigger of the target refuses the source's rows: correct the rows or drop the constraint.",
+  ),
+  verification_failed: kind(
+    1,
+    500,
+    false,
+    "The target did not hold the source's rows after the copy and was rolled back: look for triggers or rules on it that change or drop rows.",
+  ),
+  out_of_resources: kind(
+    1,
+    500,
+    true,
+    "The server is out of disk, memory or connections: see its log.",
+  ),
+  serialization: kind(
+    1,
+    500,
+    true,
+    "A concurrent transaction got in the way; load again.",
+  ),
+  schema_too_new: kind(
+    78,
+    500,
+    false,
+    "A newer version of this program has migrated the warehouse: run that version.",
+  ),
+  run_lost: kind(
+    1,
+    500,
+    false,
+    "Another process closed this run while it had no contact with the warehouse; see the run's event.",
+  ),
+  lock_lost: kind(
+    1,
+    500,
+    true,
+    "The connection that holds the service's lock was cut; load again.",
+  ),
+  interrupted: kind(
+    1,
+    500,
+    false,
+    "The process that ran the load ended before it was done; load again.",
+  ),
+  terminated: kind(
+    143,
+    503,
+    false,
+    "The process was asked to stop; load again.",
+  ),
+  draining: kind(
+    75,
+    503,
+    false,
+    "The service is shutting down; ask again in a moment.",
+  ),
+  rolled_back: kind(
+    1,
+    500,
+    false,
+    "LOAD_ATOMIC is on and another table failed: see that table's error.",
+  ),
+  data_differ: kind(
+    1,
+    500,
+    false,
+    "Run `load` to make the target equal to the source.",
+  ),
+  event_file_unwritable: kind(
+    78,
+    500,
+    false,
+    "Make the file's folder writable for the service, or name another file.",
+  ),
+  database_error: kind(1, 500, false, "See the cause and the server's log."),
+  internal: kind(
+    1,
+    500,
+    false,
+    "This is a defect of the service: report it with the log.",
+  ),
+} as const satisfies Record<string, ErrorKind>;
+
+/** Code of a failure, as in events, answers and logs. */
+export type ErrorCode = keyof typeof ERRORS;
+
+/** What is known about a failure besides its code and message. */
+export interface ErrorDetails {
+  /** The table that the failure belongs to. */
+  readonly table?: string;
+  /** SQLSTATE of the server's error. */
+  readonly sqlstate?: string;
+  readonly cause?: unknown;
+  /** A remedy that is better than the kind's. */
+  readonly remedy?: string;
+}
+
+/** A failure that the service understands: code, message, remedy, cause. */
+export class ServiceError extends Error {
+  override readonly name = "ServiceError";
+  readonly code: ErrorCode;
+  readonly table: string | undefined;
+  readonly sqlstate: string | undefined;
+  readonly remedy: string;
+
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+    super(
+      oneLine(message),
+      details.cause === undefined ? {} : { cause: details.cause },
+    );
+    this.code = code;
+    this.table = details.table;
+    this.sqlstate = details.sqlstate;
+    this.remedy = details.remedy ?? ERRORS[code].remedy;
+  }
+
+  get kind(): ErrorKind {
+    return ERRORS[this.code];
+  }
+
+  /** Message and remedy in one line, as events and answers carry it. */
+  get line(): string {
+    const sentence = /[.!?]$/.test(this.message)
+      ? this.message
+      : `${this.message}.`;
+    return `${sentence} ${this.remedy}`;
+  }
+}
+
+/** The error as a {@linkcode ServiceError}: itself, or an `internal` one that keeps it as cause. */
+export function asServiceError(error: unknown): ServiceError {
+  if (error instanceof ServiceError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  return new ServiceError("internal", message || "unknown failure", {
+    cause: error,
+  });
+}
+
+/** Folds white space and control characters so that a message stays one line. */
+export function oneLine(text: string): string {
+  // deno-lint-ignore no-control-regex -- control characters are what is removed
+  return text.replace(/[\s\u0000-\u001f\u007f]+/g, " ").trim();
+}

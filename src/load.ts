@@ -1,0 +1,569 @@
+/**
+ * The story of a load:
+ *
+ * ```
+ * trigger → lock → open run → snapshot ─┬─ table: compare → apply → verify ─┐
+ *                                       └─ table: compare → apply → verify ─┴→ commit → event → answer
+ * ```
+ *
+ * Read from top to bottom; what one table goes through is in `table_load.ts`.
+ *
+ * @module
+ */
+import type { Logger } from "@logtape/logtape";
+import { pooledMap } from "@std/async/pool";
+import { retry, RetryError } from "@std/async/retry";
+import type { Config } from "./config.ts";
+import {
+  APPLICATION_NAME,
+  type ConnectionOptions,
+  identifier,
+  literal,
+  type Pool,
+  Session,
+} from "./db.ts";
+import { asServiceError, type ErrorCode, ServiceError } from "./errors.ts";
+import {
+  type FailedEntry,
+  failedEntry,
+  failedEvent,
+  failureLine,
+  integrityCheck,
+  loadedEntry,
+  loadedEvent,
+  type LoadEvent,
+  type Trigger,
+} from "./events.ts";
+import { migrate } from "./migrate.ts";
+import {
+  claimRun,
+  closeRun,
+  committedTables,
+  confirmRun,
+  databaseTime,
+  enqueueRun,
+  eventOf,
+  interruptDeadRuns,
+  recordTableLoad,
+  type Run,
+  type RunEnd,
+  type RunOptions,
+  type Ticket,
+  withdrawRun,
+} from "./runs.ts";
+import { openSnapshot, type Snapshot } from "./snapshot.ts";
+import {
+  loadTable,
+  type Progress,
+  type TableResult,
+  warehouseTransaction,
+} from "./table_load.ts";
+import { type Table, tablesNamed, TARGET_SCHEMA } from "./tables.ts";
+import { acquireLock, type Lock } from "./trigger.ts";
+
+/** What a load works with; made once by the process. */
+export interface Service {
+  readonly config: Config;
+  /** The warehouse, for everything that is not a load. */
+  readonly warehouse: Pool;
+  readonly log: Logger;
+  /** Names this process in the history. */
+  readonly runner: string;
+  /** Hands finished events to files and endpoints; must not throw. */
+  readonly deliver: () => Promise<void>;
+}
+
+/** Listeners and limits of one request for a load. */
+export interface LoadHooks {
+  /** Aborts the load; the reason should be a {@linkcode ServiceError}. */
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (runId: string, progress: Progress) => void;
+  /** Called when the run has begun, so that no later request may join it. */
+  readonly onStart?: (run: Run) => void;
+}
+
+/**
+ * Asks for a load, waits for its turn, and runs it.
+ *
+ * @returns the run's event, also when the run failed.
+ * @throws {ServiceError} when no run came to be: `busy`, no connection, no permission.
+ */
+export async function load(
+  service: Service,
+  trigger: Trigger,
+  options: RunOptions,
+  hooks: LoadHooks = {},
+): Promise<LoadEvent> {
+  const { config, warehouse } = service;
+  await migrate(warehouse, connectionOf(config, "migrate"));
+  const ticket = await enqueueRun(
+    warehouse,
+    trigger,
+    options,
+    config.lockTimeoutSeconds,
+  );
+  return await driveRun(service, ticket, hooks);
+}
+
+/** Sees to it that a queued run is run, by this process or by another one, and returns its event. */
+export async function driveRun(
+  service: Service,
+  ticket: Ticket,
+  hooks: LoadHooks = {},
+): Promise<LoadEvent> {
+  const { config, warehouse, log } = service;
+  let lock: Lock;
+  try {
+    lock = await acquireLock(config, config.lockTimeoutSeconds, hooks.signal);
+  } catch (error) {
+    await withdrawRun(warehouse, ticket, asServiceError(error));
+    throw error;
+  }
+  await using _ = lock;
+  for (const id of await interruptDeadRuns(warehouse)) {
+    log.warn("Run {run_id} was found dead and is now interrupted", {
+      run_id: id,
+    });
+  }
+  const run = await claimRun(warehouse, ticket.runId, service.runner);
+  if (!run) {
+    const event = await eventOf(warehouse, ticket.runId);
+    if (event) return event;
+    throw new ServiceError(
+      "run_lost",
+      `Run ${ticket.runId} is no longer in the history`,
+    );
+  }
+  hooks.onStart?.(run);
+  const event = await executeRun(service, run, lock, hooks);
+  await service.deliver();
+  return event;
+}
+
+/** Runs a claimed run to its event. */
+async function executeRun(
+  service: Service,
+  run: Run,
+  lock: Lock,
+  hooks: LoadHooks,
+): Promise<LoadEvent> {
+  const { config } = service;
+  const log = service.log.with({ run_id: run.id });
+  const signal = AbortSignal.any([
+    lock.signal,
+    ...(hooks.signal ? [hooks.signal] : []),
+  ]);
+  const context: RunContext = {
+    service,
+    run,
+    log,
+    connection: connectionOf(config, run.id, signal),
+    signal,
+    onProgress: (progress) => hooks.onProgress?.(run.id, progress),
+  };
+  log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
+    tables: run.tables.join(", "),
+    trigger: run.trigger,
+  });
+  for (let round = 1;; round++) {
+    const units = await prepareFromOneSnapshot(context);
+    if (round < config.retryAttempts && units.outcomes.some(hasLostSnapshot)) {
+      // Two snapshots must never be mixed, so what is prepared is given up too.
+      log.warn("The source's snapshot was lost: starting over with a new one");
+      for (const unit of units.outcomes) unit.session?.destroy();
+      continue;
+    }
+    const event = await commitUnits(context, units);
+    logEnd(context, event);
+    return event;
+  }
+}
+
+interface RunContext {
+  readonly service: Service;
+  readonly run: Run;
+  readonly log: Logger;
+  readonly connection: ConnectionOptions;
+  readonly signal: AbortSignal;
+  readonly onProgress: (progress: Progress) => void;
+}
+
+/** Tables that become visible together, in one warehouse transaction. */
+interface Unit {
+  readonly tables: readonly Table[];
+  /** Loaded and verified, not yet visible; `session` has the transaction open. */
+  readonly results: readonly TableResult[];
+  readonly session: Session | undefined;
+  /** Why the tables are not loaded. */
+  readonly failures: readonly FailedEntry[];
+  readonly attempts: number;
+}
+
+interface PreparedUnits {
+  readonly outcomes: readonly Unit[];
+  readonly snapshotAt: string | null;
+  /** Prepares a unit again from the same snapshot, with the attempts that are left. */
+  readonly again: (unit: Unit) => Promise<Unit>;
+  readonly release: () => Promise<void>;
+}
+
+/** Opens the snapshot and brings every unit to the point where only its commit is missing. */
+async function prepareFromOneSnapshot(
+  context: RunContext,
+): Promise<PreparedUnits> {
+  const { config } = context.service;
+  const tables = tablesNamed(context.run.tables);
+  const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
+  let snapshot: Snapshot;
+  let attempts = 0;
+  try {
+    snapshot = await withRetries(context, () => {
+      attempts++;
+      return openSnapshot(config, context.connection, tables);
+    });
+  } catch (error) {
+    const outcomes = groups.map((group) => failedUnit(group, error, attempts));
+    const again = (unit: Unit) => Promise.resolve(unit);
+    return { outcomes, snapshotAt: null, again, release: async () => {} };
+  }
+  const prepare = (group: readonly Table[], before = 0) =>
+    prepareUnit(context, snapshot, group, before);
+  return {
+    // Results arrive in the order of the groups; a unit never rejects.
+    outcomes: await Array.fromAsync(
+      pooledMap(config.maxParallelTasks, groups, (group) => prepare(group)),
+    ),
+    snapshotAt: snapshot.takenAt,
+    again: (unit) => prepare(unit.tables, unit.attempts),
+    release: async () => await snapshot[Symbol.asyncDispose](),
+  };
+}
+
+/** Loads and verifies a unit's tables in one transaction, which stays open. */
+async function prepareUnit(
+  context: RunContext,
+  snapshot: Snapshot,
+  tables: readonly Table[],
+  attemptsBefore: number,
+): Promise<Unit> {
+  const { service: { config, warehouse }, run, connection, onProgress } =
+    context;
+  let attempts = attemptsBefore;
+  const attempt = async (): Promise<Unit> => {
+    attempts++;
+    await ensureTargetSchema(warehouse);
+    const session = await Session.open(config.dwh, connection);
+    try {
+      await session.begin(warehouseTransaction(config));
+      const results: TableResult[] = [];
+      for (const table of tables) {
+        const result = await loadTable(
+          {
+            config,
+            connection,
+            snapshot,
+            onProgress,
+            mode: run.mode,
+            recreate: run.recreate,
+          },
+          table,
+          session,
+        );
+        await recordTableLoad(
+          session,
+          run.id,
+          loadedEntry(result, attempts),
+          integrityCheck(result),
+          result.phases,
+        );
+        results.push(result);
+        onProgress({
+          table: table.name,
+          phase: "wait",
+          rows: result.targetCount,
+          bytes: result.bytesCopied,
+          totalRows: result.targetCount,
+        });
+      }
+      return { tables, results, session, failures: [], attempts };
+    } catch (error) {
+      // Never a ROLLBACK: the server does that by itself when the connection goes.
+      session.destroy();
+      throw error;
+    }
+  };
+  try {
+    return await withRetries(
+      context,
+      attempt,
+      config.retryAttempts - attemptsBefore,
+    );
+  } catch (error) {
+    return failedUnit(tables, error, attempts);
+  }
+}
+
+function failedUnit(
+  tables: readonly Table[],
+  cause: unknown,
+  attempts: number,
+): Unit {
+  const error = asServiceError(cause);
+  const failures = tables.map((table) => {
+    const isCause = !error.table || error.table === table.name;
+    const own = isCause ? error : new ServiceError(
+      "rolled_back",
+      `Cannot load ${table.name}: it was rolled back with ${error.table}`,
+    );
+    return failedEntry(table.name, named(own, table), attempts);
+  });
+  return { tables, results: [], session: undefined, failures, attempts };
+}
+
+/** The error with the table in its message, as every failure of a table has it. */
+function named(error: ServiceError, table: Table): ServiceError {
+  if (error.table || error.message.startsWith("Cannot load")) return error;
+  return new ServiceError(
+    error.code,
+    `Cannot load ${table.name}: ${error.message}`,
+    {
+      table: table.name,
+      cause: error,
+      remedy: error.remedy,
+    },
+  );
+}
+
+function hasLostSnapshot(unit: Unit): boolean {
+  return unit.failures.some((failure) => failure.code === "snapshot_lost");
+}
+
+/**
+ * Commits the prepared units back to back; the last of these transactions also
+ * closes the run and writes its event, so that neither exists without the other.
+ */
+async function commitUnits(
+  context: RunContext,
+  units: PreparedUnits,
+): Promise<LoadEvent> {
+  const outcomes = [...units.outcomes];
+  try {
+    let last = outcomes.findLastIndex((unit) => unit.session);
+    for (const [index, prepared] of outcomes.entries()) {
+      if (!prepared.session) continue;
+      let unit = prepared;
+      while (unit.session) {
+        const isLast = index === last;
+        outcomes[index] = unit;
+        try {
+          const now = await confirmRun(unit.session, context.run.id);
+          const end = isLast
+            ? runEnd(context, units.snapshotAt, outcomes, now)
+            : undefined;
+          if (end) await closeRun(unit.session, context.run.id, "running", end);
+          await unit.session.commit();
+          await unit.session.close();
+          if (end) return end.event;
+          break;
+        } catch (error) {
+          unit.session.destroy();
+          if (await wasCommitted(context, unit)) {
+            const event = await eventOf(
+              context.service.warehouse,
+              context.run.id,
+            );
+            if (event) return event;
+            break;
+          }
+          const failed = failedUnit(unit.tables, error, unit.attempts);
+          const mayTryAgain = asServiceError(error).kind.transient &&
+            unit.attempts < context.service.config.retryAttempts &&
+            !context.signal.aborted;
+          unit = mayTryAgain ? await units.again(unit) : failed;
+          outcomes[index] = unit;
+        }
+      }
+      if (index === last) last = -1;
+    }
+    return await closeWithoutTables(context, units.snapshotAt, outcomes);
+  } finally {
+    await units.release();
+  }
+}
+
+/** Settles a commit whose outcome is unknown: the rows that it would have made visible are there or not. */
+async function wasCommitted(context: RunContext, unit: Unit): Promise<boolean> {
+  const { warehouse } = context.service;
+  await withRetries(unabortable(context), async () => {
+    // The backend may still be committing: after this it is certainly over.
+    await warehouse.query(
+      `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+       where pid = $1 and application_name = $2`,
+      [unit.session!.pid, context.connection.applicationName],
+    );
+  });
+  const committed = await committedTables(warehouse, context.run.id);
+  return unit.tables.every((table) => committed.includes(table.name));
+}
+
+/** Closes a run of which no transaction is left that could do it: its tables failed, or their commits did. */
+async function closeWithoutTables(
+  context: RunContext,
+  snapshotAt: string | null,
+  outcomes: readonly Unit[],
+): Promise<LoadEvent> {
+  const { service: { warehouse }, run } = context;
+  return await withRetries(unabortable(context), async () => {
+    const end = runEnd(
+      context,
+      snapshotAt,
+      outcomes,
+      await databaseTime(warehouse),
+    );
+    try {
+      await closeRun(warehouse, run.id, "running", end);
+      return end.event;
+    } catch (error) {
+      const event = await eventOf(warehouse, run.id);
+      if (event) return event;
+      throw error;
+    }
+  });
+}
+
+/** For what has to be done after an abort as well: the run must be closed. */
+function unabortable({ service, log }: RunContext) {
+  return { service, log };
+}
+
+/** The run's end and its event, from what became of its units. */
+function runEnd(
+  { run }: RunContext,
+  sourceSnapshotAt: string | null,
+  outcomes: readonly Unit[],
+  timestamp: string,
+): RunEnd {
+  const subject = {
+    runId: run.id,
+    trigger: run.trigger,
+    timestamp,
+    sourceSnapshotAt,
+  };
+  const failed = outcomes.flatMap((unit) => unit.failures);
+  const loaded = outcomes.flatMap((unit) =>
+    unit.results.map((result) => loadedEntry(result, unit.attempts))
+  );
+  if (failed.length === 0) {
+    const checks = outcomes.flatMap((unit) => unit.results.map(integrityCheck));
+    return {
+      state: "succeeded",
+      event: loadedEvent(subject, loaded, checks),
+      code: null,
+      failed,
+      sourceSnapshotAt,
+    };
+  }
+  const entries = outcomes.flatMap((unit) => [
+    ...unit.results.map((result) => loadedEntry(result, unit.attempts)),
+    ...unit.failures,
+  ]);
+  const code = codeOf(failed);
+  return {
+    state: code === "terminated" ? "interrupted" : "failed",
+    event: failedEvent(subject, failureLine(entries), entries),
+    code,
+    failed,
+    sourceSnapshotAt,
+  };
+}
+
+/** The code of the run: the first table's that failed by itself. */
+function codeOf(failed: readonly FailedEntry[]): ErrorCode {
+  return (failed.find((f) => f.code !== "rolled_back") ?? failed[0]!).code;
+}
+
+function logEnd({ log }: RunContext, event: LoadEvent): void {
+  if (event.status === "failure") {
+    log.error("Run {run_id} failed: {error}", { error: event.error });
+  } else {
+    for (const entry of event.results.results) {
+      log.info(
+        "{table}: {records_loaded} rows, {mode} (+{rows_inserted} -{rows_deleted}) in {duration} s",
+        { ...entry },
+      );
+      for (const warning of entry.warnings) {
+        log.warn("{table}: {warning}", { table: entry.table, warning });
+      }
+    }
+  }
+}
+
+/** Tries again for transient causes only, with growing delays; the cause is what is thrown in the end. */
+export async function withRetries<T>(
+  context: Pick<RunContext, "log"> & {
+    service: { config: Config };
+    signal?: AbortSignal;
+  },
+  work: () => Promise<T>,
+  attempts = context.service.config.retryAttempts,
+): Promise<T> {
+  const { config } = context.service;
+  try {
+    return await retry(work, {
+      maxAttempts: Math.max(1, attempts),
+      minTimeout: config.retryDelaySeconds * 1000,
+      maxTimeout: Math.max(1, 3_600_000, config.retryDelaySeconds * 1000),
+      multiplier: 2,
+      jitter: 0.25,
+      ...(context.signal ? { signal: context.signal } : {}),
+      isRetriable(error: unknown) {
+        // Another snapshot is for the whole run to take, not for one of its tables.
+        const { kind, code, message } = asServiceError(error);
+        const isRetriable = kind.transient && code !== "snapshot_lost" &&
+          !context.signal?.aborted;
+        if (isRetriable) {
+          context.log.warn("A transient failure: {message}", { message });
+        }
+        return isRetriable;
+      },
+    });
+  } catch (error) {
+    throw error instanceof RetryError ? error.cause : error;
+  }
+}
+
+/**
+ * Makes the schema of the targets. Apart from the load's transaction: two
+ * tables that both made it would wait for each other's commit.
+ */
+export async function ensureTargetSchema(warehouse: Pool): Promise<void> {
+  const [row] = await warehouse.query(
+    `select to_regnamespace(${
+      literal(identifier(TARGET_SCHEMA))
+    }) is not null as exists`,
+  );
+  if (row!.exists) return;
+  try {
+    await warehouse.query(
+      `create schema if not exists ${identifier(TARGET_SCHEMA)}`,
+    );
+  } catch (error) {
+    // 23505: another session made it in the same moment.
+    if (error instanceof ServiceError && error.sqlstate === "23505") return;
+    throw error;
+  }
+}
+
+/** How the sessions of a run, or of something else by its name, connect. */
+export function connectionOf(
+  config: Config,
+  name: string,
+  signal?: AbortSignal,
+): ConnectionOptions {
+  return {
+    applicationName: `${APPLICATION_NAME}/${name}`,
+    connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
+    ...(signal ? { signal } : {}),
+  };
+}

@@ -1,0 +1,70 @@
+-- History of the service: runs, what each did to each table, and its event.
+-- The constraints hold whatever program writes here.
+
+create table marketing_data_service.run (
+  -- Order of requests, for paging; an id says nothing of order.
+  seq bigint generated always as identity unique,
+  id uuid primary key,
+  state text not null default 'queued'
+    check (state in ('queued', 'running', 'succeeded', 'failed', 'interrupted')),
+  trigger text not null check (trigger in ('http', 'cli', 'schedule', 'notify')),
+  tables text[] not null check (cardinality(tables) > 0),
+  mode text not null check (mode in ('auto', 'full')),
+  atomic boolean not null,
+  recreate boolean not null,
+  requested_at timestamptz not null default clock_timestamp(),
+  -- Until when somebody waits for this run to begin; infinity where it is to run in any case.
+  wait_until timestamptz not null default 'infinity',
+  -- The tick of the schedule that asked for it: replicas with one schedule run one load a tick.
+  tick timestamptz unique,
+  started_at timestamptz,
+  finished_at timestamptz,
+  -- application_name and host of the process that runs it, to find it by.
+  runner text,
+  source_snapshot_at text,
+  error text,
+  code text,
+  check (state <> 'queued' or started_at is null),
+  check (state <> 'running' or started_at is not null),
+  check ((finished_at is not null) = (state in ('succeeded', 'failed', 'interrupted'))),
+  check ((error is not null) = (state in ('failed', 'interrupted')))
+);
+
+-- Requests for the same thing that wait share one run.
+create unique index run_queued_once on marketing_data_service.run (tables, mode, atomic, recreate)
+  where state = 'queued';
+
+create index run_unfinished on marketing_data_service.run (state)
+  where state in ('queued', 'running');
+
+create index run_finished on marketing_data_service.run (finished_at);
+
+create table marketing_data_service.table_load (
+  run_id uuid not null references marketing_data_service.run on delete cascade,
+  table_name text not null,
+  state text not null check (state in ('succeeded', 'failed')),
+  -- The entry of the event's results, as it is published.
+  result json not null,
+  integrity_check json,
+  phases json not null default '[]',
+  finished_at timestamptz not null default clock_timestamp(),
+  primary key (run_id, table_name),
+  check ((integrity_check is not null) = (state = 'succeeded'))
+);
+
+create table marketing_data_service.event (
+  -- Order of commits: it is given out under a lock that is held until the commit.
+  seq bigint generated always as identity primary key,
+  event_id uuid not null unique,
+  -- One terminal event a run, whatever happens.
+  run_id uuid not null unique references marketing_data_service.run on delete cascade,
+  event_type text not null
+    check (event_type in ('marketing-data-loaded', 'marketing-data-load-failed')),
+  -- json, not jsonb: the order of the fields is part of what consumers see.
+  payload json not null,
+  created_at timestamptz not null default clock_timestamp(),
+  file_delivered_at timestamptz
+);
+
+create index event_not_in_file on marketing_data_service.event (seq)
+  where file_delivered_at is null;

@@ -1,0 +1,392 @@
+/**
+ * The history of the service in the warehouse: runs, what each did to each
+ * table, and how a run is queued, claimed and closed.
+ *
+ * @module
+ */
+import type { Pool, Row, Session } from "./db.ts";
+import { type ErrorCode, ERRORS, ServiceError } from "./errors.ts";
+import {
+  EVENT_CHANNEL,
+  type FailedEntry,
+  failedEvent,
+  failureLine,
+  type IntegrityCheck,
+  type LoadedEntry,
+  type LoadEvent,
+  type TableEntry,
+  type Trigger,
+} from "./events.ts";
+import type { PhaseTiming } from "./table_load.ts";
+import type { TableName } from "./tables.ts";
+
+/** What a run is doing, stored verbatim. */
+export type RunState =
+  | "queued"
+  | "running"
+  | "succeeded"
+  | "failed"
+  | "interrupted";
+
+/** What is asked of a run. Requests with equal options can share one. */
+export interface RunOptions {
+  readonly tables: readonly TableName[];
+  readonly mode: "auto" | "full";
+  readonly atomic: boolean;
+  readonly recreate: boolean;
+}
+
+/** A run that has begun. */
+export interface Run extends RunOptions {
+  readonly id: string;
+  readonly trigger: Trigger;
+}
+
+/** A run as the history shows it. */
+export interface RunRecord extends Run {
+  readonly state: RunState;
+  readonly requested_at: string;
+  readonly started_at: string | null;
+  readonly finished_at: string | null;
+  readonly source_snapshot_at: string | null;
+  readonly error: string | null;
+  readonly code: string | null;
+}
+
+/** Anything that runs one statement: a pool, or a session with its transaction. */
+export type Executor = Pick<Pool | Session, "query">;
+
+/** The key of the advisory lock that orders events; held from the number's allocation to the commit. */
+const EVENT_LOCK = 5_714_292;
+
+/** The database's clock in the form of an event's timestamp. */
+const NOW =
+  `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
+
+/** A place in the queue, and the time until which its asker waits. */
+export interface Ticket {
+  readonly runId: string;
+  readonly waitUntil: string;
+}
+
+/**
+ * Queues a run, or joins the one with equal options that is queued already.
+ *
+ * A queued run has not begun, so whoever joins it gets a load that began after
+ * they asked. `waitSeconds` is how long the asker waits for it to begin;
+ * `Infinity` has it run in any case.
+ */
+export async function enqueueRun(
+  executor: Executor,
+  trigger: Trigger,
+  options: RunOptions,
+  waitSeconds: number,
+): Promise<Ticket> {
+  const [row] = await executor.query(
+    `insert into marketing_data_service.run as run
+       (id, trigger, tables, mode, atomic, recreate, wait_until)
+     values ($1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
+       case when $7::float8 < 0 then 'infinity'::timestamptz
+         else clock_timestamp() + make_interval(secs => $7::float8) end)
+     on conflict (tables, mode, atomic, recreate) where state = 'queued'
+       do update set wait_until = greatest(run.wait_until, excluded.wait_until)
+     returning id, wait_until::text`,
+    [
+      crypto.randomUUID(),
+      trigger,
+      JSON.stringify(options.tables),
+      options.mode,
+      options.atomic,
+      options.recreate,
+      Number.isFinite(waitSeconds) ? waitSeconds : -1,
+    ],
+  );
+  return { runId: row!.id, waitUntil: row!.wait_until };
+}
+
+/**
+ * Takes a queued run to run it. The caller holds the service's lock.
+ *
+ * @returns the run, or `undefined` when it is queued no longer: another process ran it.
+ */
+export async function claimRun(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<Run | undefined> {
+  const [row] = await executor.query(
+    `update marketing_data_service.run
+     set state = 'running', started_at = clock_timestamp(), runner = $2
+     where id = $1::uuid and state = 'queued'
+     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
+    [runId, runner],
+  );
+  return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
+}
+
+/** How a run ended. */
+export interface RunEnd {
+  readonly state: "succeeded" | "failed" | "interrupted";
+  readonly event: LoadEvent;
+  /** What kind of failure, when it is one. */
+  readonly code: ErrorCode | null;
+  /** Tables that were not loaded; the others have written their own rows. */
+  readonly failed: readonly FailedEntry[];
+  readonly sourceSnapshotAt: string | null;
+}
+
+/**
+ * Closes a run: state, failed tables, event and notification, in one statement.
+ *
+ * @throws {ServiceError} `run_lost` when the run is closed already.
+ */
+export async function closeRun(
+  executor: Executor,
+  runId: string,
+  from: "queued" | "running",
+  end: RunEnd,
+): Promise<void> {
+  const { event } = end;
+  const notification = {
+    event_id: event.event_id,
+    run_id: event.run_id,
+    event_type: event.event_type,
+    status: event.status,
+  };
+  const [row] = await executor.query(
+    `with ordered as materialized (select pg_advisory_xact_lock(${EVENT_LOCK})),
+     closed as (
+       update marketing_data_service.run
+       set state = $3, finished_at = clock_timestamp(), error = $4, code = $5, source_snapshot_at = $6
+       from ordered where id = $1::uuid and state = $2 returning id),
+     failures as (
+       insert into marketing_data_service.table_load (run_id, table_name, state, result)
+       select closed.id, entry ->> 'table', 'failed', entry
+       from closed, json_array_elements($7::text::json) entry
+       on conflict do nothing),
+     announced as (
+       insert into marketing_data_service.event (event_id, run_id, event_type, payload)
+       select $8::uuid, closed.id, $9, $10::text::json from closed returning seq)
+     select seq::text, pg_notify('${EVENT_CHANNEL}', $11) from announced`,
+    [
+      runId,
+      from,
+      end.state,
+      event.status === "failure" ? event.error : null,
+      end.code,
+      end.sourceSnapshotAt,
+      JSON.stringify(end.failed),
+      event.event_id,
+      event.event_type,
+      JSON.stringify(event),
+      JSON.stringify(notification),
+    ],
+  );
+  if (!row) {
+    throw new ServiceError(
+      "run_lost",
+      `Run ${runId} was closed by another process`,
+    );
+  }
+}
+
+/** Notes what was done to a table, in the transaction that did it. */
+export async function recordTableLoad(
+  session: Session,
+  runId: string,
+  entry: LoadedEntry,
+  check: IntegrityCheck,
+  phases: readonly PhaseTiming[],
+): Promise<void> {
+  await session.query(
+    `insert into marketing_data_service.table_load (run_id, table_name, state, result, integrity_check, phases)
+     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json)`,
+    [
+      runId,
+      entry.table,
+      JSON.stringify(entry),
+      JSON.stringify(check),
+      JSON.stringify(phases),
+    ],
+  );
+}
+
+/**
+ * Makes sure that the run is still ours, and keeps it so until the transaction
+ * ends. Returns the database's time.
+ *
+ * @throws {ServiceError} `run_lost`.
+ */
+export async function confirmRun(
+  session: Session,
+  runId: string,
+): Promise<string> {
+  const [row] = await session.query(
+    `select ${NOW} as now from marketing_data_service.run
+     where id = $1::uuid and state = 'running' for share`,
+    [runId],
+  );
+  if (!row) {
+    throw new ServiceError(
+      "run_lost",
+      `Run ${runId} was closed by another process`,
+    );
+  }
+  return row.now;
+}
+
+/** The database's time in the form of an event's timestamp. */
+export async function databaseTime(executor: Executor): Promise<string> {
+  const [row] = await executor.query(`select ${NOW} as now`);
+  return row!.now;
+}
+
+/** The tables whose load by this run is committed. */
+export async function committedTables(
+  executor: Executor,
+  runId: string,
+): Promise<readonly string[]> {
+  const rows = await executor.query(
+    `select table_name from marketing_data_service.table_load
+     where run_id = $1::uuid and state = 'succeeded'`,
+    [runId],
+  );
+  return rows.map((row) => row.table_name);
+}
+
+/** The event of a run, once it has one. */
+export async function eventOf(
+  executor: Executor,
+  runId: string,
+): Promise<LoadEvent | undefined> {
+  const [row] = await executor.query(
+    `select payload::text from marketing_data_service.event where run_id = $1::uuid`,
+    [runId],
+  );
+  return row && JSON.parse(row.payload);
+}
+
+/**
+ * Closes the runs whose process is gone, each with its event. The caller holds
+ * the service's lock, so a run that is `running` has nobody who runs it; a
+ * queued one is dead when nobody waits for it any more.
+ *
+ * @returns ids of the runs that were closed.
+ */
+export async function interruptDeadRuns(
+  executor: Executor,
+): Promise<readonly string[]> {
+  const dead = await executor.query(
+    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now,
+       coalesce((select json_agg(result) from marketing_data_service.table_load
+         where run_id = run.id and state = 'succeeded'), '[]')::text as loaded
+     from marketing_data_service.run
+     where state = 'running' or state = 'queued' and wait_until < clock_timestamp() - interval '5 s'
+     order by seq`,
+  );
+  const closed: string[] = [];
+  for (const row of dead) {
+    if (await interruptRun(executor, row)) closed.push(row.id);
+  }
+  return closed;
+}
+
+async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
+  const loaded: LoadedEntry[] = JSON.parse(row.loaded);
+  const error = new ServiceError(
+    "interrupted",
+    row.state === "queued"
+      ? `Run ${row.id} did not begin before its asker was gone`
+      : `Run ${row.id} was interrupted: the process that ran it is gone`,
+  );
+  const entries = (JSON.parse(row.tables) as string[]).map((
+    table,
+  ): TableEntry =>
+    loaded.find((entry) => entry.table === table) ??
+      {
+        table,
+        status: "failure",
+        error: error.line,
+        code: error.code,
+        attempts: 1,
+      }
+  );
+  try {
+    await closeRun(executor, row.id, row.state, {
+      state: "interrupted",
+      event: failedEvent(
+        {
+          runId: row.id,
+          trigger: row.trigger,
+          timestamp: row.now,
+          sourceSnapshotAt: row.source_snapshot_at,
+        },
+        failureLine(entries),
+        entries,
+      ),
+      code: error.code,
+      failed: entries.filter((e) => e.status === "failure"),
+      sourceSnapshotAt: row.source_snapshot_at,
+    });
+    return true;
+  } catch (error) {
+    // It was closed by its own process after all.
+    if (error instanceof ServiceError && error.code === "run_lost") {
+      return false;
+    }
+    throw error;
+  }
+}
+
+/**
+ * Takes a request out of the queue: the run fails with `error`, unless
+ * somebody else has joined it and still waits.
+ *
+ * @returns its event, or `undefined` when the run stays queued or has begun.
+ */
+export async function withdrawRun(
+  executor: Executor,
+  ticket: Ticket,
+  error: ServiceError,
+): Promise<LoadEvent | undefined> {
+  const [row] = await executor.query(
+    `select id, trigger, to_json(tables)::text as tables, ${NOW} as now from marketing_data_service.run
+     where id = $1::uuid and state = 'queued' and wait_until = $2::text::timestamptz`,
+    [ticket.runId, ticket.waitUntil],
+  );
+  if (!row) return undefined;
+  const entries = (JSON.parse(row.tables) as string[]).map((
+    table,
+  ): FailedEntry => ({
+    table,
+    status: "failure",
+    error: error.line,
+    code: error.code,
+    attempts: 0,
+  }));
+  const event = failedEvent(
+    {
+      runId: row.id,
+      trigger: row.trigger,
+      timestamp: row.now,
+      sourceSnapshotAt: null,
+    },
+    error.line,
+    entries,
+  );
+  await closeRun(executor, row.id, "queued", {
+    state: "failed",
+    event,
+    code: error.code,
+    failed: entries,
+    sourceSnapshotAt: null,
+  });
+  return event;
+}
+
+/** The kind of failure of a stored code; one of a newer program counts as `database_error`. */
+export function kindOf(code: string | null) {
+  return code && code in ERRORS
+    ? ERRORS[code as ErrorCode]
+    : ERRORS.database_error;
+}
