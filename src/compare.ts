@@ -42,6 +42,7 @@ export async function compareTables(
     snapshot,
     mode: "auto",
     recreate: false,
+    writesAtLastLoad: new Map<string, string>(),
     onProgress: () => {},
   } as const;
   return await Array.fromAsync(

@@ -92,7 +92,10 @@ export function wholeTableSql(
   }), 0)::text as checksum from ${from}`;
 }
 
-/** SQL of the fingerprints by bucket: columns `bucket`, `count`, `checksum`. */
+/**
+ * SQL of the fingerprints by bucket, as one text for {@linkcode parseBuckets}:
+ * tens of thousands of rows would cost more to receive than to compute.
+ */
 export function bucketsSql(
   from: string,
   columns: readonly Column[],
@@ -100,10 +103,39 @@ export function bucketsSql(
   buckets: number,
 ): string {
   // "offset 0" keeps the hash from being computed once per use.
-  return `select (hash & ${buckets - 1})::int4 as bucket,
-      count(*)::text as count, sum(hash)::text as checksum
-    from (select ${rowHash(columns, method)} as hash from ${from} offset 0) rows
-    group by 1`;
+  return `select coalesce(pg_catalog.string_agg(line, ',' order by bucket), '') as buckets from (
+      select bucket, bucket || ' ' || count(*) || ' ' || sum(hash) as line from (
+        select (hash & ${buckets - 1})::int4 as bucket, hash from (
+          select ${
+    rowHash(columns, method)
+  } as hash from ${from} offset 0) hashes) numbered
+      group by bucket) grouped`;
+}
+
+/** The fingerprints by bucket from the text that {@linkcode bucketsSql} gives. */
+export function parseBuckets(text: string): Buckets {
+  const buckets = new Map<number, Fingerprint>();
+  if (text === "") return buckets;
+  for (const line of text.split(",")) {
+    const [bucket, count, checksum] = line.split(" ") as [
+      string,
+      string,
+      string,
+    ];
+    buckets.set(Number(bucket), { count: Number(count), checksum });
+  }
+  return buckets;
+}
+
+/** The fingerprint of the whole table, from those of its buckets. */
+export function wholeOf(buckets: Buckets): Fingerprint {
+  let count = 0;
+  let checksum = 0n;
+  for (const bucket of buckets.values()) {
+    count += bucket.count;
+    checksum += BigInt(bucket.checksum);
+  }
+  return { count, checksum: checksum.toString() };
 }
 
 /** SQL condition that holds for the rows of the given buckets. */
@@ -140,7 +172,7 @@ export type Plan =
     readonly rows: number;
   };
 
-/** Above this share of the rows a delta costs more than it saves. */
+/** From this share of the rows on a delta costs more than it saves. */
 const MOST_DELTA_SHARE = 0.5;
 
 /** Decides from the fingerprints of both sides, by bucket, what to copy. */
@@ -163,7 +195,7 @@ export function planFromBuckets(
     deleted += present?.count ?? 0;
   }
   if (changed.length === 0) return { mode: "unchanged" };
-  if (copied + deleted > 2 * MOST_DELTA_SHARE * total) return { mode: "full" };
+  if (copied + deleted >= 2 * MOST_DELTA_SHARE * total) return { mode: "full" };
   return {
     mode: "delta",
     buckets,

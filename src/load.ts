@@ -50,6 +50,7 @@ import {
   type RunOptions,
   type Ticket,
   withdrawRun,
+  writesAtLastLoad,
 } from "./runs.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
@@ -255,6 +256,7 @@ async function prepareUnit(
     const session = await Session.open(config.dwh, connection);
     try {
       await session.begin(warehouseTransaction(config));
+      const writes = await writesAtLastLoad(warehouse, run.tables);
       const results: TableResult[] = [];
       for (const table of tables) {
         const result = await loadTable(
@@ -265,6 +267,7 @@ async function prepareUnit(
             onProgress,
             mode: run.mode,
             recreate: run.recreate,
+            writesAtLastLoad: writes,
           },
           table,
           session,
@@ -275,6 +278,7 @@ async function prepareUnit(
           loadedEntry(result, attempts),
           integrityCheck(result),
           result.phases,
+          snapshot.writes.get(table.name),
         );
         results.push(result);
         onProgress({

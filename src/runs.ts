@@ -197,18 +197,37 @@ export async function recordTableLoad(
   entry: LoadedEntry,
   check: IntegrityCheck,
   phases: readonly PhaseTiming[],
+  sourceWrites: string | undefined,
 ): Promise<void> {
   await session.query(
-    `insert into marketing_data_service.table_load (run_id, table_name, state, result, integrity_check, phases)
-     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json)`,
+    `insert into marketing_data_service.table_load
+       (run_id, table_name, state, result, integrity_check, phases, source_writes)
+     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6)`,
     [
       runId,
       entry.table,
       JSON.stringify(entry),
       JSON.stringify(check),
       JSON.stringify(phases),
+      sourceWrites ?? null,
     ],
   );
+}
+
+/** The source's count of writes to each table when it was last loaded, where it is known. */
+export async function writesAtLastLoad(
+  executor: Executor,
+  tables: readonly TableName[],
+): Promise<ReadonlyMap<string, string>> {
+  const rows = await executor.query(
+    `select name, source_writes from json_array_elements_text($1::text::json) name,
+       lateral (select source_writes from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded'
+         order by finished_at desc limit 1) latest
+     where source_writes is not null`,
+    [JSON.stringify(tables)],
+  );
+  return new Map(rows.map((row) => [row.name, row.source_writes]));
 }
 
 /**

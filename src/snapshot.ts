@@ -29,6 +29,8 @@ export interface Snapshot extends AsyncDisposable {
   /** Value of {@linkcode HASH_PROBE} on the source. */
   readonly hashProbe: string;
   readonly encoding: string;
+  /** Per table, how many rows were ever written to it, by the server's statistics. */
+  readonly writes: ReadonlyMap<TableName, string>;
   /** Per table, warnings about its source, or why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
 }
@@ -50,11 +52,12 @@ export async function openSnapshot(
   tables: readonly Table[],
 ): Promise<Snapshot> {
   const found = new Map<TableName, readonly string[] | ServiceError>();
+  const writes = new Map<TableName, string>();
   let pending = tables;
   while (true) {
     const session = await Session.open(config.olist, connection);
     try {
-      const readable = await findReadable(session, pending, found);
+      const readable = await findReadable(session, pending, found, writes);
       const locked = await beginLocked(config, session, readable, found);
       if (!locked) {
         // A lock that was not free ended the transaction: go on without that table.
@@ -75,6 +78,7 @@ export async function openSnapshot(
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
         encoding: session.serverEncoding,
+        writes,
         tables: found,
         [Symbol.asyncDispose]: () => session.close(),
       };
@@ -124,10 +128,13 @@ async function findReadable(
   session: Session,
   tables: readonly Table[],
   found: Map<TableName, readonly string[] | ServiceError>,
+  writes: Map<TableName, string>,
 ): Promise<(Table & { isLockable: boolean })[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.relkind as kind,
-       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable
+       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable,
+       case when c.relkind = 'r' then (pg_stat_get_tuples_inserted(c.oid)
+         + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid))::text end as writes
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where c.relkind in ('r', 'p', 'v', 'm', 'f') and (n.nspname, c.relname) in (${
       tables.map(({ source }) =>
@@ -157,6 +164,7 @@ async function findReadable(
       found.set(table.name, error);
       return [];
     }
+    if (row.writes) writes.set(table.name, row.writes);
     // LOCK does not take materialized views and foreign tables, and asks more rights for views.
     return [{ ...table, isLockable: row.kind === "r" || row.kind === "p" }];
   });

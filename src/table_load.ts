@@ -24,8 +24,10 @@ import {
   HASH_PROBE,
   type HashMethod,
   inBucketsSql,
+  parseBuckets,
   type Plan,
   planFromBuckets,
+  wholeOf,
   wholeTableSql,
 } from "./fingerprint.ts";
 import { openReader, type Snapshot } from "./snapshot.ts";
@@ -67,6 +69,8 @@ export interface TableLoadContext {
   readonly mode: "auto" | "full";
   /** Drop the target and make it anew. */
   readonly recreate: boolean;
+  /** The source's count of writes when each table was last loaded, where known. */
+  readonly writesAtLastLoad: ReadonlyMap<string, string>;
   readonly onProgress: (progress: Progress) => void;
 }
 
@@ -376,13 +380,10 @@ async function bucketFingerprints(
   method: HashMethod,
   buckets: number,
 ): Promise<Buckets> {
-  const rows = await session.query(
+  const [row] = await session.query(
     bucketsSql(relation, table.columns, method, buckets),
   );
-  return new Map(rows.map((row) => [
-    row.bucket,
-    { count: Number(row.count), checksum: row.checksum },
-  ]));
+  return parseBuckets(row!.buckets);
 }
 
 /** What is to be done, and what the source holds as far as that is known by now. */
@@ -402,33 +403,69 @@ function compare(
 ): Promise<Compared> {
   return target.isNew || context.mode === "full"
     ? Promise.resolve({ plan: { mode: "full" }, wanted: undefined })
-    : compareContent(table, source, warehouse, target.relation, method);
+    : compareContent(
+      table,
+      source,
+      warehouse,
+      target.relation,
+      method,
+      expectsChange(context, table),
+    );
 }
 
-/** Compares in two steps, each one query on either side at the same time: whole tables, then buckets. */
+/**
+ * Whether the source table was written to since it was last loaded, by the
+ * server's own count of writes. Only a hint of what is worth asking first: a
+ * wrong one costs time, never a row.
+ */
+function expectsChange(
+  { snapshot, writesAtLastLoad }: TableLoadContext,
+  table: Table,
+): boolean {
+  const before = writesAtLastLoad.get(table.name);
+  const now = snapshot.writes.get(table.name);
+  return before !== undefined && now !== undefined && before !== now;
+}
+
+/** Rows of a table whose size is not known yet. */
+const MANY_ROWS = Number.MAX_SAFE_INTEGER;
+
+/**
+ * Compares in two steps, each one query on either side at the same time: whole
+ * tables, then buckets. Where a change is expected the first step is left out,
+ * since it would only say that there is one.
+ */
 async function compareContent(
   table: Table,
   source: Session,
   warehouse: Session,
   relation: string,
   method: HashMethod,
+  expectsChange = false,
 ): Promise<{ plan: Plan; wanted: Fingerprint; present: Fingerprint }> {
   const from = qualified(table.source);
-  const [wanted, present] = await Promise.all([
-    wholeFingerprint(source, from, table, method),
-    wholeFingerprint(warehouse, relation, table, method),
-  ]);
-  if (equal(wanted, present)) {
-    return { plan: { mode: "unchanged" }, wanted, present };
+  let rows = MANY_ROWS;
+  if (!expectsChange) {
+    const [wanted, present] = await Promise.all([
+      wholeFingerprint(source, from, table, method),
+      wholeFingerprint(warehouse, relation, table, method),
+    ]);
+    if (equal(wanted, present)) {
+      return { plan: { mode: "unchanged" }, wanted, present };
+    }
+    if (present.count === 0) return { plan: { mode: "full" }, wanted, present };
+    rows = wanted.count;
   }
-  if (present.count === 0) return { plan: { mode: "full" }, wanted, present };
-  const buckets = bucketCount(wanted.count);
-  const [wantedBuckets, presentBuckets] = await Promise.all([
+  const buckets = bucketCount(rows);
+  const [wanted, present] = await Promise.all([
     bucketFingerprints(source, from, table, method, buckets),
     bucketFingerprints(warehouse, relation, table, method, buckets),
   ]);
-  const plan = planFromBuckets(wantedBuckets, presentBuckets, buckets);
-  return { plan, wanted, present };
+  return {
+    plan: planFromBuckets(wanted, present, buckets),
+    wanted: wholeOf(wanted),
+    present: wholeOf(present),
+  };
 }
 
 interface Applied {

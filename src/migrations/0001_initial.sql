@@ -47,10 +47,15 @@ create table marketing_data_service.table_load (
   result json not null,
   integrity_check json,
   phases json not null default '[]',
+  -- The source's count of writes to the table at that time: a hint for the next load.
+  source_writes text,
   finished_at timestamptz not null default clock_timestamp(),
   primary key (run_id, table_name),
   check ((integrity_check is not null) = (state = 'succeeded'))
 );
+
+create index table_load_latest on marketing_data_service.table_load (table_name, finished_at desc)
+  where state = 'succeeded';
 
 create table marketing_data_service.event (
   -- Order of commits: it is given out under a lock that is held until the commit.

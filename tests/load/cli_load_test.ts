@@ -1,0 +1,293 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import {
+  createDatabases,
+  type Databases,
+  PASSWORD,
+  type Sql,
+} from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+
+const ROWS = { deals: 842, leads: 8000 };
+
+/** Rows ever inserted, updated and deleted, once the server's statistics are written out. */
+async function writesTo(warehouse: Sql): Promise<string> {
+  await warehouse.unsafe("select pg_stat_clear_snapshot()");
+  const [row] = await warehouse.unsafe(
+    `select coalesce(sum(n_tup_ins), 0) || ' ' || coalesce(sum(n_tup_upd), 0) || ' ' ||
+       coalesce(sum(n_tup_del), 0) || ' ' || coalesce(sum(n_dead_tup), 0) as writes
+     from pg_stat_user_tables where schemaname = 'm_data'`,
+  );
+  return row!.writes;
+}
+
+async function storedEvent(warehouse: Sql, runId: string) {
+  const rows = await warehouse.unsafe(
+    `select payload::text from marketing_data_service.event where run_id = '${runId}'`,
+  );
+  assertEquals(rows.length, 1, "exactly one event per run");
+  return JSON.parse(rows[0]!.payload);
+}
+
+Deno.test("load fills, then finds nothing to do, then copies little, and heals damage", async (t) => {
+  await using db = await createDatabases({ rows: ROWS });
+  const { environment } = db;
+
+  await t.step(
+    "the first load copies everything and announces it",
+    async () => {
+      const { code, json, stderr } = await runJson(["load"], environment);
+      assertEquals(code, 0, stderr);
+      assertEquals(Object.keys(json).slice(0, 4), [
+        "event_type",
+        "status",
+        "timestamp",
+        "results",
+      ]);
+      assertEquals(json.event_type, "marketing-data-loaded");
+      assertEquals(json.status, "success");
+      assertMatch(json.timestamp, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}$/);
+      assertEquals(json.results.total_tables, 2);
+      assertEquals(json.results.successful_tables, 2);
+      assertEquals(json.results.failed_tables, 0);
+      assertEquals(
+        json.results.results.map((
+          r: { table: string; records_loaded: number; mode: string },
+        ) => [
+          r.table,
+          r.records_loaded,
+          r.mode,
+        ]),
+        [["closed_deal", 842, "full"], [
+          "marketing_qualified_lead",
+          8000,
+          "full",
+        ]],
+      );
+      assertEquals(json.results.integrity_checks, [
+        {
+          table: "closed_deal",
+          integrity_ok: true,
+          source_count: 842,
+          target_count: 842,
+        },
+        {
+          table: "marketing_qualified_lead",
+          integrity_ok: true,
+          source_count: 8000,
+          target_count: 8000,
+        },
+      ]);
+      assertEquals(json.trigger, "cli");
+      assertEquals(await storedEvent(db.warehouse, json.run_id), json);
+    },
+  );
+
+  await t.step("the second load writes nothing", async () => {
+    await new Promise((done) => setTimeout(done, 1100)); // Statistics are written out once a second.
+    const before = await writesTo(db.warehouse);
+    const { code, json } = await runJson(["load"], environment);
+    assertEquals(code, 0);
+    for (const entry of json.results.results) {
+      assertEquals(entry.mode, "unchanged");
+      assertEquals([
+        entry.rows_inserted,
+        entry.rows_deleted,
+        entry.bytes_copied,
+      ], [0, 0, 0]);
+    }
+    await new Promise((done) => setTimeout(done, 1100));
+    assertEquals(await writesTo(db.warehouse), before);
+  });
+
+  await t.step("five changed rows cost a small part", async () => {
+    await db.source.unsafe(
+      `update marketing.marketing_qualified_leads set origin = 'changed'
+       where ctid in (select ctid from marketing.marketing_qualified_leads limit 5)`,
+    );
+    const dry = await runJson(["load", "--dry-run"], environment);
+    assertEquals(dry.code, 0);
+    assertEquals(dry.json.tables[1].mode, "delta");
+    const { code, json } = await runJson(["load"], environment);
+    assertEquals(code, 0);
+    const [deal, lead] = json.results.results;
+    assertEquals(deal.mode, "unchanged");
+    assertEquals(lead.mode, "delta");
+    assert(
+      lead.rows_inserted >= 5 && lead.rows_inserted < 80,
+      `${lead.rows_inserted} rows`,
+    );
+    assertEquals(lead.rows_deleted, lead.rows_inserted);
+    assertEquals((await runProgram(["verify"], environment)).code, 0);
+  });
+
+  await t.step(
+    "damage to the target is seen by verify and healed by load",
+    async () => {
+      await db.warehouse.unsafe(
+        `update m_data.closed_deal set declared_monthly_revenue = 1
+       where ctid in (select ctid from m_data.closed_deal limit 1);
+       delete from m_data.marketing_qualified_lead
+       where ctid in (select ctid from m_data.marketing_qualified_lead limit 3)`,
+      );
+      const verify = await runJson(["verify"], environment);
+      assertEquals(verify.code, 1);
+      assertEquals(verify.json.equal, false);
+      assertEquals(verify.json.tables.map((t: { equal: boolean }) => t.equal), [
+        false,
+        false,
+      ]);
+      assertEquals((await runProgram(["load"], environment)).code, 0);
+      const healed = await runProgram(["verify"], environment);
+      assertEquals(healed.code, 0, healed.stdout);
+    },
+  );
+
+  await t.step("one table alone is loaded when it is named", async () => {
+    await db.source.unsafe("delete from marketing.closed_deals");
+    const { json } = await runJson([
+      "load",
+      "--table",
+      "marketing_qualified_lead",
+    ], environment);
+    assertEquals(json.results.total_tables, 1);
+    const [row] = await db.warehouse.unsafe(
+      "select count(*)::int as n from m_data.closed_deal",
+    );
+    assertEquals(row!.n, 842);
+    const all = await runJson(["load"], environment);
+    assertEquals(all.json.results.results[0].records_loaded, 0);
+    assertEquals(all.json.results.results[0].rows_deleted, 842);
+  });
+
+  await t.step("--mode full copies everything again", async () => {
+    const { json } = await runJson(["load", "--mode", "full"], environment);
+    const [, lead] = json.results.results;
+    assertEquals([lead.mode, lead.rows_inserted, lead.rows_deleted], [
+      "full",
+      8000,
+      8000,
+    ]);
+  });
+});
+
+Deno.test("load --atomic makes all tables visible together or none", async () => {
+  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await db.source.unsafe(
+    "alter table marketing.marketing_qualified_leads drop column origin",
+  );
+  const failed = await runJson(["load", "--atomic"], db.environment);
+  assertEquals(failed.code, 1);
+  assertEquals(
+    failed.json.details.results.map((r: { code: string }) => r.code),
+    ["rolled_back", "source_column_missing"],
+  );
+  const rows = await db.warehouse.unsafe(
+    "select 1 from pg_tables where schemaname = 'm_data'",
+  );
+  assertEquals(rows.length, 0);
+  await db.source.unsafe(
+    "alter table marketing.marketing_qualified_leads add column origin text",
+  );
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    LOAD_ATOMIC: "true",
+  });
+  assertEquals(code, 0);
+  assertEquals(json.results.successful_tables, 2);
+});
+
+Deno.test("load: a failed table does not hold the other back, and the run is a failure", async () => {
+  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await db.source.unsafe(
+    "alter table marketing.marketing_qualified_leads drop column origin",
+  );
+  const { code, json, stderr } = await runJson(["load"], db.environment);
+  assertEquals(code, 1);
+  assertEquals(json.event_type, "marketing-data-load-failed");
+  assertEquals(json.details.successful_tables, 1);
+  assertEquals(json.details.failed_tables, 1);
+  assertEquals(json.details.results[0].status, "success");
+  assertStringIncludes(
+    json.error,
+    `column "origin" is missing in marketing.marketing_qualified_leads`,
+  );
+  assertStringIncludes(json.error, "Loaded all the same: closed_deal.");
+  assert(!stderr.includes(PASSWORD));
+  assertEquals(await storedEvent(db.warehouse, json.run_id), json);
+  const [count] = await db.warehouse.unsafe(
+    "select count(*)::int as n from m_data.closed_deal",
+  );
+  assertEquals(count!.n, 10);
+});
+
+Deno.test("load --recreate replaces a table of another shape", async () => {
+  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await db.warehouse.unsafe(
+    `create schema m_data; alter schema m_data owner to ${db.loader};
+     create table m_data.closed_deal (mql_id int); alter table m_data.closed_deal owner to ${db.loader}`,
+  );
+  const refused = await runJson(["load"], db.environment);
+  assertEquals(refused.code, 1);
+  assertStringIncludes(
+    refused.json.error,
+    `column "mql_id" of m_data.closed_deal`,
+  );
+  assertStringIncludes(refused.json.error, "schema recreate");
+  const { code } = await runJson(["schema", "recreate"], db.environment);
+  assertEquals(code, 0);
+  assertEquals((await runProgram(["verify"], db.environment)).code, 0);
+});
+
+Deno.test("load publishes to a file, repairs a torn line, and notifies", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const folder = await Deno.makeTempDir();
+  try {
+    const file = `${folder}/events.jsonl`;
+    const environment = {
+      ...db.environment,
+      EVENT_PUBLISHER_TYPE: "file",
+      EVENT_FILE: file,
+    };
+    const heard = Promise.withResolvers<string>();
+    await db.warehouse.listen("marketing_data_events", heard.resolve);
+    const first = await runJson(["load"], environment);
+    assertEquals(first.code, 0, first.stderr);
+    assertEquals(JSON.parse(await heard.promise).event_id, first.json.event_id);
+    await Deno.writeTextFile(file, '{"event_type": "torn', { append: true });
+    const second = await runJson(["load"], environment);
+    const lines = (await Deno.readTextFile(file)).trimEnd().split("\n").map((
+      l,
+    ) => JSON.parse(l));
+    assertEquals(lines, [first.json, second.json]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("load leaves no session, lock or table behind", async () => {
+  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await runProgram(["load"], db.environment);
+  await assertNothingLeft(db);
+});
+
+async function assertNothingLeft(db: Databases): Promise<void> {
+  for (const sql of [db.source, db.warehouse]) {
+    const sessions = await sql.unsafe(
+      `select application_name from pg_stat_activity
+       where application_name like 'marketing-data-service%' and datname = current_database()`,
+    );
+    assertEquals([...sessions], []);
+  }
+  const tables = await db.warehouse.unsafe(
+    "select tablename from pg_tables where schemaname = 'm_data' order by 1",
+  );
+  assertEquals(tables.map((t) => t.tablename), [
+    "closed_deal",
+    "marketing_qualified_lead",
+  ]);
+}

@@ -1,0 +1,127 @@
+/**
+ * Runs the tests: starts the servers that they need, hands their addresses
+ * over, and stops them whatever happens. Arguments go to `deno test`.
+ *
+ * With `TEST_DATABASE_URL` set, that server is used and none is started.
+ * Otherwise all tests run on the embedded server, and those in `tests/load/`
+ * once more on an installed PostgreSQL of another version, where there is one.
+ *
+ * @module
+ */
+import {
+  findInstalledPostgres,
+  type PostgresServer,
+  startPostgres,
+} from "../demo/postgres.ts";
+
+const HBA = [
+  "host all postgres 127.0.0.1/32 trust",
+  "host all all 127.0.0.1/32 scram-sha-256",
+];
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
+
+async function main(words: string[]): Promise<number> {
+  const given = Deno.env.get("TEST_DATABASE_URL");
+  if (given) {
+    return summarize([await runTests("the given server", given, words)]);
+  }
+  const results: Result[] = [];
+  {
+    await using server = await startPostgres({ hba: HBA });
+    results.push(
+      await runTests(`PostgreSQL ${major(server)}`, server.url(), words),
+    );
+  }
+  const installed = findInstalledPostgres();
+  if (installed && words.length === 0) {
+    await using server = await startPostgres({
+      hba: HBA,
+      binDirectory: installed,
+    });
+    results.push(
+      await runTests(`PostgreSQL ${major(server)}`, server.url(), [
+        "tests/load/",
+      ]),
+    );
+  } else if (words.length === 0) {
+    print(
+      "No other PostgreSQL is installed: the load tests ran on one version only.",
+    );
+  }
+  return summarize(results);
+}
+
+interface Result {
+  readonly code: number;
+  readonly passed: number;
+  readonly failed: number;
+  readonly ignored: number;
+}
+
+/** Runs `deno test`, showing its output and reading its closing line. */
+async function runTests(
+  label: string,
+  url: string,
+  words: string[],
+): Promise<Result> {
+  print(`Tests on ${label}`);
+  const process = new Deno.Command(Deno.execPath(), {
+    args: [
+      "test",
+      "--no-prompt",
+      "--parallel",
+      "--no-check",
+      "--allow-net",
+      "--allow-read",
+      "--allow-write",
+      "--allow-env",
+      "--allow-run",
+      "--allow-sys",
+      ...(words.length > 0 ? words : ["tests/"]),
+    ],
+    env: { TEST_DATABASE_URL: url, NO_COLOR: "1" },
+    stdin: "null",
+    stdout: "piped",
+  }).spawn();
+  let output = "";
+  for await (
+    const text of process.stdout.pipeThrough(new TextDecoderStream())
+  ) {
+    Deno.stdout.writeSync(new TextEncoder().encode(text));
+    output += text;
+  }
+  const { code } = await process.status;
+  const last = [
+    ...output.matchAll(
+      /(\d+) passed[^|]*?\| (\d+) failed(?: \| (\d+) ignored)?/g,
+    ),
+  ].at(-1);
+  return {
+    code,
+    passed: Number(last?.[1] ?? 0),
+    failed: Number(last?.[2] ?? 0),
+    ignored: Number(last?.[3] ?? 0),
+  };
+}
+
+function summarize(results: readonly Result[]): number {
+  const sum = (of: (result: Result) => number) =>
+    results.reduce((n, r) => n + of(r), 0);
+  const skipped = sum((r) => r.ignored);
+  const failed = results.some((r) => r.code !== 0 && r.failed === 0) ? 1 : 0;
+  print(
+    `${sum((r) => r.passed)} passed, ${sum((r) => r.failed) + failed} failed${
+      skipped > 0 ? `, ${skipped} skipped` : ""
+    }`,
+  );
+  return results.every((r) => r.code === 0) ? 0 : 1;
+}
+
+function major(server: PostgresServer): number {
+  return Math.floor(server.version / 10_000);
+}
+
+function print(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+}

@@ -1,0 +1,192 @@
+/**
+ * A pair of databases for one test, source and warehouse, with roles that may
+ * do no more than the service needs; dropped afterwards.
+ *
+ * @module
+ */
+import postgres from "postgres";
+import { parseConfig } from "../../src/config.ts";
+import { type Config, type Environment } from "../../src/config.ts";
+import { Pool } from "../../src/db.ts";
+import type { Service } from "../../src/load.ts";
+import { setUpLogging } from "../../src/log.ts";
+import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
+
+/** A connection as the server's superuser. */
+export type Sql = ReturnType<typeof postgres>;
+
+/** Both databases of a test, and how the program reaches them. */
+export interface Databases extends AsyncDisposable {
+  readonly source: Sql;
+  readonly warehouse: Sql;
+  /** A client with one connection, for a transaction of the test's own. */
+  connect(side: "source" | "warehouse"): Sql & AsyncDisposable;
+  /** Variables for the program under test. */
+  readonly environment: Readonly<Record<string, string>>;
+  /** The roles that the program logs in with; unique on the server. */
+  readonly reader: string;
+  readonly loader: string;
+}
+
+/** What to make besides empty databases. */
+export interface DatabasesOptions {
+  /** Fill the source tables with this many rows of sample data. Default: the tables are empty. */
+  readonly rows?: { readonly deals: number; readonly leads: number };
+  /** Leave out the source tables. */
+  readonly withoutTables?: boolean;
+}
+
+/** Password of every role that a test makes; no output may ever hold it. */
+export const PASSWORD = "s3cret-Pässwort'\"\\%&=";
+
+/** Address of a server as its superuser, of `TEST_DATABASE_URL` and, for the warehouse, `TEST_WAREHOUSE_URL`. */
+function serverUrl(side: "source" | "warehouse"): URL {
+  const url = (side === "warehouse" && Deno.env.get("TEST_WAREHOUSE_URL")) ||
+    Deno.env.get("TEST_DATABASE_URL");
+  if (!url) {
+    throw new Error(
+      "TEST_DATABASE_URL is not set: run `deno task test`, which starts a server, or name one.",
+    );
+  }
+  return new URL(url);
+}
+
+/** Connects to a database as superuser. */
+export function connectAs(url: URL, database: string, max = 3): Sql {
+  return postgres({
+    host: url.hostname,
+    port: Number(url.port || 5432),
+    user: decodeURIComponent(url.username) || "postgres",
+    password: decodeURIComponent(url.password),
+    database,
+    max,
+    prepare: false,
+    fetch_types: false,
+    onnotice: () => {},
+  });
+}
+
+/** Makes the databases, the roles and the source tables. */
+export async function createDatabases(
+  options: DatabasesOptions = {},
+): Promise<Databases> {
+  const id = crypto.randomUUID().slice(0, 8);
+  const names = { source: `mds_${id}_olist`, warehouse: `mds_${id}_dwh` };
+  const reader = `mds_${id}_reader`;
+  const loader = `mds_${id}_loader`;
+  const urls = {
+    source: serverUrl("source"),
+    warehouse: serverUrl("warehouse"),
+  };
+  const admin = {
+    source: connectAs(urls.source, "postgres"),
+    warehouse: connectAs(urls.warehouse, "postgres"),
+  };
+  await createRole(admin.source, reader);
+  await createRole(admin.warehouse, loader);
+  await admin.source.unsafe(`create database ${names.source}`);
+  await admin.warehouse.unsafe(`create database ${names.warehouse}`);
+  await admin.warehouse.unsafe(
+    `grant create on database ${names.warehouse} to ${loader}`,
+  );
+  const source = connectAs(urls.source, names.source);
+  const warehouse = connectAs(urls.warehouse, names.warehouse);
+  await source.unsafe(
+    `create schema marketing; grant usage on schema marketing to ${reader}`,
+  );
+  if (!options.withoutTables) {
+    await source.unsafe(SOURCE_TABLES);
+    await source.unsafe(
+      `grant select on all tables in schema marketing to ${reader}`,
+    );
+    if (options.rows) await fillSource(source, options.rows);
+  }
+  return {
+    source,
+    warehouse,
+    reader,
+    loader,
+    connect(side) {
+      const client = connectAs(urls[side], names[side], 1);
+      return Object.assign(client, {
+        [Symbol.asyncDispose]: () => client.end({ timeout: 1 }),
+      });
+    },
+    environment: {
+      ...databaseVariables("OLIST_DB", urls.source, names.source, reader),
+      ...databaseVariables("DWH_DB", urls.warehouse, names.warehouse, loader),
+      RETRY_DELAY: "0.05",
+      LOCK_TIMEOUT: "5",
+      LOG_LEVEL: "INFO",
+    },
+    async [Symbol.asyncDispose]() {
+      await source.end({ timeout: 1 });
+      await warehouse.end({ timeout: 1 });
+      await admin.source.unsafe(`drop database ${names.source} with (force)`);
+      await admin.warehouse.unsafe(
+        `drop database ${names.warehouse} with (force)`,
+      );
+      await admin.source.unsafe(`drop role ${reader}`);
+      await admin.warehouse.unsafe(`drop role ${loader}`);
+      await admin.source.end();
+      await admin.warehouse.end();
+    },
+  };
+}
+
+async function createRole(sql: Sql, name: string): Promise<void> {
+  const password = PASSWORD.replaceAll("'", "''").replaceAll("\\", "\\\\");
+  await sql.unsafe(`create role ${name} login password E'${password}'`);
+}
+
+function databaseVariables(
+  prefix: string,
+  url: URL,
+  name: string,
+  user: string,
+) {
+  return {
+    [`${prefix}_HOST`]: url.hostname,
+    [`${prefix}_PORT`]: url.port || "5432",
+    [`${prefix}_NAME`]: name,
+    [`${prefix}_USER`]: user,
+    [`${prefix}_PASSWORD`]: PASSWORD,
+  };
+}
+
+/** The parsed configuration of the databases, with changes. */
+export function configOf(
+  databases: Databases,
+  changes: Environment = {},
+): Config {
+  return parseConfig(
+    { ...databases.environment, ...changes },
+    (path) => Deno.readTextFileSync(path),
+  );
+}
+
+/** The service as `cli.ts` wires it, for tests that call the loader in their own process. */
+export function serviceOf(
+  databases: Databases,
+  changes: Environment = {},
+): Service & AsyncDisposable {
+  const config = configOf(databases, changes);
+  const warehouse = new Pool(config.dwh, {
+    max: 2,
+    connectTimeoutSeconds: config.connectTimeoutSeconds,
+  });
+  return {
+    config,
+    warehouse,
+    log: setUpLogging({
+      level: "ERROR",
+      format: "text",
+      colors: false,
+      mask: (text) => text,
+      write: () => {},
+    }),
+    runner: "test",
+    deliver: () => Promise.resolve(),
+    [Symbol.asyncDispose]: () => warehouse[Symbol.asyncDispose](),
+  };
+}

@@ -1,0 +1,99 @@
+/**
+ * Runs the program as its users do: as a process of its own, with exactly the
+ * permissions of its task.
+ *
+ * @module
+ */
+
+const ROOT = new URL("../../", import.meta.url);
+
+/** What a process printed and how it ended. */
+export interface Finished {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** A process of the program that has been started. */
+export interface Started {
+  readonly process: Deno.ChildProcess;
+  readonly finished: Promise<Finished>;
+}
+
+/** The command that starts the program: a compiled binary when one is named, else the task's. */
+export function programCommand(
+  environment: Readonly<Record<string, string>> = {},
+): string[] {
+  const binary = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
+  return binary ? [binary] : [Deno.execPath(), ...taskArguments(environment)];
+}
+
+/** The words of the task `cli` after `deno`, with its substitutions made. */
+function taskArguments(
+  environment: Readonly<Record<string, string>>,
+): string[] {
+  const { tasks } = JSON.parse(
+    Deno.readTextFileSync(new URL("deno.json", ROOT)),
+  );
+  const text = (tasks.cli as string).replaceAll(
+    /\$\(printenv (\w+) \|\| echo ([\w.]+)\)/g,
+    (_, name, fallback) => environment[name] || fallback,
+  );
+  return text.split(" ").slice(1).map((word) =>
+    word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word
+  );
+}
+
+/** Starts the program with the given variables and none besides. */
+export function startProgram(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>> = {},
+  cwd?: string,
+): Started {
+  const [command, ...args] = programCommand(environment);
+  const inherited = Object.fromEntries(
+    ["HOME", "PATH", "DENO_DIR", "TMPDIR"].flatMap((name) => {
+      const value = Deno.env.get(name);
+      return value === undefined ? [] : [[name, value]];
+    }),
+  );
+  const process = new Deno.Command(command!, {
+    args: [...args, ...words],
+    clearEnv: true,
+    env: { ...inherited, ...environment },
+    cwd: cwd ?? ROOT.pathname,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  return { process, finished: finish(process) };
+}
+
+async function finish(process: Deno.ChildProcess): Promise<Finished> {
+  const { code, stdout, stderr } = await process.output();
+  const decoder = new TextDecoder();
+  return {
+    code,
+    stdout: decoder.decode(stdout),
+    stderr: decoder.decode(stderr),
+  };
+}
+
+/** Runs the program to its end. */
+export function runProgram(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>> = {},
+): Promise<Finished> {
+  return startProgram(words, environment).finished;
+}
+
+/** Runs a command of the program with `--json` and parses what it prints. */
+export async function runJson(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>> = {},
+  // deno-lint-ignore no-explicit-any -- the tests assert on what they use
+): Promise<Finished & { json: any }> {
+  const finished = await runProgram([...words, "--json"], environment);
+  const [first] = finished.stdout.split("\n");
+  return { ...finished, json: first ? JSON.parse(first) : undefined };
+}
