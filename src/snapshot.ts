@@ -20,10 +20,8 @@ import {
   type TableName,
 } from "./tables.ts";
 
-/** An exported snapshot of the source, held open until it is disposed of. */
+/** A snapshot of the source, held open until it is disposed of. */
 export interface Snapshot extends AsyncDisposable {
-  /** Name for `SET TRANSACTION SNAPSHOT`. */
-  readonly id: string;
   /** When it was taken, UTC, as `2025-08-26T21:19:33.123456`. */
   readonly takenAt: string;
   /** Value of {@linkcode HASH_PROBE} on the source. */
@@ -33,7 +31,23 @@ export interface Snapshot extends AsyncDisposable {
   readonly writes: ReadonlyMap<TableName, string>;
   /** Per table, warnings about its source, or why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
+  /**
+   * A session that reads the table as the snapshot has it; the caller closes it.
+   *
+   * @throws {ServiceError} `snapshot_lost` when the source no longer has the
+   * snapshot, or the table can no longer be read in it.
+   */
+  readonly openReader: (table: Table) => Promise<Session>;
 }
+
+/** A source table that may be read. */
+interface Readable extends Table {
+  /** LOCK does not take materialized views and foreign tables, and asks more rights for views. */
+  readonly isLockable: boolean;
+}
+
+/** Times that the snapshot is taken anew because DDL came between it and its readers. */
+const MOST_SNAPSHOTS = 5;
 
 /**
  * Opens the snapshot and checks the source tables' shapes in it.
@@ -41,7 +55,9 @@ export interface Snapshot extends AsyncDisposable {
  * The tables are locked (ACCESS SHARE, as any SELECT does) before the snapshot
  * is taken. Without that, a TRUNCATE or a rewriting ALTER that commits between
  * the snapshot and the first read would make the table look empty, since
- * neither respects older snapshots.
+ * neither respects older snapshots. For the same reason each table's reader is
+ * opened along with the snapshot: one that came later would queue behind DDL
+ * that itself waits for the snapshot's lock.
  *
  * @throws {ServiceError} when the source cannot be reached or read at all. What
  * is wrong with one table is in `tables`.
@@ -53,75 +69,112 @@ export async function openSnapshot(
 ): Promise<Snapshot> {
   const found = new Map<TableName, readonly string[] | ServiceError>();
   const writes = new Map<TableName, string>();
-  let pending = tables;
-  while (true) {
-    const session = await Session.open(config.olist, connection);
+  for (let round = 1;; round++) {
+    const sessions: Session[] = [];
     try {
-      const readable = await findReadable(session, pending, found, writes);
-      const locked = await beginLocked(config, session, readable, found);
-      if (!locked) {
-        // A lock that was not free ended the transaction: go on without that table.
-        pending = readable.filter((table) => !found.has(table.name));
-        await session.close();
-        continue;
-      }
-      const [taken] = await session.query<
+      const holder = await Session.open(config.olist, connection);
+      sessions.push(holder);
+      const pending = tables.filter((table) =>
+        !(found.get(table.name) instanceof ServiceError)
+      );
+      const readable = await findReadable(holder, pending, found, writes);
+      await beginLocked(config, holder, readable, found);
+      const [taken] = await holder.query<
         { id: string; takenat: string; probe: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
-      await session.learnBackend();
-      for (const [name, shape] of await checkShapes(session, readable)) {
+      const open = (table: Readable) =>
+        openReader(config, connection, table, taken!.id);
+      const readers = new Map<TableName, Session>();
+      const opened = await Promise.allSettled(readable.map(async (table) => {
+        const reader = await open(table);
+        sessions.push(reader);
+        readers.set(table.name, reader);
+      }));
+      for (const outcome of opened) {
+        if (outcome.status === "rejected") throw outcome.reason;
+      }
+      await holder.learnBackend();
+      for (const [name, shape] of await checkShapes(holder, readable)) {
         found.set(name, shape);
       }
       return {
-        id: taken!.id,
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
-        encoding: session.serverEncoding,
+        encoding: holder.serverEncoding,
         writes,
         tables: found,
-        [Symbol.asyncDispose]: () => session.close(),
+        openReader(table) {
+          const reader = readers.get(table.name);
+          readers.delete(table.name);
+          return reader && !reader.failure
+            ? Promise.resolve(reader)
+            : open(readable.find((r) => r.name === table.name)!);
+        },
+        async [Symbol.asyncDispose]() {
+          await Promise.all(
+            [holder, ...readers.values()].map((session) => session.close()),
+          );
+        },
       };
     } catch (error) {
-      session.destroy();
-      throw error;
+      for (const session of sessions) session.destroy();
+      const isWorthAnother = error instanceof LockRefused ||
+        error instanceof ServiceError && error.code === "snapshot_lost";
+      if (!isWorthAnother || round === MOST_SNAPSHOTS) throw error;
     }
   }
 }
 
-/**
- * Opens a reader on the snapshot.
- *
- * @throws {ServiceError} `snapshot_lost` when the source no longer has it.
- */
-export async function openReader(
+/** One table could not be locked, which ended the transaction; the table is marked as failed. */
+class LockRefused extends Error {}
+
+async function openReader(
   config: Config,
   connection: ConnectionOptions,
-  snapshot: Snapshot,
+  table: Readable,
+  snapshotId: string,
 ): Promise<Session> {
   const session = await Session.open(config.olist, connection);
   try {
-    await session.begin({
-      mode: "repeatable read read only",
-      timezone: config.loadTimezone,
-      lockTimeoutSeconds: config.lockTimeoutSeconds,
-    }, `set transaction snapshot ${literal(snapshot.id)}`);
+    await session.begin(
+      {
+        mode: "repeatable read read only",
+        timezone: config.loadTimezone,
+        lockTimeoutSeconds: config.lockTimeoutSeconds,
+      },
+      [
+        // Waiting here would be for DDL that waits for the snapshot: neither would end.
+        ...(table.isLockable
+          ? [
+            `lock table ${qualified(table.source)} in access share mode nowait`,
+          ]
+          : []),
+        `set transaction snapshot ${literal(snapshotId)}`,
+      ].join(";\n"),
+    );
     return session;
   } catch (error) {
     session.destroy();
-    // 22023 invalid or unknown identifier, 55000 the exporting transaction is gone, 42704 no such file.
     if (
-      error instanceof ServiceError && error.sqlstate &&
-      ["22023", "55000", "42704"].includes(error.sqlstate)
+      error instanceof ServiceError && LOST_SNAPSHOT.has(error.sqlstate ?? "")
     ) {
-      throw new ServiceError("snapshot_lost", "The source's snapshot is gone", {
-        cause: error,
-        sqlstate: error.sqlstate,
-      });
+      throw new ServiceError(
+        "snapshot_lost",
+        `Cannot load ${table.name}: the source's snapshot is gone or overtaken by DDL (${error.message})`,
+        { cause: error, table: table.name, sqlstate: error.sqlstate! },
+      );
     }
     throw error;
   }
 }
+
+/**
+ * SQLSTATEs that say that a snapshot can no longer be read from: 22023 invalid
+ * or unknown identifier, 55000 its transaction is over, 42704 no such file,
+ * 55P03 DDL is waiting for the table, 42P01 the table was dropped.
+ */
+const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", "42P01"]);
 
 /** The tables that exist and may be read; the others go to `found` with the reason. */
 async function findReadable(
@@ -129,7 +182,7 @@ async function findReadable(
   tables: readonly Table[],
   found: Map<TableName, readonly string[] | ServiceError>,
   writes: Map<TableName, string>,
-): Promise<(Table & { isLockable: boolean })[]> {
+): Promise<Readable[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.relkind as kind,
        has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable,
@@ -165,18 +218,17 @@ async function findReadable(
       return [];
     }
     if (row.writes) writes.set(table.name, row.writes);
-    // LOCK does not take materialized views and foreign tables, and asks more rights for views.
     return [{ ...table, isLockable: row.kind === "r" || row.kind === "p" }];
   });
 }
 
-/** Begins the transaction with all tables locked; false when one could not be, which `found` then tells. */
+/** Begins the transaction with all tables locked, and its snapshot not yet taken. */
 async function beginLocked(
   config: Config,
   session: Session,
-  tables: readonly (Table & { isLockable: boolean })[],
+  tables: readonly Readable[],
   found: Map<TableName, readonly string[] | ServiceError>,
-): Promise<boolean> {
+): Promise<void> {
   await session.begin({
     mode: "repeatable read read only",
     lockTimeoutSeconds: config.lockTimeoutSeconds,
@@ -193,20 +245,22 @@ async function beginLocked(
         !(error instanceof ServiceError) || !error.sqlstate || session.failure
       ) throw error;
       const { schema, name } = table.source;
+      const isLocked = error.sqlstate === "55P03";
       found.set(
         table.name,
         new ServiceError(
-          error.sqlstate === "55P03" ? "source_locked" : error.code,
-          error.sqlstate === "55P03"
-            ? `Cannot load ${table.name}: ${schema}.${name} is locked by another session in the source for more than ${config.lockTimeoutSeconds} s`
-            : `Cannot load ${table.name}: ${error.message}`,
+          isLocked ? "source_locked" : error.code,
+          `Cannot load ${table.name}: ${
+            isLocked
+              ? `${schema}.${name} is locked by another session in the source for more than ${config.lockTimeoutSeconds} s`
+              : error.message
+          }`,
           { table: table.name, cause: error, sqlstate: error.sqlstate },
         ),
       );
-      return false;
+      throw new LockRefused();
     }
   }
-  return true;
 }
 
 /** Checks every table's columns as the snapshot sees them. */

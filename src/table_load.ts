@@ -30,7 +30,7 @@ import {
   wholeOf,
   wholeTableSql,
 } from "./fingerprint.ts";
-import { openReader, type Snapshot } from "./snapshot.ts";
+import type { Snapshot } from "./snapshot.ts";
 import type { Table } from "./tables.ts";
 
 /** What a table's load is doing. */
@@ -126,7 +126,7 @@ export async function loadTable(
   try {
     clock.enter("lock");
     const [source, target] = await bothSides(
-      openReader(context.config, context.connection, context.snapshot),
+      context.snapshot.openReader(table),
       lockTarget(context, table, warehouse),
     );
     await using _ = source;
@@ -201,7 +201,7 @@ export async function compareTable(
   if (warnings instanceof ServiceError) throw warnings;
   try {
     const [source, target] = await bothSides(
-      openReader(context.config, context.connection, context.snapshot),
+      context.snapshot.openReader(table),
       findTarget(table, warehouse),
     );
     await using _ = source;
@@ -299,7 +299,8 @@ async function lockTarget(
     await warehouse.query(createTableSql(table, fresh));
     return { relation: fresh, isNew: true, hashProbe: found.hashProbe };
   }
-  // Columns are read again under the lock: what was found before may be gone.
+  checkTarget(table, found);
+  // And once more under the lock: what was found before may have changed.
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
   found = await findTarget(table, warehouse);
   checkTarget(table, found);

@@ -5,8 +5,11 @@
  * @module
  */
 import postgres from "postgres";
-import { parseConfig } from "../../src/config.ts";
-import { type Config, type Environment } from "../../src/config.ts";
+import {
+  type Config,
+  type Environment,
+  parseConfig,
+} from "../../src/config.ts";
 import { Pool } from "../../src/db.ts";
 import type { Service } from "../../src/load.ts";
 import { setUpLogging } from "../../src/log.ts";

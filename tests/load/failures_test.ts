@@ -1,0 +1,382 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import { createDatabases, PASSWORD } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+
+const ROWS = { deals: 20, leads: 20 };
+
+/** No attempt is repeated, so that a failure is prompt. */
+const ONCE = { RETRY_ATTEMPTS: "1" };
+
+interface Case {
+  readonly name: string;
+  /** Makes the fault; `$reader` and `$loader` stand for the roles. */
+  readonly source?: string;
+  readonly warehouse?: string;
+  readonly environment?: Record<string, string>;
+  readonly exit: number;
+  readonly code: string;
+  /** Parts of the message: what, where, remedy. */
+  readonly says: readonly string[];
+}
+
+/** An empty m_data that belongs to the loader, for faults in the target. */
+const M_DATA = "create schema m_data; alter schema m_data owner to $loader;";
+const CLOSED_DEAL = `${M_DATA} create table m_data.closed_deal (
+  mql_id text, seller_id text, sdr_id text, sr_id text, won_date timestamptz, business_segment text,
+  lead_type text, lead_behaviour_profile text, has_company text, has_gtin text, average_stock text,
+  business_type text, declared_product_catalog_size float8, declared_monthly_revenue float8);
+  alter table m_data.closed_deal owner to $loader;`;
+
+const CASES: readonly Case[] = [
+  {
+    name: "a missing source column",
+    source: "alter table marketing.closed_deals drop column won_date",
+    exit: 1,
+    code: "source_column_missing",
+    says: [
+      `column "won_date" is missing in marketing.closed_deals`,
+      "Add the column",
+    ],
+  },
+  {
+    name: "an incompatible source column",
+    source:
+      "alter table marketing.closed_deals alter column won_date type text using won_date::text",
+    exit: 1,
+    code: "source_column_incompatible",
+    says: [`column "won_date" of marketing.closed_deals`, "it is of type text"],
+  },
+  {
+    name: "a missing source table",
+    source: "drop table marketing.marketing_qualified_leads",
+    exit: 1,
+    code: "source_table_missing",
+    says: [
+      "table marketing.marketing_qualified_leads is missing",
+      "Create the table",
+    ],
+  },
+  {
+    name: "a source table that may not be read",
+    source: "revoke select on marketing.closed_deals from $reader",
+    exit: 1,
+    code: "permission_denied",
+    says: [
+      "may not read marketing.closed_deals",
+      "Grant USAGE on schema marketing and SELECT",
+    ],
+  },
+  {
+    name: "a source that hides rows by a policy",
+    source: `alter table marketing.closed_deals enable row level security;
+      create policy none on marketing.closed_deals using (false)`,
+    exit: 1,
+    code: "permission_denied",
+    says: ["closed_deal", "row-level security"],
+  },
+  {
+    name: "a date that no timestamp can hold",
+    source:
+      `insert into marketing.marketing_qualified_leads (first_contact_date) values ('5874897-12-31')`,
+    exit: 1,
+    code: "value_invalid",
+    says: [
+      "marketing_qualified_lead",
+      "date out of range for timestamp",
+      "Correct the value",
+    ],
+  },
+  {
+    name: "a target with a missing column",
+    warehouse:
+      `${CLOSED_DEAL} alter table m_data.closed_deal drop column has_gtin`,
+    exit: 1,
+    code: "target_incompatible",
+    says: [
+      `column "has_gtin" is missing in m_data.closed_deal`,
+      "schema recreate",
+    ],
+  },
+  {
+    name: "a target with a column of another type",
+    warehouse:
+      `${CLOSED_DEAL} alter table m_data.closed_deal alter column won_date type timestamp`,
+    exit: 1,
+    code: "target_incompatible",
+    says: [
+      `column "won_date" of m_data.closed_deal`,
+      "is timestamp without time zone",
+    ],
+  },
+  {
+    name: "a target with a column too many",
+    warehouse:
+      `${CLOSED_DEAL} alter table m_data.closed_deal add column note text`,
+    exit: 1,
+    code: "target_incompatible",
+    says: [`has a column "note"`, "schema recreate"],
+  },
+  {
+    name: "a view in place of a target",
+    warehouse: `${M_DATA} create view m_data.closed_deal as select 1 as mql_id`,
+    exit: 1,
+    code: "target_incompatible",
+    says: ["m_data.closed_deal in the warehouse is not a table"],
+  },
+  {
+    name: "a constraint of the target that a row breaks",
+    warehouse:
+      `${CLOSED_DEAL} alter table m_data.closed_deal add constraint small check (length(mql_id) < 5)`,
+    exit: 1,
+    code: "constraint_violated",
+    says: [`violates check constraint "small"`],
+  },
+  {
+    name: "a trigger of the target that drops rows",
+    warehouse: `${CLOSED_DEAL}
+      create function public.drop_row() returns trigger language plpgsql as
+        $f$ begin if new.business_type = 'other' then return null; end if; return new; end $f$;
+      create trigger drop_row before insert on m_data.closed_deal
+        for each row execute function public.drop_row()`,
+    exit: 1,
+    code: "verification_failed",
+    says: ["after the copy the target holds", "the source has 20", "triggers"],
+  },
+  {
+    name: "no permission to make anything in the warehouse",
+    warehouse:
+      "do $d$ begin execute format('revoke create on database %I from $loader', current_database()); end $d$",
+    exit: 1,
+    code: "permission_denied",
+    says: [
+      "Cannot set up schema marketing_data_service",
+      "Grant CREATE on database",
+    ],
+  },
+  {
+    name: "a wrong password",
+    environment: { DWH_DB_PASSWORD: "wrong-Passw0rd" },
+    exit: 69,
+    code: "authentication_failed",
+    says: ["password authentication failed", "Check user and password"],
+  },
+  {
+    name: "a wrong password of the source",
+    environment: { OLIST_DB_PASSWORD: "wrong-Passw0rd" },
+    exit: 69,
+    code: "authentication_failed",
+    says: ["olist", "password authentication failed"],
+  },
+  {
+    name: "a database that does not exist",
+    environment: { DWH_DB_NAME: 'no such "db"' },
+    exit: 69,
+    code: "database_missing",
+    says: ['no such "db"', "DWH_DB_NAME".replace("DWH", "*")],
+  },
+  {
+    name: "a refused connection to the warehouse",
+    environment: { DWH_DB_PORT: "1" },
+    exit: 69,
+    code: "connection_failed",
+    says: ["on 127.0.0.1:1 (dwh)", "Check that the server is up"],
+  },
+  {
+    name: "a refused connection to the source",
+    environment: { OLIST_DB_PORT: "1" },
+    exit: 69,
+    code: "connection_failed",
+    says: ["on 127.0.0.1:1 (olist)", "Check that the server is up"],
+  },
+];
+
+for (
+  const { name, source, warehouse, environment, exit, code, says } of CASES
+) {
+  Deno.test(`load: ${name} is told with table, cause and remedy`, async () => {
+    await using db = await createDatabases({ rows: ROWS });
+    const named = (sql: string) =>
+      sql.replaceAll("$reader", db.reader).replaceAll("$loader", db.loader);
+    if (source) await db.source.unsafe(named(source));
+    if (warehouse) await db.warehouse.unsafe(named(warehouse));
+    const result = await runJson(["load"], {
+      ...db.environment,
+      ...ONCE,
+      ...environment,
+    });
+    assertEquals(result.code, exit, result.stdout + result.stderr);
+    const { error } = result.json;
+    for (const part of says) assertStringIncludes(error, part);
+    const codes = result.json.code
+      ? [result.json.code]
+      : result.json.details.results.map((r: { code?: string }) => r.code);
+    assert(codes.includes(code), `${codes} has no ${code}`);
+    for (const secret of [PASSWORD, "wrong-Passw0rd"]) {
+      assert(
+        !(result.stdout + result.stderr).includes(secret),
+        "a secret was printed",
+      );
+    }
+  });
+}
+
+Deno.test("load: a target locked by a writer is told after LOCK_TIMEOUT, and retried", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+  await using writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'new'",
+  );
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.3",
+    RETRY_ATTEMPTS: "2",
+  });
+  assertEquals(code, 1);
+  const [deal, lead] = json.details.results;
+  assertEquals([deal.code, deal.attempts], ["target_locked", 2]);
+  assertStringIncludes(
+    deal.error,
+    "m_data.closed_deal in the warehouse is locked by another session",
+  );
+  assertEquals(lead.status, "success");
+  await writer.unsafe("rollback");
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+});
+
+Deno.test("load: a source table locked by DDL fails alone", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using ddl = db.connect("source");
+  await ddl.unsafe(
+    "begin; lock table marketing.closed_deals in access exclusive mode",
+  );
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.3",
+  });
+  assertEquals(code, 1);
+  const [deal, lead] = json.details.results;
+  assertEquals(deal.code, "source_locked");
+  assertEquals(lead.status, "success");
+});
+
+Deno.test("load: a source row changed during the load is in the next one, never half in this one", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+  // The load waits here, its snapshot taken, until the writer on the target is gone.
+  await using writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  const running = runJson(["load"], db.environment);
+  await waitFor(async () => {
+    const [row] = await db.warehouse.unsafe(
+      "select 1 as x from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
+    );
+    return row !== undefined;
+  });
+  await db.source.unsafe(
+    "update marketing.closed_deals set has_gtin = 'later'",
+  );
+  await writer.unsafe("rollback");
+  const { code, json } = await running;
+  assertEquals(code, 0);
+  assertEquals(json.results.results[0].mode, "unchanged");
+  const next = await runJson(["load"], db.environment);
+  assertEquals(next.json.results.results[0].rows_inserted, 20);
+  assertEquals((await runProgram(["verify"], db.environment)).code, 0);
+});
+
+Deno.test("load: a TRUNCATE of the source during the load waits, so that no empty table is loaded", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+  await using writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  const running = runJson(["load", "--mode", "full"], db.environment);
+  await waitFor(async () => {
+    const [row] = await db.warehouse.unsafe(
+      "select 1 as x from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
+    );
+    return row !== undefined;
+  });
+  const truncated = db.source.unsafe("truncate marketing.closed_deals").then(
+    () => {},
+  );
+  await writer.unsafe("rollback");
+  const { json } = await running;
+  assertEquals(json.results.results[0].records_loaded, 20);
+  await truncated;
+});
+
+Deno.test("load: busy when another load holds the lock for longer than LOCK_TIMEOUT", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+  await using other = db.connect("warehouse");
+  await other.unsafe("begin; select pg_advisory_xact_lock(5714290)");
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.3",
+  });
+  assertEquals(code, 75);
+  assertEquals(json.code, "busy");
+  const rows = await db.warehouse.unsafe(
+    `select state, code, (select count(*)::int from marketing_data_service.event e where e.run_id = run.id) as events
+     from marketing_data_service.run order by seq desc limit 1`,
+  );
+  assertEquals({ ...rows[0] }, { state: "failed", code: "busy", events: 1 });
+});
+
+Deno.test("a warehouse migrated by a newer program is refused", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+  await db.warehouse.unsafe(
+    "insert into marketing_data_service.migration (version, name) values (999, 'of the future')",
+  );
+  const { code, json } = await runJson(["load"], db.environment);
+  assertEquals(code, 78);
+  assertEquals(json.code, "schema_too_new");
+});
+
+Deno.test("health tells of each database and exits with 69 when one is away", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const well = await runJson(["health"], db.environment);
+  assertEquals(well.code, 0);
+  assertEquals(well.json.status, "healthy");
+  const ill = await runJson(["health"], {
+    ...db.environment,
+    OLIST_DB_PORT: "1",
+  });
+  assertEquals(ill.code, 69);
+  assertEquals(ill.json.status, "unhealthy");
+  assertEquals(ill.json.checks.dwh.status, "healthy");
+  assertMatch(ill.json.checks.olist.error, /Check that the server is up/);
+});
+
+Deno.test("load: an event file that cannot be written is told before anything is done", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    EVENT_PUBLISHER_TYPE: "file",
+    EVENT_FILE: "/no/such/folder/events.jsonl",
+  });
+  assertEquals(code, 78);
+  assertEquals(json.code, "event_file_unwritable");
+});
+
+async function waitFor(condition: () => Promise<boolean>): Promise<void> {
+  const deadline = performance.now() + 20_000;
+  while (!await condition()) {
+    assert(performance.now() < deadline, "it did not come to pass within 20 s");
+    await new Promise((done) => setTimeout(done, 20));
+  }
+}
