@@ -1,0 +1,168 @@
+/**
+ * The demo: a real server, both databases with least-privileged roles, sample
+ * data, and three loads that show what the service does. `--keep` leaves the
+ * server up and prints how to reach it.
+ *
+ * @module
+ */
+import postgres from "postgres";
+import { type PostgresServer, startPostgres } from "./postgres.ts";
+import { fillSource, SOURCE_TABLES } from "./sample_data.ts";
+
+const ROWS = { deals: 842, leads: 8000 };
+const SOURCE = "olist_ecommerce";
+const WAREHOUSE = "example_project_1_dwh";
+const CHANGED_ROWS = 5;
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
+
+async function main(words: string[]): Promise<number> {
+  const unknown = words.find((word) => word !== "--keep");
+  if (unknown) {
+    say(`Unknown flag ${unknown}. Usage: deno task demo [--keep]`);
+    return 64;
+  }
+  // Disposing of the server is left to this function, so that Ctrl-C cleans up as an end does.
+  const ended = Promise.withResolvers<number>();
+  Deno.addSignalListener("SIGINT", () => ended.resolve(130));
+  Deno.addSignalListener("SIGTERM", () => ended.resolve(143));
+  say("Starting PostgreSQL (downloaded the first time) …");
+  await using server = await startPostgres();
+  return await Promise.race([
+    ended.promise,
+    demonstrate(server, words.includes("--keep")),
+  ]);
+}
+
+async function demonstrate(
+  server: PostgresServer,
+  keeps: boolean,
+): Promise<number> {
+  const environment = await setUp(server);
+  say(
+    `\nPostgreSQL ${
+      server.version / 10000 | 0
+    } is up on ${server.host}:${server.port}. ` +
+      `Its source has ${ROWS.deals} closed deals and ${ROWS.leads} leads; its warehouse is empty.`,
+  );
+  let failed = false;
+  const step = async (title: string, words: string[]) => {
+    say(`\n${title}\n$ deno task cli ${words.join(" ")}`);
+    const { success } = await run(words, environment);
+    failed ||= !success;
+  };
+  await step("1. The first load copies everything:", ["load"]);
+  await step("2. The second one finds nothing changed and writes nothing:", [
+    "load",
+  ]);
+  await changeSource(server);
+  await step(
+    `3. ${CHANGED_ROWS} leads were changed in the source; the load copies little more:`,
+    [
+      "load",
+    ],
+  );
+  await step("4. Both sides hold the same rows:", ["verify"]);
+  await showEvent(server);
+  if (keeps) await keepUp(environment);
+  say(failed ? "\nSomething above failed." : "\nDone; the server is gone.");
+  return failed ? 1 : 0;
+}
+
+/** Makes databases, roles and rows; returns the variables for the program. */
+async function setUp(server: PostgresServer): Promise<Record<string, string>> {
+  const admin = postgres(server.url(), { max: 1, onnotice: () => {} });
+  await admin.unsafe(`create role reader login`);
+  await admin.unsafe(`create role loader login`);
+  await admin.unsafe(`create database ${SOURCE}`);
+  await admin.unsafe(`create database ${WAREHOUSE}`);
+  // All that the service needs in the warehouse.
+  await admin.unsafe(`grant create on database ${WAREHOUSE} to loader`);
+  await admin.end();
+  await inSource(server, async (sql) => {
+    await sql.unsafe("create schema marketing");
+    await sql.unsafe(SOURCE_TABLES);
+    await fillSource(sql, ROWS);
+    // All that it needs in the source.
+    await sql.unsafe("grant usage on schema marketing to reader");
+    await sql.unsafe(
+      "grant select on all tables in schema marketing to reader",
+    );
+  });
+  const address = { HOST: server.host, PORT: String(server.port) };
+  return {
+    ...prefixed("OLIST_DB", { ...address, USER: "reader", NAME: SOURCE }),
+    ...prefixed("DWH_DB", { ...address, USER: "loader", NAME: WAREHOUSE }),
+  };
+}
+
+function prefixed(
+  prefix: string,
+  values: Record<string, string>,
+): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(values).map(([k, v]) => [`${prefix}_${k}`, v]),
+  );
+}
+
+async function inSource(
+  server: PostgresServer,
+  work: (sql: ReturnType<typeof postgres>) => Promise<unknown>,
+): Promise<void> {
+  const sql = postgres(server.url(SOURCE), { max: 1, onnotice: () => {} });
+  await work(sql);
+  await sql.end();
+}
+
+async function changeSource(server: PostgresServer): Promise<void> {
+  await inSource(server, (sql) =>
+    sql.unsafe(
+      `update marketing.marketing_qualified_leads set origin = 'referral'
+       where ctid in (select ctid from marketing.marketing_qualified_leads
+         where origin is distinct from 'referral' limit ${CHANGED_ROWS})`,
+    ));
+}
+
+/** Runs the program as a user would, with its output on this terminal. */
+function run(
+  words: string[],
+  environment: Record<string, string>,
+): Promise<Deno.CommandStatus> {
+  return new Deno.Command(Deno.execPath(), {
+    args: ["task", "--quiet", "cli", ...words, "--quiet"],
+    cwd: new URL("..", import.meta.url),
+    env: environment,
+    stdin: "null",
+  }).spawn().status;
+}
+
+async function showEvent(server: PostgresServer): Promise<void> {
+  const sql = postgres(server.url(WAREHOUSE), { max: 1, onnotice: () => {} });
+  const [row] = await sql.unsafe(
+    "select payload from marketing_data_service.event order by seq desc limit 1",
+  );
+  await sql.end();
+  say(
+    `\nThe event of the last load:\n${JSON.stringify(row!.payload, null, 2)}`,
+  );
+}
+
+async function keepUp(environment: Record<string, string>): Promise<void> {
+  const lines = Object.entries(environment).map(([name, value]) =>
+    `export ${name}=${value}`
+  );
+  say(
+    `\nThe server stays up until Ctrl-C. In another terminal:\n\n${
+      lines.join("\n")
+    }\n` +
+      "deno task load\n",
+  );
+  await new Promise<never>(() => {
+    // A pending promise alone does not keep the process up.
+    setInterval(() => {}, 60_000);
+  });
+}
+
+function say(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+}

@@ -1,0 +1,101 @@
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { VERSION } from "../../src/version.ts";
+import { runJson, runProgram } from "../support/program.ts";
+
+Deno.test("no arguments and --help print the commands", async () => {
+  for (const words of [[], ["--help"], ["help"]]) {
+    const { code, stdout } = await runProgram(words);
+    assertEquals(code, 0);
+    assertStringIncludes(stdout, "Usage: marketing-data-service COMMAND");
+    for (
+      const name of ["load", "health", "verify", "schema", "config", "version"]
+    ) {
+      assertMatch(stdout, new RegExp(`^  ${name} `, "m"));
+    }
+  }
+});
+
+Deno.test("every command has a help", async () => {
+  const { stdout } = await runProgram(["load", "--help"]);
+  assertStringIncludes(stdout, "--recreate");
+  assertStringIncludes(stdout, "(auto, full)");
+});
+
+for (
+  const [words, says] of [
+    [["laod"], "did you mean load?"],
+    [["load", "--tabel", "closed_deal"], "did you mean --table?"],
+    [["load", "--table", "closed_deals"], "did you mean closed_deal?"],
+    [["load", "--table"], "--table needs a value"],
+    [["load", "--mode", "quick"], "--mode must be one of auto, full"],
+    [["load", "--mode", "auto", "--mode", "full"], "given more than once"],
+    [["load", "now"], `unexpected word "now"`],
+    [["schema", "drop"], "schema takes one of print, ensure, recreate"],
+  ] as const
+) {
+  Deno.test(`a usage mistake is told with a remedy: ${words.join(" ")}`, async () => {
+    const { code, stdout, stderr } = await runProgram(words);
+    assertEquals(code, 64);
+    assertEquals(stdout, "");
+    assertStringIncludes(stderr, says);
+    assertStringIncludes(stderr, "--help");
+  });
+}
+
+Deno.test("three wrong variables at once are all told, with exit code 78", async () => {
+  const { code, stderr } = await runProgram(["load"], {
+    OLIST_DB_PORT: "no",
+    VERIFY: "perhaps",
+    MAX_PARALLEL_TASKS: "0",
+  });
+  assertEquals(code, 78);
+  for (const name of ["OLIST_DB_PORT", "VERIFY", "MAX_PARALLEL_TASKS"]) {
+    assertStringIncludes(stderr, name);
+  }
+});
+
+Deno.test("config masks secrets and reads --env-file, over which the environment wins", async () => {
+  const file = await Deno.makeTempFile({ suffix: ".env" });
+  try {
+    await Deno.writeTextFile(
+      file,
+      'OLIST_DB_HOST=from-file\nOLIST_DB_PASSWORD="qu oted-secret"\nDWH_DB_HOST=ignored\n',
+    );
+    const { code, json, stdout } = await runJson(
+      ["config", "--env-file", file],
+      {
+        DWH_DB_HOST: "from-environment",
+      },
+    );
+    assertEquals(code, 0);
+    assertEquals(json.OLIST_DB_HOST.value, "from-file");
+    assertEquals(json.DWH_DB_HOST.value, "from-environment");
+    assertEquals(json.OLIST_DB_PASSWORD.value, "***");
+    assertEquals(stdout.includes("qu oted-secret"), false);
+  } finally {
+    await Deno.remove(file);
+  }
+});
+
+Deno.test("a missing --env-file is a configuration error", async () => {
+  const { code, stderr } = await runProgram([
+    "config",
+    "--env-file",
+    "/no/such/file",
+  ]);
+  assertEquals(code, 78);
+  assertStringIncludes(stderr, "/no/such/file");
+});
+
+Deno.test("version prints the version of deno.json", async () => {
+  const { version } = JSON.parse(
+    await Deno.readTextFile(new URL("../../deno.json", import.meta.url)),
+  );
+  assertEquals(VERSION, version);
+  assertEquals((await runProgram(["version"])).stdout.trim(), version);
+});
+
+Deno.test("schema print shows DDL that names every column", async () => {
+  const { stdout } = await runProgram(["schema", "print"]);
+  assertStringIncludes(stdout, `"first_contact_date" timestamp with time zone`);
+});

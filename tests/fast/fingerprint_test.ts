@@ -1,0 +1,85 @@
+import { assertEquals } from "@std/assert";
+import {
+  bucketCount,
+  type Buckets,
+  equal,
+  parseBuckets,
+  planFromBuckets,
+  wholeOf,
+} from "../../src/fingerprint.ts";
+
+const buckets = (entries: Record<number, [number, string]>): Buckets =>
+  new Map(
+    Object.entries(entries).map((
+      [b, [count, checksum]],
+    ) => [Number(b), { count, checksum }]),
+  );
+
+Deno.test("planFromBuckets() finds nothing to do when all buckets are equal", () => {
+  const side = buckets({ 1: [2, "5"], 7: [1, "-9"] });
+  assertEquals(planFromBuckets(side, side, 256), { mode: "unchanged" });
+});
+
+Deno.test("planFromBuckets() finds a row that moved, came or went", () => {
+  const source = buckets({
+    1: [50, "5"],
+    2: [50, "8"],
+    3: [1, "3"],
+    4: [60, "6"],
+  });
+  const target = buckets({
+    1: [50, "5"],
+    2: [50, "7"],
+    4: [60, "6"],
+    9: [1, "1"],
+  });
+  assertEquals(planFromBuckets(source, target, 256), {
+    mode: "delta",
+    buckets: 256,
+    changed: [2, 3, 9],
+    rows: 51,
+  });
+});
+
+Deno.test("planFromBuckets() sees a changed number of twins, whose sum alone may be equal", () => {
+  const source = buckets({ 1: [2, "0"], 2: [100, "1"] });
+  const target = buckets({ 1: [4, "0"], 2: [100, "1"] });
+  assertEquals(planFromBuckets(source, target, 256).mode, "delta");
+});
+
+Deno.test("planFromBuckets() copies all when most differs or one side is empty", () => {
+  const some = buckets({ 1: [10, "5"], 2: [10, "6"] });
+  assertEquals(planFromBuckets(some, buckets({}), 256).mode, "full");
+  assertEquals(planFromBuckets(buckets({}), some, 256).mode, "full");
+  assertEquals(
+    planFromBuckets(some, buckets({ 1: [10, "7"], 2: [10, "8"] }), 256).mode,
+    "full",
+  );
+});
+
+Deno.test("bucketCount() is a power of two within its bounds", () => {
+  assertEquals(bucketCount(0), 256);
+  assertEquals(bucketCount(1000), 8192);
+  assertEquals(bucketCount(Number.MAX_SAFE_INTEGER), 65_536);
+});
+
+Deno.test("parseBuckets() and wholeOf() give the fingerprint of the whole table", () => {
+  const parsed = parseBuckets(
+    "0 2 9223372036854775807,3 1 -5,65535 4 9223372036854775807",
+  );
+  assertEquals(parsed.get(3), { count: 1, checksum: "-5" });
+  assertEquals(wholeOf(parsed), { count: 7, checksum: "18446744073709551609" });
+  assertEquals(wholeOf(parseBuckets("")), { count: 0, checksum: "0" });
+});
+
+Deno.test("equal() compares counts and sums", () => {
+  assertEquals(
+    equal({ count: 1, checksum: "2" }, { count: 1, checksum: "2" }),
+    true,
+  );
+  assertEquals(
+    equal({ count: 1, checksum: "2" }, { count: 2, checksum: "2" }),
+    false,
+  );
+  assertEquals(equal(undefined, { count: 1, checksum: "2" }), false);
+});

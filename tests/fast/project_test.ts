@@ -1,0 +1,107 @@
+import { assert, assertEquals } from "@std/assert";
+import { VARIABLES } from "../../src/config.ts";
+
+const ROOT = new URL("../../", import.meta.url);
+
+/** Paths of the project's modules, relative to its root. */
+async function* modules(folder: string): AsyncGenerator<string> {
+  for await (const entry of Deno.readDir(new URL(folder, ROOT))) {
+    if (entry.isDirectory) yield* modules(`${folder}${entry.name}/`);
+    else if (/\.tsx?$/.test(entry.name) && !entry.name.endsWith(".d.ts")) {
+      yield `${folder}${entry.name}`;
+    }
+  }
+}
+
+/** The specifiers that a module imports, resolved to paths where they are relative. */
+async function importsOf(path: string): Promise<string[]> {
+  const text = await Deno.readTextFile(new URL(path, ROOT));
+  return [...text.matchAll(/(?:from|import\()\s*"([^"]+)"/g)].map((
+    [, specifier],
+  ) =>
+    specifier!.startsWith(".")
+      ? new URL(specifier!, new URL(path, ROOT)).pathname.slice(
+        ROOT.pathname.length,
+      )
+      : specifier!
+  );
+}
+
+Deno.test("the import rules hold", async () => {
+  const pure = ["src/config.ts", "src/errors.ts", "src/tables.ts"];
+  for await (const path of modules("src/")) {
+    const imports = await importsOf(path);
+    const text = await Deno.readTextFile(new URL(path, ROOT));
+    if (path !== "src/db.ts") {
+      assert(!imports.includes("postgres"), `${path} imports postgres`);
+    }
+    if (pure.includes(path)) {
+      for (const i of imports) assert(pure.includes(i), `${path} imports ${i}`);
+    }
+    for (const edge of ["src/http/", "src/commands/", "src/schedule.ts"]) {
+      const others = ["src/http/", "src/commands/", "src/schedule.ts"].filter((
+        e,
+      ) => e !== edge);
+      if (!path.startsWith(edge)) continue;
+      for (const i of imports) {
+        assert(
+          !others.some((other) => i.startsWith(other)),
+          `${path} imports ${i}`,
+        );
+      }
+    }
+    for (
+      const forbidden of ["Deno.env", "Deno.exit", "Deno.addSignalListener"]
+    ) {
+      assert(!text.includes(forbidden), `${path} uses ${forbidden}`);
+    }
+    for (const i of imports) {
+      assert(!/^(demo|tests|bench)\//.test(i), `${path} imports ${i}`);
+    }
+  }
+});
+
+Deno.test("the task of the program names every variable, and no permission is given wholesale", async () => {
+  const { tasks } = JSON.parse(
+    await Deno.readTextFile(new URL("deno.json", ROOT)),
+  );
+  const [, names] = /--allow-env=(\S+)/.exec(tasks.cli)!;
+  for (const name of Object.keys(VARIABLES)) {
+    assert(
+      names!.split(",").includes(name),
+      `${name} is not in the task's --allow-env`,
+    );
+  }
+  for (const text of Object.values(tasks) as string[]) {
+    assert(!/ -A\b|--allow-all/.test(text), text);
+  }
+});
+
+Deno.test("the README documents every variable with its default", async () => {
+  const readme = await Deno.readTextFile(new URL("README.md", ROOT));
+  for (const [name, variable] of Object.entries(VARIABLES)) {
+    const row = readme.split("\n").find((line) => line.includes(`\`${name}\``));
+    assert(row !== undefined, `${name} is not in the README`);
+    const fallback = variable.default;
+    if (fallback) assert(row!.includes(`\`${fallback}\``), `${name}: ${row}`);
+  }
+});
+
+Deno.test("every error has a remedy that is a sentence", async () => {
+  const { ERRORS } = await import("../../src/errors.ts");
+  for (const [code, { remedy }] of Object.entries(ERRORS)) {
+    assert(/^[A-Z].*[.]$/.test(remedy), `${code}: ${remedy}`);
+  }
+});
+
+Deno.test("no file of the project is named after nothing", async () => {
+  const names = (await Array.fromAsync(modules("src/"))).map((path) =>
+    path.split("/").at(-1)!
+  );
+  assertEquals(
+    names.filter((name) =>
+      /^(utils?|types|index|helpers?|misc|common)\.tsx?$/.test(name)
+    ),
+    [],
+  );
+});
