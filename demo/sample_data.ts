@@ -33,7 +33,7 @@ export async function fillSource(
   await sql.unsafe(`
     insert into marketing.marketing_qualified_leads
     select md5('lead' || i),
-      date '2017-06-14' + (i * 7919 % 352),
+      date '2017-06-14' + (i::bigint * 7919 % 352)::int,
       md5('page' || i % 495),
       (array['organic_search', 'paid_search', 'social', 'direct_traffic', 'email', 'referral', 'unknown', null])
         [1 + i * 31 % 8]
@@ -41,7 +41,7 @@ export async function fillSource(
   await sql.unsafe(`
     insert into marketing.closed_deals
     select md5('lead' || i * 9), md5('seller' || i), md5('sdr' || i % 32), md5('sr' || i % 22),
-      timestamptz '2017-12-05 02:00+00' + i * 7919 % 8000000 * interval '3.141593 s',
+      timestamptz '2017-12-05 02:00+00' + i::bigint * 7919 % 8000000 * interval '3.141593 s',
       (array['pet', 'car_accessories', 'home_appliances', 'food_drink', 'health_beauty', 'toys', 'watches'])[1 + i % 7],
       (array['online_medium', 'industry', 'online_big', 'online_small', 'offline', null])[1 + i % 6],
       (array['cat', 'eagle', 'wolf', 'shark', null, 'cat, wolf'])[1 + i * 5 % 6],

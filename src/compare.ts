@@ -42,7 +42,7 @@ export async function compareTables(
     snapshot,
     mode: "auto",
     recreate: false,
-    writesAtLastLoad: new Map<string, string>(),
+    lastLoads: new Map<string, never>(),
     onProgress: () => {},
   } as const;
   return await Array.fromAsync(

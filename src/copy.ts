@@ -5,6 +5,7 @@
  * @module
  */
 import { Buffer } from "node:buffer";
+import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
 import type { Session } from "./db.ts";
 
@@ -52,16 +53,21 @@ export async function copyRows(
     const writer = await target.copyFrom(
       `copy ${into} from stdin (format binary)`,
     );
+    const [from, to] = [source.plainSocket, target.plainSocket];
+    const relay = from && to ? new Relay(from, to, onProgress) : undefined;
     const reader = await source.copyTo(
       `copy (${select}) to stdout (format binary)`,
     );
-    const bytes = await Promise.race([
-      pump(reader.stream, writer.stream, onProgress),
-      // Neither promise resolves early: they matter here for their rejections.
-      reader.done.then(() => new Promise<never>(() => {})),
+    const pumped = relay
+      ? undefined
+      : pump(reader.stream, writer.stream, onProgress);
+    // The target may fail first; that it succeeds first cannot be.
+    const sourceRows = await Promise.race([
+      reader.done,
       writer.done.then(() => new Promise<never>(() => {})),
     ]);
-    const sourceRows = await reader.done;
+    const bytes = relay?.bytes ?? await pumped!;
+    relay?.stop();
     writer.stream.end();
     const rows = await writer.done;
     await source.close();
@@ -73,6 +79,126 @@ export async function copyRows(
   } finally {
     source.peer = undefined;
     target.peer = undefined;
+  }
+}
+
+/** First byte of a message that carries COPY data, in either direction. */
+const COPY_DATA = "d".charCodeAt(0);
+
+/** Bytes of a message's type and length. */
+const HEADER_BYTES = 5;
+
+/**
+ * Passes the COPY data that come from the source on to the target, without the
+ * client: the rows of each chunk that arrives are moved together in place and
+ * go out as one message. All other messages go to the client as ever.
+ *
+ * Must be in place before the source begins to send, and the target must be
+ * ready to receive.
+ */
+class Relay {
+  readonly #source: net.Socket;
+  readonly #target: net.Socket;
+  readonly #clientListeners: ((data: Buffer) => void)[];
+  readonly #onProgress: CopyProgress;
+  #bytes = 0;
+  #messages = 0;
+  /** Bytes of the current message that are still to come, and whether they are COPY data. */
+  #missing = 0;
+  #isCopyData = false;
+  /** A header that the end of a chunk has cut. */
+  #header = Buffer.alloc(0);
+
+  constructor(
+    source: net.Socket,
+    target: net.Socket,
+    onProgress: CopyProgress,
+  ) {
+    this.#source = source;
+    this.#target = target;
+    this.#onProgress = onProgress;
+    this.#clientListeners = source.listeners(
+      "data",
+    ) as ((data: Buffer) => void)[];
+    for (const listener of this.#clientListeners) source.off("data", listener);
+    source.on("data", this.#onData);
+    target.on("drain", this.#onDrain);
+  }
+
+  /** Bytes of row data passed on so far. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Gives the sockets back to their clients. */
+  stop(): void {
+    this.#source.off("data", this.#onData);
+    this.#target.off("drain", this.#onDrain);
+    for (const listener of this.#clientListeners) {
+      this.#source.on("data", listener);
+    }
+  }
+
+  #onDrain = () => this.#source.resume();
+
+  #onData = (chunk: Buffer) => {
+    const data = this.#header.length > 0
+      ? Buffer.concat([this.#header, chunk])
+      : chunk;
+    this.#header = Buffer.alloc(0);
+    /** Where the row data end that were moved together at the front. */
+    let filled = 0;
+    for (let at = 0; at < data.length;) {
+      let end = Math.min(at + this.#missing, data.length);
+      let start = at;
+      if (this.#missing === 0) {
+        if (data.length - at < HEADER_BYTES) {
+          this.#header = Buffer.from(data.subarray(at));
+          break;
+        }
+        this.#isCopyData = data[at] === COPY_DATA;
+        const length = data.readUInt32BE(at + 1) + 1;
+        end = Math.min(at + length, data.length);
+        this.#missing = at + length - end;
+        if (this.#isCopyData) {
+          this.#messages++;
+          start += HEADER_BYTES;
+        }
+      } else this.#missing -= end - at;
+      if (this.#isCopyData) {
+        data.copyWithin(filled, start, end);
+        filled += end - start;
+      } else {
+        this.#sendToTarget(data.subarray(0, filled));
+        filled = 0;
+        this.#sendToClient(Buffer.from(data.subarray(start, end)));
+      }
+      at = end;
+    }
+    this.#sendToTarget(data.subarray(0, filled));
+    this.#onProgress({
+      rows: Math.max(0, this.#messages - 1),
+      bytes: this.#bytes,
+    });
+  };
+
+  #sendToClient(message: Buffer): void {
+    for (const listener of this.#clientListeners) {
+      listener.call(this.#source, message);
+    }
+  }
+
+  #sendToTarget(rows: Buffer): void {
+    if (rows.length === 0) return;
+    this.#bytes += rows.length;
+    const header = Buffer.allocUnsafe(HEADER_BYTES);
+    header[0] = COPY_DATA;
+    header.writeUInt32BE(rows.length + HEADER_BYTES - 1, 1);
+    this.#target.cork();
+    this.#target.write(header);
+    const hasRoom = this.#target.write(rows);
+    this.#target.uncork();
+    if (!hasRoom) this.#source.pause();
   }
 }
 

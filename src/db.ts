@@ -344,6 +344,18 @@ export class Session implements AsyncDisposable {
     return this.#copy<Writable>(text);
   }
 
+  /**
+   * The socket, where the protocol runs over it as it is; `undefined` under
+   * TLS, whose socket is the client's own.
+   */
+  get plainSocket(): net.Socket | undefined {
+    return this.#socket?.listeners("data").some((listener) =>
+        listener.name === "data"
+      )
+      ? this.#socket
+      : undefined;
+  }
+
   /** Bytes received and sent so far. */
   get bytesMoved(): number {
     return (this.#socket?.bytesRead ?? 0) + (this.#socket?.bytesWritten ?? 0);

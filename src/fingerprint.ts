@@ -81,6 +81,10 @@ export const HASH_PROBE = `pg_catalog.hash_record_extended(row(
   ('closed_deal'::text collate "C"), pg_catalog.float8send(-0.5), null::text,
   pg_catalog.timestamptz_send('2018-02-26 19:58:54+00'::timestamptz)), 0)::text`;
 
+/** Expression over `pg_class c`: the relation is a plain heap, whose rows have ids that stay. */
+export const HAS_ROW_IDS = `(c.relkind = 'r' and not c.relhassubclass
+  and c.relam = (select oid from pg_catalog.pg_am where amname = 'heap'))`;
+
 /** SQL of the fingerprint of the whole table: columns `count`, `checksum`. */
 export function wholeTableSql(
   from: string,
@@ -138,25 +142,98 @@ export function wholeOf(buckets: Buckets): Fingerprint {
   return { count, checksum: checksum.toString() };
 }
 
+/**
+ * SQL of the rows in the given buckets, as one text for {@linkcode diffRows}:
+ * each row's hash and, where the table has such, its row id.
+ */
+export function rowsSql(
+  from: string,
+  columns: readonly Column[],
+  method: HashMethod,
+  { buckets, changed }: BucketDifference,
+  hasRowIds: boolean,
+): string {
+  // Only the ids of rows that are found become text: for every row it would cost more than the hash.
+  return `select coalesce(pg_catalog.string_agg(hash || ' ' || id${
+    hasRowIds ? "::text" : ""
+  }, ';'), '') as rows from (
+      select ${rowHash(columns, method)} as hash, ${
+    hasRowIds ? "ctid" : "''"
+  } as id from ${from} offset 0) hashes
+    where (hash & ${buckets - 1}) = any ('{${changed}}'::int8[])`;
+}
+
+/** Rows to take away and to copy: those whose hash occurs a different number of times. */
+export interface RowDifference {
+  readonly hashes: readonly string[];
+  /** Row ids of these rows on either side. */
+  readonly source: readonly string[];
+  readonly target: readonly string[];
+}
+
+/** The difference between two sides from the texts that {@linkcode rowsSql} gives. */
+export function diffRows(source: string, target: string): RowDifference {
+  const wanted = rowIdsByHash(source);
+  const present = rowIdsByHash(target);
+  const hashes: string[] = [];
+  const ids = { source: [] as string[], target: [] as string[] };
+  for (const hash of new Set([...wanted.keys(), ...present.keys()])) {
+    const here = wanted.get(hash) ?? [];
+    const there = present.get(hash) ?? [];
+    if (here.length === there.length) continue;
+    hashes.push(hash);
+    ids.source.push(...here);
+    ids.target.push(...there);
+  }
+  return { hashes, ...ids };
+}
+
+function rowIdsByHash(text: string): Map<string, string[]> {
+  const rows = new Map<string, string[]>();
+  for (const row of text === "" ? [] : text.split(";")) {
+    const space = row.indexOf(" ");
+    const hash = row.slice(0, space);
+    const ids = rows.get(hash);
+    if (ids) ids.push(row.slice(space + 1));
+    else rows.set(hash, [row.slice(space + 1)]);
+  }
+  return rows;
+}
+
+/** SQL condition that holds for the rows of one side that differ. */
+export function differingRowsSql(
+  columns: readonly Column[],
+  method: HashMethod,
+  hashes: readonly string[],
+  rowIds: readonly string[] | undefined,
+): string {
+  return rowIds
+    ? `ctid = any ('{${rowIds.map((id) => `"${id}"`)}}'::tid[])`
+    : `${rowHash(columns, method)} = any ('{${hashes}}'::int8[])`;
+}
+
 /** SQL condition that holds for the rows of the given buckets. */
 export function inBucketsSql(
   columns: readonly Column[],
   method: HashMethod,
-  buckets: number,
-  changed: readonly number[],
+  { buckets, changed }: BucketDifference,
 ): string {
   return `(${rowHash(columns, method)} & ${
     buckets - 1
   }) = any ('{${changed}}'::int8[])`;
 }
 
-/** Most buckets that are told apart: the finer, the fewer unchanged rows are copied along. */
+/** Most buckets that are told apart; more cost more than they narrow down. */
 const MOST_BUCKETS = 65_536;
 
-/** Number of buckets, a power of two, for tables of this size: so many, as far as it goes, that few rows share one. */
+/**
+ * Number of buckets, a power of two, for a table of this size. Up to some
+ * thousands they cost next to nothing; the rows of those that differ are then
+ * told apart one by one.
+ */
 export function bucketCount(rows: number): number {
   let buckets = 256;
-  while (buckets < 8 * rows && buckets < MOST_BUCKETS) buckets *= 2;
+  while (buckets < rows / 200 && buckets < MOST_BUCKETS) buckets *= 2;
   return buckets;
 }
 
@@ -164,13 +241,26 @@ export function bucketCount(rows: number): number {
 export type Plan =
   | { readonly mode: "unchanged" }
   | { readonly mode: "full" }
-  | {
-    readonly mode: "delta";
-    readonly buckets: number;
-    readonly changed: readonly number[];
-    /** Source rows in the changed buckets: how many will be copied. */
-    readonly rows: number;
-  };
+  | ({ readonly mode: "delta" } & BucketDifference);
+
+/** Buckets that differ. */
+export interface BucketDifference {
+  readonly buckets: number;
+  readonly changed: readonly number[];
+  /** Rows in them, in the source and in the target. */
+  readonly sourceRows: number;
+  readonly targetRows: number;
+}
+
+/** Most rows, on one side, that are told apart one by one: they are held in memory. */
+const MOST_ROWS_TOLD_APART = 250_000;
+
+/** Whether the rows of the differing buckets are worth telling apart. */
+export function isWorthRefining(
+  { sourceRows, targetRows }: BucketDifference,
+): boolean {
+  return Math.max(sourceRows, targetRows) <= MOST_ROWS_TOLD_APART;
+}
 
 /** From this share of the rows on a delta costs more than it saves. */
 const MOST_DELTA_SHARE = 0.5;
@@ -200,7 +290,8 @@ export function planFromBuckets(
     mode: "delta",
     buckets,
     changed: changed.sort((a, b) => a - b),
-    rows: copied,
+    sourceRows: copied,
+    targetRows: deleted,
   };
 }
 

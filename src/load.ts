@@ -44,13 +44,13 @@ import {
   enqueueRun,
   eventOf,
   interruptDeadRuns,
+  lastLoads,
   recordTableLoad,
   type Run,
   type RunEnd,
   type RunOptions,
   type Ticket,
   withdrawRun,
-  writesAtLastLoad,
 } from "./runs.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
@@ -256,7 +256,7 @@ async function prepareUnit(
     const session = await Session.open(config.dwh, connection);
     try {
       await session.begin(warehouseTransaction(config));
-      const writes = await writesAtLastLoad(warehouse, run.tables);
+      const known = await lastLoads(warehouse, run.tables);
       const results: TableResult[] = [];
       for (const table of tables) {
         const result = await loadTable(
@@ -267,7 +267,7 @@ async function prepareUnit(
             onProgress,
             mode: run.mode,
             recreate: run.recreate,
-            writesAtLastLoad: writes,
+            lastLoads: known,
           },
           table,
           session,

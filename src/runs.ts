@@ -17,7 +17,7 @@ import {
   type TableEntry,
   type Trigger,
 } from "./events.ts";
-import type { PhaseTiming } from "./table_load.ts";
+import type { LastLoad, PhaseTiming } from "./table_load.ts";
 import type { TableName } from "./tables.ts";
 
 /** What a run is doing, stored verbatim. */
@@ -214,20 +214,25 @@ export async function recordTableLoad(
   );
 }
 
-/** The source's count of writes to each table when it was last loaded, where it is known. */
-export async function writesAtLastLoad(
+/** What the last load of each table left to know, where it is known. */
+export async function lastLoads(
   executor: Executor,
   tables: readonly TableName[],
-): Promise<ReadonlyMap<string, string>> {
+): Promise<ReadonlyMap<string, LastLoad>> {
   const rows = await executor.query(
-    `select name, source_writes from json_array_elements_text($1::text::json) name,
-       lateral (select source_writes from marketing_data_service.table_load
+    `select name, source_writes, (result ->> 'records_loaded')::float8 as rows
+     from json_array_elements_text($1::text::json) name,
+       lateral (select source_writes, result from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
          order by finished_at desc limit 1) latest
      where source_writes is not null`,
     [JSON.stringify(tables)],
   );
-  return new Map(rows.map((row) => [row.name, row.source_writes]));
+  return new Map(
+    rows.map((
+      row,
+    ) => [row.name, { sourceWrites: row.source_writes, rows: row.rows }]),
+  );
 }
 
 /**

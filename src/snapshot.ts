@@ -12,7 +12,7 @@ import {
   Session,
 } from "./db.ts";
 import { ServiceError } from "./errors.ts";
-import { HASH_PROBE } from "./fingerprint.ts";
+import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint.ts";
 import {
   incompatibility,
   roundingWarning,
@@ -29,6 +29,8 @@ export interface Snapshot extends AsyncDisposable {
   readonly encoding: string;
   /** Per table, how many rows were ever written to it, by the server's statistics. */
   readonly writes: ReadonlyMap<TableName, string>;
+  /** Tables whose rows can be found again by their ctid. */
+  readonly withRowIds: ReadonlySet<TableName>;
   /** Per table, warnings about its source, or why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
   /**
@@ -44,6 +46,8 @@ export interface Snapshot extends AsyncDisposable {
 interface Readable extends Table {
   /** LOCK does not take materialized views and foreign tables, and asks more rights for views. */
   readonly isLockable: boolean;
+  /** A plain heap, whose rows can be found again by their ctid. */
+  readonly hasRowIds: boolean;
 }
 
 /** Times that the snapshot is taken anew because DDL came between it and its readers. */
@@ -103,6 +107,9 @@ export async function openSnapshot(
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
         writes,
+        withRowIds: new Set(
+          readable.filter((t) => t.hasRowIds).map((t) => t.name),
+        ),
         tables: found,
         openReader(table) {
           const reader = readers.get(table.name);
@@ -185,7 +192,7 @@ async function findReadable(
 ): Promise<Readable[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.relkind as kind,
-       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable,
+       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable, ${HAS_ROW_IDS} as rowids,
        case when c.relkind = 'r' then (pg_stat_get_tuples_inserted(c.oid)
          + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid))::text end as writes
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -218,7 +225,11 @@ async function findReadable(
       return [];
     }
     if (row.writes) writes.set(table.name, row.writes);
-    return [{ ...table, isLockable: row.kind === "r" || row.kind === "p" }];
+    return [{
+      ...table,
+      isLockable: row.kind === "r" || row.kind === "p",
+      hasRowIds: row.rowids,
+    }];
   });
 }
 

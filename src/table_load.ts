@@ -16,17 +16,23 @@ import {
 import { ServiceError } from "./errors.ts";
 import {
   bucketCount,
+  type BucketDifference,
   type Buckets,
   bucketsSql,
   castToTarget,
+  differingRowsSql,
+  diffRows,
   equal,
   type Fingerprint,
+  HAS_ROW_IDS,
   HASH_PROBE,
   type HashMethod,
   inBucketsSql,
+  isWorthRefining,
   parseBuckets,
   type Plan,
   planFromBuckets,
+  rowsSql,
   wholeOf,
   wholeTableSql,
 } from "./fingerprint.ts";
@@ -69,9 +75,16 @@ export interface TableLoadContext {
   readonly mode: "auto" | "full";
   /** Drop the target and make it anew. */
   readonly recreate: boolean;
-  /** The source's count of writes when each table was last loaded, where known. */
-  readonly writesAtLastLoad: ReadonlyMap<string, string>;
+  /** What is known of each table's last load; a hint only. */
+  readonly lastLoads: ReadonlyMap<string, LastLoad>;
   readonly onProgress: (progress: Progress) => void;
+}
+
+/** What the last load of a table left to know. */
+export interface LastLoad {
+  /** The source's count of writes to the table at that time. */
+  readonly sourceWrites: string;
+  readonly rows: number;
 }
 
 /** A table that holds the source's rows, verified, in a transaction that is still open. */
@@ -98,6 +111,7 @@ interface Target {
   /** Made in this transaction, so empty and seen by nobody. */
   readonly isNew: boolean;
   readonly hashProbe: string;
+  readonly hasRowIds: boolean;
 }
 
 /** Settings of the warehouse's side of a load. */
@@ -186,6 +200,8 @@ export interface Comparison {
   readonly source: Fingerprint;
   readonly target: Fingerprint | null;
   readonly plan: Plan;
+  /** Rows that a load would copy. */
+  readonly rowsToCopy: number;
 }
 
 /**
@@ -212,7 +228,13 @@ export async function compareTable(
         table,
         "record",
       );
-      return { table, source: wanted, target: null, plan: { mode: "full" } };
+      return {
+        table,
+        source: wanted,
+        target: null,
+        plan: { mode: "full" },
+        rowsToCopy: wanted.count,
+      };
     }
     checkTarget(table, target);
     const relation = qualified(table.target);
@@ -224,7 +246,20 @@ export async function compareTable(
       relation,
       method,
     );
-    return { table, source: wanted, target: present, plan };
+    const rowsToCopy = plan.mode === "delta"
+      ? (await selectRows(
+        context,
+        table,
+        source,
+        warehouse,
+        { relation, hasRowIds: target.hasRowIds },
+        plan,
+        method,
+      )).rows
+      : plan.mode === "full"
+      ? wanted.count
+      : 0;
+    return { table, source: wanted, target: present, plan, rowsToCopy };
   } catch (error) {
     throw forTable(error, table, warehouse);
   }
@@ -249,6 +284,7 @@ interface FoundTarget {
   readonly kind: string;
   readonly columns: readonly { readonly name: string; readonly type: string }[];
   readonly hashProbe: string;
+  readonly hasRowIds: boolean;
 }
 
 async function findTarget(
@@ -257,7 +293,7 @@ async function findTarget(
 ): Promise<FoundTarget> {
   const rows = await warehouse.query(
     `select c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
-       ${HASH_PROBE} as probe
+       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids
      from (select 1) one
        left join pg_catalog.pg_namespace n on n.nspname = ${
       literal(table.target.schema)
@@ -277,6 +313,7 @@ async function findTarget(
       type,
     })),
     hashProbe: first?.probe,
+    hasRowIds: first?.rowids ?? false,
   };
 }
 
@@ -297,14 +334,20 @@ async function lockTarget(
       : table.target.name;
     const fresh = qualified({ schema: table.target.schema, name });
     await warehouse.query(createTableSql(table, fresh));
-    return { relation: fresh, isNew: true, hashProbe: found.hashProbe };
+    return {
+      relation: fresh,
+      isNew: true,
+      hashProbe: found.hashProbe,
+      hasRowIds: false,
+    };
   }
   checkTarget(table, found);
   // And once more under the lock: what was found before may have changed.
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
   found = await findTarget(table, warehouse);
   checkTarget(table, found);
-  return { relation, isNew: false, hashProbe: found.hashProbe };
+  const { hashProbe, hasRowIds } = found;
+  return { relation, isNew: false, hashProbe, hasRowIds };
 }
 
 /** DDL of a target table; also what `schema print` shows. */
@@ -411,6 +454,7 @@ function compare(
       target.relation,
       method,
       expectsChange(context, table),
+      context.lastLoads.get(table.name)?.rows,
     );
 }
 
@@ -420,16 +464,13 @@ function compare(
  * wrong one costs time, never a row.
  */
 function expectsChange(
-  { snapshot, writesAtLastLoad }: TableLoadContext,
+  { snapshot, lastLoads }: TableLoadContext,
   table: Table,
 ): boolean {
-  const before = writesAtLastLoad.get(table.name);
+  const before = lastLoads.get(table.name)?.sourceWrites;
   const now = snapshot.writes.get(table.name);
   return before !== undefined && now !== undefined && before !== now;
 }
-
-/** Rows of a table whose size is not known yet. */
-const MANY_ROWS = Number.MAX_SAFE_INTEGER;
 
 /**
  * Compares in two steps, each one query on either side at the same time: whole
@@ -443,9 +484,10 @@ async function compareContent(
   relation: string,
   method: HashMethod,
   expectsChange = false,
+  estimatedRows = 0,
 ): Promise<{ plan: Plan; wanted: Fingerprint; present: Fingerprint }> {
   const from = qualified(table.source);
-  let rows = MANY_ROWS;
+  let rows = estimatedRows;
   if (!expectsChange) {
     const [wanted, present] = await Promise.all([
       wholeFingerprint(source, from, table, method),
@@ -466,6 +508,58 @@ async function compareContent(
     plan: planFromBuckets(wanted, present, buckets),
     wanted: wholeOf(wanted),
     present: wholeOf(present),
+  };
+}
+
+/** Which rows a delta takes away from the target and copies from the source, as SQL conditions. */
+interface Selection {
+  readonly source: string;
+  readonly target: string;
+  /** Rows that will be copied. */
+  readonly rows: number;
+}
+
+/** Narrows the buckets that differ down to the rows that do, where these are not too many. */
+async function selectRows(
+  { snapshot }: TableLoadContext,
+  table: Table,
+  source: Session,
+  warehouse: Session,
+  target: Pick<Target, "relation" | "hasRowIds">,
+  difference: BucketDifference,
+  method: HashMethod,
+): Promise<Selection> {
+  const { columns } = table;
+  if (!isWorthRefining(difference)) {
+    const condition = inBucketsSql(columns, method, difference);
+    return {
+      source: condition,
+      target: condition,
+      rows: difference.sourceRows,
+    };
+  }
+  const sourceHasRowIds = snapshot.withRowIds.has(table.name);
+  const rowsOf = async (
+    session: Session,
+    relation: string,
+    hasRowIds: boolean,
+  ) => {
+    const [row] = await session.query(
+      rowsSql(relation, columns, method, difference, hasRowIds),
+    );
+    return row!.rows as string;
+  };
+  const [wanted, present] = await Promise.all([
+    rowsOf(source, qualified(table.source), sourceHasRowIds),
+    rowsOf(warehouse, target.relation, target.hasRowIds),
+  ]);
+  const { hashes, ...rows } = diffRows(wanted, present);
+  const condition = (ids: readonly string[] | undefined) =>
+    differingRowsSql(columns, method, hashes, ids);
+  return {
+    source: condition(sourceHasRowIds ? rows.source : undefined),
+    target: condition(target.hasRowIds ? rows.target : undefined),
+    rows: rows.source.length,
   };
 }
 
@@ -491,34 +585,29 @@ async function apply(
   if (plan.mode === "unchanged") {
     return { rowsInserted: 0, rowsDeleted: 0, bytesCopied: 0, plan, wanted };
   }
-  const where = plan.mode === "full"
-    ? ""
-    : ` where ${
-      inBucketsSql(table.columns, method, plan.buckets, plan.changed)
-    }`;
+  const selected = plan.mode === "delta"
+    ? await selectRows(context, table, source, warehouse, target, plan, method)
+    : undefined;
 
   clock.enter("delete");
   // The source's fingerprint is taken while the warehouse deletes: the two servers work side by side.
   const needsFingerprint = !wanted && context.config.verify === "content";
   const [rowsDeleted, measured] = await Promise.all([
-    target.isNew
-      ? 0
-      : warehouse.execute(`delete from ${target.relation}${where}`),
+    target.isNew ? 0 : warehouse.execute(
+      `delete from ${target.relation}${where(selected?.target)}`,
+    ),
     needsFingerprint
       ? wholeFingerprint(source, qualified(table.source), table, method)
       : wanted,
   ]);
 
-  clock.enter(
-    "copy",
-    plan.mode === "delta" ? plan.rows : measured?.count ?? null,
-  );
+  clock.enter("copy", selected?.rows ?? measured?.count ?? null);
   const columns = table.columns.map((c) => identifier(c.name));
   const copied = await copyRows(
     source,
-    `select ${table.columns.map(castToTarget)} from ${
-      qualified(table.source)
-    }${where}`,
+    `select ${table.columns.map(castToTarget)} from ${qualified(table.source)}${
+      where(selected?.source)
+    }`,
     warehouse,
     `${target.relation} (${columns})`,
     clock.moved,
@@ -530,6 +619,10 @@ async function apply(
     plan,
     wanted: measured ?? { count: copied.sourceRows, checksum: "" },
   };
+}
+
+function where(condition: string | undefined): string {
+  return condition ? ` where ${condition}` : "";
 }
 
 /**

@@ -42,13 +42,8 @@ function describe(outcome: ComparisonOutcome) {
       planned: `FAILED  ${error.line}`,
     };
   }
-  const { source, target, plan } = outcome.comparison;
+  const { source, target, plan, rowsToCopy: rows } = outcome.comparison;
   const equal = plan.mode === "unchanged";
-  const rows = plan.mode === "delta"
-    ? plan.rows
-    : plan.mode === "full"
-    ? source.count
-    : 0;
   return {
     table: outcome.table,
     equal,
@@ -63,7 +58,7 @@ function describe(outcome: ComparisonOutcome) {
       : target === null
       ? `MISSING    the target does not exist; the source has ${source.count} rows`
       : `DIFFERENT  ${source.count} rows in the source, ${target.count} in the target; ` +
-        `about ${rows} rows differ`,
+        `${rows} rows to copy`,
     planned: equal
       ? `unchanged  nothing to copy, ${source.count} rows`
       : `${plan.mode.padEnd(9)}  would copy ${rows} of ${source.count} rows`,

@@ -2,6 +2,7 @@ import { assertEquals } from "@std/assert";
 import {
   bucketCount,
   type Buckets,
+  diffRows,
   equal,
   parseBuckets,
   planFromBuckets,
@@ -37,7 +38,8 @@ Deno.test("planFromBuckets() finds a row that moved, came or went", () => {
     mode: "delta",
     buckets: 256,
     changed: [2, 3, 9],
-    rows: 51,
+    sourceRows: 51,
+    targetRows: 51,
   });
 });
 
@@ -59,7 +61,8 @@ Deno.test("planFromBuckets() copies all when most differs or one side is empty",
 
 Deno.test("bucketCount() is a power of two within its bounds", () => {
   assertEquals(bucketCount(0), 256);
-  assertEquals(bucketCount(1000), 8192);
+  assertEquals(bucketCount(8000), 256);
+  assertEquals(bucketCount(3_000_000), 16_384);
   assertEquals(bucketCount(Number.MAX_SAFE_INTEGER), 65_536);
 });
 
@@ -70,6 +73,18 @@ Deno.test("parseBuckets() and wholeOf() give the fingerprint of the whole table"
   assertEquals(parsed.get(3), { count: 1, checksum: "-5" });
   assertEquals(wholeOf(parsed), { count: 7, checksum: "18446744073709551609" });
   assertEquals(wholeOf(parseBuckets("")), { count: 0, checksum: "0" });
+});
+
+Deno.test("diffRows() finds the rows that differ, and twins whose number does", () => {
+  assertEquals(
+    diffRows("1 (0,1);2 (0,2);3 (0,3);3 (0,4)", "1 (9,1);4 (9,2);3 (9,3)"),
+    {
+      hashes: ["2", "3", "4"],
+      source: ["(0,2)", "(0,3)", "(0,4)"],
+      target: ["(9,3)", "(9,2)"],
+    },
+  );
+  assertEquals(diffRows("", ""), { hashes: [], source: [], target: [] });
 });
 
 Deno.test("equal() compares counts and sums", () => {

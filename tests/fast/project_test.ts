@@ -73,6 +73,7 @@ Deno.test("the task of the program names every variable, and no permission is gi
     );
   }
   for (const text of Object.values(tasks) as string[]) {
+    if (!/ (cli|main)\.ts/.test(text)) continue;
     assert(!/ -A\b|--allow-all/.test(text), text);
   }
 });
