@@ -1,0 +1,194 @@
+import { assert, assertEquals } from "@std/assert";
+import { runProgram } from "../support/program.ts";
+import { proxied, watchProgram } from "./support/phases.ts";
+import { changeSource, loadedDatabases, recover } from "./support/scene.ts";
+import {
+  assertEnded,
+  assertSound,
+  targetContent,
+  until,
+} from "./support/soundness.ts";
+
+const SLOW = {
+  source: { latencyMilliseconds: 60 },
+  warehouse: { latencyMilliseconds: 60 },
+};
+const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
+const LEAD = "marketing_qualified_lead";
+
+/** Seconds from the fault to a whole load, for `docs/reliability.md`. */
+const measured: string[] = [];
+
+for (const signal of ["SIGKILL", "SIGTERM"] as const) {
+  Deno.test(`${signal} in each phase leaves the old tables, and the next load is whole`, async (t) => {
+    await using db = await loadedDatabases();
+    for (const phase of PHASES) {
+      await t.step(phase, async () => {
+        const scene = await changeSource(db);
+        await using network = proxied(db, SLOW);
+        // One table waits for the other only while that one cannot be locked.
+        await using other = db.connect("warehouse");
+        await other.unsafe("begin");
+        if (phase === "wait") {
+          await other.unsafe(
+            "lock table m_data.closed_deal in row exclusive mode",
+          );
+        }
+        const program = watchProgram(["load"], network.environment);
+        await program.reaches(`${LEAD}: ${phase}`);
+        program.kill(signal);
+        const finished = await program.finished;
+        assertEnded(finished, signal === "SIGKILL" ? 137 : 143);
+        await other.unsafe("commit");
+        await assertSound(db, {
+          contents: [scene.old],
+          mayHaveDeadRun: signal === "SIGKILL",
+        });
+        if (signal === "SIGTERM") {
+          const [run] = await db.warehouse.unsafe(
+            "select state from marketing_data_service.run order by seq desc limit 1",
+          );
+          assertEquals(run!.state, "interrupted");
+        }
+        measured.push(`${signal} ${phase} ${(await recover(db)).toFixed(1)} s`);
+      });
+    }
+  });
+
+  Deno.test(`${signal} while the service's lock is waited for`, async () => {
+    await using db = await loadedDatabases({ deals: 5, leads: 5 });
+    const scene = await changeSource(db);
+    await using other = db.connect("warehouse");
+    await other.unsafe("begin; select pg_advisory_xact_lock(5714290)");
+    const program = watchProgram(["load"], {
+      ...db.environment,
+      LOCK_TIMEOUT: "2",
+    });
+    await until(async () =>
+      (await db.warehouse.unsafe(
+        "select 1 from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())",
+      )).length > 0
+    );
+    program.kill(signal);
+    assertEnded(await program.finished, signal === "SIGKILL" ? 137 : 143);
+    await other.unsafe("commit");
+    await assertSound(db, { contents: [scene.old], mayHaveDeadRun: true });
+    // Whoever asks for the same thing joins the request that the dead one left.
+    await recover(db);
+  });
+}
+
+Deno.test("kill -9 between the two commits: one table is new, the event says which", async () => {
+  await using db = await loadedDatabases();
+  const scene = await changeSource(db);
+  await using other = db.connect("warehouse");
+  // The key under which events are numbered: the last commit needs it, the first does not.
+  await other.unsafe("begin; select pg_advisory_xact_lock(5714292)");
+  const program = watchProgram(["load"], db.environment);
+  await until(async () =>
+    (await targetContent(db)).closed_deal === scene.new.closed_deal
+  );
+  program.kill("SIGKILL");
+  await program.finished;
+  await other.unsafe("commit");
+  await assertSound(db, {
+    contents: [scene.old, scene.new],
+    mayHaveDeadRun: true,
+  });
+  assertEquals(
+    (await targetContent(db)).marketing_qualified_lead,
+    scene.old.marketing_qualified_lead,
+  );
+  await recover(db);
+  const [row] = await db.warehouse.unsafe(
+    `select payload::text from marketing_data_service.event join marketing_data_service.run on run.id = run_id
+     where state = 'interrupted'`,
+  );
+  assert(
+    JSON.parse(row!.payload).error.includes(
+      "Loaded all the same: closed_deal.",
+    ),
+  );
+});
+
+Deno.test("kill -9 in a COMMIT that goes on without us: the event tells what became of it", async () => {
+  await using db = await loadedDatabases({ deals: 20, leads: 20 });
+  // Closed deals are equal, so nothing made this trigger act before the commit.
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'new'",
+  );
+  await db.warehouse.unsafe(
+    `create function slow_commit() returns trigger language plpgsql as
+       $$ begin perform pg_sleep(3); return null; end $$;
+     create constraint trigger slow after insert on marketing_data_service.table_load
+       deferrable initially deferred for each row when (new.table_name = 'closed_deal' and new.state = 'succeeded')
+       execute function slow_commit()`,
+  );
+  const program = watchProgram(["load"], db.environment);
+  await until(async () =>
+    (await db.warehouse.unsafe(
+      "select 1 from pg_stat_activity where query = 'commit' and state = 'active' and datname = current_database()",
+    )).length > 0
+  );
+  program.kill("SIGKILL");
+  await program.finished;
+  // At once: the server still commits for the dead process.
+  const next = await runProgram(["load"], db.environment);
+  assertEnded(next, 0);
+  await recover(db);
+});
+
+Deno.test("kill -9 after the commit and before the delivery: the file gets the event from the next load", async () => {
+  await using db = await loadedDatabases({ deals: 20, leads: 20 });
+  const folder = await Deno.makeTempDir();
+  const file = `${folder}/events.jsonl`;
+  const environment = {
+    ...db.environment,
+    EVENT_PUBLISHER_TYPE: "file",
+    EVENT_FILE: file,
+  };
+  // The event of the first load is not in the file yet; marking it as delivered has to wait.
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; select 1 from marketing_data_service.event for update",
+  );
+  const scene = await changeSource(db);
+  const program = watchProgram(["load"], environment);
+  await until(async () =>
+    JSON.stringify(await targetContent(db)) === JSON.stringify(scene.new)
+  );
+  await until(async () => (await Deno.readTextFile(file)).length > 0);
+  program.kill("SIGKILL");
+  await program.finished;
+  await other.unsafe("commit");
+  await assertSound(db, { contents: [scene.new] });
+  assertEnded(await runProgram(["load"], environment), 0);
+  const ids = (await Deno.readTextFile(file)).trimEnd().split("\n")
+    .map((line) => JSON.parse(line).event_id);
+  const stored = await db.warehouse.unsafe(
+    "select event_id::text as id from marketing_data_service.event order by seq",
+  );
+  assertEquals([...new Set(ids)], stored.map((row) => row.id));
+  await Deno.remove(folder, { recursive: true });
+});
+
+Deno.test("a second SIGTERM ends the process at once", async () => {
+  await using db = await loadedDatabases({ deals: 5, leads: 5 });
+  const scene = await changeSource(db);
+  await using network = proxied(db, {
+    warehouse: { latencyMilliseconds: 300 },
+  });
+  const program = watchProgram(["load"], network.environment);
+  await program.reaches("closed_deal: lock");
+  program.kill("SIGTERM");
+  program.kill("SIGTERM");
+  assertEnded(await program.finished, 143);
+  await assertSound(db, { contents: [scene.old], mayHaveDeadRun: true });
+  await recover(db);
+});
+
+globalThis.addEventListener("unload", () => {
+  if (Deno.env.get("FAULTS_MEASURE")) {
+    Deno.stdout.writeSync(new TextEncoder().encode(`${measured.join("\n")}\n`));
+  }
+});

@@ -1,0 +1,117 @@
+/**
+ * A run of the program that can be met in a phase: it goes through proxies,
+ * whose latency makes every phase last, and says on stderr where it is.
+ *
+ * @module
+ */
+import type { Databases } from "../../support/databases.ts";
+import type { Finished } from "../../support/program.ts";
+import { programCommand } from "../../support/program.ts";
+import { type Faults, Proxy } from "./proxy.ts";
+import { until } from "./soundness.ts";
+
+/** Both servers behind proxies. */
+export interface Proxies extends AsyncDisposable {
+  readonly source: Proxy;
+  readonly warehouse: Proxy;
+  /** The databases' variables with the proxies' ports. */
+  readonly environment: Readonly<Record<string, string>>;
+}
+
+/** Puts a proxy before each server. */
+export function proxied(
+  db: Databases,
+  faults: { source?: Faults; warehouse?: Faults } = {},
+): Proxies {
+  const proxy = (prefix: string, of: Faults = {}) =>
+    new Proxy({
+      hostname: db.environment[`${prefix}_HOST`]!,
+      port: Number(db.environment[`${prefix}_PORT`]),
+    }, of);
+  const source = proxy("OLIST_DB", faults.source);
+  const warehouse = proxy("DWH_DB", faults.warehouse);
+  return {
+    source,
+    warehouse,
+    environment: {
+      ...db.environment,
+      OLIST_DB_HOST: "127.0.0.1",
+      OLIST_DB_PORT: String(source.port),
+      DWH_DB_HOST: "127.0.0.1",
+      DWH_DB_PORT: String(warehouse.port),
+    },
+    async [Symbol.asyncDispose]() {
+      await source[Symbol.asyncDispose]();
+      await warehouse[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** A process of the program whose output can be watched while it runs. */
+export interface Watched {
+  readonly finished: Promise<Finished>;
+  /** What it has written to stderr so far. */
+  stderr(): string;
+  /** Waits for this text on stderr. */
+  reaches(text: string): Promise<void>;
+  kill(signal: Deno.Signal): void;
+}
+
+const ROOT = new URL("../../../", import.meta.url);
+
+/** Starts the program and watches it. */
+export function watchProgram(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>>,
+): Watched {
+  const [command, ...args] = programCommand(environment);
+  const inherited = Object.fromEntries(
+    ["HOME", "PATH", "DENO_DIR", "TMPDIR"].flatMap((name) => {
+      const value = Deno.env.get(name);
+      return value === undefined ? [] : [[name, value]];
+    }),
+  );
+  const process = new Deno.Command(command!, {
+    args: [...args, ...words],
+    clearEnv: true,
+    env: { ...inherited, ...environment },
+    cwd: ROOT.pathname,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const output = { stdout: "", stderr: "" };
+  const read = async (name: "stdout" | "stderr") => {
+    const decoder = new TextDecoder();
+    for await (const bytes of process[name]) {
+      output[name] += decoder.decode(bytes, { stream: true });
+    }
+  };
+  let hasEnded = false;
+  const finished = Promise.all([
+    process.status,
+    read("stdout"),
+    read("stderr"),
+  ]).then(([{ code }]) => {
+    hasEnded = true;
+    return { code, ...output };
+  });
+  return {
+    finished,
+    stderr: () => output.stderr,
+    reaches: (text) =>
+      until(
+        () => {
+          if (output.stderr.includes(text)) return true;
+          if (hasEnded) {
+            throw new Error(
+              `ended before "${text}": ${output.stderr}`,
+            );
+          }
+          return false;
+        },
+        () => `never reached "${text}": ${output.stderr}`,
+      ),
+    kill: (signal) => process.kill(signal),
+  };
+}

@@ -1,0 +1,54 @@
+/**
+ * The scene of most cases: both tables loaded once, then changed in the source.
+ *
+ * @module
+ */
+import { assertEquals } from "@std/assert";
+import { createDatabases, type Databases } from "../../support/databases.ts";
+import { runProgram } from "../../support/program.ts";
+import {
+  assertSound,
+  type Content,
+  sourceContent,
+  targetContent,
+} from "./soundness.ts";
+
+/** What the targets hold before the case, and what they have to hold after a load. */
+export interface Scene {
+  readonly old: Content;
+  readonly new: Content;
+}
+
+/** Databases whose targets are loaded. */
+export async function loadedDatabases(
+  rows = { deals: 500, leads: 3000 },
+): Promise<Databases> {
+  const db = await createDatabases({ rows });
+  const { code, stderr } = await runProgram(["load"], db.environment);
+  assertEquals(code, 0, stderr);
+  return db;
+}
+
+let changes = 0;
+
+/** Changes some rows of both source tables, so that the next load has something to do. */
+export async function changeSource(db: Databases): Promise<Scene> {
+  const mark = `change ${++changes}`;
+  await db.source.unsafe(
+    `update marketing.closed_deals set has_gtin = '${mark}'
+     where ctid in (select ctid from marketing.closed_deals order by random() limit 20);
+     update marketing.marketing_qualified_leads set origin = '${mark}'
+     where ctid in (select ctid from marketing.marketing_qualified_leads order by random() limit 100)`,
+  );
+  return { old: await targetContent(db), new: await sourceContent(db) };
+}
+
+/** Loads with nothing in the way, and sees to it that all is well afterwards; returns the seconds it took. */
+export async function recover(db: Databases): Promise<number> {
+  const started = performance.now();
+  const { code, stderr } = await runProgram(["load"], db.environment);
+  const seconds = (performance.now() - started) / 1000;
+  assertEquals(code, 0, stderr);
+  await assertSound(db, { contents: [await sourceContent(db)] });
+  return seconds;
+}

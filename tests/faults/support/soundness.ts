@@ -1,0 +1,164 @@
+/**
+ * The four questions after a fault: is every target wholly old or wholly new,
+ * is nothing of ours left, has every run exactly one end and one event, and
+ * (by the caller) did the process answer as documented?
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import { delay } from "@std/async/delay";
+import { TABLES } from "../../../src/tables.ts";
+import { type Databases, PASSWORD, type Sql } from "../../support/databases.ts";
+import type { Finished } from "../../support/program.ts";
+
+/** Digest of every target by name, `absent` where there is none. */
+export type Content = Readonly<Record<string, string>>;
+
+/** Seconds that servers may take to notice that a client is gone. */
+const PATIENCE_SECONDS = 15;
+
+/** What the targets hold. */
+export function targetContent(db: Databases): Promise<Content> {
+  return contentOf(db.warehouse, "target");
+}
+
+/** What the targets have to hold after a load from the source as it is now. */
+export function sourceContent(db: Databases): Promise<Content> {
+  return contentOf(db.source, "source");
+}
+
+/** Digest by another way than the program's own: every row as text, in order. */
+async function contentOf(
+  sql: Sql,
+  side: "source" | "target",
+): Promise<Content> {
+  const digests: Record<string, string> = {};
+  for (const table of TABLES) {
+    const { schema, name } = table[side];
+    const columns = table.columns.map((c) => `${c.name}::${c.type}`);
+    const [exists] = await sql.unsafe(
+      `select to_regclass('${schema}.${name}') is not null as yes`,
+    );
+    const [row] = exists!.yes
+      ? await sql.unsafe(
+        `select count(*) || ' ' || md5(coalesce(string_agg(r::text, E'\\n' order by r::text), '')) as digest
+         from (select ${columns} from ${schema}.${name}) r`,
+      )
+      : [{ digest: "absent" }];
+    digests[table.name] = row!.digest;
+  }
+  return digests;
+}
+
+/** What a case allows. */
+export interface Expectation {
+  /** Contents of which every target must hold one; all targets the same one when `isAtomic`. */
+  readonly contents: readonly Content[];
+  readonly isAtomic?: boolean;
+  /** A killed process leaves its run to the next load. */
+  readonly mayHaveDeadRun?: boolean;
+}
+
+/** Asks the questions about the two databases. */
+export async function assertSound(
+  db: Databases,
+  { contents, isAtomic = false, mayHaveDeadRun = false }: Expectation,
+): Promise<void> {
+  await assertNothingLeft(db);
+  const now = await targetContent(db);
+  if (isAtomic) {
+    assert(
+      contents.some((c) => JSON.stringify(c) === JSON.stringify(now)),
+      `mixed: ${JSON.stringify({ now, contents })}`,
+    );
+  }
+  for (const [table, digest] of Object.entries(now)) {
+    const allowed = contents.map((content) => content[table]);
+    assert(allowed.includes(digest), `${table} is ${digest}, not ${allowed}`);
+  }
+  if (!mayHaveDeadRun) await assertOneEndPerRun(db);
+}
+
+/** Every run has ended, and has one event that fits its state. */
+export async function assertOneEndPerRun(db: Databases): Promise<void> {
+  const [exists] = await db.warehouse.unsafe(
+    "select to_regclass('marketing_data_service.event') is not null as yes",
+  );
+  if (!exists!.yes) return;
+  const odd = await db.warehouse.unsafe(
+    `select run.id, run.state, run.error, count(event.seq)::int as events
+     from marketing_data_service.run left join marketing_data_service.event on event.run_id = run.id
+     group by run.id
+     having count(event.seq) <> 1 or run.finished_at is null
+       or (state = 'succeeded') <> (min(event.event_type) = 'marketing-data-loaded')`,
+  );
+  assertEquals([...odd], []);
+  // An event tells of a table as loaded exactly if its load is committed.
+  const lies = await db.warehouse.unsafe(
+    `select event.run_id, entry ->> 'table' as name, entry ->> 'status' as said, load.state
+     from marketing_data_service.event
+       cross join lateral json_array_elements(coalesce(payload -> 'results', payload -> 'details') -> 'results') entry
+       left join marketing_data_service.table_load load
+         on load.run_id = event.run_id and load.table_name = entry ->> 'table'
+     where (entry ->> 'status' = 'success') <> (coalesce(load.state, 'failed') = 'succeeded')`,
+  );
+  assertEquals([...lies], []);
+}
+
+/** No session, lock, prepared transaction or table of ours; servers get some seconds to notice. */
+export async function assertNothingLeft(db: Databases): Promise<void> {
+  const left = async () => {
+    const found: string[] = [];
+    for (const sql of [db.source, db.warehouse]) {
+      const rows = await sql.unsafe(
+        `select application_name || ': ' || state || ' ' || query as what from pg_stat_activity
+         where datname = current_database() and application_name like 'marketing-data-service%'
+           -- The connections that a living process keeps for single statements.
+           and not (application_name = 'marketing-data-service' and state = 'idle')
+         union all select gid from pg_prepared_xacts where database = current_database()`,
+      );
+      found.push(...rows.map((row) => row.what));
+    }
+    const tables = await db.warehouse.unsafe(
+      `select 'table ' || relname as what from pg_class
+       where relnamespace = to_regnamespace('m_data') and relkind in ('r', 'p')
+         and relname <> all (array['${
+        TABLES.map((t) => t.target.name).join("','")
+      }'])`,
+    );
+    return [...found, ...tables.map((row) => row.what)];
+  };
+  await until(
+    async () => (await left()).length === 0,
+    async () => `left behind: ${(await left()).join("; ")}`,
+    PATIENCE_SECONDS,
+  );
+}
+
+/** A process ended with this code, said what it must, and told no secret. */
+export function assertEnded(
+  finished: Finished,
+  code: number | readonly number[],
+  saying?: RegExp,
+): void {
+  const output = finished.stdout + finished.stderr;
+  assert(
+    [code].flat().includes(finished.code),
+    `exit ${finished.code}: ${output}`,
+  );
+  assert(!output.includes(PASSWORD), "the password was printed");
+  if (saying) assert(saying.test(output), `${saying} is not in: ${output}`);
+}
+
+/** Polls until the condition holds. */
+export async function until(
+  condition: () => boolean | Promise<boolean>,
+  otherwise: () => string | Promise<string> = () => "it did not come true",
+  seconds = 20,
+): Promise<void> {
+  const deadline = Date.now() + seconds * 1000;
+  while (!await condition()) {
+    if (Date.now() > deadline) throw new Error(await otherwise());
+    await delay(20);
+  }
+}
