@@ -32,6 +32,7 @@ import {
   loadedEntry,
   loadedEvent,
   type LoadEvent,
+  timestampOf,
   type Trigger,
 } from "./events.ts";
 import { migrate } from "./migrate.ts";
@@ -52,6 +53,7 @@ import {
   type Ticket,
   withdrawRun,
 } from "./runs.ts";
+import { drainSpool, spoolFailure } from "./publish/spool.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
   loadTable,
@@ -96,13 +98,23 @@ export async function load(
   hooks: LoadHooks = {},
 ): Promise<LoadEvent> {
   const { config, warehouse } = service;
-  await migrate(warehouse, connectionOf(config, "migrate"));
-  const ticket = await enqueueRun(
-    warehouse,
-    trigger,
-    options,
-    config.lockTimeoutSeconds,
-  );
+  let ticket: Ticket;
+  try {
+    await migrate(warehouse, connectionOf(config, "migrate"));
+    ticket = await enqueueRun(
+      warehouse,
+      trigger,
+      options,
+      config.lockTimeoutSeconds,
+    );
+  } catch (error) {
+    await announceUnrecorded(service, {
+      ...options,
+      id: crypto.randomUUID(),
+      trigger,
+    }, error);
+    throw error;
+  }
   return await driveRun(service, ticket, hooks);
 }
 
@@ -117,10 +129,18 @@ export async function driveRun(
   try {
     lock = await acquireLock(config, config.lockTimeoutSeconds, hooks.signal);
   } catch (error) {
-    await withdrawRun(warehouse, ticket, asServiceError(error));
+    await withdrawRun(warehouse, ticket, asServiceError(error)).catch((
+      reason,
+    ) =>
+      log.warn("Run {run_id} stays queued: {reason}", {
+        run_id: ticket.runId,
+        reason: asServiceError(reason).message,
+      })
+    );
     throw error;
   }
   await using _ = lock;
+  await drainSpool(warehouse, config.eventSpoolFile);
   for (const id of await interruptDeadRuns(warehouse)) {
     log.warn("Run {run_id} was found dead and is now interrupted", {
       run_id: id,
@@ -136,9 +156,48 @@ export async function driveRun(
     );
   }
   hooks.onStart?.(run);
-  const event = await executeRun(service, run, lock, hooks);
-  await service.deliver();
-  return event;
+  try {
+    const event = await executeRun(service, run, lock, hooks);
+    await service.deliver();
+    return event;
+  } catch (error) {
+    await announceUnrecorded(service, run, error);
+    throw error;
+  }
+}
+
+/** Keeps a failure that the warehouse cannot take, for the next load to put on record there. */
+async function announceUnrecorded(
+  service: Service,
+  run: Run,
+  cause: unknown,
+): Promise<void> {
+  const error = asServiceError(cause);
+  // Only an unreachable warehouse: any other failure is on record, or never became a run.
+  if (error.kind.exit !== 69 && error.code !== "connection_lost") return;
+  const entries = run.tables.map((table) => failedEntry(table, error, 1));
+  const event = failedEvent(
+    {
+      runId: run.id,
+      trigger: run.trigger,
+      timestamp: timestampOf(new Date()),
+      sourceSnapshotAt: null,
+    },
+    error.line,
+    entries,
+  );
+  try {
+    await spoolFailure(service.config.eventSpoolFile, {
+      run,
+      event,
+      code: error.code,
+    });
+  } catch (reason) {
+    service.log.error("The failure of run {run_id} is on no record: {reason}", {
+      run_id: run.id,
+      reason: asServiceError(reason).line,
+    });
+  }
 }
 
 /** Runs a claimed run to its event. */
@@ -172,6 +231,7 @@ async function executeRun(
       // Two snapshots must never be mixed, so what is prepared is given up too.
       log.warn("The source's snapshot was lost: starting over with a new one");
       for (const unit of units.outcomes) unit.session?.destroy();
+      await units.release();
       continue;
     }
     const event = await commitUnits(context, units);
@@ -398,16 +458,16 @@ async function commitUnits(
 /** Settles a commit whose outcome is unknown: the rows that it would have made visible are there or not. */
 async function wasCommitted(context: RunContext, unit: Unit): Promise<boolean> {
   const { warehouse } = context.service;
-  await withRetries(unabortable(context), async () => {
+  return await withRetries(unabortable(context), async () => {
     // The backend may still be committing: after this it is certainly over.
     await warehouse.query(
       `select pg_terminate_backend(pid, 5000) from pg_stat_activity
        where pid = $1 and application_name = $2`,
       [unit.session!.pid, context.connection.applicationName],
     );
+    const committed = await committedTables(warehouse, context.run.id);
+    return unit.tables.every((table) => committed.includes(table.name));
   });
-  const committed = await committedTables(warehouse, context.run.id);
-  return unit.tables.every((table) => committed.includes(table.name));
 }
 
 /** Closes a run of which no transaction is left that could do it: its tables failed, or their commits did. */

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Pool, Row, Session } from "./db.ts";
+import { APPLICATION_NAME, type Pool, type Row, type Session } from "./db.ts";
 import { type ErrorCode, ERRORS, ServiceError } from "./errors.ts";
 import {
   EVENT_CHANNEL,
@@ -265,17 +265,36 @@ export async function databaseTime(executor: Executor): Promise<string> {
   return row!.now;
 }
 
+/** Ends the backends of a run's sessions in the warehouse and waits until they are gone. */
+export async function endBackends(
+  executor: Executor,
+  runId: string,
+): Promise<void> {
+  await executor.query(
+    `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+     where application_name = $1 and pid <> pg_backend_pid()`,
+    [`${APPLICATION_NAME}/${runId}`],
+  );
+}
+
+async function loadedByRun(
+  executor: Executor,
+  runId: string,
+): Promise<LoadedEntry[]> {
+  const rows = await executor.query(
+    `select result::text from marketing_data_service.table_load
+     where run_id = $1::uuid and state = 'succeeded'`,
+    [runId],
+  );
+  return rows.map((row) => JSON.parse(row.result));
+}
+
 /** The tables whose load by this run is committed. */
 export async function committedTables(
   executor: Executor,
   runId: string,
 ): Promise<readonly string[]> {
-  const rows = await executor.query(
-    `select table_name from marketing_data_service.table_load
-     where run_id = $1::uuid and state = 'succeeded'`,
-    [runId],
-  );
-  return rows.map((row) => row.table_name);
+  return (await loadedByRun(executor, runId)).map((entry) => entry.table);
 }
 
 /** The event of a run, once it has one. */
@@ -301,9 +320,7 @@ export async function interruptDeadRuns(
   executor: Executor,
 ): Promise<readonly string[]> {
   const dead = await executor.query(
-    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now,
-       coalesce((select json_agg(result) from marketing_data_service.table_load
-         where run_id = run.id and state = 'succeeded'), '[]')::text as loaded
+    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
      from marketing_data_service.run
      where state = 'running' or state = 'queued' and wait_until < clock_timestamp() - interval '5 s'
      order by seq`,
@@ -316,7 +333,9 @@ export async function interruptDeadRuns(
 }
 
 async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
-  const loaded: LoadedEntry[] = JSON.parse(row.loaded);
+  // A backend of the dead process may still be committing: what it loaded is known when it is over.
+  await endBackends(executor, row.id);
+  const loaded = await loadedByRun(executor, row.id);
   const error = new ServiceError(
     "interrupted",
     row.state === "queued"

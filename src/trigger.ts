@@ -47,8 +47,22 @@ export async function acquireLock(
         : `select pg_try_advisory_xact_lock(${SERVICE_LOCK}) as locked`,
     );
     if (!row!.locked) throw busy(waitSeconds);
+    const lost = new AbortController();
+    session.signal.addEventListener("abort", () => {
+      const cause = session.signal.reason;
+      lost.abort(
+        // An abort that was asked for is not a loss.
+        cause instanceof ServiceError && cause.code === "terminated"
+          ? cause
+          : new ServiceError(
+            "lock_lost",
+            `The service's lock was lost: ${cause.message}`,
+            { cause },
+          ),
+      );
+    });
     return {
-      signal: session.signal,
+      signal: lost.signal,
       [Symbol.asyncDispose]: () => session.close(),
     };
   } catch (error) {
