@@ -6,7 +6,7 @@
  */
 import postgres from "postgres";
 import { parseConfig } from "../../src/config.ts";
-import { type Config, type Environment } from "../../src/config.ts";
+import type { Config, Environment } from "../../src/config.ts";
 import { Pool } from "../../src/db.ts";
 import type { Service } from "../../src/load.ts";
 import { setUpLogging } from "../../src/log.ts";
