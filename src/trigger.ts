@@ -89,10 +89,12 @@ export async function waitForTurn(
 ): Promise<Lock | LoadEvent> {
   const finished = new AbortController();
   let event: LoadEvent | undefined;
+  let isOver = false;
   let hasBegun = ticket.waitUntil === "infinity";
   const look = async () => {
     try {
       const run = await progressOf(warehouse, ticket.runId);
+      if (isOver) return;
       if (run?.event) {
         event = run.event;
         finished.abort(new ServiceError("run_lost", "The run is finished"));
@@ -100,7 +102,7 @@ export async function waitForTurn(
     } catch {
       // The wait for the lock tells of a lost connection.
     }
-    if (!finished.signal.aborted) timer = setTimeout(look, POLL_MILLISECONDS);
+    if (!isOver) timer = setTimeout(look, POLL_MILLISECONDS);
   };
   let timer = setTimeout(look, POLL_MILLISECONDS);
   try {
@@ -123,8 +125,9 @@ export async function waitForTurn(
       }
     }
   } finally {
-    // A look that is under way would set the timer anew.
-    finished.abort();
+    // A look that is under way would set the timer anew. Not by the signal
+    // above: the session that holds the lock goes on listening to it.
+    isOver = true;
     clearTimeout(timer);
   }
 }
