@@ -18,9 +18,12 @@ import {
   usage,
 } from "./src/commands/command.ts";
 import { configCommand } from "./src/commands/config.ts";
+import { eventsCommand } from "./src/commands/events.ts";
 import { healthCommand } from "./src/commands/health.ts";
 import { loadCommand } from "./src/commands/load.ts";
+import { runsCommand } from "./src/commands/runs.ts";
 import { schemaCommand } from "./src/commands/schema.ts";
+import { serveCommand } from "./src/commands/serve.ts";
 import { verifyCommand } from "./src/commands/verify.ts";
 import { versionCommand } from "./src/commands/version.ts";
 import {
@@ -33,6 +36,7 @@ import {
 import { APPLICATION_NAME, Pool } from "./src/db.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import type { Service } from "./src/load.ts";
+import { pruneHistory } from "./src/history.ts";
 import { maskOf, setUpLogging } from "./src/log.ts";
 import { publishToFile } from "./src/publish/file.ts";
 
@@ -40,6 +44,9 @@ const COMMANDS: readonly Command[] = [
   loadCommand,
   healthCommand,
   verifyCommand,
+  runsCommand,
+  eventsCommand,
+  serveCommand,
   schemaCommand,
   configCommand,
   versionCommand,
@@ -54,7 +61,8 @@ const printError = (text: string) => writeAll(Deno.stderr, text);
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
-async function main(words: readonly string[]): Promise<number> {
+/** Runs the command that the words name and returns the exit code. */
+export async function main(words: readonly string[]): Promise<number> {
   let mask = (text: string) => text;
   const isJson = words.includes("--json");
   const controller = new AbortController();
@@ -100,6 +108,15 @@ async function main(words: readonly string[]): Promise<number> {
       config,
       log,
       service: once(() => startService(config(), log(), released)),
+      async serve() {
+        // The server's libraries are only loaded for it: every other command starts fast.
+        const { serve } = await import("./main.ts");
+        return await serve({
+          service: context.service(),
+          signal: controller.signal,
+          isTraced: Deno.env.get("OTEL_DENO") === "true",
+        });
+      },
       output,
       signal: controller.signal,
     };
@@ -221,7 +238,7 @@ function startService(
 ): Service {
   const warehouse = released.use(
     new Pool(config.dwh, {
-      max: 2,
+      max: 4,
       connectTimeoutSeconds: config.connectTimeoutSeconds,
     }),
   );
@@ -231,11 +248,18 @@ function startService(
     log,
     runner: `${APPLICATION_NAME} ${Deno.pid}`,
     async deliver() {
-      if (config.eventPublisherType !== "file") return;
+      const hasFile = config.eventPublisherType === "file";
       try {
-        await publishToFile(warehouse, config.eventFile);
+        if (hasFile) await publishToFile(warehouse, config.eventFile);
       } catch (error) {
         log.error("Events are not in the file yet: {error}", {
+          error: asServiceError(error).line,
+        });
+      }
+      try {
+        await pruneHistory(warehouse, config.runRetentionDays, hasFile);
+      } catch (error) {
+        log.warn("Old runs are not removed yet: {error}", {
           error: asServiceError(error).line,
         });
       }

@@ -145,6 +145,91 @@ const identifier = (fallback: string, description: string) =>
         : undefined,
   );
 
+/** Hours, days and so on: what the fields of a cron expression may hold. */
+const CRON_FIELDS = [
+  { minimum: 0, maximum: 59, names: [] },
+  { minimum: 0, maximum: 23, names: [] },
+  { minimum: 1, maximum: 31, names: [] },
+  {
+    minimum: 1,
+    maximum: 12,
+    names: "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split(" "),
+  },
+  { minimum: 0, maximum: 7, names: "SUN MON TUE WED THU FRI SAT".split(" ") },
+] as const;
+
+/**
+ * A crontab expression as `Deno.cron` takes it, or `undefined` when it is none.
+ *
+ * `Deno.cron` counts the days of the week from 1 for Sunday, crontab from 0;
+ * so lists, ranges and steps are written out, and days by their names.
+ */
+export function cronExpression(text: string): string | undefined {
+  const fields = text.trim().split(/\s+/);
+  if (fields.length !== CRON_FIELDS.length) return undefined;
+  const written = fields.map((field, index) => cronField(field, index));
+  if (!written.every((field) => field !== undefined)) return undefined;
+  const [, , days, months, weekdays] = written;
+  return weekdays !== "*" || dayExists(days!, months!)
+    ? written.join(" ")
+    : undefined;
+}
+
+function cronField(field: string, index: number): string | undefined {
+  const { minimum, maximum, names } = CRON_FIELDS[index]!;
+  if (field === "*") return field;
+  const isWeekday = index === 4;
+  const valueOf = (word: string) => {
+    const position = (names as readonly string[]).indexOf(word.toUpperCase());
+    return position >= 0
+      ? position + minimum
+      : /^\d{1,2}$/.test(word)
+      ? Number(word)
+      : NaN;
+  };
+  const values = new Set<number>();
+  for (const part of field.split(",")) {
+    const [, first, last, step] =
+      /^(\*|\w+)(?:-(\w+))?(?:\/(\d{1,2}))?$/.exec(part) ?? [];
+    if (first === undefined || (first === "*" && last)) return undefined;
+    const from = first === "*" ? minimum : valueOf(first);
+    const to = first === "*"
+      ? (isWeekday ? 6 : maximum)
+      : last !== undefined
+      ? valueOf(last)
+      : step !== undefined
+      ? maximum
+      : from;
+    const by = Number(step ?? 1);
+    // Negated, because a comparison with NaN is false.
+    if (!(from >= minimum && from <= to && to <= maximum && by > 0)) {
+      return undefined;
+    }
+    for (let value = from; value <= to; value += by) {
+      values.add(isWeekday ? value % 7 : value);
+    }
+  }
+  return [...values].sort((a, b) => a - b)
+    .map((value) => isWeekday ? names[value]! : value).join(",");
+}
+
+/** Whether one of the days is ever in one of the months. */
+function dayExists(days: string, months: string): boolean {
+  if (days === "*" || months === "*") return true;
+  const first = Number(days.split(",")[0]);
+  return months.split(",").some((month) =>
+    first <= new Date(Date.UTC(2024, Number(month), 0)).getUTCDate()
+  );
+}
+
+const cron = (description: string) =>
+  optional(variable(
+    "",
+    "a crontab expression of five fields such as */15 * * * * or 0 6 * * MON-FRI",
+    description,
+    cronExpression,
+  ));
+
 const SSL_MODES = ["disable", "prefer", "require", "verify-full"] as const;
 const LOG_LEVELS = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] as const;
 
@@ -232,6 +317,30 @@ export const VARIABLES = {
     "events.spool.jsonl",
     "Where a failure event waits while the warehouse is out of reach",
   ),
+  HOST: text("127.0.0.1", "Address that the service listens on"),
+  PORT: integer("8000", 0, 65535, "Port that the service listens on"),
+  API_TOKEN: secret("Bearer token that every request but /health* needs"),
+  API_TOKEN_FILE: path("File that holds the bearer token"),
+  ALLOW_UNAUTHENTICATED: boolean(
+    false,
+    "Listen beyond loopback without a token",
+  ),
+  LOAD_SCHEDULE: cron("When the service loads by itself, in UTC; unset is off"),
+  LISTEN_CHANNEL: optional(
+    identifier("", "A NOTIFY on this channel of the warehouse triggers a load"),
+  ),
+  SHUTDOWN_GRACE: number(
+    "30",
+    0,
+    86400,
+    "Seconds that a running load gets to end when the service is stopped",
+  ),
+  RUN_RETENTION_DAYS: number(
+    "90",
+    0.001,
+    36500,
+    "Days for which finished runs and their events are kept",
+  ),
   LOG_LEVEL: oneOf(LOG_LEVELS, "INFO", "Least level that is logged"),
   LOG_FORMAT: oneOf(
     ["auto", "text", "json"],
@@ -243,7 +352,7 @@ export const VARIABLES = {
 /** Name of a variable. */
 export type VariableName = keyof typeof VARIABLES;
 
-type SecretVariable = "OLIST_DB_PASSWORD" | "DWH_DB_PASSWORD";
+type SecretVariable = "OLIST_DB_PASSWORD" | "DWH_DB_PASSWORD" | "API_TOKEN";
 type FileVariable =
   | `${SecretVariable}_FILE`
   | "OLIST_DB_SSLROOTCERT"
@@ -282,6 +391,16 @@ export interface Config {
   readonly eventPublisherType: "database" | "file";
   readonly eventFile: string;
   readonly eventSpoolFile: string;
+  readonly host: string;
+  /** 0 takes any port that is free. */
+  readonly port: number;
+  readonly apiToken: string | undefined;
+  readonly allowUnauthenticated: boolean;
+  /** As `Deno.cron` takes it, see {@linkcode cronExpression}. */
+  readonly loadSchedule: string | undefined;
+  readonly listenChannel: string | undefined;
+  readonly shutdownGraceSeconds: number;
+  readonly runRetentionDays: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly logFormat: "auto" | "text" | "json";
 }
@@ -377,6 +496,14 @@ export function parseConfig(
     eventPublisherType: read("EVENT_PUBLISHER_TYPE"),
     eventFile: read("EVENT_FILE"),
     eventSpoolFile: read("EVENT_SPOOL_FILE"),
+    host: read("HOST"),
+    port: read("PORT"),
+    apiToken: secretOf("API_TOKEN"),
+    allowUnauthenticated: read("ALLOW_UNAUTHENTICATED"),
+    loadSchedule: read("LOAD_SCHEDULE"),
+    listenChannel: read("LISTEN_CHANNEL"),
+    shutdownGraceSeconds: read("SHUTDOWN_GRACE"),
+    runRetentionDays: read("RUN_RETENTION_DAYS"),
     logLevel: read("LOG_LEVEL"),
     logFormat: read("LOG_FORMAT"),
   };
@@ -418,6 +545,6 @@ export function effectiveVariables(
 
 /** The secret values of a configuration: what no output may ever hold. */
 export function secretsOf(config: Config): readonly string[] {
-  return [config.olist.password, config.dwh.password]
+  return [config.olist.password, config.dwh.password, config.apiToken]
     .filter((value): value is string => value !== undefined && value !== "");
 }

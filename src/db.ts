@@ -52,6 +52,8 @@ export interface ConnectionOptions {
   readonly stallTimeoutSeconds: number;
   /** Destroys the session when aborted; the signal's reason becomes the error. */
   readonly signal?: AbortSignal;
+  /** Hears what is notified on the channels that the session listens on. */
+  readonly onNotify?: (channel: string, payload: string) => void;
 }
 
 /** Settings of a transaction on a {@linkcode Session}. */
@@ -76,6 +78,7 @@ function connect(
     applicationName: string;
     connectTimeoutSeconds: number;
     max: number;
+    onNotify?: (channel: string, payload: string) => void;
   },
   dial: () => net.Socket,
 ): Client {
@@ -101,6 +104,7 @@ function connect(
     publications: "none",
     connection: { application_name: options.applicationName },
     onnotice: () => {},
+    ...(options.onNotify ? { onnotify: options.onNotify } : {}),
     socket: dial,
   };
   return postgres(

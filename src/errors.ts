@@ -34,6 +34,16 @@ export const ERRORS = {
     false,
     "Correct the variables that are named; `config` shows what is in force.",
   ),
+  not_found: kind(1, 404, false, "See GET / for what there is."),
+  method_not_allowed: kind(1, 405, false, "See the Allow header."),
+  unauthorized: kind(
+    1,
+    401,
+    false,
+    "Send the header `Authorization: Bearer` with the token of API_TOKEN.",
+  ),
+  body_too_large: kind(1, 413, false, "Send at most 64 KiB."),
+  body_too_slow: kind(1, 408, false, "Send the body without pauses."),
   connection_failed: kind(
     69,
     503,

@@ -62,7 +62,7 @@ import {
   warehouseTransaction,
 } from "./table_load.ts";
 import { type Table, tablesNamed, TARGET_SCHEMA } from "./tables.ts";
-import { acquireLock, type Lock } from "./trigger.ts";
+import { isLock, type Lock, waitForTurn } from "./trigger.ts";
 
 /** What a load works with; made once by the process. */
 export interface Service {
@@ -81,6 +81,8 @@ export interface LoadHooks {
   /** Aborts the load; the reason should be a {@linkcode ServiceError}. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (runId: string, progress: Progress) => void;
+  /** Called while the lock is held and before the run begins: the last moment to join it. */
+  readonly beforeStart?: () => Promise<void>;
   /** Called when the run has begun, so that no later request may join it. */
   readonly onStart?: (run: Run) => void;
 }
@@ -125,9 +127,9 @@ export async function driveRun(
   hooks: LoadHooks = {},
 ): Promise<LoadEvent> {
   const { config, warehouse, log } = service;
-  let lock: Lock;
+  let turn: Lock | LoadEvent;
   try {
-    lock = await acquireLock(config, config.lockTimeoutSeconds, hooks.signal);
+    turn = await waitForTurn(config, warehouse, ticket, hooks.signal);
   } catch (error) {
     await withdrawRun(warehouse, ticket, asServiceError(error)).catch((
       reason,
@@ -139,6 +141,8 @@ export async function driveRun(
     );
     throw error;
   }
+  if (!isLock(turn)) return turn;
+  const lock = turn;
   await using _ = lock;
   await drainSpool(warehouse, config.eventSpoolFile);
   for (const id of await interruptDeadRuns(warehouse)) {
@@ -146,6 +150,7 @@ export async function driveRun(
       run_id: id,
     });
   }
+  await hooks.beforeStart?.();
   const run = await claimRun(warehouse, ticket.runId, service.runner);
   if (!run) {
     const event = await eventOf(warehouse, ticket.runId);

@@ -42,17 +42,6 @@ export interface Run extends RunOptions {
   readonly trigger: Trigger;
 }
 
-/** A run as the history shows it. */
-export interface RunRecord extends Run {
-  readonly state: RunState;
-  readonly requested_at: string;
-  readonly started_at: string | null;
-  readonly finished_at: string | null;
-  readonly source_snapshot_at: string | null;
-  readonly error: string | null;
-  readonly code: string | null;
-}
-
 /** Anything that runs one statement: a pool, or a session with its transaction. */
 export type Executor = Pick<Pool | Session, "query">;
 
@@ -309,6 +298,71 @@ export async function eventOf(
   return row && JSON.parse(row.payload);
 }
 
+/** What a run is doing and, when it is over, its event; `undefined` when there is no such run. */
+export async function progressOf(
+  executor: Executor,
+  runId: string,
+): Promise<
+  | { state: RunState; isAwaited: boolean; event: LoadEvent | undefined }
+  | undefined
+> {
+  const [row] = await executor.query(
+    `select state, wait_until > clock_timestamp() as awaited, (select payload::text from marketing_data_service.event where run_id = run.id) as event
+     from marketing_data_service.run where id = $1::uuid`,
+    [runId],
+  );
+  return row &&
+    {
+      state: row.state,
+      isAwaited: row.awaited,
+      event: row.event ? JSON.parse(row.event) : undefined,
+    };
+}
+
+/**
+ * Queues the run of a schedule's tick; it is to run in any case.
+ *
+ * @returns its ticket; why the tick is to be skipped, otherwise.
+ */
+export async function enqueueTick(
+  executor: Executor,
+  options: RunOptions,
+  tick: Date,
+): Promise<Ticket | "running" | "taken"> {
+  const [other] = await executor.query(
+    `select tick is not distinct from $1::text::timestamptz as taken
+     from marketing_data_service.run
+     where state = 'running' or tick = $1::text::timestamptz order by taken desc limit 1`,
+    [tick.toISOString()],
+  );
+  if (other) return other.taken ? "taken" : "running";
+  try {
+    const [row] = await executor.query(
+      `insert into marketing_data_service.run as run (id, trigger, tables, mode, atomic, recreate, tick)
+       values ($1::uuid, 'schedule',
+         (select array_agg(t) from json_array_elements_text($2::text::json) t), $3, $4, $5, $6::text::timestamptz)
+       on conflict (tables, mode, atomic, recreate) where state = 'queued'
+         do update set wait_until = 'infinity', tick = coalesce(run.tick, excluded.tick)
+       returning id, wait_until::text`,
+      [
+        crypto.randomUUID(),
+        JSON.stringify(options.tables),
+        options.mode,
+        options.atomic,
+        options.recreate,
+        tick.toISOString(),
+      ],
+    );
+    return { runId: row!.id, waitUntil: row!.wait_until };
+  } catch (error) {
+    // 23505: a replica with the same schedule was faster.
+    if (error instanceof ServiceError && error.sqlstate === "23505") {
+      return "taken";
+    }
+    throw error;
+  }
+}
+
 /**
  * Closes the runs whose process is gone, each with its event. The caller holds
  * the service's lock, so a run that is `running` has nobody who runs it; a
@@ -383,7 +437,7 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
 
 /**
  * Takes a request out of the queue: the run fails with `error`, unless
- * somebody else has joined it and still waits.
+ * somebody else has joined it and still waits, or it is to run in any case.
  *
  * @returns its event, or `undefined` when the run stays queued or has begun.
  */
@@ -394,7 +448,8 @@ export async function withdrawRun(
 ): Promise<LoadEvent | undefined> {
   const [row] = await executor.query(
     `select id, trigger, to_json(tables)::text as tables, ${NOW} as now from marketing_data_service.run
-     where id = $1::uuid and state = 'queued' and wait_until = $2::text::timestamptz`,
+     where id = $1::uuid and state = 'queued' and wait_until = $2::text::timestamptz
+       and wait_until < 'infinity'`,
     [ticket.runId, ticket.waitUntil],
   );
   if (!row) return undefined;

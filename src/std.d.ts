@@ -57,3 +57,10 @@ declare module "cli-progress" {
   const library: { MultiBar: new (options: object) => MultiBar };
   export default library;
 }
+
+declare module "@std/async/delay" {
+  export function delay(
+    milliseconds: number,
+    options?: { signal?: AbortSignal; persistent?: boolean },
+  ): Promise<void>;
+}

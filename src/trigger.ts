@@ -6,6 +6,8 @@
 import type { Config } from "./config.ts";
 import { APPLICATION_NAME, Session } from "./db.ts";
 import { ServiceError } from "./errors.ts";
+import type { LoadEvent } from "./events.ts";
+import { type Executor, progressOf, type Ticket } from "./runs.ts";
 
 /** Key of the advisory lock that a load holds. */
 const SERVICE_LOCK = 5_714_290;
@@ -71,6 +73,76 @@ export async function acquireLock(
       throw busy(waitSeconds, error);
     }
     throw error;
+  }
+}
+
+/** Whether the turn has come, rather than the run's event. */
+export function isLock(turn: Lock | LoadEvent): turn is Lock {
+  return Symbol.asyncDispose in turn;
+}
+
+/** Milliseconds between two looks at a run that waits for its turn. */
+const POLL_MILLISECONDS = 500;
+
+/** Seconds that one wait for the lock lasts where there is no limit. */
+const LONG_WAIT_SECONDS = 3600;
+
+/**
+ * Waits until the lock is ours, or until another process has finished the run,
+ * and then returns its event: requests are shared across processes.
+ *
+ * The time limit counts until the run begins, wherever that is.
+ *
+ * @throws {ServiceError} `busy` when the run does not begin in time.
+ */
+export async function waitForTurn(
+  config: Config,
+  warehouse: Executor,
+  ticket: Ticket,
+  signal?: AbortSignal,
+): Promise<Lock | LoadEvent> {
+  const finished = new AbortController();
+  let event: LoadEvent | undefined;
+  let isOver = false;
+  let hasBegun = ticket.waitUntil === "infinity";
+  const look = async () => {
+    try {
+      const run = await progressOf(warehouse, ticket.runId);
+      if (isOver) return;
+      if (run?.event) {
+        event = run.event;
+        finished.abort(new ServiceError("run_lost", "The run is finished"));
+      } else if (run?.state === "running") hasBegun = true;
+    } catch {
+      // The wait for the lock tells of a lost connection.
+    }
+    if (!isOver) timer = setTimeout(look, POLL_MILLISECONDS);
+  };
+  let timer = setTimeout(look, POLL_MILLISECONDS);
+  try {
+    while (true) {
+      try {
+        return await acquireLock(
+          config,
+          hasBegun ? LONG_WAIT_SECONDS : config.lockTimeoutSeconds,
+          AbortSignal.any([finished.signal, ...(signal ? [signal] : [])]),
+        );
+      } catch (error) {
+        if (event) return event;
+        const isBusy = error instanceof ServiceError && error.code === "busy";
+        if (!isBusy) throw error;
+        const run = await progressOf(warehouse, ticket.runId);
+        if (run?.event) return run.event;
+        hasBegun ||= run?.state === "running";
+        // Others who joined the run may wait for longer.
+        if (!hasBegun && !run?.isAwaited) throw error;
+      }
+    }
+  } finally {
+    // A look that is under way would set the timer anew. Not by the signal
+    // above: the session that holds the lock goes on listening to it.
+    isOver = true;
+    clearTimeout(timer);
   }
 }
 

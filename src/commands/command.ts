@@ -43,6 +43,8 @@ export interface CommandContext {
   /** Logging and the warehouse, on first use; released by the caller. */
   readonly service: () => Service;
   readonly log: () => Logger;
+  /** Serves until the signal; returns the exit code. */
+  readonly serve: () => Promise<number>;
   readonly output: Output;
   /** Aborted by SIGINT and SIGTERM. */
   readonly signal: AbortSignal;

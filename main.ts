@@ -1,0 +1,183 @@
+/**
+ * The service. Wires the HTTP edge, the schedule and the channel to the
+ * loader, and sees to an orderly end.
+ *
+ * @module
+ */
+import { delay } from "@std/async/delay";
+import { Pool } from "./src/db.ts";
+import { Dispatcher } from "./src/dispatcher.ts";
+import { asServiceError, ServiceError } from "./src/errors.ts";
+import { lastSuccess } from "./src/history.ts";
+import { createApp } from "./src/http/app.ts";
+import { LiveRuns } from "./src/live_runs.ts";
+import { connectionOf, type Service } from "./src/load.ts";
+import { Metrics } from "./src/metrics.ts";
+import { migrate } from "./src/migrate.ts";
+import { checkEventFile } from "./src/publish/file.ts";
+import { listenForTriggers, startSchedule } from "./src/schedule.ts";
+import { VERSION } from "./src/version.ts";
+
+/** Seconds between two attempts to reach the databases at the start. */
+const RETRY_SECONDS = 2;
+
+/** Seconds that open requests get after the last run has ended. */
+const CLOSE_SECONDS = 2;
+
+const DAY_MILLISECONDS = 86_400_000;
+
+if (import.meta.main) {
+  const { main } = await import("./cli.ts");
+  Deno.exit(await main(["serve", ...Deno.args]));
+}
+
+/** What the service is handed by the process. */
+export interface ServeOptions {
+  readonly service: Service;
+  /** Begins the orderly end. */
+  readonly signal: AbortSignal;
+  readonly isTraced: boolean;
+}
+
+/**
+ * Serves until the signal.
+ *
+ * @throws {ServiceError} `configuration` when it must not or cannot listen.
+ */
+export async function serve(options: ServeOptions): Promise<number> {
+  const { service, signal } = options;
+  const { config, log, warehouse } = service;
+  refuseOpenDoor(service);
+  if (config.eventPublisherType === "file") {
+    await checkEventFile(config.eventFile);
+  }
+  await using source = new Pool(config.olist, {
+    max: 1,
+    connectTimeoutSeconds: config.connectTimeoutSeconds,
+  });
+  const live = new LiveRuns();
+  const tracer = options.isTraced
+    ? (await import("./src/tracing.ts")).traceRuns(VERSION)
+    : undefined;
+  const dispatcher: Dispatcher = new Dispatcher(service, {
+    onStart(run) {
+      live.begin(run.id);
+      metrics.runStarted(run.id);
+      tracer?.onStart(run);
+    },
+    onProgress(runId, progress) {
+      live.update(runId, progress);
+      tracer?.onProgress(runId, progress);
+    },
+    onEnd(event) {
+      live.end(event);
+      metrics.runEnded(event);
+      tracer?.onEnd(event);
+    },
+  });
+  const metrics = new Metrics({
+    pools: { olist: source, dwh: warehouse },
+    isLoading: () => dispatcher.isLoading,
+    lastSuccess: () => lastSuccess(warehouse),
+  });
+  let isReady = false;
+  const streams = new AbortController();
+  const app = createApp({
+    service,
+    source,
+    dispatcher,
+    live,
+    metrics,
+    isReady: () => isReady,
+    shutdown: streams.signal,
+  });
+  const server = listen(config.host, config.port, app.fetch, (address) => {
+    log.info("Listening on http://{address}", { address });
+  });
+  const background = (async () => {
+    await prepareWarehouse(service, signal);
+    if (signal.aborted) return;
+    isReady = true;
+    log.info("Ready for loads");
+    const triggers = { config, log, dispatcher };
+    startSchedule(triggers, signal);
+    const daily = setInterval(() => void service.deliver(), DAY_MILLISECONDS);
+    await Promise.all([
+      dispatcher.resume(signal),
+      listenForTriggers(triggers, signal),
+    ]);
+    clearInterval(daily);
+  })();
+  await new Promise<void>((done) => {
+    if (signal.aborted) return done();
+    signal.addEventListener("abort", () => done(), { once: true });
+  });
+  log.info("Stopping: no more loads are taken");
+  // Streams would keep the server open for ever.
+  streams.abort();
+  await dispatcher.drain(config.shutdownGraceSeconds);
+  await Promise.race([server.shutdown(), delay(CLOSE_SECONDS * 1000)]);
+  await background;
+  log.info("Stopped");
+  return 0;
+}
+
+/** @throws {ServiceError} `configuration` when anybody on the network could ask for loads. */
+function refuseOpenDoor({ config, log }: Service): void {
+  const isLoopback = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/.test(config.host);
+  if (isLoopback || config.apiToken) return;
+  if (config.allowUnauthenticated) {
+    log.warn("Anybody who reaches {host} can ask for loads", {
+      host: config.host,
+    });
+    return;
+  }
+  throw new ServiceError(
+    "configuration",
+    `Cannot start: HOST=${config.host} is beyond loopback and there is no API_TOKEN`,
+    {
+      remedy:
+        "Set API_TOKEN or API_TOKEN_FILE, or ALLOW_UNAUTHENTICATED=true where something else guards the port.",
+    },
+  );
+}
+
+function listen(
+  hostname: string,
+  port: number,
+  handler: (request: Request) => Response | Promise<Response>,
+  onListening: (address: string) => void,
+): Deno.HttpServer {
+  try {
+    return Deno.serve({
+      hostname,
+      port,
+      onListen: (address) => onListening(`${address.hostname}:${address.port}`),
+    }, (request) => handler(request));
+  } catch (error) {
+    throw new ServiceError(
+      "configuration",
+      `Cannot listen on ${hostname}:${port}: ${(error as Error).message}`,
+      { cause: error, remedy: "Set HOST and PORT to an address that is free." },
+    );
+  }
+}
+
+/** Brings the warehouse's schema up to date, however long the warehouse takes to come. */
+async function prepareWarehouse(
+  { config, warehouse, log }: Service,
+  signal: AbortSignal,
+): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      await migrate(warehouse, connectionOf(config, "migrate", signal));
+      return;
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn("Waiting for the warehouse: {error}", {
+        error: asServiceError(error).line,
+      });
+      await delay(RETRY_SECONDS * 1000, { signal }).catch(() => {});
+    }
+  }
+}

@@ -1,0 +1,181 @@
+/**
+ * The history as people and programs read it, and its retention.
+ *
+ * @module
+ */
+import type { Row } from "./db.ts";
+import type {
+  IntegrityCheck,
+  LoadEvent,
+  TableEntry,
+  Trigger,
+} from "./events.ts";
+import type { Executor, RunState, Ticket } from "./runs.ts";
+import type { PhaseTiming } from "./table_load.ts";
+import type { TableName } from "./tables.ts";
+
+/** A run as the history shows it. Times are UTC, ISO 8601. */
+export interface RunSummary {
+  readonly run_id: string;
+  readonly status: RunState;
+  readonly trigger: Trigger;
+  readonly tables: readonly TableName[];
+  readonly mode: "auto" | "full";
+  readonly atomic: boolean;
+  readonly recreate: boolean;
+  readonly requested_at: string;
+  readonly started_at: string | null;
+  readonly finished_at: string | null;
+  /** Seconds from start to end. */
+  readonly duration: number | null;
+  readonly source_snapshot_at: string | null;
+  readonly error: string | null;
+  readonly code: string | null;
+  readonly runner: string | null;
+}
+
+/** A run with what it did to each table, and its event once there is one. */
+export interface RunDetails extends RunSummary {
+  readonly table_loads: readonly {
+    readonly table: string;
+    readonly status: "succeeded" | "failed";
+    readonly result: TableEntry;
+    readonly integrity_check: IntegrityCheck | null;
+    readonly phases: readonly PhaseTiming[];
+  }[];
+  readonly event: LoadEvent | null;
+}
+
+/** An event with its place in the order of all events. */
+export interface StoredEvent {
+  /** Cursor for what comes after this event. */
+  readonly seq: number;
+  readonly event: LoadEvent;
+}
+
+const utc = (column: string) =>
+  `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as ${column}`;
+
+const SUMMARY =
+  `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
+  ${utc("requested_at")}, ${utc("started_at")}, ${utc("finished_at")},
+  extract(epoch from finished_at - started_at)::float8 as duration,
+  source_snapshot_at, error, code, runner`;
+
+function summaryOf({ id, state, tables, ...row }: Row): RunSummary {
+  return {
+    run_id: id,
+    status: state,
+    ...row,
+    tables: JSON.parse(tables),
+  } as RunSummary;
+}
+
+/** Which runs to list, newest first. */
+export interface RunFilter {
+  readonly limit: number;
+  /** Only runs that were asked for before this one. */
+  readonly before?: string | undefined;
+  readonly status?: RunState | undefined;
+}
+
+/** The newest runs. */
+export async function listRuns(
+  executor: Executor,
+  { limit, before, status }: RunFilter,
+): Promise<readonly RunSummary[]> {
+  const rows = await executor.query(
+    `select ${SUMMARY} from marketing_data_service.run
+     where ($2::text is null or state = $2)
+       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
+     order by run.seq desc limit $1::int`,
+    [limit, status ?? null, before ?? null],
+  );
+  return rows.map(summaryOf);
+}
+
+/** One run, or `undefined` when the history does not have it. */
+export async function findRun(
+  executor: Executor,
+  id: string,
+): Promise<RunDetails | undefined> {
+  const [row] = await executor.query(
+    `select ${SUMMARY},
+       (select payload::text from marketing_data_service.event where run_id = run.id) as event,
+       coalesce((select json_agg(json_build_object('table', table_name, 'status', state,
+           'result', result, 'integrity_check', integrity_check, 'phases', phases) order by table_name)
+         from marketing_data_service.table_load where run_id = run.id), '[]')::text as table_loads
+     from marketing_data_service.run where id = $1::text::uuid`,
+    [id],
+  );
+  if (!row) return undefined;
+  const { event, table_loads, ...rest } = row;
+  return {
+    ...summaryOf(rest),
+    table_loads: JSON.parse(table_loads),
+    event: event && JSON.parse(event),
+  };
+}
+
+/** Events in their order, from the one after the cursor; 0 begins with the oldest. */
+export async function listEvents(
+  executor: Executor,
+  after: number,
+  limit: number,
+): Promise<readonly StoredEvent[]> {
+  const rows = await executor.query(
+    `select seq::text, payload::text from marketing_data_service.event
+     where event.seq > $1::text::bigint order by event.seq limit $2::int`,
+    [String(after), limit],
+  );
+  return rows.map(({ seq, payload }) => ({
+    seq: Number(seq),
+    event: JSON.parse(payload),
+  }));
+}
+
+/** Queued runs that are to run though nobody waits for them, oldest first. */
+export async function unattendedRuns(
+  executor: Executor,
+): Promise<readonly Ticket[]> {
+  const rows = await executor.query(
+    `select id, wait_until::text from marketing_data_service.run
+     where state = 'queued' and wait_until = 'infinity' order by seq`,
+  );
+  return rows.map((row) => ({ runId: row.id, waitUntil: row.wait_until }));
+}
+
+/** Unix time of the last success, in seconds, or `undefined` when there was none. */
+export async function lastSuccess(
+  executor: Executor,
+): Promise<number | undefined> {
+  const [row] = await executor.query(
+    `select extract(epoch from max(finished_at))::float8 as at
+     from marketing_data_service.run where state = 'succeeded'`,
+  );
+  return row?.at ?? undefined;
+}
+
+/**
+ * Removes finished runs that are older than `days`, with their events. An
+ * event that is still to go to the file keeps its run.
+ *
+ * @returns the number of runs that were removed.
+ */
+export async function pruneHistory(
+  executor: Executor,
+  days: number,
+  hasFile: boolean,
+): Promise<number> {
+  const [row] = await executor.query(
+    `with pruned as (
+       delete from marketing_data_service.run
+       where finished_at < clock_timestamp() - make_interval(secs => $1::float8)
+         and not ($2 and exists (select from marketing_data_service.event
+           where run_id = run.id and file_delivered_at is null))
+       returning 1)
+     select count(*)::int as count from pruned`,
+    [days * 86400, hasFile],
+  );
+  return row!.count;
+}

@@ -1,0 +1,186 @@
+/** The shapes of requests and answers: they validate, and the OpenAPI document is made of them. */
+import { z } from "@hono/zod-openapi";
+import { TABLE_NAMES } from "../tables.ts";
+
+const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
+const STATES = [
+  "queued",
+  "running",
+  "succeeded",
+  "failed",
+  "interrupted",
+] as const;
+
+export const Problem = z.object({
+  type: z.string(),
+  title: z.string(),
+  status: z.int(),
+  detail: z.string(),
+  code: z.string(),
+  instance: z.string(),
+  request_id: z.string(),
+}).openapi("Problem");
+
+export const LoadRequest = z.strictObject({
+  tables: z.array(z.enum(TABLE_NAMES as ["closed_deal"])).min(1).max(16)
+    .optional(),
+  mode: z.enum(["auto", "full"]).optional(),
+}).openapi("LoadRequest", {
+  example: { tables: ["closed_deal"], mode: "full" },
+});
+
+const LoadedEntry = z.looseObject({
+  table: z.string(),
+  status: z.literal("success"),
+  records_loaded: z.int(),
+  duration: z.number(),
+  mode: z.enum(["unchanged", "delta", "full"]),
+  rows_inserted: z.int(),
+  rows_deleted: z.int(),
+  bytes_copied: z.int(),
+  checksum: z.string().nullable(),
+  attempts: z.int(),
+  warnings: z.array(z.string()),
+}).openapi("LoadedEntry");
+
+const FailedEntry = z.looseObject({
+  table: z.string(),
+  status: z.literal("failure"),
+  error: z.string(),
+  code: z.string(),
+  attempts: z.int(),
+}).openapi("FailedEntry");
+
+const IntegrityCheck = z.looseObject({
+  table: z.string(),
+  integrity_ok: z.boolean(),
+  source_count: z.int(),
+  target_count: z.int(),
+}).openapi("IntegrityCheck");
+
+const totals = {
+  total_tables: z.int(),
+  successful_tables: z.int(),
+  failed_tables: z.int(),
+};
+
+export const LoadedEvent = z.looseObject({
+  event_type: z.literal("marketing-data-loaded"),
+  status: z.literal("success"),
+  timestamp: z.string(),
+  results: z.looseObject({
+    ...totals,
+    results: z.array(LoadedEntry),
+    integrity_checks: z.array(IntegrityCheck),
+  }),
+  event_id: z.uuid(),
+  run_id: z.uuid(),
+  trigger: z.enum(TRIGGERS),
+  source_snapshot_at: z.string(),
+}).openapi("LoadedEvent");
+
+export const FailedEvent = z.looseObject({
+  event_type: z.literal("marketing-data-load-failed"),
+  status: z.literal("failure"),
+  timestamp: z.string(),
+  error: z.string(),
+  details: z.looseObject({
+    ...totals,
+    results: z.array(z.union([LoadedEntry, FailedEntry])),
+  }),
+  event_id: z.uuid(),
+  run_id: z.uuid(),
+  trigger: z.enum(TRIGGERS),
+  source_snapshot_at: z.string().optional(),
+}).openapi("FailedEvent");
+
+const LoadEvent = z.union([LoadedEvent, FailedEvent]);
+
+export const Accepted = z.object({
+  run_id: z.uuid(),
+  status: z.enum(STATES),
+}).openapi("Accepted");
+
+export const RunSummary = z.object({
+  run_id: z.uuid(),
+  status: z.enum(STATES),
+  trigger: z.enum(TRIGGERS),
+  tables: z.array(z.string()),
+  mode: z.enum(["auto", "full"]),
+  atomic: z.boolean(),
+  recreate: z.boolean(),
+  requested_at: z.string(),
+  started_at: z.string().nullable(),
+  finished_at: z.string().nullable(),
+  duration: z.number().nullable(),
+  source_snapshot_at: z.string().nullable(),
+  error: z.string().nullable(),
+  code: z.string().nullable(),
+  runner: z.string().nullable(),
+}).openapi("RunSummary");
+
+export const RunDetails = RunSummary.extend({
+  table_loads: z.array(z.object({
+    table: z.string(),
+    status: z.enum(["succeeded", "failed"]),
+    result: z.union([LoadedEntry, FailedEntry]),
+    integrity_check: IntegrityCheck.nullable(),
+    phases: z.array(z.object({
+      phase: z.string(),
+      startedAfter: z.number(),
+      seconds: z.number(),
+    })),
+  })),
+  event: LoadEvent.nullable(),
+}).openapi("RunDetails");
+
+export const RunList = z.object({ runs: z.array(RunSummary) }).openapi(
+  "RunList",
+);
+
+export const EventList = z.object({
+  events: z.array(z.object({ seq: z.int(), event: LoadEvent })),
+  /** Cursor for the next request. */
+  next: z.int(),
+}).openapi("EventList");
+
+const Check = z.object({
+  status: z.enum(["healthy", "unhealthy"]),
+  latency_ms: z.number(),
+  error: z.string().optional(),
+});
+
+export const Health = z.object({
+  status: z.enum(["healthy", "unhealthy"]),
+  checks: z.object({ olist: Check, dwh: Check }),
+  version: z.string(),
+  uptime: z.number(),
+}).openapi("Health");
+
+export const Status = z.object({ status: z.string() }).openapi("Status");
+
+export const Root = z.object({
+  service: z.string(),
+  version: z.string(),
+  tables: z.array(z.string()),
+  endpoints: z.array(z.string()),
+  last_run: RunSummary.nullable(),
+}).openapi("Root");
+
+const whole = (minimum: number, maximum: number, fallback: number) =>
+  z.string().regex(/^\d{1,15}$/).transform(Number)
+    .pipe(z.int().min(minimum).max(maximum)).default(fallback)
+    .openapi({ type: "integer", minimum, maximum, default: fallback });
+
+export const RunsQuery = z.strictObject({
+  limit: whole(1, 500, 50),
+  before: z.uuid().optional(),
+  status: z.enum(STATES).optional(),
+});
+
+export const EventsQuery = z.strictObject({
+  after: whole(0, Number.MAX_SAFE_INTEGER, 0),
+  limit: whole(1, 500, 100),
+});
+
+export const RunId = z.object({ id: z.uuid() });
