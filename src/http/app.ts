@@ -431,16 +431,19 @@ function parseLoadRequest(body: string): z.infer<typeof schemas.LoadRequest> {
   } catch (error) {
     throw badRequest(`The body is not JSON: ${(error as Error).message}`);
   }
-  const result = schemas.LoadRequest.safeParse(value);
+  const result = schemas.LoadRequest.safeParse(value, { reportInput: true });
   if (!result.success) throw badRequest(issues(result.error));
   return result.data;
 }
 
 /** What a schema found, in one line that names each place. */
 function issues(error: z.ZodError): string {
-  return error.issues.map(({ path, message }) =>
-    path.length > 0 ? `${path.join(".")}: ${message}` : message
-  ).join("; ");
+  return error.issues.map(({ path, message, input }) => {
+    const given = typeof input === "string"
+      ? `, not ${JSON.stringify(input.slice(0, 80))}`
+      : "";
+    return `${path.length > 0 ? `${path.join(".")}: ` : ""}${message}${given}`;
+  }).join("; ");
 }
 
 function endpointsOf(app: OpenAPIHono): string[] {

@@ -1,128 +1,440 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { createDatabases } from "../support/databases.ts";
-import { runProgram } from "../support/program.ts";
-import { startServer } from "../support/server.ts";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import fc from "fast-check";
+import { createDatabases, type Databases } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+import { startServer, until } from "../support/server.ts";
 
-Deno.test("the API loads, shares runs, shows history, refuses bad input and ends in order", async (t) => {
-  await using db = await createDatabases({ rows: { deals: 842, leads: 8000 } });
-  await using server = await startServer(db.environment);
-  const ask = async (path: string, init?: RequestInit) => {
-    const answer = await fetch(`${server.url}${path}`, init);
-    const text = await answer.text();
-    const isJson = answer.headers.get("content-type")?.includes("json");
-    return {
-      answer,
-      status: answer.status,
-      text,
-      json: isJson && JSON.parse(text),
-    };
+const ROWS = { deals: 20, leads: 50 };
+
+/** Makes the next load wait in its table's lock until it is disposed of. */
+async function heldTable(db: Databases): Promise<AsyncDisposable> {
+  const writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  return {
+    async [Symbol.asyncDispose]() {
+      await writer.unsafe("rollback");
+      await writer.end({ timeout: 1 });
+    },
   };
+}
 
-  await t.step("POST /load answers with the event", async () => {
-    const { status, json, text } = await ask("/load", { method: "POST" });
-    assertEquals(status, 200, text);
-    assertEquals(json.results.successful_tables, 2);
-    assertEquals(json.trigger, "http");
-  });
-  await t.step("500 at once share at most two runs", async () => {
-    const answers = await Promise.all(
-      Array.from({ length: 500 }, () => ask("/load", { method: "POST" })),
-    );
-    assertEquals(new Set(answers.map((a) => a.status)), new Set([200]));
-    const runs = new Set(answers.map((a) => a.json.run_id));
-    assert(runs.size <= 2, `${runs.size} runs`);
-  });
-  await t.step("POST /load-async is run and can be followed", async () => {
-    const { status, json, answer } = await ask("/load-async", {
+async function countRuns(db: Databases, condition = "true"): Promise<number> {
+  const [row] = await db.warehouse.unsafe(
+    `select count(*)::int as n from marketing_data_service.run where ${condition}`,
+  );
+  return row!.n;
+}
+
+Deno.test("the API answers as documented", async (t) => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  const post = (
+    path: string,
+    body?: string,
+    headers: Record<string, string> = {},
+  ) =>
+    server.json(path, {
       method: "POST",
-      body: '{"tables":["closed_deal"],"mode":"full"}',
+      headers,
+      ...(body === undefined ? {} : { body }),
     });
-    assertEquals(status, 202);
-    assertEquals(answer.headers.get("location"), `/runs/${json.run_id}`);
-    const stream = await ask(`/runs/${json.run_id}/stream`);
-    assertStringIncludes(stream.text, "event: end");
-    const run = await ask(`/runs/${json.run_id}`);
-    assertEquals(run.json.status, "succeeded");
-    assertEquals(run.json.event.results.total_tables, 1);
+  let runId = "";
+
+  await t.step("GET /health and its relatives", async () => {
+    const { status, body } = await server.json("/health");
+    assertEquals(status, 200);
+    assertEquals(body.status, "healthy");
+    assertEquals(body.checks.olist.status, "healthy");
+    const live = await server.fetch("/health/live");
+    await live.body?.cancel();
+    assertEquals(live.status, 200);
+    assert(live.headers.get("x-request-id"));
   });
-  await t.step("reads", async () => {
+
+  await t.step("POST /load runs and answers with the event", async () => {
+    const { status, body } = await post("/load");
+    assertEquals(status, 200);
+    assertEquals(body.event_type, "marketing-data-loaded");
+    assertEquals(body.trigger, "http");
+    runId = body.run_id;
+    const one = await post(
+      "/load",
+      '{"tables": ["closed_deal"], "mode": "full"}',
+      {
+        "content-type": "text/plain",
+      },
+    );
+    assertEquals(one.body.results.total_tables, 1);
+    assertEquals(one.body.results.results[0].mode, "full");
+  });
+
+  await t.step(
+    "POST /load-async answers at once, and the run can be followed",
+    async () => {
+      const response = await server.fetch("/load-async", { method: "POST" });
+      const body = await response.json();
+      assertEquals(response.status, 202);
+      assertEquals(response.headers.get("location"), `/runs/${body.run_id}`);
+      await until("the run is over", async () => {
+        const { body: run } = await server.json(`/runs/${body.run_id}`);
+        return run.status === "succeeded";
+      });
+      const stream = await server.fetch(`/runs/${body.run_id}/stream`);
+      assertStringIncludes(
+        stream.headers.get("content-type")!,
+        "text/event-stream",
+      );
+      assertStringIncludes(await stream.text(), "event: end");
+    },
+  );
+
+  await t.step(
+    "GET /runs, /runs/{id} and /events tell the history",
+    async () => {
+      const runs = await server.json("/runs?limit=2");
+      assertEquals(runs.body.runs.length, 2);
+      const older = await server.json(
+        `/runs?before=${runs.body.runs[1].run_id}&limit=100`,
+      );
+      assertEquals(older.body.runs.at(-1).run_id, runId);
+      const run = await server.json(`/runs/${runId}`);
+      assertEquals(run.body.tables.length, 2);
+      assertEquals(run.body.event.run_id, runId);
+      assertEquals(
+        (await server.json(`/runs/${crypto.randomUUID()}`)).status,
+        404,
+      );
+      const events = await server.json("/events?limit=1");
+      assertEquals(
+        events.body.events[0].event.run_id ?? events.body.events[0].run_id,
+        runId,
+      );
+    },
+  );
+
+  await t.step("GET /, /docs, /metrics and /openapi.json", async () => {
+    const { body } = await server.json("/");
+    assertEquals(body.service, "marketing-data-service");
+    const page = await server.fetch("/", { headers: { accept: "text/html" } });
+    assertStringIncludes(await page.text(), "<html");
+    const docs = await (await server.fetch("/docs")).text();
+    assertStringIncludes(docs, "/load-async");
+    assert(
+      !/(src|href)="https?:/.test(docs),
+      "the reader reaches for another host",
+    );
+    const metrics = await (await server.fetch("/metrics")).text();
+    assertMatch(
+      metrics,
+      /marketing_data_runs_total\{[^}]*status="success"[^}]*\} \d/,
+    );
+    assert(!metrics.includes(runId));
+    const document = await server.json("/openapi.json");
+    assertEquals(document.body.openapi, "3.1.0");
     for (
       const path of [
-        "/",
-        "/health",
-        "/health/live",
+        "/load",
+        "/load-async",
         "/runs",
+        "/runs/{id}",
+        "/runs/{id}/stream",
         "/events",
-        "/metrics",
-        "/openapi.json",
-        "/docs",
+        "/health",
       ]
     ) {
-      const { status, text } = await ask(path);
-      assertEquals(status, 200, `${path}: ${text}`);
+      assert(document.body.paths[path], path);
     }
-    assertEquals((await ask("/openapi.json")).json.openapi, "3.1.0");
-    assertStringIncludes(
-      (await ask("/metrics")).text,
-      "marketing_data_runs_total",
-    );
-    assertEquals(
-      (await runProgram(["events", "--limit", "1"], db.environment)).code,
-      0,
-    );
-    assertEquals((await runProgram(["runs"], db.environment)).code, 0);
   });
-  await t.step("bad input gets problem documents", async () => {
+
+  await t.step("bad requests get problem documents", async () => {
     const cases: [string, RequestInit, number, string][] = [
-      ["/load", { method: "POST", body: "{" }, 400, "not JSON"],
-      ["/load", { method: "POST", body: '{"tabels":[]}' }, 400, "tabels"],
-      ["/load", { method: "POST", body: '{"tables":["x"]}' }, 400, "tables.0"],
-      ["/load", { method: "POST", body: "x".repeat(70_000) }, 413, "65536"],
-      ["/load", {}, 405, "GET"],
-      ["/nothing", {}, 404, "/nothing"],
-      ["/runs?limit=0", {}, 400, "limit"],
-      ["/runs?limt=5", {}, 400, "limt"],
-      ["/runs/x", {}, 400, "id"],
-      [`/runs/${crypto.randomUUID()}`, {}, 404, "no run"],
+      ["/load", { method: "POST", body: '{"tabels": []}' }, 400, "tabels"],
+      [
+        "/load",
+        { method: "POST", body: '{"tables": ["orders"]}' },
+        400,
+        "orders",
+      ],
+      ["/load", { method: "POST", body: '{"tables": []}' }, 400, "tables"],
+      ["/load", { method: "POST", body: '{"mode": 3}' }, 400, "mode"],
+      ["/load", { method: "POST", body: "{" }, 400, "JSON"],
+      ["/load", { method: "POST", body: "[1]" }, 400, ""],
+      ["/load", { method: "POST", body: "x".repeat(70_000) }, 413, ""],
+      ["/load", { method: "GET" }, 405, "GET"],
+      ["/runs?limit=-1", {}, 400, "limit"],
+      ["/runs?status=lost", {}, 400, "status"],
+      ["/runs/not-an-id", {}, 400, ""],
+      ["/nowhere", {}, 404, "/nowhere"],
     ];
-    for (const [path, init, status, word] of cases) {
-      const got = await ask(path, init);
-      assertEquals(got.status, status, `${path}: ${got.text}`);
-      assertEquals(
-        got.answer.headers.get("content-type"),
+    for (const [path, init, status, says] of cases) {
+      const response = await server.fetch(path, init);
+      const text = await response.text();
+      assertEquals(response.status, status, `${path} ${text}`);
+      assertStringIncludes(
+        response.headers.get("content-type")!,
         "application/problem+json",
       );
-      assertStringIncludes(got.json.detail, word);
+      assertStringIncludes(text, says);
     }
   });
-  await t.step("SIGTERM ends it with 143", async () => {
-    server.kill("SIGTERM");
-    assertEquals((await server.finished).code, 143);
+
+  await t.step(
+    "any request at all gets an answer that is no server error",
+    async () => {
+      const document = (await server.json("/openapi.json")).body;
+      const operations = Object.entries(document.paths).flatMap((
+        [path, methods],
+      ) =>
+        Object.entries(
+          methods as Record<string, { responses: Record<string, unknown> }>,
+        )
+          .filter(([, operation]) => operation.responses)
+          .map(([method, { responses }]) => ({
+            path,
+            method,
+            responses: Object.keys(responses),
+          }))
+      ).filter(({ path }) =>
+        path !== "/load-async" && !path.endsWith("/stream")
+      );
+      const anything = fc.oneof(
+        fc.json(),
+        fc.string({ unit: "binary" }),
+        fc.constant("{}x"),
+        fc.constant('{"tables":["closed_deal","closed_deals"]}'),
+      );
+      await fc.assert(
+        fc.asyncProperty(
+          fc.constantFrom(...operations),
+          anything,
+          fc.webQueryParameters(),
+          fc.string({ unit: "grapheme-ascii", maxLength: 40 }),
+          async ({ path, method, responses }, body, query, id) => {
+            const target = `${
+              path.replace(/\{\w+\}/g, encodeURIComponent(id) || "x")
+            }?${query}`;
+            const response = await server.fetch(target, {
+              method: method.toUpperCase(),
+              redirect: "manual",
+              ...(method === "post" ? { body } : {}),
+            });
+            const text = await response.text();
+            assert(
+              response.status < 500,
+              `${method} ${target} ${body}: ${response.status} ${text}`,
+            );
+            assert(
+              responses.includes(String(response.status)) ||
+                response.status === 404,
+              `${method} ${path}: ${response.status} is not documented`,
+            );
+            if (response.status >= 400) {
+              assertEquals(
+                JSON.parse(text).status,
+                response.status,
+              );
+            }
+          },
+        ),
+        { numRuns: 1000 },
+      );
+    },
+  );
+
+  await t.step("the CLI shows the same history", async () => {
+    const runs = await runJson(["runs"], db.environment);
+    assertEquals(runs.code, 0, runs.stderr);
+    const events = await runProgram(["events"], db.environment);
+    assertEquals(events.code, 0);
+    assertStringIncludes(events.stdout, runId.slice(0, 8));
   });
 });
 
-Deno.test("an open door is refused, and a token is asked for", async () => {
-  await using db = await createDatabases({ rows: { deals: 1, leads: 1 } });
+Deno.test("a token is asked for on everything but health, and an open door is refused", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db, { API_TOKEN: "tok-en-123456" });
+  for (const path of ["/", "/runs", "/metrics", "/openapi.json"]) {
+    const response = await server.fetch(path);
+    await response.body?.cancel();
+    assertEquals(response.status, 401, path);
+    assert(response.headers.get("www-authenticate"));
+  }
+  assertEquals((await server.json("/health")).status, 200);
+  const right = { headers: { authorization: "Bearer tok-en-123456" } };
+  assertEquals((await server.json("/runs", right)).status, 200);
+  const wrong = { headers: { authorization: "Bearer tok-en-123457" } };
+  assertEquals((await server.json("/runs", wrong)).status, 401);
   const open = await runProgram(["serve"], {
     ...db.environment,
     HOST: "0.0.0.0",
+    PORT: "0",
   });
   assertEquals(open.code, 78);
   assertStringIncludes(open.stderr, "API_TOKEN");
-  await using server = await startServer({
-    ...db.environment,
-    API_TOKEN: "token-1",
+});
+
+Deno.test("500 requests at once share at most two runs", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  await server.json("/load", { method: "POST" });
+  const before = await countRuns(db);
+  const held = await heldTable(db);
+  const all = Array.from(
+    { length: 500 },
+    () => server.json("/load", { method: "POST" }),
+  );
+  await until(
+    "a run has begun",
+    async () => await countRuns(db, "state = 'running'") === 1,
+  );
+  const live = await server.fetch("/health/live");
+  await live.body?.cancel();
+  assertEquals(live.status, 200);
+  const [backends] = await db.warehouse.unsafe(
+    `select count(*)::int as n from pg_stat_activity
+     where application_name like 'marketing-data-service%' and datname = current_database()`,
+  );
+  assert(backends!.n < 20, `${backends!.n} backends`);
+  await held[Symbol.asyncDispose]();
+  const answers = await Promise.all(all);
+  assertEquals(new Set(answers.map(({ status }) => status)), new Set([200]));
+  const runs = await countRuns(db) - before;
+  assert(runs === 1 || runs === 2, `${runs} runs`);
+});
+
+Deno.test("curl -sf: exit 0 after a success, 22 after a failure whose body names table, cause and remedy", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  const curl = (...flags: string[]) =>
+    new Deno.Command("curl", {
+      args: [...flags, "-X", "POST", `${server.url}/load`],
+    }).output();
+  assertEquals((await curl("-sf")).code, 0);
+  await db.source.unsafe(
+    "alter table marketing.closed_deals drop column won_date",
+  );
+  assertEquals((await curl("-sf")).code, 22);
+  const { status, body } = await server.json("/load", { method: "POST" });
+  assertEquals(status, 500);
+  assertEquals(body.event_type, "marketing-data-load-failed");
+  assertStringIncludes(
+    body.error,
+    `column "won_date" is missing in marketing.closed_deals`,
+  );
+  assertStringIncludes(body.error, "Add the column");
+});
+
+Deno.test("a client that hangs up does not abort the load", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  await server.json("/load", { method: "POST" });
+  const held = await heldTable(db);
+  const client = new AbortController();
+  const gone = server.fetch("/load", { method: "POST", signal: client.signal })
+    .catch(() => {});
+  await until(
+    "it runs",
+    async () => await countRuns(db, "state = 'running'") === 1,
+  );
+  client.abort();
+  await gone;
+  await held[Symbol.asyncDispose]();
+  await until(
+    "it succeeded",
+    async () => await countRuns(db, "state = 'succeeded'") === 2,
+  );
+});
+
+Deno.test("kill -9 of one process during a load: the other goes on, and the dead run has one failure event", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using first = await startServer(db);
+  await using second = await startServer(db);
+  await first.json("/load", { method: "POST" });
+  const held = await heldTable(db);
+  const lost = first.fetch("/load", { method: "POST" }).then(
+    (response) => response.body?.cancel(),
+    () => {},
+  );
+  await until(
+    "it runs",
+    async () => await countRuns(db, "state = 'running'") === 1,
+  );
+  const next = second.json("/load", { method: "POST" });
+  first.kill("SIGKILL");
+  await lost;
+  await held[Symbol.asyncDispose]();
+  assertEquals((await next).status, 200);
+  const rows = await db.warehouse.unsafe(
+    `select run.id, (select count(*)::int from marketing_data_service.event e where e.run_id = run.id) as events
+     from marketing_data_service.run where state = 'interrupted'`,
+  );
+  assertEquals(rows.map((row) => row.events), [1]);
+});
+
+Deno.test("SIGTERM: readiness and new loads get 503, the running load ends, exit 143", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  await server.json("/load", { method: "POST" });
+  const held = await heldTable(db);
+  const running = server.json("/load", { method: "POST" });
+  await until(
+    "it runs",
+    async () => await countRuns(db, "state = 'running'") === 1,
+  );
+  server.kill("SIGTERM");
+  await until(
+    "it drains",
+    async () => (await server.json("/health/ready")).status === 503,
+  );
+  const refused = await server.fetch("/load", { method: "POST" });
+  await refused.body?.cancel();
+  assertEquals(refused.status, 503);
+  assert(Number(refused.headers.get("retry-after")) > 0);
+  await held[Symbol.asyncDispose]();
+  assertEquals((await running).status, 200);
+  const { code, stderr } = await server.finished;
+  assertEquals(code, 143, stderr);
+});
+
+Deno.test("a NOTIFY on LISTEN_CHANNEL asks for a load", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using _server = await startServer(db, {
+    LISTEN_CHANNEL: "source_changed",
   });
-  for (
-    const [token, status] of [["", 401], ["token-2", 401], [
-      "token-1",
-      200,
-    ]] as const
-  ) {
-    const answer = await fetch(`${server.url}/runs`, {
-      headers: { authorization: `Bearer ${token}` },
-    });
-    await answer.body?.cancel();
-    assertEquals(answer.status, status, token);
+  await until("a run was asked for", async () => {
+    await db.warehouse.unsafe("notify source_changed");
+    return await countRuns(db, "trigger = 'notify' and state = 'succeeded'") >
+      0;
+  });
+});
+
+Deno.test("a queued run of a process that is gone is run by the next one", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  let id = "";
+  {
+    await using server = await startServer(db);
+    await server.json("/load", { method: "POST" });
+    await using _held = await heldTable(db);
+    await server.json("/load-async", { method: "POST" });
+    await until(
+      "it runs",
+      async () => await countRuns(db, "state = 'running'") === 1,
+    );
+    id = (await server.json("/load-async", { method: "POST" })).body.run_id;
+    server.kill("SIGKILL");
+    await server.finished;
   }
+  await using _next = await startServer(db);
+  await until(
+    "it is run",
+    async () =>
+      await countRuns(db, `id = '${id}' and state = 'succeeded'`) === 1,
+  );
 });

@@ -1,60 +1,89 @@
-/** A server process of the program, and how a test talks to it. */
+/**
+ * A process of the service, over a real socket.
+ *
+ * @module
+ */
+import type { Databases } from "./databases.ts";
 import { type Finished, startProgram } from "./program.ts";
 
-/** A server that answers. */
-export interface ServerProcess extends AsyncDisposable {
-  readonly url: string;
-  kill(signal: "SIGTERM" | "SIGKILL"): void;
-  readonly finished: Promise<Finished>;
+/** A status and a parsed body. */
+export interface Answer {
+  readonly status: number;
+  // deno-lint-ignore no-explicit-any -- the tests assert on what they use
+  readonly body: any;
 }
 
-/** Starts a server on a free port and waits until it takes loads. */
+/** A running service. */
+export interface Server extends AsyncDisposable {
+  readonly url: string;
+  readonly pid: number;
+  readonly finished: Promise<Finished>;
+  kill(signal: Deno.Signal): void;
+  /** Asks for a path; with a body, by POST. */
+  fetch(path: string, init?: RequestInit): Promise<Response>;
+  /** Asks for a path and parses the answer. */
+  json(path: string, init?: RequestInit): Promise<Answer>;
+}
+
+/** Starts a service on a free port and waits until it is ready for loads. */
 export async function startServer(
-  environment: Readonly<Record<string, string>>,
-): Promise<ServerProcess> {
+  databases: Databases,
+  changes: Readonly<Record<string, string>> = {},
+): Promise<Server> {
   const port = freePort();
   const { process, finished } = startProgram(["serve"], {
-    ...environment,
+    ...databases.environment,
     PORT: String(port),
+    ...changes,
   });
+  let isOver = false;
+  finished.then(() => isOver = true);
   const url = `http://127.0.0.1:${port}`;
-  let ended = false;
-  finished.then(() => ended = true);
-  await until(async () => {
-    if (ended) throw new Error((await finished).stderr);
-    const answer = await fetch(`${url}/health/ready`);
-    await answer.body?.cancel();
-    return answer.ok;
+  const get = (path: string, init?: RequestInit) =>
+    fetch(`${url}${path}`, init);
+  await until("the service is ready", async () => {
+    if (isOver) throw new Error((await finished).stderr);
+    try {
+      const response = await get("/health/ready");
+      await response.body?.cancel();
+      return response.status === 200;
+    } catch {
+      return false;
+    }
   });
   return {
     url,
+    pid: process.pid,
     finished,
     kill: (signal) => process.kill(signal),
+    fetch: get,
+    async json(path, init) {
+      const response = await get(path, init);
+      return { status: response.status, body: await response.json() };
+    },
     async [Symbol.asyncDispose]() {
-      if (!ended) process.kill("SIGKILL");
+      if (!isOver) process.kill("SIGKILL");
       await finished;
     },
   };
 }
 
-/** Polls until the condition holds; a network failure counts as not yet. */
-export async function until(
-  condition: () => Promise<boolean>,
-  seconds = 20,
-): Promise<void> {
-  const end = performance.now() + seconds * 1000;
-  while (performance.now() < end) {
-    try {
-      if (await condition()) return;
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error;
-    }
-    await new Promise((done) => setTimeout(done, 30));
-  }
-  throw new Error(`not so within ${seconds} s`);
-}
-
 function freePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
+  return (listener.addr as Deno.NetAddr).port;
+}
+
+/** Waits for a condition, looking every few milliseconds. */
+export async function until(
+  what: string,
+  condition: () => Promise<boolean>,
+  seconds = 30,
+): Promise<void> {
+  const deadline = performance.now() + seconds * 1000;
+  while (!await condition()) {
+    if (performance.now() > deadline) {
+      throw new Error(`Not within ${seconds} s: ${what}`);
+    }
+    await new Promise((done) => setTimeout(done, 20));
+  }
 }
