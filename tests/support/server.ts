@@ -27,7 +27,7 @@ export interface Server extends AsyncDisposable {
 
 /** Starts a service on a free port and waits until it is ready for loads. */
 export async function startServer(
-  databases: Databases,
+  databases: Pick<Databases, "environment">,
   changes: Readonly<Record<string, string>> = {},
 ): Promise<Server> {
   const port = freePort();

@@ -1,0 +1,132 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { cronExpression } from "../../src/config.ts";
+import { Dispatcher } from "../../src/dispatcher.ts";
+import { runTick } from "../../src/schedule.ts";
+import { createDatabases, serviceOf } from "../support/databases.ts";
+import { runProgram } from "../support/program.ts";
+import { startServer, until } from "../support/server.ts";
+
+Deno.test("two replicas with one schedule run one load a tick, and a tick during a run is skipped", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using one = serviceOf(db);
+  await using two = serviceOf(db);
+  const replicas = [one, two].map((service) => ({
+    config: service.config,
+    log: service.log,
+    dispatcher: new Dispatcher(service, {}),
+  }));
+  const count = async (condition: string) => {
+    const [row] = await db.warehouse.unsafe(
+      `select count(*)::int as n from marketing_data_service.run where ${condition}`,
+    );
+    return row!.n as number;
+  };
+  const ended = (n: number) =>
+    until(
+      `${n} runs are over`,
+      async () => await count("state = 'succeeded'") === n,
+    );
+  await runTick(replicas[0]!, new Date("2026-01-01T06:00:10Z"));
+  await ended(1);
+  // The same minute again, by both, at once and late.
+  await Promise.all(
+    replicas.map((r) => runTick(r, new Date("2026-01-01T06:00:59Z"))),
+  );
+  assertEquals(await count("true"), 1);
+  await Promise.all(
+    replicas.map((r) => runTick(r, new Date("2026-01-01T06:01:00Z"))),
+  );
+  await ended(2);
+  await using writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  await runTick(replicas[0]!, new Date("2026-01-01T06:02:00Z"));
+  await until("it runs", async () => await count("state = 'running'") === 1);
+  await runTick(replicas[1]!, new Date("2026-01-01T06:03:00Z"));
+  assertEquals(await count("true"), 3);
+  await writer.unsafe("rollback");
+  await ended(3);
+  for (const { dispatcher } of replicas) await dispatcher.drain(5);
+});
+
+Deno.test("cronExpression() numbers days as crontab does and refuses what is none", () => {
+  assertEquals(cronExpression("0 6 * * 1-5"), "0 6 * * MON,TUE,WED,THU,FRI");
+  for (const sunday of ["0", "7"]) {
+    assertEquals(cronExpression(`0 0 * * ${sunday}`), "0 0 * * SUN");
+  }
+  for (
+    const wrong of ["61 * * * *", "* * * *", "x", "* * * * * *", "0 0 31 2 *"]
+  ) {
+    assertEquals(cronExpression(wrong), undefined, wrong);
+  }
+});
+
+Deno.test("a wrong LOAD_SCHEDULE is a configuration error at the start", async () => {
+  const { code, stderr } = await runProgram(["serve"], {
+    LOAD_SCHEDULE: "every morning",
+  });
+  assertEquals(code, 78);
+  assertStringIncludes(
+    stderr,
+    `LOAD_SCHEDULE="every morning" must be a crontab expression`,
+  );
+});
+
+Deno.test("a stream that is joined late tells the phase of each table, then the end", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using server = await startServer(db, { LOAD_SCHEDULE: "0 0 1 1 *" });
+  await server.json("/load", { method: "POST" });
+  let stream: Response;
+  {
+    await using writer = db.connect("warehouse");
+    await writer.unsafe(
+      "begin; lock table m_data.closed_deal in row exclusive mode",
+    );
+    const { body } = await server.json("/load-async", { method: "POST" });
+    await until("it runs", async () => {
+      const run = await server.json(`/runs/${body.run_id}`);
+      return run.body.status === "running";
+    });
+    stream = await server.fetch(`/runs/${body.run_id}/stream`);
+    await writer.unsafe("rollback");
+  }
+  const text = await stream.text();
+  assertStringIncludes(text, "closed_deal");
+  assertStringIncludes(text, "event: end");
+});
+
+Deno.test("the service outlives a restart of its databases", async () => {
+  const { startPostgres } = await import("../../demo/postgres.ts");
+  const { SOURCE_TABLES } = await import("../../demo/sample_data.ts");
+  const { connectAs } = await import("../support/databases.ts");
+  await using postgres = await startPostgres();
+  const admin = connectAs(new URL(postgres.url()), "postgres", 1);
+  await admin.unsafe("create schema marketing");
+  await admin.unsafe(SOURCE_TABLES);
+  await admin.end({ timeout: 1 });
+  const port = String(postgres.port);
+  const environment = {
+    OLIST_DB_HOST: "127.0.0.1",
+    OLIST_DB_PORT: port,
+    OLIST_DB_USER: "postgres",
+    OLIST_DB_NAME: "postgres",
+    DWH_DB_HOST: "127.0.0.1",
+    DWH_DB_PORT: port,
+    DWH_DB_USER: "postgres",
+    DWH_DB_NAME: "postgres",
+    RETRY_DELAY: "0.05",
+  };
+  await using server = await startServer({ environment });
+  assertEquals((await server.json("/load", { method: "POST" })).status, 200);
+  await postgres.stop("immediate");
+  assertEquals((await server.json("/health")).status, 503);
+  const away = await server.json("/load", { method: "POST" });
+  assertEquals(away.status, 503);
+  assertStringIncludes(away.body.detail, "Check that the server is up");
+  await postgres.restart();
+  await until("it loads again", async () => {
+    const { status } = await server.json("/load", { method: "POST" });
+    return status === 200;
+  });
+});
