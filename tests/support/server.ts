@@ -68,7 +68,8 @@ export async function startServer(
   };
 }
 
-function freePort(): number {
+/** A port of the loopback interface that is free now. */
+export function freePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   return (listener.addr as Deno.NetAddr).port;
 }
