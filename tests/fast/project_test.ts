@@ -81,7 +81,9 @@ Deno.test("the task of the program names every variable, and no permission is gi
 Deno.test("the README documents every variable with its default", async () => {
   const readme = await Deno.readTextFile(new URL("README.md", ROOT));
   for (const [name, variable] of Object.entries(VARIABLES)) {
-    const row = readme.split("\n").find((line) => line.includes(`\`${name}\``));
+    const row = readme.split("\n").find((line) =>
+      line.startsWith(`| \`${name}\` `)
+    );
     assert(row !== undefined, `${name} is not in the README`);
     const fallback = variable.default;
     if (fallback) assert(row!.includes(`\`${fallback}\``), `${name}: ${row}`);
