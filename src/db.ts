@@ -733,15 +733,16 @@ function asConnectFailure(
   config: DatabaseConfig,
 ): ServiceError {
   const known = toServiceError(error, config);
-  if (known !== error && !known.sqlstate) {
-    const cause = known.cause as { code?: string; message?: string };
+  const cause = known.cause as { code?: string; message?: string } | undefined;
+  // A lost connection without a word of the server, or a time-out without a cause, which is told as it is.
+  if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
     const isTls = /certificate|tls|ssl|handshake/i.test(
-      `${cause?.code} ${cause?.message}`,
+      `${cause.code} ${cause.message}`,
     );
     return new ServiceError(
       isTls ? "tls_failed" : "connection_failed",
       `Cannot connect to ${address(config)}: ${
-        cause?.message || cause?.code || "no answer"
+        cause.message || cause.code || "no answer"
       }`,
       { cause },
     );
