@@ -5,7 +5,7 @@
  * @module
  */
 import { APPLICATION_NAME, type Pool, type Row, type Session } from "./db.ts";
-import { type ErrorCode, ERRORS, ServiceError } from "./errors.ts";
+import { type ErrorCode, ServiceError } from "./errors.ts";
 import {
   EVENT_CHANNEL,
   type FailedEntry,
@@ -480,11 +480,4 @@ export async function withdrawRun(
     sourceSnapshotAt: null,
   });
   return event;
-}
-
-/** The kind of failure of a stored code; one of a newer program counts as `database_error`. */
-export function kindOf(code: string | null) {
-  return code && code in ERRORS
-    ? ERRORS[code as ErrorCode]
-    : ERRORS.database_error;
 }

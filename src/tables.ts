@@ -80,11 +80,6 @@ export const TABLES: readonly Table[] = [
 /** Names of all tables, for messages and validation. */
 export const TABLE_NAMES: readonly TableName[] = TABLES.map((t) => t.name);
 
-/** True when `name` is the name of one of {@linkcode TABLES}. */
-export function isTableName(name: string): name is TableName {
-  return TABLES.some((table) => table.name === name);
-}
-
 /** The tables of the given names, each once, in the order of {@linkcode TABLES}. */
 export function tablesNamed(names: readonly TableName[]): readonly Table[] {
   return TABLES.filter((table) => names.includes(table.name));

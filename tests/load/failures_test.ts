@@ -6,6 +6,7 @@ import {
 } from "@std/assert";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
+import { until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 
@@ -277,7 +278,7 @@ Deno.test("load: a source row changed during the load is in the next one, never 
     "begin; lock table m_data.closed_deal in row exclusive mode",
   );
   const running = runJson(["load"], db.environment);
-  await waitFor(async () => {
+  await until("the load waits for the lock", async () => {
     const [row] = await db.warehouse.unsafe(
       "select 1 as x from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
     );
@@ -303,7 +304,7 @@ Deno.test("load: a TRUNCATE of the source during the load waits, so that no empt
     "begin; lock table m_data.closed_deal in row exclusive mode",
   );
   const running = runJson(["load", "--mode", "full"], db.environment);
-  await waitFor(async () => {
+  await until("the load waits for the lock", async () => {
     const [row] = await db.warehouse.unsafe(
       "select 1 as x from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
     );
@@ -372,11 +373,3 @@ Deno.test("load: an event file that cannot be written is told before anything is
   assertEquals(code, 78);
   assertEquals(json.code, "event_file_unwritable");
 });
-
-async function waitFor(condition: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 20_000;
-  while (!await condition()) {
-    assert(performance.now() < deadline, "it did not come to pass within 20 s");
-    await new Promise((done) => setTimeout(done, 20));
-  }
-}

@@ -21,7 +21,7 @@ export interface Started {
 }
 
 /** The command that starts the program: a compiled binary when one is named, else the task's. */
-export function programCommand(
+function programCommand(
   environment: Readonly<Record<string, string>> = {},
 ): string[] {
   const binary = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
@@ -50,6 +50,16 @@ export function startProgram(
   environment: Readonly<Record<string, string>> = {},
   cwd?: string,
 ): Started {
+  const process = spawnProgram(words, environment, cwd);
+  return { process, finished: finish(process) };
+}
+
+/** The same, with the output left to the caller to read. */
+export function spawnProgram(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>>,
+  cwd?: string,
+): Deno.ChildProcess {
   const [command, ...args] = programCommand(environment);
   const inherited = Object.fromEntries(
     ["HOME", "PATH", "DENO_DIR", "TMPDIR"].flatMap((name) => {
@@ -57,7 +67,7 @@ export function startProgram(
       return value === undefined ? [] : [[name, value]];
     }),
   );
-  const process = new Deno.Command(command!, {
+  return new Deno.Command(command!, {
     args: [...args, ...words],
     clearEnv: true,
     env: { ...inherited, ...environment },
@@ -66,7 +76,6 @@ export function startProgram(
     stdout: "piped",
     stderr: "piped",
   }).spawn();
-  return { process, finished: finish(process) };
 }
 
 async function finish(process: Deno.ChildProcess): Promise<Finished> {

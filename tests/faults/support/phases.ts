@@ -6,7 +6,7 @@
  */
 import type { Databases } from "../../support/databases.ts";
 import type { Finished } from "../../support/program.ts";
-import { programCommand } from "../../support/program.ts";
+import { spawnProgram } from "../../support/program.ts";
 import { type Faults, Proxy } from "./proxy.ts";
 import { until } from "./soundness.ts";
 
@@ -57,29 +57,12 @@ export interface Watched {
   kill(signal: Deno.Signal): void;
 }
 
-const ROOT = new URL("../../../", import.meta.url);
-
 /** Starts the program and watches it. */
 export function watchProgram(
   words: readonly string[],
   environment: Readonly<Record<string, string>>,
 ): Watched {
-  const [command, ...args] = programCommand(environment);
-  const inherited = Object.fromEntries(
-    ["HOME", "PATH", "DENO_DIR", "TMPDIR"].flatMap((name) => {
-      const value = Deno.env.get(name);
-      return value === undefined ? [] : [[name, value]];
-    }),
-  );
-  const process = new Deno.Command(command!, {
-    args: [...args, ...words],
-    clearEnv: true,
-    env: { ...inherited, ...environment },
-    cwd: ROOT.pathname,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
+  const process = spawnProgram(words, environment);
   const output = { stdout: "", stderr: "" };
   const read = async (name: "stdout" | "stderr") => {
     const decoder = new TextDecoder();
