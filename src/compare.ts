@@ -13,13 +13,14 @@ import { openSnapshot } from "./snapshot.ts";
 import {
   compareTable,
   type Comparison,
+  type TableLoadContext,
   warehouseTransaction,
 } from "./table_load.ts";
-import { type TableName, tablesNamed } from "./tables.ts";
+import { type Table, type TableName, tablesNamed } from "./tables.ts";
 
 /** What comparing one table gave. */
-export type ComparisonOutcome =
-  | { readonly table: TableName; readonly comparison: Comparison }
+export type ComparisonOutcome<T = Comparison> =
+  | { readonly table: TableName; readonly comparison: T }
   | { readonly table: TableName; readonly error: ServiceError };
 
 /**
@@ -28,11 +29,16 @@ export type ComparisonOutcome =
  *
  * @throws {ServiceError} when a database cannot be reached.
  */
-export async function compareTables(
+export async function compareTables<T = Comparison>(
   config: Config,
   names: readonly TableName[],
   signal?: AbortSignal,
-): Promise<readonly ComparisonOutcome[]> {
+  compare = compareTable as (
+    context: TableLoadContext,
+    table: Table,
+    warehouse: Session,
+  ) => Promise<T>,
+): Promise<readonly ComparisonOutcome<T>[]> {
   const tables = tablesNamed(names);
   const connection = connectionOf(config, "compare", signal);
   await using snapshot = await openSnapshot(config, connection, tables);
@@ -49,7 +55,7 @@ export async function compareTables(
     pooledMap(
       config.maxParallelTasks,
       tables,
-      async (table): Promise<ComparisonOutcome> => {
+      async (table): Promise<ComparisonOutcome<T>> => {
         try {
           await using warehouse = await Session.open(config.dwh, connection);
           await warehouse.begin({
@@ -58,7 +64,7 @@ export async function compareTables(
           });
           return {
             table: table.name,
-            comparison: await compareTable(context, table, warehouse),
+            comparison: await compare(context, table, warehouse),
           };
         } catch (error) {
           return { table: table.name, error: asServiceError(error) };
