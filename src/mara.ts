@@ -250,7 +250,7 @@ async function findUnexplained(
   };
   const present = await bucketsOf(warehouse, target);
   let nearest: { habits: Touched; differing: Differing } | undefined;
-  for (const habits of [...candidates, []]) {
+  for (const habits of [[], ...candidates]) {
     const differing = differingBuckets(
       await bucketsOf(source, sides.asLoaded(habits)),
       present,
