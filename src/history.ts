@@ -11,7 +11,7 @@ import type {
   Trigger,
 } from "./events.ts";
 import type { Executor, RunState, Ticket } from "./runs.ts";
-import type { PhaseTiming } from "./table_load.ts";
+import type { PhaseTiming } from "./progress.ts";
 import type { TableName } from "./tables.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */

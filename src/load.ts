@@ -54,10 +54,10 @@ import {
   withdrawRun,
 } from "./runs.ts";
 import { drainSpool, spoolFailure } from "./publish/spool.ts";
+import type { Progress } from "./progress.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
   loadTable,
-  type Progress,
   type TableResult,
   warehouseTransaction,
 } from "./table_load.ts";
