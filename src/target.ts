@@ -16,6 +16,8 @@ export interface Target {
   readonly isNew: boolean;
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
+  /** Nothing acts on its rows but what is done to them: no trigger, no rule. */
+  readonly isPlain: boolean;
 }
 
 /** What the warehouse has in the target's place. */
@@ -25,6 +27,7 @@ export interface FoundTarget {
   readonly columns: readonly { readonly name: string; readonly type: string }[];
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
+  readonly hasTriggers: boolean;
 }
 
 /** Looks the target up. */
@@ -34,7 +37,7 @@ export async function findTarget(
 ): Promise<FoundTarget> {
   const rows = await warehouse.query(
     `select c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
-       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids
+       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers
      from (select 1) one
        left join pg_catalog.pg_namespace n on n.nspname = ${
       literal(table.target.schema)
@@ -55,6 +58,7 @@ export async function findTarget(
     })),
     hashProbe: first?.probe,
     hasRowIds: first?.rowids ?? false,
+    hasTriggers: first?.triggers ?? false,
   };
 }
 
@@ -82,6 +86,7 @@ export async function lockTarget(
       isNew: true,
       hashProbe: found.hashProbe,
       hasRowIds: false,
+      isPlain: true,
     };
   }
   checkTarget(table, found);
@@ -89,8 +94,9 @@ export async function lockTarget(
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
   found = await findTarget(table, warehouse);
   checkTarget(table, found);
-  const { hashProbe, hasRowIds } = found;
-  return { relation, isNew: false, hashProbe, hasRowIds };
+  const { hashProbe, hasRowIds, hasTriggers } = found;
+  const isPlain = hasRowIds && !hasTriggers;
+  return { relation, isNew: false, hashProbe, hasRowIds, isPlain };
 }
 
 /** DDL of a target table; also what `schema print` shows. */
