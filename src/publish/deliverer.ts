@@ -74,14 +74,17 @@ export class Deliverer {
   }
 
   /**
-   * Hands over what is pending. No attempt begins after `seconds`, and none
-   * follows on a failure: the rest is left to the next call. Never throws.
+   * Hands over what is pending. No attempt at a remote receiver begins after
+   * `seconds`, and none follows on a failure: the rest is left to the next
+   * call. Never throws.
    */
   async deliver(seconds: number, signal: AbortSignal): Promise<void> {
     const until = performance.now() + seconds * 1000;
     const publishers = await this.#publishers;
     await Promise.all(
-      publishers.map((publisher) => this.#deliver(publisher, until, signal)),
+      publishers.map((publisher) =>
+        this.#deliver(publisher, publisher.isRemote ? until : Infinity, signal)
+      ),
     );
   }
 
@@ -149,16 +152,19 @@ export class Deliverer {
       signal,
     });
     while (performance.now() < until) {
-      const lockTimeoutSeconds = Number.isFinite(until)
-        ? Math.max(0.1, (until - performance.now()) / 1000)
-        : LOCK_SECONDS;
+      const lockTimeoutSeconds = Math.min(
+        LOCK_SECONDS,
+        // Less than what would be taken for a connection without life.
+        config.stallTimeoutSeconds / 2,
+        Math.max(0.1, (until - performance.now()) / 1000),
+      );
       const options = { signal, lockTimeoutSeconds };
       const attempt = await deliverNext(session, publisher, options);
       if (!attempt) break;
       this.#tell(publisher, attempt);
       if (attempt.outcome.kind === "gone") break;
       if (attempt.outcome.kind === "failed") {
-        return publisher.isDelayShared
+        return publisher.isRemote
           ? Math.min(attempt.delaySeconds, POLL_SECONDS)
           : attempt.delaySeconds;
       }

@@ -188,7 +188,7 @@ async function recordFailure(
       seq,
       name,
       outcome.error,
-      publisher.isDelayShared && !isGone ? delaySeconds : null,
+      publisher.isRemote && !isGone ? delaySeconds : null,
       isGone,
     ],
   );

@@ -19,7 +19,7 @@ export function filePublisher(path: string): Publisher {
     target: null,
     label: "the event file",
     delaySeconds: () => RETRY_SECONDS,
-    isDelayShared: false,
+    isRemote: false,
     async publish({ payload }) {
       try {
         await appendLine(path, payload);

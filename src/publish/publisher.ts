@@ -39,8 +39,12 @@ export interface Publisher {
   readonly label: string;
   /** Seconds until an attempt may follow on this many failures in a row. */
   readonly delaySeconds: (failures: number) => number;
-  /** Whether that delay is kept by every process; otherwise each run tries anew. */
-  readonly isDelayShared: boolean;
+  /**
+   * A remote receiver is left alone by every process for the delay that
+   * follows on a failure, and is not waited for without end. A local one is
+   * tried anew after each run, until it has everything.
+   */
+  readonly isRemote: boolean;
   /** Seconds of failures after which events that are as old are given up; `undefined` is never. */
   readonly patienceSeconds?: number;
   /** Hands over one event. Rejects only when aborted. */

@@ -45,7 +45,7 @@ export async function webhookPublisher(
     name: "webhook",
     target: await digestOf(url.href),
     label: `the webhook at ${url.origin}`,
-    isDelayShared: true,
+    isRemote: true,
     patienceSeconds: PATIENCE_SECONDS,
     delaySeconds(failures) {
       const base = Math.max(options.retryDelaySeconds, MIN_DELAY_SECONDS);

@@ -160,3 +160,33 @@ Deno.test("an event file that cannot be written shows in the log and in the even
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+Deno.test("processes that share an event file write whole lines, in order, each once", async () => {
+  await using db = await createDatabases(ROWS);
+  const folder = await Deno.makeTempDir();
+  try {
+    const file = `${folder}/events.jsonl`;
+    const environment = { EVENT_PUBLISHER_TYPE: "file", EVENT_FILE: file };
+    await using first = await startServer(db, environment);
+    await using second = await startServer(db, environment);
+    for (let round = 0; round < 4; round++) {
+      await Promise.all([
+        first.json("/load", { method: "POST" }),
+        second.json("/load", { method: "POST" }),
+        runProgram(["load"], { ...db.environment, ...environment }),
+      ]);
+    }
+    const stored = await storedIds(db);
+    const lines = async () => (await Deno.readTextFile(file)).split("\n");
+    await until(
+      "all are in the file",
+      async () => (await lines()).length > stored.length,
+    );
+    assertEquals(
+      (await lines()).slice(0, -1).map((line) => JSON.parse(line).event_id),
+      stored,
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
