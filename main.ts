@@ -97,7 +97,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     pools: { olist: source, dwh: warehouse },
     isLoading: () => dispatcher.isLoading,
     lastSuccess: () => lastSuccess(warehouse),
-    undelivered: () => undeliveredEvents(warehouse),
+    undelivered: () => undeliveredEvents(warehouse, publisherNames(config)),
   });
   let isReady = false;
   const streams = new AbortController();

@@ -165,7 +165,7 @@ async function recordFailure(
   { seq, failures }: ClaimedEvent,
   outcome: Exclude<Outcome, { kind: "delivered" }>,
 ) {
-  const { name, patienceSeconds } = publisher;
+  const { name, patience } = publisher;
   const isGone = outcome.kind === "gone";
   const delaySeconds = isGone ? 0 : Math.max(
     publisher.delaySeconds(failures + 1),
@@ -183,7 +183,7 @@ async function recordFailure(
        next_attempt_at = clock_timestamp() + make_interval(secs => $4::float8),
        stopped_at = case when $5 then clock_timestamp() end
      from tried where name = $2
-     returning attempts, extract(epoch from clock_timestamp() - failing_since)::float8 as failing_seconds`,
+     returning attempts, failures, extract(epoch from clock_timestamp() - failing_since)::float8 as failing_seconds`,
     [
       seq,
       name,
@@ -192,12 +192,13 @@ async function recordFailure(
       isGone,
     ],
   );
-  const isOver = patienceSeconds !== undefined && !isGone &&
-    row!.failing_seconds > patienceSeconds;
+  const isOver = patience !== undefined && !isGone &&
+    row!.failing_seconds > patience.seconds &&
+    row!.failures >= patience.failures;
   return {
     attempts: row!.attempts as number,
     delaySeconds,
-    givenUp: isOver ? await giveUp(session, name, patienceSeconds) : 0,
+    givenUp: isOver ? await giveUp(session, name, patience.seconds) : 0,
   };
 }
 
@@ -251,10 +252,13 @@ export async function resumePublisher(
 /** Events that are not settled yet, by publisher. */
 export async function undeliveredEvents(
   executor: Executor,
+  names: readonly PublisherName[],
 ): Promise<Readonly<Record<string, number>>> {
   const rows = await executor.query(
     `select name, (select count(*) from marketing_data_service.event where seq > cursor)::int as count
-     from marketing_data_service.publisher`,
+     from marketing_data_service.publisher
+     where name in (select json_array_elements_text($1::text::json))`,
+    [JSON.stringify(names)],
   );
   return Object.fromEntries(rows.map(({ name, count }) => [name, count]));
 }

@@ -45,8 +45,11 @@ export interface Publisher {
    * tried anew after each run, until it has everything.
    */
   readonly isRemote: boolean;
-  /** Seconds of failures after which events that are as old are given up; `undefined` is never. */
-  readonly patienceSeconds?: number;
+  /**
+   * How long, and how often at least, it has to fail in a row until events
+   * that are as old are given up; `undefined` is for ever.
+   */
+  readonly patience?: { readonly seconds: number; readonly failures: number };
   /** Hands over one event. Rejects only when aborted. */
   readonly publish: (
     event: OutgoingEvent,

@@ -20,8 +20,8 @@ const MIN_DELAY_SECONDS = 0.05;
 /** Most seconds that a receiver may ask to be left alone. */
 const MAX_RETRY_AFTER_SECONDS = 86_400;
 
-/** Seconds after which an event is given up that its receiver never took. */
-const PATIENCE_SECONDS = 3 * 86_400;
+/** When events are given up; where only a rare load delivers, days alone would be too few attempts. */
+const PATIENCE = { seconds: 3 * 86_400, failures: 10 } as const;
 
 /** `source` of every CloudEvent. */
 const SOURCE = "/marketing-data-service";
@@ -46,7 +46,7 @@ export async function webhookPublisher(
     target: await digestOf(url.href),
     label: `the webhook at ${url.origin}`,
     isRemote: true,
-    patienceSeconds: PATIENCE_SECONDS,
+    patience: PATIENCE,
     delaySeconds(failures) {
       const base = Math.max(options.retryDelaySeconds, MIN_DELAY_SECONDS);
       const delay = Math.min(MAX_DELAY_SECONDS, base * 2 ** (failures - 1));
