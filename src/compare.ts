@@ -6,16 +6,31 @@
  */
 import { pooledMap } from "@std/async/pool";
 import type { Config } from "./config.ts";
-import { Session } from "./db.ts";
+import { qualified, Session } from "./db.ts";
+import { compareContent, selectRows, wholeFingerprint } from "./difference.ts";
 import { asServiceError, type ServiceError } from "./errors.ts";
+import type { Fingerprint, Plan } from "./fingerprint.ts";
 import { connectionOf } from "./load.ts";
-import { openSnapshot } from "./snapshot.ts";
+import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
-  compareTable,
-  type Comparison,
+  bothSides,
+  forTable,
+  sidesOf,
   warehouseTransaction,
+  warningsOf,
 } from "./table_load.ts";
-import { type TableName, tablesNamed } from "./tables.ts";
+import { type Table, type TableName, tablesNamed } from "./tables.ts";
+import { checkTarget, findTarget } from "./target.ts";
+
+/** What comparing one table found. */
+export interface Comparison {
+  readonly source: Fingerprint;
+  /** `null` where the target does not exist. */
+  readonly target: Fingerprint | null;
+  readonly plan: Plan;
+  /** Rows that a load would copy. */
+  readonly rowsToCopy: number;
+}
 
 /** What comparing one table gave. */
 export type ComparisonOutcome =
@@ -36,15 +51,6 @@ export async function compareTables(
   const tables = tablesNamed(names);
   const connection = connectionOf(config, "compare", signal);
   await using snapshot = await openSnapshot(config, connection, tables);
-  const context = {
-    config,
-    connection,
-    snapshot,
-    mode: "auto",
-    recreate: false,
-    lastLoads: new Map<string, never>(),
-    onProgress: () => {},
-  } as const;
   return await Array.fromAsync(
     pooledMap(
       config.maxParallelTasks,
@@ -58,7 +64,7 @@ export async function compareTables(
           });
           return {
             table: table.name,
-            comparison: await compareTable(context, table, warehouse),
+            comparison: await compareTable(snapshot, table, warehouse),
           };
         } catch (error) {
           return { table: table.name, error: asServiceError(error) };
@@ -66,4 +72,41 @@ export async function compareTables(
       },
     ),
   );
+}
+
+/** Compares one table; `warehouse` has a read-only transaction open. */
+async function compareTable(
+  snapshot: Snapshot,
+  table: Table,
+  warehouse: Session,
+): Promise<Comparison> {
+  warningsOf(snapshot, table);
+  try {
+    const [source, found] = await bothSides(
+      snapshot.openReader(table),
+      findTarget(table, warehouse),
+    );
+    await using _ = source;
+    const target = { ...found, relation: qualified(table.target) };
+    const sides = sidesOf(table, snapshot, source, warehouse, target);
+    if (!found.exists) {
+      const wanted = await wholeFingerprint(sides.source, sides);
+      return {
+        source: wanted,
+        target: null,
+        plan: { mode: "full" },
+        rowsToCopy: wanted.count,
+      };
+    }
+    checkTarget(table, found);
+    const { plan, wanted, present } = await compareContent(sides);
+    const rowsToCopy = plan.mode === "delta"
+      ? (await selectRows(sides, plan)).rows
+      : plan.mode === "full"
+      ? wanted.count
+      : 0;
+    return { source: wanted, target: present, plan, rowsToCopy };
+  } catch (error) {
+    throw forTable(error, table, warehouse);
+  }
 }

@@ -12,7 +12,7 @@ import type {
 } from "./events.ts";
 import type { PublisherName } from "./publish/publisher.ts";
 import type { Executor, RunState, Ticket } from "./runs.ts";
-import type { PhaseTiming } from "./table_load.ts";
+import type { PhaseTiming } from "./progress.ts";
 import type { TableName } from "./tables.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */

@@ -56,10 +56,10 @@ import {
 import { publisherNames } from "./publish/deliverer.ts";
 import { registerPublishers } from "./publish/deliveries.ts";
 import { drainSpool, spoolFailure } from "./publish/spool.ts";
+import type { Progress } from "./progress.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
   loadTable,
-  type Progress,
   type TableResult,
   warehouseTransaction,
 } from "./table_load.ts";

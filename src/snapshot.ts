@@ -12,7 +12,7 @@ import {
   Session,
 } from "./db.ts";
 import { ServiceError } from "./errors.ts";
-import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint.ts";
+import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint_sql.ts";
 import {
   incompatibility,
   roundingWarning,
