@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { tmpdir } from "node:os";
 import postgres from "postgres";
 import {
   type Config,
@@ -76,6 +77,7 @@ export async function createDatabases(
   options: DatabasesOptions = {},
 ): Promise<Databases> {
   const id = crypto.randomUUID().slice(0, 8);
+  const spool = `${tmpdir()}/mds_${id}.spool.jsonl`;
   const { suffix = "" } = options;
   const names = {
     source: `mds_${id}_olist${suffix}`,
@@ -133,8 +135,11 @@ export async function createDatabases(
       RETRY_DELAY: "0.05",
       LOCK_TIMEOUT: "5",
       LOG_LEVEL: "INFO",
+      // Of its own: another test's failures are none of this one's.
+      EVENT_SPOOL_FILE: spool,
     },
     async [Symbol.asyncDispose]() {
+      await Deno.remove(spool).catch(() => {});
       await source.end({ timeout: 1 });
       await warehouse.end({ timeout: 1 });
       await admin.source.unsafe(
