@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { parseEnv } from "node:util";
 import type { Logger } from "@logtape/logtape";
 import {
   columns,
@@ -95,7 +94,9 @@ export async function main(words: readonly string[]): Promise<number> {
       print(`${helpOf(command)}\n`);
       return 0;
     }
-    const environment = readEnvironment(parsed.values["env-file"]?.[0]);
+    const environment = await readEnvironment(
+      parsed.values["env-file"]?.[0],
+    );
     const config = once(() => {
       const config = parseConfig(
         environment,
@@ -183,11 +184,12 @@ function helpOfAll(): string {
 }
 
 /** The service's variables, from the environment and, where it has none, from a file. */
-function readEnvironment(file: string | undefined): Environment {
+async function readEnvironment(file: string | undefined): Promise<Environment> {
   const environment: Record<string, string | undefined> = {};
   if (file !== undefined) {
     try {
-      const variables = parseEnv(Deno.readTextFileSync(file));
+      const { parse } = await import("dotenv");
+      const variables = parse(Deno.readTextFileSync(file));
       for (const name of Object.keys(VARIABLES)) {
         environment[name] = variables[name];
       }
