@@ -86,7 +86,7 @@ async function compareTable(
       snapshot.openReader(table),
       findTarget(table, warehouse),
     );
-    await using _ = source;
+    using _ = source;
     const target = { ...found, relation: qualified(table.target) };
     const sides = sidesOf(table, snapshot, source, warehouse, target);
     if (!found.exists) {

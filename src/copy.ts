@@ -35,8 +35,8 @@ export type CopyProgress = (moved: Copied) => void;
  * Copies the rows of `select` into `into` (a table with its column list).
  *
  * On failure both sessions are cut, since neither end of a broken COPY can be
- * brought back in order. After success the source session is closed: a COPY
- * that paused its socket can leave the next query hanging.
+ * brought back in order. After success the source session closes: a COPY that
+ * paused its socket can leave the next query hanging.
  *
  * @throws {ServiceError} of the side that failed first.
  */
@@ -70,7 +70,7 @@ export async function copyRows(
     relay?.stop();
     writer.stream.end();
     const rows = await writer.done;
-    await source.close();
+    void source.close();
     return { rows, bytes, sourceRows };
   } catch (error) {
     source.destroy();

@@ -99,7 +99,7 @@ export async function loadTable(
       snapshot.openReader(table),
       lockTarget(table, warehouse, recreate),
     );
-    await using _ = source;
+    using _ = source;
     const sides = sidesOf(table, snapshot, source, warehouse, target);
 
     clock.enter("compare");
