@@ -9,22 +9,21 @@
  *
  * @module
  */
+import { compareTable } from "./compare.ts";
 import { identifier, literal, qualified, type Session } from "./db.ts";
+import { type Side, type Sides, wholeFingerprint } from "./difference.ts";
 import {
   bucketCount,
+  type Bucketing,
   type Buckets,
-  bucketsSql,
   equal,
-  type Fingerprint,
-  HASH_PROBE,
-  type HashMethod,
-  inBucketsSql,
   parseBuckets,
-  rowHash,
-  wholeTableSql,
 } from "./fingerprint.ts";
-import { compareTable, type TableLoadContext } from "./table_load.ts";
+import { bucketsSql, inBucketsSql, rowHash } from "./fingerprint_sql.ts";
+import type { Snapshot } from "./snapshot.ts";
+import { sidesOf } from "./table_load.ts";
 import type { Column, Table } from "./tables.ts";
+import { findTarget } from "./target.ts";
 
 /** What Mara does to values on their way. */
 export const HABITS = ["timezone", "blank_lines", "empty_texts"] as const;
@@ -60,28 +59,37 @@ const MOST_ROWS = 100_000;
 /** Keys that are named as examples, on either side. */
 const MOST_EXAMPLES = 5;
 
+/** The time zones of Mara's sessions and of the service's, LOAD_TIMEZONE. */
+export interface Zones {
+  readonly mara: string;
+  readonly ours: string;
+}
+
 /**
- * Compares one table, as {@linkcode compareTable} does, for a pipeline whose
- * sessions had the time zone `zone`.
+ * Compares one table for a pipeline in Mara's time zone: first as the service
+ * compares, which also checks both shapes, then as Mara would have loaded it.
  */
-export function compareWithMara(zone: string) {
+export function compareWithMara(zones: Zones) {
   return async (
-    context: TableLoadContext,
+    snapshot: Snapshot,
     table: Table,
     warehouse: Session,
   ): Promise<MaraComparison> => {
-    // First as the service compares: it also checks both shapes.
-    const ours = await compareTable(context, table, warehouse);
+    const { plan, source: wanted, target: present } = await compareTable(
+      snapshot,
+      table,
+      warehouse,
+    );
     const counts = {
-      sourceCount: ours.source.count,
-      targetCount: ours.target?.count ?? null,
+      sourceCount: wanted.count,
+      targetCount: present?.count ?? null,
     };
-    if (ours.plan.mode === "unchanged") {
+    if (plan.mode === "unchanged") {
       return { ...counts, habits: [], unexplained: null };
     }
-    if (!ours.target) {
+    if (!present) {
       const unexplained = {
-        missing: ours.source.count,
+        missing: wanted.count,
         surplus: 0,
         isAtLeast: false,
         missingKeys: [],
@@ -89,122 +97,114 @@ export function compareWithMara(zone: string) {
       };
       return { ...counts, habits: [], unexplained };
     }
-    await using source = await context.snapshot.openReader(table);
-    const side = await describeSides(context, table, source, warehouse, zone);
-    const touched = await countTouchedRows(side);
-    const applicable = touched.filter(({ rows }) => rows > 0);
-    const candidates = subsets(applicable);
+    using source = await snapshot.openReader(table);
+    const found = await findTarget(table, warehouse);
+    const target = { ...found, relation: qualified(table.target) };
+    const sides = sidesOf(table, snapshot, source, warehouse, target);
+    const values = await describeValues(sides, zones);
+    const touched = await countTouchedRows(sides, values);
+    const candidates = subsets(touched.filter(({ rows }) => rows > 0));
     for (const habits of candidates) {
-      const loaded = await fingerprint(source, side.asLoaded(habits), side);
-      if (equal(loaded, ours.target)) {
+      const loaded = asLoaded(sides, values, habits);
+      if (equal(await wholeFingerprint(loaded, sides), present)) {
         return { ...counts, habits, unexplained: null };
       }
     }
-    return { ...counts, ...await findUnexplained(side, candidates) };
+    return { ...counts, ...await findUnexplained(sides, values, candidates) };
   };
 }
 
 type Touched = MaraComparison["habits"];
 
-/** What the queries on both sides are made of. */
-interface Sides {
-  readonly table: Table;
-  readonly source: Session;
-  readonly warehouse: Session;
-  readonly method: HashMethod;
-  /** The source's rows as Mara with these habits would load them, as a FROM item. */
-  readonly asLoaded: (habits: Touched) => string;
-  /** Condition on the source that holds for rows which the habit changes. */
-  readonly touches: (habit: Habit) => string;
+/** What the habits make of the source's columns, as SQL. */
+interface Values {
+  readonly value: (column: Column, habits: ReadonlySet<Habit>) => string;
+  /** Conditions of which one holds for a row that the habit changes. */
+  readonly touches: Readonly<Record<Habit, readonly string[]>>;
 }
 
-async function describeSides(
-  { snapshot, config }: TableLoadContext,
-  table: Table,
-  source: Session,
-  warehouse: Session,
-  zone: string,
-): Promise<Sides> {
-  const types = await columnTypes(source, table);
-  const [probe] = await warehouse.query(`select ${HASH_PROBE} as value`);
+async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
+  const { columns } = sides.table;
+  const types = await columnTypes(sides);
   const isLocal = ({ name }: Column) =>
     /^(date|timestamp without time zone)$/.test(types.get(name) ?? "");
   const instant = ({ name }: Column, zone: string) =>
     `(${identifier(name)}::timestamp at time zone ${literal(zone)})`;
   const asText = ({ name }: Column) => `${identifier(name)}::text`;
-
-  function value(column: Column, habits: ReadonlySet<Habit>): string {
-    switch (column.type) {
-      case "double precision":
-        return `${identifier(column.name)}::double precision`;
-      case "timestamp with time zone":
-        return isLocal(column)
-          ? instant(
-            column,
-            habits.has("timezone") ? zone : config.loadTimezone,
-          )
-          : identifier(column.name);
-      case "text": {
-        const text = habits.has("blank_lines")
-          ? `pg_catalog.regexp_replace(${
-            asText(column)
-          }, E'\\n{2,}', E'\\n', 'g')`
-          : asText(column);
-        return habits.has("empty_texts") ? `nullif(${text}, '')` : text;
-      }
-    }
-  }
-
-  const texts = table.columns.filter(({ type }) => type === "text");
-  const conditions: Readonly<Record<Habit, readonly string[]>> = {
-    timezone: table.columns.filter(isLocal).map((column) =>
-      `${instant(column, zone)} <> ${instant(column, config.loadTimezone)}`
-    ),
-    blank_lines: texts.map((column) =>
-      `pg_catalog.strpos(${asText(column)}, E'\\n\\n') > 0`
-    ),
-    empty_texts: texts.map((column) => `${asText(column)} = ''`),
-  };
+  const texts = columns.filter(({ type }) => type === "text");
   return {
-    table,
-    source,
-    warehouse,
-    method: snapshot.hashProbe === probe!.value &&
-        snapshot.encoding === warehouse.serverEncoding
-      ? "record"
-      : "text",
-    asLoaded(habits) {
-      const names = new Set(habits.map(({ habit }) => habit));
-      const columns = table.columns.map((column) =>
-        `${value(column, names)} as ${identifier(column.name)}`
-      );
-      return `(select ${columns} from ${qualified(table.source)}) as loaded`;
+    value(column, habits) {
+      switch (column.type) {
+        case "double precision":
+          return `${identifier(column.name)}::double precision`;
+        case "timestamp with time zone":
+          return isLocal(column)
+            ? instant(column, habits.has("timezone") ? zones.mara : zones.ours)
+            : identifier(column.name);
+        case "text": {
+          const text = habits.has("blank_lines")
+            ? `pg_catalog.regexp_replace(${
+              asText(column)
+            }, E'\\n{2,}', E'\\n', 'g')`
+            : asText(column);
+          return habits.has("empty_texts") ? `nullif(${text}, '')` : text;
+        }
+      }
     },
-    touches: (habit) => conditions[habit].join(" or ") || "false",
+    touches: {
+      timezone: columns.filter(isLocal).map((column) =>
+        `${instant(column, zones.mara)} <> ${instant(column, zones.ours)}`
+      ),
+      blank_lines: texts.map((column) =>
+        `pg_catalog.strpos(${asText(column)}, E'\\n\\n') > 0`
+      ),
+      empty_texts: texts.map((column) => `${asText(column)} = ''`),
+    },
   };
 }
 
 /** Types of the source's columns, as `format_type` spells them without a length. */
 async function columnTypes(
-  source: Session,
-  table: Table,
+  { source }: Sides,
 ): Promise<ReadonlyMap<string, string>> {
-  const rows = await source.query(
+  const rows = await source.session.query(
     `select attname as name, pg_catalog.format_type(atttypid, null) as type
      from pg_catalog.pg_attribute
-     where attrelid = ${literal(qualified(table.source))}::regclass
+     where attrelid = ${literal(source.relation)}::regclass
        and attnum > 0 and not attisdropped`,
   );
   return new Map(rows.map(({ name, type }) => [name, type]));
 }
 
-async function countTouchedRows(sides: Sides): Promise<Touched> {
-  const [row] = await sides.source.query(
+/** The source as Mara with these habits would load it. */
+function asLoaded(
+  { table, source }: Sides,
+  { value }: Values,
+  habits: Touched,
+): Side {
+  const names = new Set(habits.map(({ habit }) => habit));
+  const columns = table.columns.map((column) =>
+    `${value(column, names)} as ${identifier(column.name)}`
+  );
+  return {
+    session: source.session,
+    relation: `(select ${columns} from ${source.relation}) as loaded`,
+    hasRowIds: false,
+  };
+}
+
+async function countTouchedRows(
+  { source }: Sides,
+  { touches }: Values,
+): Promise<Touched> {
+  const [row] = await source.session.query(
     `select ${
       HABITS.map((habit) =>
-        `count(*) filter (where ${sides.touches(habit)}) as ${habit}`
+        `count(*) filter (where ${
+          touches[habit].join(" or ") || "false"
+        }) as ${habit}`
       )
-    } from ${qualified(sides.table.source)}`,
+    } from ${source.relation}`,
   );
   return HABITS.map((habit) => ({ habit, rows: Number(row![habit]) }));
 }
@@ -220,55 +220,46 @@ function subsets(habits: Touched): Touched[] {
     .sort((a, b) => b.length - a.length);
 }
 
-async function fingerprint(
-  session: Session,
-  from: string,
-  { table, method }: Sides,
-): Promise<Fingerprint> {
-  const [row] = await session.query(
-    wholeTableSql(from, table.columns, method),
-  );
-  return { count: Number(row!.count), checksum: row!.checksum };
-}
-
 /** The rows that no habit explains, under the habits that explain most. */
 async function findUnexplained(
   sides: Sides,
+  values: Values,
   candidates: readonly Touched[],
 ): Promise<Pick<MaraComparison, "habits" | "unexplained">> {
-  const { table, source, warehouse } = sides;
-  const target = qualified(table.target);
-  const [size] = await warehouse.query(
-    `select count(*)::text as rows from ${target}`,
+  const { table, target, method } = sides;
+  const [size] = await target.session.query(
+    `select count(*)::text as rows from ${target.relation}`,
   );
-  const buckets = bucketCount(Number(size!.rows));
-  const bucketsOf = async (session: Session, from: string) => {
+  const bucketing: Bucketing = {
+    by: "row",
+    buckets: bucketCount(Number(size!.rows)),
+  };
+  const bucketsOf = async ({ session, relation }: Side) => {
     const [row] = await session.query(
-      bucketsSql(from, table.columns, sides.method, buckets),
+      bucketsSql(relation, table.columns, method, bucketing),
     );
     return parseBuckets(row!.buckets);
   };
-  const present = await bucketsOf(warehouse, target);
+  const present = await bucketsOf(target);
   let nearest: { habits: Touched; differing: Differing } | undefined;
   for (const habits of [[], ...candidates]) {
-    const differing = differingBuckets(
-      await bucketsOf(source, sides.asLoaded(habits)),
-      present,
-    );
+    const wanted = await bucketsOf(asLoaded(sides, values, habits));
+    const differing = tellBucketsApart(wanted, present);
     if (!nearest || differing.rows < nearest.differing.rows) {
       nearest = { habits, differing };
     }
   }
   const { habits, differing } = nearest!;
   const looked = differing.buckets.slice(0, differing.within);
-  const [wanted, found] = await Promise.all([
-    rowsIn(source, sides.asLoaded(habits), sides, buckets, looked),
-    rowsIn(warehouse, target, sides, buckets, looked),
-  ]);
+  const [wanted, found] = await Promise.all(
+    [asLoaded(sides, values, habits), target].map((side) =>
+      rowsIn(side, sides, bucketing, looked)
+    ),
+  );
   return {
     habits,
     unexplained: {
-      ...tellApart(wanted, found),
+      ...tellApart(wanted!, found!),
       isAtLeast: looked.length < differing.buckets.length,
     },
   };
@@ -282,7 +273,7 @@ interface Differing {
   readonly within: number;
 }
 
-function differingBuckets(wanted: Buckets, present: Buckets): Differing {
+function tellBucketsApart(wanted: Buckets, present: Buckets): Differing {
   const buckets: number[] = [];
   let [ours, theirs, within] = [0, 0, 0];
   for (const bucket of new Set([...wanted.keys(), ...present.keys()])) {
@@ -298,22 +289,17 @@ function differingBuckets(wanted: Buckets, present: Buckets): Differing {
 
 /** Keys of the rows in the buckets, by the rows' hash. */
 async function rowsIn(
-  session: Session,
-  from: string,
-  { table, method }: Sides,
-  buckets: number,
+  { session, relation }: Side,
+  { table: { columns }, method }: Sides,
+  bucketing: Bucketing,
   changed: readonly number[],
 ): Promise<Map<string, (string | null)[]>> {
+  const difference = { ...bucketing, changed, sourceRows: 0, targetRows: 0 };
   const rows = await session.query(
-    `select ${rowHash(table.columns, method)}::text as hash, ${
-      identifier(table.columns[0]!.name)
-    } as key from ${from} where ${
-      inBucketsSql(table.columns, method, {
-        buckets,
-        changed,
-        sourceRows: 0,
-        targetRows: 0,
-      })
+    `select ${rowHash(columns, method)}::text as hash, ${
+      identifier(columns[0]!.name)
+    } as key from ${relation} where ${
+      inBucketsSql(columns, method, difference)
     }`,
   );
   const keys = new Map<string, (string | null)[]>();

@@ -1,14 +1,8 @@
 /** Printing what a comparison with a Mara pipeline's tables gave. */
 import type { ComparisonOutcome } from "../compare.ts";
-import type { Habit, MaraComparison, Unexplained } from "../mara.ts";
+import type { Habit, MaraComparison, Unexplained, Zones } from "../mara.ts";
 import { TABLE_NAMES } from "../tables.ts";
 import type { Output } from "./command.ts";
-
-/** The time zone of Mara's sessions, and LOAD_TIMEZONE. */
-interface Zones {
-  readonly mara: string;
-  readonly ours: string;
-}
 
 /** Prints the outcomes and returns the exit code: 0 when everything is equal or explained. */
 export function printMaraComparisons(

@@ -39,16 +39,14 @@ export const verifyCommand: Command = {
       return printComparisons(output, outcomes, "verdict");
     }
     const zone = timezoneOf(values["mara-timezone"]?.[0] ?? MARA_TIMEZONE);
+    const zones = { mara: zone, ours: config().loadTimezone };
     const outcomes = await compareTables(
       config(),
       tables,
       signal,
-      compareWithMara(zone),
+      compareWithMara(zones),
     );
-    return printMaraComparisons(output, outcomes, {
-      mara: zone,
-      ours: config().loadTimezone,
-    });
+    return printMaraComparisons(output, outcomes, zones);
   },
 };
 

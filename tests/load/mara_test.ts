@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { createTableSql } from "../../src/table_load.ts";
+import { createTableSql } from "../../src/target.ts";
 import { TABLES } from "../../src/tables.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";

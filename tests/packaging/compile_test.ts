@@ -57,8 +57,12 @@ Deno.test("compile embeds the program, its migrations and pages, and nothing of 
     assertEquals(code, 0, output);
     const embedded = await embeddedIn(file, base);
     for await (const path of sources("src/")) {
+      const text = await Deno.readTextFile(new URL(path, ROOT));
+      // Of a module of types alone nothing is left to embed.
+      const isOfTypes = path.endsWith(".ts") &&
+        !/^(export )?(async )?(function|const|class|let) /m.test(text);
       const line = await longestLine(path);
-      assertStringIncludes(embedded, line, `${path} is missing`);
+      assert(isOfTypes || embedded.includes(line), `${path} is missing`);
     }
     for (const folder of ["demo/", "tests/", "bench/", "packaging/"]) {
       for await (const path of sources(folder)) {
