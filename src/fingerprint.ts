@@ -116,12 +116,12 @@ export function afterDelta(
 const MOST_BUCKETS = 65_536;
 
 /**
- * Number of buckets for a table of this size, so that each has some 200 rows:
+ * Number of buckets for a table of this size, so that each has some 400 rows:
  * more cost more to tell apart than they narrow down.
  */
 export function bucketCount(rows: number): number {
   let buckets = 256;
-  while (buckets < rows / 200 && buckets < MOST_BUCKETS) buckets *= 2;
+  while (buckets < rows / 400 && buckets < MOST_BUCKETS) buckets *= 2;
   return buckets;
 }
 

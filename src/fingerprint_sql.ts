@@ -117,8 +117,14 @@ function bucketNumber(
   method: HashMethod,
   { by, buckets }: Bucketing,
 ): string {
-  const hashed = by === "row" ? columns : columns.slice(0, 1);
-  return `(${rowHash(hashed, method)} & ${buckets - 1})`;
+  const first = columns.slice(0, 1);
+  const hash = by === "row"
+    ? rowHash(columns, method)
+    : method === "text"
+    ? rowHash(first, method)
+    // It need not tell NULL from anything.
+    : `coalesce(${hashOf(bytesAsText(first[0]!), "0")}, 0)`;
+  return `(${hash} & ${buckets - 1})`;
 }
 
 /**
