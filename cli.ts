@@ -240,13 +240,15 @@ function startService(
     new Pool(config.dwh, {
       max: 4,
       connectTimeoutSeconds: config.connectTimeoutSeconds,
+      stallTimeoutSeconds: config.stallTimeoutSeconds,
     }),
   );
   return {
     config,
     warehouse,
     log,
-    runner: `${APPLICATION_NAME} ${Deno.pid}`,
+    // Processes in containers share their ids, so the name needs more than that.
+    runner: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
     async deliver() {
       const hasFile = config.eventPublisherType === "file";
       try {

@@ -249,7 +249,7 @@ export class Session implements AsyncDisposable {
     return parameterOf(this.#client, "server_encoding");
   }
 
-  /** Process id of the backend, known once a transaction has begun. */
+  /** Process id of the backend: as it greeted, and of the transaction's once that has begun. */
   get pid(): number {
     return this.#pid;
   }
@@ -272,9 +272,12 @@ export class Session implements AsyncDisposable {
     text: string,
     parameters: readonly Parameter[] = [],
   ): Promise<T[]> {
-    return lastRows<T>(
-      await this.#run(() => this.#client.unsafe(text, [...parameters])),
+    const result = await this.#run(() =>
+      this.#client.unsafe(text, [...parameters])
     );
+    // Behind a pooler this is the pooler's; `learnBackend` asks the server itself.
+    this.#pid ||= result.state?.pid ?? 0;
+    return lastRows<T>(result);
   }
 
   /** Runs one statement and returns the number of rows that it affected. */
@@ -524,6 +527,7 @@ export class Session implements AsyncDisposable {
       const rows = await withTimeout(
         client.unsafe(
           `select 1 from pg_stat_activity where pid = ${this.#pid}
+             and application_name = ${literal(this.#options.applicationName)}
              and state = 'active' and wait_event_type is distinct from 'Client'`,
         ),
         this.#options.connectTimeoutSeconds,
@@ -558,17 +562,23 @@ export class Pool implements AsyncDisposable {
   readonly config: DatabaseConfig;
   readonly #max: number;
   readonly #connectTimeoutSeconds: number;
+  readonly #stallTimeoutSeconds: number;
   #client: Client | undefined;
   /** Statements that are under way or wait for a connection. */
   inFlight = 0;
 
   constructor(
     config: DatabaseConfig,
-    options: { max: number; connectTimeoutSeconds: number },
+    options: {
+      max: number;
+      connectTimeoutSeconds: number;
+      stallTimeoutSeconds: number;
+    },
   ) {
     this.config = config;
     this.#max = options.max;
     this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
+    this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
   }
 
   /** Most connections that the pool opens. */
@@ -580,12 +590,12 @@ export class Pool implements AsyncDisposable {
    * Runs one statement and returns its rows.
    *
    * @throws {ServiceError} also `connection_failed` when there is no answer
-   * within `timeoutSeconds` (default: the connect timeout and 30 s).
+   * within `timeoutSeconds` (default: those to connect and those to stall).
    */
   async query<T extends Row = Row>(
     text: string,
     parameters: readonly Parameter[] = [],
-    timeoutSeconds = this.#connectTimeoutSeconds + 30,
+    timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
   ): Promise<T[]> {
     const client = this.#client ??= connect(
       this.config,
@@ -677,6 +687,7 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   "40": "serialization",
   "42501": "permission_denied",
   "53": "out_of_resources",
+  "55P03": "serialization",
   "57P01": "connection_lost",
   "57P02": "connection_lost",
   "57P03": "connection_lost",

@@ -94,7 +94,9 @@ export async function enqueueRun(
 }
 
 /**
- * Takes a queued run to run it. The caller holds the service's lock.
+ * Takes a queued run to run it. The caller holds the service's lock. Doing it
+ * twice is doing it once, since the answer to the first may be lost; hence
+ * `runner` must be no other process's name.
  *
  * @returns the run, or `undefined` when it is queued no longer: another process ran it.
  */
@@ -105,12 +107,31 @@ export async function claimRun(
 ): Promise<Run | undefined> {
   const [row] = await executor.query(
     `update marketing_data_service.run
-     set state = 'running', started_at = clock_timestamp(), runner = $2
-     where id = $1::uuid and state = 'queued'
+     set state = 'running', started_at = coalesce(started_at, clock_timestamp()), runner = $2
+     where id = $1::uuid and (state = 'queued' or state = 'running' and runner = $2)
      returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
     [runId, runner],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
+}
+
+/**
+ * Puts a claimed run that has not begun back into the queue; when another one
+ * with equal options has been queued meanwhile, it stays and is dead.
+ */
+export async function requeueRun(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<void> {
+  await executor.query(
+    `update marketing_data_service.run r
+     set state = 'queued', started_at = null, runner = null
+     where id = $1::uuid and state = 'running' and runner = $2
+       and not exists (select from marketing_data_service.run q where q.state = 'queued'
+         and (q.tables, q.mode, q.atomic, q.recreate) = (r.tables, r.mode, r.atomic, r.recreate))`,
+    [runId, runner],
+  );
 }
 
 /** How a run ended. */
@@ -266,7 +287,24 @@ export async function endBackends(
   );
 }
 
-async function loadedByRun(
+/**
+ * Ends one backend of ours and waits until it is gone. A connection that is
+ * cut here may live on over there, with its locks and perhaps with a commit.
+ */
+export async function endBackend(
+  executor: Executor,
+  pid: number,
+  applicationName: string,
+): Promise<void> {
+  await executor.query(
+    `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+     where pid = $1 and application_name = $2`,
+    [pid, applicationName],
+  );
+}
+
+/** What a run has loaded and committed. */
+export async function loadedByRun(
   executor: Executor,
   runId: string,
 ): Promise<LoadedEntry[]> {

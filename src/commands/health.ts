@@ -10,8 +10,9 @@ export const healthCommand: Command = {
     "Checks that both databases answer; exits with 69 when one does not.",
   flags: {},
   async run({ config, output }) {
-    const { olist, dwh, connectTimeoutSeconds } = config();
-    const options = { max: 1, connectTimeoutSeconds };
+    const { olist, dwh, ...rest } = config();
+    const { connectTimeoutSeconds, stallTimeoutSeconds } = rest;
+    const options = { max: 1, connectTimeoutSeconds, stallTimeoutSeconds };
     await using source = new Pool(olist, options);
     await using warehouse = new Pool(dwh, options);
     const health = await checkHealth(source, warehouse);

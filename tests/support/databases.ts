@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { tmpdir } from "node:os";
 import postgres from "postgres";
 import {
   type Config,
@@ -74,6 +75,7 @@ export async function createDatabases(
   options: DatabasesOptions = {},
 ): Promise<Databases> {
   const id = crypto.randomUUID().slice(0, 8);
+  const spool = `${tmpdir()}/mds_${id}.spool.jsonl`;
   const names = { source: `mds_${id}_olist`, warehouse: `mds_${id}_dwh` };
   const reader = `mds_${id}_reader`;
   const loader = `mds_${id}_loader`;
@@ -121,8 +123,11 @@ export async function createDatabases(
       RETRY_DELAY: "0.05",
       LOCK_TIMEOUT: "5",
       LOG_LEVEL: "INFO",
+      // Of its own: another test's failures are none of this one's.
+      EVENT_SPOOL_FILE: spool,
     },
     async [Symbol.asyncDispose]() {
+      await Deno.remove(spool).catch(() => {});
       await source.end({ timeout: 1 });
       await warehouse.end({ timeout: 1 });
       await admin.source.unsafe(`drop database ${names.source} with (force)`);
@@ -177,6 +182,7 @@ export function serviceOf(
   const warehouse = new Pool(config.dwh, {
     max: 2,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
   });
   return {
     config,
@@ -188,7 +194,7 @@ export function serviceOf(
       mask: (text) => text,
       write: () => {},
     }),
-    runner: "test",
+    runner: `test ${crypto.randomUUID()}`,
     deliver: () => Promise.resolve(),
     [Symbol.asyncDispose]: () => warehouse[Symbol.asyncDispose](),
   };
