@@ -123,6 +123,7 @@ export async function pauseLoad(
   db: Databases,
   { table, phase }: Moment,
   changes: Readonly<Record<string, string>> = {},
+  atOnce?: (network: Proxies) => void,
 ): Promise<PausedLoad> {
   const network = proxied(db);
   const reached = Promise.withResolvers<string>();
@@ -134,6 +135,7 @@ export async function pauseLoad(
       for (const proxy of [network.source, network.warehouse]) {
         proxy.faults = { ...proxy.faults, stalled: ["up", "down"] };
       }
+      atOnce?.(network);
       reached.resolve(runId);
     },
   });

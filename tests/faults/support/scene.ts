@@ -6,7 +6,7 @@
 import { assertEquals } from "@std/assert";
 import { createDatabases, type Databases } from "../../support/databases.ts";
 import { type Finished, runProgram } from "../../support/program.ts";
-import { type Outcome, sayOutcome } from "./local_load.ts";
+import { loadHere, type Outcome, sayOutcome } from "./local_load.ts";
 import { measure } from "./measure.ts";
 import {
   assertSound,
@@ -54,6 +54,13 @@ export async function recover(db: Databases): Promise<number> {
   assertEquals(code, 0, stderr);
   await assertSound(db, { contents: [await sourceContent(db)] });
   return seconds;
+}
+
+/** The same by a load in this process, where many cases follow one another. */
+export async function recoverHere(db: Databases): Promise<void> {
+  const { event, error, log } = await loadHere(db);
+  assertEquals(event?.status, "success", error?.line ?? log);
+  await assertSound(db, { contents: [await sourceContent(db)] });
 }
 
 /** A fault that was made, and the load that met it. */
