@@ -307,6 +307,10 @@ export class Session implements AsyncDisposable {
       // Rows that a policy hides would be missing with success reported.
       row_security: "off",
       client_encoding: "UTF8",
+      // How types and values are written: both sides and this program must read the same.
+      quote_all_identifiers: "off",
+      datestyle: "ISO",
+      extra_float_digits: "1",
       tcp_keepalives_idle: "30",
       tcp_keepalives_interval: "10",
       tcp_keepalives_count: "3",

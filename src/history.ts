@@ -10,7 +10,12 @@ import type {
   TableEntry,
   Trigger,
 } from "./events.ts";
-import type { Executor, RunState, Ticket } from "./runs.ts";
+import {
+  type Executor,
+  type RunState,
+  type Ticket,
+  WAIT_UNTIL,
+} from "./runs.ts";
 import type { PhaseTiming } from "./table_load.ts";
 import type { TableName } from "./tables.ts";
 
@@ -139,7 +144,7 @@ export async function unattendedRuns(
   executor: Executor,
 ): Promise<readonly Ticket[]> {
   const rows = await executor.query(
-    `select id, wait_until::text from marketing_data_service.run
+    `select id, ${WAIT_UNTIL} as wait_until from marketing_data_service.run
      where state = 'queued' and wait_until = 'infinity' order by seq`,
   );
   return rows.map((row) => ({ runId: row.id, waitUntil: row.wait_until }));

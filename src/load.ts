@@ -547,6 +547,8 @@ async function commitUnits(
     }
     return await closeWithoutTables(context, units.snapshotAt, outcomes);
   } finally {
+    // What is not committed by now never will be.
+    for (const unit of outcomes) unit.session?.destroy();
     await units.release();
   }
 }

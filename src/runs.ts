@@ -55,8 +55,12 @@ const NOW =
 /** A place in the queue, and the time until which its asker waits. */
 export interface Ticket {
   readonly runId: string;
+  /** Unix time as the database writes it, to the microsecond; `Infinity` when it is to run in any case. */
   readonly waitUntil: string;
 }
+
+/** {@linkcode Ticket.waitUntil} in SQL: the text of a timestamp would depend on the role's DateStyle. */
+export const WAIT_UNTIL = "extract(epoch from wait_until)::text";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
@@ -79,7 +83,7 @@ export async function enqueueRun(
          else clock_timestamp() + make_interval(secs => $7::float8) end)
      on conflict (tables, mode, atomic, recreate) where state = 'queued'
        do update set wait_until = greatest(run.wait_until, excluded.wait_until)
-     returning id, wait_until::text`,
+     returning id, ${WAIT_UNTIL} as wait_until`,
     [
       crypto.randomUUID(),
       trigger,
@@ -360,6 +364,11 @@ export async function progressOf(
 /**
  * Queues the run of a schedule's tick; it is to run in any case.
  *
+ * A tick that comes during a run is skipped, and no replica that is some
+ * seconds late may run it after all: so it is skipped as well when a run was
+ * over only after the tick. By the database's clock no longer than a minute
+ * ago, lest a replica whose clock is behind skips every tick.
+ *
  * @returns its ticket; why the tick is to be skipped, otherwise.
  */
 export async function enqueueTick(
@@ -370,7 +379,10 @@ export async function enqueueTick(
   const [other] = await executor.query(
     `select tick is not distinct from $1::text::timestamptz as taken
      from marketing_data_service.run
-     where state = 'running' or tick = $1::text::timestamptz order by taken desc limit 1`,
+     where state = 'running' or tick = $1::text::timestamptz
+       or started_at is not null and finished_at > $1::text::timestamptz
+         and finished_at > clock_timestamp() - interval '1 min'
+     order by taken desc limit 1`,
     [tick.toISOString()],
   );
   if (other) return other.taken ? "taken" : "running";
@@ -381,7 +393,7 @@ export async function enqueueTick(
          (select array_agg(t) from json_array_elements_text($2::text::json) t), $3, $4, $5, $6::text::timestamptz)
        on conflict (tables, mode, atomic, recreate) where state = 'queued'
          do update set wait_until = 'infinity', tick = coalesce(run.tick, excluded.tick)
-       returning id, wait_until::text`,
+       returning id, ${WAIT_UNTIL} as wait_until`,
       [
         crypto.randomUUID(),
         JSON.stringify(options.tables),
@@ -486,7 +498,7 @@ export async function withdrawRun(
 ): Promise<LoadEvent | undefined> {
   const [row] = await executor.query(
     `select id, trigger, to_json(tables)::text as tables, ${NOW} as now from marketing_data_service.run
-     where id = $1::uuid and state = 'queued' and wait_until = $2::text::timestamptz
+     where id = $1::uuid and state = 'queued' and ${WAIT_UNTIL} = $2
        and wait_until < 'infinity'`,
     [ticket.runId, ticket.waitUntil],
   );

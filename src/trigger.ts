@@ -108,7 +108,7 @@ export async function waitForTurn(
   const finished = new AbortController();
   let event: LoadEvent | undefined;
   let isOver = false;
-  let hasBegun = ticket.waitUntil === "infinity";
+  let hasBegun = ticket.waitUntil === "Infinity";
   const look = async () => {
     try {
       const run = await progressOf(warehouse, ticket.runId);
