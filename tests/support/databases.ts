@@ -38,6 +38,8 @@ export interface DatabasesOptions {
   readonly rows?: { readonly deals: number; readonly leads: number };
   /** Leave out the source tables. */
   readonly withoutTables?: boolean;
+  /** Addresses of servers of the test's own, as their superuser. */
+  readonly servers?: { readonly source: string; readonly warehouse: string };
 }
 
 /** Password of every role that a test makes; no output may ever hold it. */
@@ -80,8 +82,12 @@ export async function createDatabases(
   const reader = `mds_${id}_reader`;
   const loader = `mds_${id}_loader`;
   const urls = {
-    source: serverUrl("source"),
-    warehouse: serverUrl("warehouse"),
+    source: options.servers
+      ? new URL(options.servers.source)
+      : serverUrl("source"),
+    warehouse: options.servers
+      ? new URL(options.servers.warehouse)
+      : serverUrl("warehouse"),
   };
   const admin = {
     source: connectAs(urls.source, "postgres"),

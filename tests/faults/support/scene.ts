@@ -4,7 +4,11 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { createDatabases, type Databases } from "../../support/databases.ts";
+import {
+  createDatabases,
+  type Databases,
+  type DatabasesOptions,
+} from "../../support/databases.ts";
 import { type Finished, runProgram } from "../../support/program.ts";
 import { loadHere, type Outcome, sayOutcome } from "./local_load.ts";
 import { measure } from "./measure.ts";
@@ -25,8 +29,9 @@ export interface Scene {
 /** Databases whose targets are loaded. */
 export async function loadedDatabases(
   rows = { deals: 500, leads: 3000 },
+  options: Omit<DatabasesOptions, "rows"> = {},
 ): Promise<Databases> {
-  const db = await createDatabases({ rows });
+  const db = await createDatabases({ ...options, rows });
   const { code, stderr } = await runProgram(["load"], db.environment);
   assertEquals(code, 0, stderr);
   return db;
