@@ -4,7 +4,14 @@
  *
  * @module
  */
-import { APPLICATION_NAME, type Pool, type Row, type Session } from "./db.ts";
+import { delay } from "@std/async/delay";
+import {
+  APPLICATION_NAME,
+  type Parameter,
+  type Pool,
+  type Row,
+  type Session,
+} from "./db.ts";
 import { type ErrorCode, ServiceError } from "./errors.ts";
 import {
   EVENT_CHANNEL,
@@ -284,11 +291,9 @@ export async function endBackends(
   executor: Executor,
   runId: string,
 ): Promise<void> {
-  await executor.query(
-    `select pg_terminate_backend(pid, 5000) from pg_stat_activity
-     where application_name = $1 and pid <> pg_backend_pid()`,
-    [`${APPLICATION_NAME}/${runId}`],
-  );
+  await terminate(executor, "application_name = $1", [
+    `${APPLICATION_NAME}/${runId}`,
+  ]);
 }
 
 /**
@@ -300,11 +305,36 @@ export async function endBackend(
   pid: number,
   applicationName: string,
 ): Promise<void> {
-  await executor.query(
-    `select pg_terminate_backend(pid, 5000) from pg_stat_activity
-     where pid = $1 and application_name = $2`,
-    [pid, applicationName],
-  );
+  await terminate(executor, "pid = $1 and application_name = $2", [
+    pid,
+    applicationName,
+  ]);
+}
+
+/** Looks at backends that are in the way, at most. */
+const MOST_LOOKS = 20;
+
+async function terminate(
+  executor: Executor,
+  condition: string,
+  parameters: readonly Parameter[],
+): Promise<void> {
+  for (let look = 1;; look++) {
+    try {
+      await executor.query(
+        `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+         where ${condition} and pid <> pg_backend_pid()`,
+        parameters,
+      );
+      return;
+    } catch (error) {
+      // 42501: one that is just going has no role any more, so it seems not to be ours.
+      const isGoing = error instanceof ServiceError &&
+        error.sqlstate === "42501";
+      if (!isGoing || look === MOST_LOOKS) throw error;
+      await delay(50);
+    }
+  }
 }
 
 /** What a run has loaded and committed. */
