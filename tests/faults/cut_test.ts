@@ -1,13 +1,20 @@
 import { assertEquals } from "@std/assert";
 import { exitOf, loadHere, sayOutcome } from "./support/local_load.ts";
 import { proxied } from "./support/phases.ts";
-import { changeSource, loadedDatabases, recoverHere } from "./support/scene.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  recover,
+  recoverHere,
+} from "./support/scene.ts";
 import { assertSound } from "./support/soundness.ts";
+import { measure } from "./support/measure.ts";
+import { IS_THOROUGH } from "./support/thorough.ts";
 
 const SIDES = ["source", "warehouse"] as const;
 
 /** Bytes between two cuts; smaller ones meet more moments and take longer. */
-const STEP = Number(Deno.env.get("FAULTS_STEP") ?? 6144);
+const STEP = Number(Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 8192));
 
 for (const side of SIDES) {
   Deno.test(`every connection to the ${side} cut after so many bytes, from the start to the end`, async (t) => {
@@ -43,5 +50,12 @@ for (const side of SIDES) {
         });
       }
     }
+    measure({
+      group: "Every connection cut after so many bytes",
+      fault: `${side}: after each ${STEP} bytes of ${total}, from start to end`,
+      holds: "old or new",
+      sees: "RETRY_ATTEMPTS=3: exit 0; 1: exit 0, 1 or 69",
+      recoverySeconds: await recover(db),
+    });
   });
 }

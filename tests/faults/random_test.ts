@@ -202,7 +202,14 @@ async function signalProcess(
   const signal = random.pick(["SIGKILL", "SIGTERM", "SIGINT"] as const);
   const text = random.pick(["begins", ...PHASES.map((phase) => `: ${phase}`)]);
   say(`${signal} at "${text}"`);
-  const program = watchProgram(["load"], { ...db.environment, ...settings });
+  // With patience: how it ends must follow from the signal alone.
+  const program = watchProgram(["load"], {
+    ...db.environment,
+    ...settings,
+    STALL_TIMEOUT: "60",
+    CONNECT_TIMEOUT: "30",
+    RETRY_ATTEMPTS: "3",
+  });
   const reached = program.reaches(text).then(() => {
     try {
       program.kill(signal);

@@ -9,6 +9,7 @@ import {
   assertSound,
   until,
 } from "./support/soundness.ts";
+import { some } from "./support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 const LEADS = `marketing.${LEAD}s`;
@@ -86,7 +87,7 @@ async function restore(db: Databases): Promise<void> {
   );
 }
 
-for (const phase of ["compare", "delete", "copy"] as const) {
+for (const phase of some(["copy", "compare", "delete"] as const, 1)) {
   Deno.test(`the source changed by others before ${phase}: the load keeps to its snapshot`, async (t) => {
     await using db = await loadedDatabases({ deals: 20, leads: 100 });
     await db.source.unsafe(`create table backup as table ${LEADS}`);

@@ -28,7 +28,7 @@ export interface Scene {
 
 /** Databases whose targets are loaded. */
 export async function loadedDatabases(
-  rows = { deals: 500, leads: 3000 },
+  rows = { deals: 60, leads: 300 },
   options: Omit<DatabasesOptions, "rows"> = {},
 ): Promise<Databases> {
   const db = await createDatabases({ ...options, rows });
