@@ -181,6 +181,8 @@ export class Session implements AsyncDisposable {
   #idleSince = 0;
   #inTransaction = false;
   #pid = 0;
+  /** Bytes of a COPY that the server had taken when it was last asked. */
+  #copied: string | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -519,7 +521,11 @@ export class Session implements AsyncDisposable {
     this.query("select 1").catch((error) => this.destroy(error));
   }
 
-  /** Asks the server, on a connection of its own, whether the backend computes or waits for a lock. */
+  /**
+   * Asks the server, on a connection of its own, whether the backend computes,
+   * waits for a lock, or has taken more of a COPY since it was last asked: what
+   * we have written may be on its way for longer than we would wait.
+   */
   async #isWorking(): Promise<boolean> {
     if (this.#failure || !this.#pid) return false;
     const client = connect(
@@ -530,14 +536,19 @@ export class Session implements AsyncDisposable {
     try {
       const rows = await withTimeout(
         client.unsafe(
-          `select 1 from pg_stat_activity where pid = ${this.#pid}
-             and application_name = ${literal(this.#options.applicationName)}
-             and state = 'active' and wait_event_type is distinct from 'Client'`,
+          `select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
+           from pg_stat_activity left join pg_stat_progress_copy using (pid)
+           where pid = ${this.#pid} and state = 'active'
+             and application_name = ${literal(this.#options.applicationName)}`,
         ),
         this.#options.connectTimeoutSeconds,
         () => new Error("no answer"),
       );
-      return rows.length > 0;
+      const [backend] = rows;
+      const hasTaken = backend?.copied !== undefined &&
+        backend.copied !== null && backend.copied !== this.#copied;
+      this.#copied = backend?.copied;
+      return backend?.busy || hasTaken;
     } catch {
       return false;
     } finally {

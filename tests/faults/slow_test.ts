@@ -14,10 +14,10 @@ const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "20" };
 
 for (const side of SIDES) {
   Deno.test(`a slow network to the ${side} that moves is no stall`, async () => {
-    await using db = await loadedDatabases({ deals: 20, leads: 300 });
+    await using db = await loadedDatabases({ deals: 20, leads: 200 });
     const scene = await changeSource(db);
     await using network = proxied(db, {
-      [side]: { latencyMilliseconds: 40, bytesPerSecond: 40_000 },
+      [side]: { latencyMilliseconds: 40, bytesPerSecond: 12_000 },
     });
     const started = performance.now();
     const outcome = await loadHere(network, {
@@ -30,7 +30,7 @@ for (const side of SIDES) {
     assert(performance.now() - started > 1500);
     await settle(db, {
       group: "A slow network or server, `STALL_TIMEOUT=1`",
-      fault: `${side}: 40 ms and 40 kB/s`,
+      fault: `${side}: 40 ms and 12 kB/s`,
       scene,
       outcome,
     });
