@@ -1,4 +1,4 @@
-import { assertEquals, assertNotEquals } from "@std/assert";
+import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import type { Databases } from "../support/databases.ts";
 import { codeOf, exitOf, pauseLoad } from "./support/local_load.ts";
 import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
@@ -16,12 +16,14 @@ const VICTIMS = {
   ],
   "the source's snapshot holder": [
     "source",
-    `pid = (select pid from pg_stat_activity where application_name like '%/$run'
+    `pid = (select pid from pg_stat_activity
+       where application_name like '%/$run' and datname = current_database()
        order by backend_start limit 1)`,
   ],
   "a reader of the source": [
     "source",
-    `pid = (select pid from pg_stat_activity where application_name like '%/$run'
+    `pid = (select pid from pg_stat_activity
+       where application_name like '%/$run' and datname = current_database()
        order by backend_start desc limit 1)`,
   ],
   "the tables' backends in the warehouse": [
@@ -55,7 +57,7 @@ async function terminate(
     `select pid, pg_terminate_backend(pid) from pg_stat_activity where ${ours}`,
   );
   const pids = rows.map((row) => row.pid);
-  if (pids.length === 0) return;
+  assert(pids.length > 0, `there is no backend: ${victim}`);
   await until(async () =>
     (await db[side].unsafe(
       `select 1 from pg_stat_activity where pid in (${pids})`,
