@@ -252,6 +252,7 @@ function startService(
     new Pool(config.dwh, {
       max: 4,
       connectTimeoutSeconds: config.connectTimeoutSeconds,
+      stallTimeoutSeconds: config.stallTimeoutSeconds,
     }),
   );
   let delivered = Promise.resolve();
@@ -261,7 +262,8 @@ function startService(
     config,
     warehouse,
     log,
-    runner: `${APPLICATION_NAME} ${Deno.pid}`,
+    // Processes in containers share their ids, so the name needs more than that.
+    runner: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
     deliver() {
       delivered = (async () => {
         // A load that a signal ended has an event too, and a moment to say so.

@@ -61,6 +61,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   await using source = new Pool(config.olist, {
     max: 1,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
   });
   const live = new LiveRuns();
   const tracer = options.isTraced

@@ -182,6 +182,8 @@ export class Session implements AsyncDisposable, Disposable {
   #inTransaction = false;
   #pid = 0;
   #closing: Promise<void> | undefined;
+  /** Bytes of a COPY that the server had taken when it was last asked. */
+  #copied: string | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -250,7 +252,7 @@ export class Session implements AsyncDisposable, Disposable {
     return parameterOf(this.#client, "server_encoding");
   }
 
-  /** Process id of the backend, known once a transaction has begun. */
+  /** Process id of the backend: as it greeted, and of the transaction's once that has begun. */
   get pid(): number {
     return this.#pid;
   }
@@ -273,9 +275,12 @@ export class Session implements AsyncDisposable, Disposable {
     text: string,
     parameters: readonly Parameter[] = [],
   ): Promise<T[]> {
-    return lastRows<T>(
-      await this.#run(() => this.#client.unsafe(text, [...parameters])),
+    const result = await this.#run(() =>
+      this.#client.unsafe(text, [...parameters])
     );
+    // Behind a pooler this is the pooler's; `learnBackend` asks the server itself.
+    this.#pid ||= result.state?.pid ?? 0;
+    return lastRows<T>(result);
   }
 
   /** Runs one statement and returns the number of rows that it affected. */
@@ -305,6 +310,10 @@ export class Session implements AsyncDisposable, Disposable {
       // Rows that a policy hides would be missing with success reported.
       row_security: "off",
       client_encoding: "UTF8",
+      // How types and values are written: both sides and this program must read the same.
+      quote_all_identifiers: "off",
+      datestyle: "ISO",
+      extra_float_digits: "1",
       tcp_keepalives_idle: "30",
       tcp_keepalives_interval: "10",
       tcp_keepalives_count: "3",
@@ -525,7 +534,11 @@ export class Session implements AsyncDisposable, Disposable {
     this.query("select 1").catch((error) => this.destroy(error));
   }
 
-  /** Asks the server, on a connection of its own, whether the backend computes or waits for a lock. */
+  /**
+   * Asks the server, on a connection of its own, whether the backend computes,
+   * waits for a lock, or has taken more of a COPY since it was last asked: what
+   * we have written may be on its way for longer than we would wait.
+   */
   async #isWorking(): Promise<boolean> {
     if (this.#failure || !this.#pid) return false;
     const client = connect(
@@ -536,13 +549,19 @@ export class Session implements AsyncDisposable, Disposable {
     try {
       const rows = await withTimeout(
         client.unsafe(
-          `select 1 from pg_stat_activity where pid = ${this.#pid}
-             and state = 'active' and wait_event_type is distinct from 'Client'`,
+          `select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
+           from pg_stat_activity left join pg_stat_progress_copy using (pid)
+           where pid = ${this.#pid} and state = 'active'
+             and application_name = ${literal(this.#options.applicationName)}`,
         ),
         this.#options.connectTimeoutSeconds,
         () => new Error("no answer"),
       );
-      return rows.length > 0;
+      const [backend] = rows;
+      const hasTaken = backend?.copied !== undefined &&
+        backend.copied !== null && backend.copied !== this.#copied;
+      this.#copied = backend?.copied;
+      return backend?.busy || hasTaken;
     } catch {
       return false;
     } finally {
@@ -571,17 +590,23 @@ export class Pool implements AsyncDisposable {
   readonly config: DatabaseConfig;
   readonly #max: number;
   readonly #connectTimeoutSeconds: number;
+  readonly #stallTimeoutSeconds: number;
   #client: Client | undefined;
   /** Statements that are under way or wait for a connection. */
   inFlight = 0;
 
   constructor(
     config: DatabaseConfig,
-    options: { max: number; connectTimeoutSeconds: number },
+    options: {
+      max: number;
+      connectTimeoutSeconds: number;
+      stallTimeoutSeconds: number;
+    },
   ) {
     this.config = config;
     this.#max = options.max;
     this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
+    this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
   }
 
   /** Most connections that the pool opens. */
@@ -593,12 +618,12 @@ export class Pool implements AsyncDisposable {
    * Runs one statement and returns its rows.
    *
    * @throws {ServiceError} also `connection_failed` when there is no answer
-   * within `timeoutSeconds` (default: the connect timeout and 30 s).
+   * within `timeoutSeconds` (default: those to connect and those to stall).
    */
   async query<T extends Row = Row>(
     text: string,
     parameters: readonly Parameter[] = [],
-    timeoutSeconds = this.#connectTimeoutSeconds + 30,
+    timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
   ): Promise<T[]> {
     const client = this.#client ??= connect(
       this.config,
@@ -690,6 +715,7 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   "40": "serialization",
   "42501": "permission_denied",
   "53": "out_of_resources",
+  "55P03": "serialization",
   "57P01": "connection_lost",
   "57P02": "connection_lost",
   "57P03": "connection_lost",

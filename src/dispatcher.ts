@@ -12,10 +12,12 @@ import { asServiceError, ServiceError } from "./errors.ts";
 import type { LoadEvent, Trigger } from "./events.ts";
 import { unattendedRuns } from "./history.ts";
 import {
+  announceUnrecorded,
   connectionOf,
   driveRun,
   type LoadHooks,
   type Service,
+  withRetries,
 } from "./load.ts";
 import { migrate } from "./migrate.ts";
 import {
@@ -123,8 +125,23 @@ export class Dispatcher {
     tick: Date,
   ): Promise<{ runId: string } | "running" | "taken"> {
     if (this.#draining) throw this.#draining;
-    await this.#migrate();
-    const ticket = await enqueueTick(this.#service.warehouse, options, tick);
+    let ticket: Awaited<ReturnType<typeof enqueueTick>>;
+    try {
+      ticket = await this.#insistently(() =>
+        enqueueTick(this.#service.warehouse, options, tick)
+      );
+    } catch (error) {
+      // Nobody is told at once, so it is announced when the warehouse is back.
+      if (asServiceError(error).kind.exit === 69) {
+        const run = {
+          ...options,
+          id: crypto.randomUUID(),
+          trigger: "schedule",
+        } as const;
+        await announceUnrecorded(this.#service, run, error);
+      }
+      throw error;
+    }
     if (typeof ticket === "string") return ticket;
     this.#drive(ticket);
     return { runId: ticket.runId };
@@ -190,7 +207,7 @@ export class Dispatcher {
     if (gathering) return gathering;
     const next = Promise.resolve(this.#queueing.get(key)).then(() => {
       this.#gathering.delete(key);
-      const ticket = this.#migrate().then(() =>
+      const ticket = this.#insistently(() =>
         enqueueRun(this.#service.warehouse, trigger, options, waitSeconds)
       );
       const settled = ticket.then(() => {}, () => {}).then(() => {
@@ -201,6 +218,15 @@ export class Dispatcher {
     });
     this.#gathering.set(key, next);
     return next;
+  }
+
+  /** Does work in the warehouse's history, again where the cause is transient. */
+  #insistently<T>(work: () => Promise<T>): Promise<T> {
+    const service = this.#service;
+    return withRetries({ service, log: service.log }, async () => {
+      await this.#migrate();
+      return await work();
+    });
   }
 
   async #migrate(): Promise<void> {

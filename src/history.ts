@@ -10,9 +10,14 @@ import type {
   TableEntry,
   Trigger,
 } from "./events.ts";
-import type { PublisherName } from "./publish/publisher.ts";
-import type { Executor, RunState, Ticket } from "./runs.ts";
 import type { PhaseTiming } from "./progress.ts";
+import type { PublisherName } from "./publish/publisher.ts";
+import {
+  type Executor,
+  type RunState,
+  type Ticket,
+  WAIT_UNTIL,
+} from "./runs.ts";
 import type { TableName } from "./tables.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */
@@ -171,7 +176,7 @@ export async function unattendedRuns(
   executor: Executor,
 ): Promise<readonly Ticket[]> {
   const rows = await executor.query(
-    `select id, wait_until::text from marketing_data_service.run
+    `select id, ${WAIT_UNTIL} as wait_until from marketing_data_service.run
      where state = 'queued' and wait_until = 'infinity' order by seq`,
   );
   return rows.map((row) => ({ runId: row.id, waitUntil: row.wait_until }));

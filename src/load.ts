@@ -42,11 +42,13 @@ import {
   committedTables,
   confirmRun,
   databaseTime,
+  endBackend,
   enqueueRun,
   eventOf,
   interruptDeadRuns,
   lastLoads,
   recordTableLoad,
+  requeueRun,
   type Run,
   type RunEnd,
   type RunOptions,
@@ -64,7 +66,13 @@ import {
   warehouseTransaction,
 } from "./table_load.ts";
 import { type Table, tablesNamed, TARGET_SCHEMA } from "./tables.ts";
-import { isLock, type Lock, waitForTurn } from "./trigger.ts";
+import {
+  acquireLock,
+  isLock,
+  type Lock,
+  LOCK_APPLICATION_NAME,
+  waitForTurn,
+} from "./trigger.ts";
 
 /** What a load works with; made once by the process. */
 export interface Service {
@@ -104,19 +112,25 @@ export async function load(
   const { config, warehouse } = service;
   let ticket: Ticket;
   try {
-    await migrate(warehouse, connectionOf(config, "migrate"));
-    ticket = await enqueueRun(
-      warehouse,
-      trigger,
-      options,
-      config.lockTimeoutSeconds,
-    );
+    // Queueing twice is queueing once: the second request joins the first.
+    ticket = await withRetries(retriesOf(service, hooks.signal), async () => {
+      await migrate(warehouse, connectionOf(config, "migrate", hooks.signal));
+      return await enqueueRun(
+        warehouse,
+        trigger,
+        options,
+        config.lockTimeoutSeconds,
+      );
+    });
   } catch (error) {
-    await announceUnrecorded(service, {
-      ...options,
-      id: crypto.randomUUID(),
-      trigger,
-    }, error);
+    // Any other failure is one of a request that never became a run.
+    if (asServiceError(error).kind.exit === 69) {
+      await announceUnrecorded(
+        service,
+        { ...options, id: crypto.randomUUID(), trigger },
+        error,
+      );
+    }
     throw error;
   }
   return await driveRun(service, ticket, hooks);
@@ -139,10 +153,11 @@ async function runInTurn(
   ticket: Ticket,
   hooks: LoadHooks,
 ): Promise<LoadEvent> {
-  const { config, warehouse, log } = service;
-  let turn: Lock | LoadEvent;
+  const { warehouse, log } = service;
+  await using locks = new AsyncDisposableStack();
+  let turn: { run: Run; lock: Lock } | LoadEvent;
   try {
-    turn = await waitForTurn(config, warehouse, ticket, hooks.signal);
+    turn = await takeTurn(service, ticket, hooks, locks);
   } catch (error) {
     try {
       const event = await withdrawRun(warehouse, ticket, asServiceError(error));
@@ -155,19 +170,55 @@ async function runInTurn(
     }
     throw error;
   }
-  if (!isLock(turn)) return turn;
-  const lock = turn;
-  await using _ = lock;
-  // Before there are events that a new publisher has to be told of.
-  await registerPublishers(warehouse, publisherNames(config));
-  await drainSpool(warehouse, config.eventSpoolFile);
-  for (const id of await interruptDeadRuns(warehouse)) {
-    log.warn("Run {run_id} was found dead and is now interrupted", {
-      run_id: id,
-    });
+  if (!("run" in turn)) return turn;
+  const { run, lock } = turn;
+  hooks.onStart?.(run);
+  try {
+    return await executeRun(service, run, lock, locks, hooks);
+  } catch (error) {
+    await announceUnrecorded(service, run, error);
+    throw error;
   }
+}
+
+/**
+ * Waits for the lock, brings the history up to date under it, and claims the
+ * run; or returns the event of a run that another process has finished.
+ */
+async function takeTurn(
+  service: Service,
+  ticket: Ticket,
+  hooks: LoadHooks,
+  locks: AsyncDisposableStack,
+): Promise<{ run: Run; lock: Lock } | LoadEvent> {
+  const { config, warehouse, log, runner } = service;
+  const retries = retriesOf(service, hooks.signal);
+  const turn = await withRetries(retries, async () => {
+    const turn = await waitForTurn(config, warehouse, ticket, hooks.signal);
+    if (!isLock(turn)) return turn;
+    try {
+      // Before there are events that a new publisher has to be told of.
+      await registerPublishers(warehouse, publisherNames(config));
+      await drainSpool(warehouse, config.eventSpoolFile, log);
+      for (const id of await interruptDeadRuns(warehouse)) {
+        log.warn("Run {run_id} was found dead and is now interrupted", {
+          run_id: id,
+        });
+      }
+      return turn;
+    } catch (error) {
+      await turn[Symbol.asyncDispose]();
+      throw error;
+    }
+  });
+  if (!isLock(turn)) return turn;
+  const lock = locks.use(turn);
   await hooks.beforeStart?.();
-  const run = await claimRun(warehouse, ticket.runId, service.runner);
+  hooks.signal?.throwIfAborted();
+  const run = await withRetries(
+    retries,
+    () => claimRun(warehouse, ticket.runId, runner),
+  );
   if (!run) {
     const event = await eventOf(warehouse, ticket.runId);
     if (event) return event;
@@ -176,24 +227,21 @@ async function runInTurn(
       `Run ${ticket.runId} is no longer in the history`,
     );
   }
-  hooks.onStart?.(run);
-  try {
-    return await executeRun(service, run, lock, hooks);
-  } catch (error) {
-    await announceUnrecorded(service, run, error);
-    throw error;
+  if (hooks.signal?.aborted) {
+    // Asked to stop in between: the run has not begun, and others may still want it.
+    await requeueRun(warehouse, run.id, runner);
+    throw hooks.signal.reason;
   }
+  return { run, lock };
 }
 
-/** Keeps a failure that the warehouse cannot take, for the next load to put on record there. */
-async function announceUnrecorded(
+/** Keeps a failure that the warehouse did not take, for the next load to put on record there. */
+export async function announceUnrecorded(
   service: Service,
   run: Run,
   cause: unknown,
 ): Promise<void> {
   const error = asServiceError(cause);
-  // Only an unreachable warehouse: any other failure is on record, or never became a run.
-  if (error.kind.exit !== 69 && error.code !== "connection_lost") return;
   const entries = run.tables.map((table) => failedEntry(table, error, 1));
   const event = failedEvent(
     {
@@ -224,20 +272,19 @@ async function executeRun(
   service: Service,
   run: Run,
   lock: Lock,
+  locks: AsyncDisposableStack,
   hooks: LoadHooks,
 ): Promise<LoadEvent> {
   const { config } = service;
   const log = service.log.with({ run_id: run.id });
-  const signal = AbortSignal.any([
-    lock.signal,
-    ...(hooks.signal ? [hooks.signal] : []),
-  ]);
   const context: RunContext = {
     service,
     run,
     log,
-    connection: connectionOf(config, run.id, signal),
-    signal,
+    lock,
+    locks,
+    renewal: undefined,
+    signal: hooks.signal,
     onProgress: (progress) => hooks.onProgress?.(run.id, progress),
   };
   log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
@@ -263,9 +310,51 @@ interface RunContext {
   readonly service: Service;
   readonly run: Run;
   readonly log: Logger;
-  readonly connection: ConnectionOptions;
-  readonly signal: AbortSignal;
+  /** The lock that is held, the next one after a loss; all of them are in `locks`. */
+  lock: Lock;
+  readonly locks: AsyncDisposableStack;
+  /** The lock is being taken again. */
+  renewal: Promise<void> | undefined;
+  /** Aborted when the load is to stop. */
+  readonly signal: AbortSignal | undefined;
   readonly onProgress: (progress: Progress) => void;
+}
+
+/** How the run connects to the source, where the lock means nothing. */
+function sourceConnection({ service, run, signal }: RunContext) {
+  return connectionOf(service.config, run.id, signal);
+}
+
+/** How the run connects to the warehouse: not for longer than the lock is held. */
+function warehouseConnection({ service, run, lock, signal }: RunContext) {
+  const both = signal ? AbortSignal.any([lock.signal, signal]) : lock.signal;
+  return connectionOf(service.config, run.id, both);
+}
+
+/**
+ * Takes the lock again when its connection was lost. Nobody else can have
+ * loaded in between and this run still be running: whoever takes the lock
+ * closes the runs that they find.
+ *
+ * @throws {ServiceError} `run_lost` when somebody did, `busy` when somebody loads.
+ */
+async function keepLock(context: RunContext): Promise<void> {
+  const { service: { config, warehouse, runner }, run, signal } = context;
+  if (!context.lock.signal.aborted) return;
+  context.renewal ??= (async () => {
+    const { lockTimeoutSeconds } = config;
+    await endBackend(warehouse, context.lock.pid, LOCK_APPLICATION_NAME);
+    const lock = await acquireLock(config, lockTimeoutSeconds, signal);
+    context.locks.use(lock);
+    if (!await claimRun(warehouse, run.id, runner)) {
+      throw new ServiceError(
+        "run_lost",
+        `Run ${run.id} was closed by another process`,
+      );
+    }
+    context.lock = lock;
+  })().finally(() => context.renewal = undefined);
+  await context.renewal;
 }
 
 /** Tables that become visible together, in one warehouse transaction. */
@@ -299,7 +388,7 @@ async function prepareFromOneSnapshot(
   try {
     snapshot = await withRetries(context, () => {
       attempts++;
-      return openSnapshot(config, context.connection, tables);
+      return openSnapshot(config, sourceConnection(context), tables);
     });
   } catch (error) {
     const outcomes = groups.map((group) => failedUnit(group, error, attempts));
@@ -326,13 +415,20 @@ async function prepareUnit(
   tables: readonly Table[],
   attemptsBefore: number,
 ): Promise<Unit> {
-  const { service: { config, warehouse }, run, connection, onProgress } =
-    context;
+  const { service: { config, warehouse }, run, onProgress } = context;
   let attempts = attemptsBefore;
+  let lost: Session | undefined;
   const attempt = async (): Promise<Unit> => {
     attempts++;
+    await keepLock(context);
+    const connection = warehouseConnection(context);
+    // Or its backend would keep the table locked until the server misses us.
+    if (lost) {
+      await endBackend(warehouse, lost.pid, connection.applicationName);
+    }
     await ensureTargetSchema(warehouse);
     const session = await Session.open(config.dwh, connection);
+    lost = session;
     try {
       await session.begin(warehouseTransaction(config));
       const known = await lastLoads(warehouse, run.tables);
@@ -430,6 +526,7 @@ async function commitUnits(
   units: PreparedUnits,
 ): Promise<LoadEvent> {
   const outcomes = [...units.outcomes];
+  const closing: Promise<void>[] = [];
   try {
     let last = outcomes.findLastIndex((unit) => unit.session);
     for (const [index, prepared] of outcomes.entries()) {
@@ -445,23 +542,18 @@ async function commitUnits(
             : undefined;
           if (end) await closeRun(unit.session, context.run.id, "running", end);
           await unit.session.commit();
-          await unit.session.close();
+          closing.push(unit.session.close());
           if (end) return end.event;
           break;
         } catch (error) {
           unit.session.destroy();
-          if (await wasCommitted(context, unit)) {
-            const event = await eventOf(
-              context.service.warehouse,
-              context.run.id,
-            );
-            if (event) return event;
-            break;
-          }
+          const settled = await settleCommit(context, unit);
+          if (settled.event) return settled.event;
+          if (settled.isCommitted) break;
           const failed = failedUnit(unit.tables, error, unit.attempts);
           const mayTryAgain = asServiceError(error).kind.transient &&
             unit.attempts < context.service.config.retryAttempts &&
-            !context.signal.aborted;
+            !context.signal?.aborted;
           unit = mayTryAgain ? await units.again(unit) : failed;
           outcomes[index] = unit;
         }
@@ -470,22 +562,30 @@ async function commitUnits(
     }
     return await closeWithoutTables(context, units.snapshotAt, outcomes);
   } finally {
-    await units.release();
+    // What is not committed by now never will be.
+    for (const unit of outcomes) unit.session?.destroy();
+    await Promise.all([...closing, units.release()]);
   }
 }
 
-/** Settles a commit whose outcome is unknown: the rows that it would have made visible are there or not. */
-async function wasCommitted(context: RunContext, unit: Unit): Promise<boolean> {
-  const { warehouse } = context.service;
-  return await withRetries(unabortable(context), async () => {
+/** Settles a commit whose outcome is unknown: what it would have written is there or not. */
+async function settleCommit(
+  context: RunContext,
+  unit: Unit,
+): Promise<{ isCommitted: boolean; event: LoadEvent | undefined }> {
+  const { service: { warehouse }, run } = context;
+  return await insistently(context, async () => {
     // The backend may still be committing: after this it is certainly over.
-    await warehouse.query(
-      `select pg_terminate_backend(pid, 5000) from pg_stat_activity
-       where pid = $1 and application_name = $2`,
-      [unit.session!.pid, context.connection.applicationName],
+    await endBackend(
+      warehouse,
+      unit.session!.pid,
+      `${APPLICATION_NAME}/${run.id}`,
     );
-    const committed = await committedTables(warehouse, context.run.id);
-    return unit.tables.every((table) => committed.includes(table.name));
+    const committed = await committedTables(warehouse, run.id);
+    return {
+      isCommitted: unit.tables.every(({ name }) => committed.includes(name)),
+      event: await eventOf(warehouse, run.id),
+    };
   });
 }
 
@@ -496,7 +596,7 @@ async function closeWithoutTables(
   outcomes: readonly Unit[],
 ): Promise<LoadEvent> {
   const { service: { warehouse }, run } = context;
-  return await withRetries(unabortable(context), async () => {
+  return await insistently(context, async () => {
     const end = runEnd(
       context,
       snapshotAt,
@@ -514,9 +614,25 @@ async function closeWithoutTables(
   });
 }
 
-/** For what has to be done after an abort as well: the run must be closed. */
-function unabortable({ service, log }: RunContext) {
-  return { service, log };
+/** Attempts at what must be done whatever RETRY_ATTEMPTS is: the run must be closed. */
+const LEAST_INSISTENCE = 3;
+
+/** Tries what has to be done after an abort as well. */
+function insistently<T>(
+  { service, log }: RunContext,
+  work: () => Promise<T>,
+): Promise<T> {
+  const { retryAttempts } = service.config;
+  return withRetries(
+    { service, log },
+    work,
+    Math.max(LEAST_INSISTENCE, retryAttempts),
+  );
+}
+
+/** What {@linkcode withRetries} needs before there is a run. */
+function retriesOf(service: Service, signal: AbortSignal | undefined) {
+  return { service, log: service.log, ...(signal ? { signal } : {}) };
 }
 
 /** The run's end and its event, from what became of its units. */
@@ -585,7 +701,7 @@ function logEnd({ log }: RunContext, event: LoadEvent): void {
 export async function withRetries<T>(
   context: Pick<RunContext, "log"> & {
     service: { config: Config };
-    signal?: AbortSignal;
+    signal?: AbortSignal | undefined;
   },
   work: () => Promise<T>,
   attempts = context.service.config.retryAttempts,

@@ -4,7 +4,14 @@
  *
  * @module
  */
-import { APPLICATION_NAME, type Pool, type Row, type Session } from "./db.ts";
+import { delay } from "@std/async/delay";
+import {
+  APPLICATION_NAME,
+  type Parameter,
+  type Pool,
+  type Row,
+  type Session,
+} from "./db.ts";
 import { type ErrorCode, ServiceError } from "./errors.ts";
 import {
   EVENT_CHANNEL,
@@ -56,8 +63,12 @@ const NOW =
 /** A place in the queue, and the time until which its asker waits. */
 export interface Ticket {
   readonly runId: string;
+  /** Unix time as the database writes it, to the microsecond; `Infinity` when it is to run in any case. */
   readonly waitUntil: string;
 }
+
+/** {@linkcode Ticket.waitUntil} in SQL: the text of a timestamp would depend on the role's DateStyle. */
+export const WAIT_UNTIL = "extract(epoch from wait_until)::text";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
@@ -80,7 +91,7 @@ export async function enqueueRun(
          else clock_timestamp() + make_interval(secs => $7::float8) end)
      on conflict (tables, mode, atomic, recreate) where state = 'queued'
        do update set wait_until = greatest(run.wait_until, excluded.wait_until)
-     returning id, wait_until::text`,
+     returning id, ${WAIT_UNTIL} as wait_until`,
     [
       crypto.randomUUID(),
       trigger,
@@ -95,7 +106,9 @@ export async function enqueueRun(
 }
 
 /**
- * Takes a queued run to run it. The caller holds the service's lock.
+ * Takes a queued run to run it. The caller holds the service's lock. Doing it
+ * twice is doing it once, since the answer to the first may be lost; hence
+ * `runner` must be no other process's name.
  *
  * @returns the run, or `undefined` when it is queued no longer: another process ran it.
  */
@@ -106,12 +119,31 @@ export async function claimRun(
 ): Promise<Run | undefined> {
   const [row] = await executor.query(
     `update marketing_data_service.run
-     set state = 'running', started_at = clock_timestamp(), runner = $2
-     where id = $1::uuid and state = 'queued'
+     set state = 'running', started_at = coalesce(started_at, clock_timestamp()), runner = $2
+     where id = $1::uuid and (state = 'queued' or state = 'running' and runner = $2)
      returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
     [runId, runner],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
+}
+
+/**
+ * Puts a claimed run that has not begun back into the queue; when another one
+ * with equal options has been queued meanwhile, it stays and is dead.
+ */
+export async function requeueRun(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<void> {
+  await executor.query(
+    `update marketing_data_service.run r
+     set state = 'queued', started_at = null, runner = null
+     where id = $1::uuid and state = 'running' and runner = $2
+       and not exists (select from marketing_data_service.run q where q.state = 'queued'
+         and (q.tables, q.mode, q.atomic, q.recreate) = (r.tables, r.mode, r.atomic, r.recreate))`,
+    [runId, runner],
+  );
 }
 
 /** How a run ended. */
@@ -260,14 +292,54 @@ export async function endBackends(
   executor: Executor,
   runId: string,
 ): Promise<void> {
-  await executor.query(
-    `select pg_terminate_backend(pid, 5000) from pg_stat_activity
-     where application_name = $1 and pid <> pg_backend_pid()`,
-    [`${APPLICATION_NAME}/${runId}`],
-  );
+  await terminate(executor, "application_name = $1", [
+    `${APPLICATION_NAME}/${runId}`,
+  ]);
 }
 
-async function loadedByRun(
+/**
+ * Ends one backend of ours and waits until it is gone. A connection that is
+ * cut here may live on over there, with its locks and perhaps with a commit.
+ */
+export async function endBackend(
+  executor: Executor,
+  pid: number,
+  applicationName: string,
+): Promise<void> {
+  await terminate(executor, "pid = $1 and application_name = $2", [
+    pid,
+    applicationName,
+  ]);
+}
+
+/** Looks at backends that are in the way, at most. */
+const MOST_LOOKS = 20;
+
+async function terminate(
+  executor: Executor,
+  condition: string,
+  parameters: readonly Parameter[],
+): Promise<void> {
+  for (let look = 1;; look++) {
+    try {
+      await executor.query(
+        `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+         where ${condition} and pid <> pg_backend_pid()`,
+        parameters,
+      );
+      return;
+    } catch (error) {
+      // 42501: one that is just going has no role any more, so it seems not to be ours.
+      const isGoing = error instanceof ServiceError &&
+        error.sqlstate === "42501";
+      if (!isGoing || look === MOST_LOOKS) throw error;
+      await delay(50);
+    }
+  }
+}
+
+/** What a run has loaded and committed. */
+export async function loadedByRun(
   executor: Executor,
   runId: string,
 ): Promise<LoadedEntry[]> {
@@ -323,6 +395,11 @@ export async function progressOf(
 /**
  * Queues the run of a schedule's tick; it is to run in any case.
  *
+ * A tick that comes during a run is skipped, and no replica that is some
+ * seconds late may run it after all: so it is skipped as well when a run was
+ * over only after the tick. By the database's clock no longer than a minute
+ * ago, lest a replica whose clock is behind skips every tick.
+ *
  * @returns its ticket; why the tick is to be skipped, otherwise.
  */
 export async function enqueueTick(
@@ -333,7 +410,10 @@ export async function enqueueTick(
   const [other] = await executor.query(
     `select tick is not distinct from $1::text::timestamptz as taken
      from marketing_data_service.run
-     where state = 'running' or tick = $1::text::timestamptz order by taken desc limit 1`,
+     where state = 'running' or tick = $1::text::timestamptz
+       or started_at is not null and finished_at > $1::text::timestamptz
+         and finished_at > clock_timestamp() - interval '1 min'
+     order by taken desc limit 1`,
     [tick.toISOString()],
   );
   if (other) return other.taken ? "taken" : "running";
@@ -344,7 +424,7 @@ export async function enqueueTick(
          (select array_agg(t) from json_array_elements_text($2::text::json) t), $3, $4, $5, $6::text::timestamptz)
        on conflict (tables, mode, atomic, recreate) where state = 'queued'
          do update set wait_until = 'infinity', tick = coalesce(run.tick, excluded.tick)
-       returning id, wait_until::text`,
+       returning id, ${WAIT_UNTIL} as wait_until`,
       [
         crypto.randomUUID(),
         JSON.stringify(options.tables),
@@ -449,7 +529,7 @@ export async function withdrawRun(
 ): Promise<LoadEvent | undefined> {
   const [row] = await executor.query(
     `select id, trigger, to_json(tables)::text as tables, ${NOW} as now from marketing_data_service.run
-     where id = $1::uuid and state = 'queued' and wait_until = $2::text::timestamptz
+     where id = $1::uuid and state = 'queued' and ${WAIT_UNTIL} = $2
        and wait_until < 'infinity'`,
     [ticket.runId, ticket.waitUntil],
   );

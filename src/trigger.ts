@@ -12,10 +12,15 @@ import { type Executor, progressOf, type Ticket } from "./runs.ts";
 /** Key of the advisory lock that a load holds. */
 const SERVICE_LOCK = 5_714_290;
 
+/** Name of the session that holds the lock or waits for it. */
+export const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
+
 /** The service's lock. Gone with the process, or when disposed of. */
 export interface Lock extends AsyncDisposable {
   /** Aborts with a {@linkcode ServiceError} when the lock is lost. */
   readonly signal: AbortSignal;
+  /** Process id of the backend that holds it. */
+  readonly pid: number;
 }
 
 /**
@@ -33,7 +38,7 @@ export async function acquireLock(
   signal?: AbortSignal,
 ): Promise<Lock> {
   const session = await Session.open(config.dwh, {
-    applicationName: `${APPLICATION_NAME}/lock`,
+    applicationName: LOCK_APPLICATION_NAME,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
     stallTimeoutSeconds: config.stallTimeoutSeconds,
     ...(signal ? { signal } : {}),
@@ -54,17 +59,16 @@ export async function acquireLock(
       const cause = session.signal.reason;
       lost.abort(
         // An abort that was asked for is not a loss.
-        cause instanceof ServiceError && cause.code === "terminated"
-          ? cause
-          : new ServiceError(
-            "lock_lost",
-            `The service's lock was lost: ${cause.message}`,
-            { cause },
-          ),
+        signal?.aborted ? cause : new ServiceError(
+          "lock_lost",
+          `The service's lock was lost: ${cause.message}`,
+          { cause },
+        ),
       );
     });
     return {
       signal: lost.signal,
+      pid: session.pid,
       [Symbol.asyncDispose]: () => session.close(),
     };
   } catch (error) {
@@ -104,7 +108,7 @@ export async function waitForTurn(
   const finished = new AbortController();
   let event: LoadEvent | undefined;
   let isOver = false;
-  let hasBegun = ticket.waitUntil === "infinity";
+  let hasBegun = ticket.waitUntil === "Infinity";
   const look = async () => {
     try {
       const run = await progressOf(warehouse, ticket.runId);

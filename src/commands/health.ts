@@ -36,8 +36,8 @@ export const healthCommand: Command = {
 };
 
 async function checkDatabases(config: Config): Promise<Health> {
-  const { olist, dwh, connectTimeoutSeconds } = config;
-  const options = { max: 1, connectTimeoutSeconds };
+  const { olist, dwh, connectTimeoutSeconds, stallTimeoutSeconds } = config;
+  const options = { max: 1, connectTimeoutSeconds, stallTimeoutSeconds };
   await using source = new Pool(olist, options);
   await using warehouse = new Pool(dwh, options);
   return await checkHealth(source, warehouse);

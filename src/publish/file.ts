@@ -40,9 +40,14 @@ export async function checkEventFile(path: string): Promise<void> {
   await withFile(path, () => Promise.resolve());
 }
 
-/** Appends one line and syncs it to disk; what a crash left of the line before is repaired first. */
+/**
+ * Appends one line and syncs it to disk; what a crash left of the line before
+ * is repaired first. Under a lock on the file: to another process a line that
+ * is being written looks torn.
+ */
 export async function appendLine(path: string, line: string): Promise<void> {
   await withFile(path, async (file) => {
+    await file.lock(true);
     await repairLastLine(file);
     await writeAll(
       file,
@@ -106,13 +111,7 @@ async function lastLine(file: Deno.FsFile, size: number): Promise<Uint8Array> {
   let tail = new Uint8Array();
   for (let end = size; end > 0;) {
     const start = Math.max(0, end - BLOCK);
-    const block = new Uint8Array(end - start);
-    await file.seek(start, Deno.SeekMode.Start);
-    for (let read = 0; read < block.length;) {
-      const count = await file.read(block.subarray(read));
-      if (count === null) break;
-      read += count;
-    }
+    const block = await readBytes(file, start, end - start);
     const newline = block.lastIndexOf(NEWLINE);
     const joined = new Uint8Array([...block.subarray(newline + 1), ...tail]);
     tail = joined;
@@ -120,6 +119,26 @@ async function lastLine(file: Deno.FsFile, size: number): Promise<Uint8Array> {
     end = start;
   }
   return tail;
+}
+
+/** The whole file. */
+export async function readAll(file: Deno.FsFile): Promise<Uint8Array> {
+  return await readBytes(file, 0, (await file.stat()).size);
+}
+
+async function readBytes(
+  file: Deno.FsFile,
+  start: number,
+  length: number,
+): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  await file.seek(start, Deno.SeekMode.Start);
+  for (let read = 0; read < length;) {
+    const count = await file.read(bytes.subarray(read));
+    if (count === null) break;
+    read += count;
+  }
+  return bytes;
 }
 
 async function writeAll(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {

@@ -4,10 +4,17 @@
  *
  * @module
  */
-import { type ErrorCode, ServiceError } from "../errors.ts";
-import type { FailedEvent } from "../events.ts";
-import { closeRun, type Executor, type Run } from "../runs.ts";
-import { appendLine } from "./file.ts";
+import type { Logger } from "@logtape/logtape";
+import { asServiceError, type ErrorCode } from "../errors.ts";
+import { type FailedEvent, failedEvent, failureLine } from "../events.ts";
+import {
+  closeRun,
+  endBackends,
+  type Executor,
+  loadedByRun,
+  type Run,
+} from "../runs.ts";
+import { appendLine, readAll } from "./file.ts";
 
 /** A failed run and its event; one line of the spool. */
 export interface SpooledFailure {
@@ -30,36 +37,77 @@ export async function spoolFailure(
 
 /**
  * Puts the spooled failures on record, each once however often it is tried,
- * and empties the spool. The caller holds the service's lock. A run that has
- * an end by now, such as one that was found dead, keeps it.
+ * and takes them out of the spool. The caller holds the service's lock. A run
+ * that has an end by now, such as one that was found dead, keeps it.
+ *
+ * Never throws: a failure that is not on record yet is no reason not to load.
  */
 export async function drainSpool(
   executor: Executor,
   path: string,
+  log: Logger,
 ): Promise<void> {
-  for (const failure of await readSpool(path)) await record(executor, failure);
-  await Deno.truncate(path).catch(ignoreMissing);
-}
-
-async function readSpool(path: string): Promise<SpooledFailure[]> {
-  const text = await Deno.readTextFile(path).catch(ignoreMissing);
-  return (text ?? "").split("\n").flatMap((line) => {
-    try {
-      return [JSON.parse(line)];
-    } catch {
-      return []; // Empty, or torn by a crash that also kept its process from telling.
+  try {
+    using file = await openSpool(path);
+    if (!file) return;
+    // Held until the spool is empty, so that no line is added unseen.
+    await file.lock(true);
+    const text = new TextDecoder().decode(await readAll(file));
+    if (text === "") return;
+    for (const line of text.split("\n")) {
+      const failure = parseFailure(line);
+      if (failure) await record(executor, failure, log);
     }
-  });
+    await file.truncate(0);
+  } catch (error) {
+    log.error("Failures stay in the spool {path}: {reason}", {
+      path,
+      reason: asServiceError(error).message,
+    });
+  }
 }
 
-function ignoreMissing(error: unknown): undefined {
-  if (error instanceof Deno.errors.NotFound) return undefined;
-  // The spool of another setup, or none that we may see: nothing of ours is in it.
-  if (error instanceof Deno.errors.NotCapable) return undefined;
-  throw error;
+async function openSpool(path: string): Promise<Deno.FsFile | undefined> {
+  try {
+    return await Deno.open(path, { read: true, write: true });
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    // The spool of another setup, or none that we may see: nothing of ours is in it.
+    if (error instanceof Deno.errors.NotCapable) return undefined;
+    throw error;
+  }
+}
+
+/** The failure in a line; none in an empty one, nor in one that a crash has torn. */
+function parseFailure(line: string): SpooledFailure | undefined {
+  try {
+    const failure = JSON.parse(line) as SpooledFailure;
+    const { run, event } = failure;
+    return run.id === event.run_id ? failure : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 async function record(
+  executor: Executor,
+  failure: SpooledFailure,
+  log: Logger,
+): Promise<void> {
+  try {
+    await insertClosed(executor, failure);
+  } catch (error) {
+    const { code, message } = asServiceError(error);
+    // Closed by somebody else in the meantime.
+    if (code === "run_lost") return;
+    if (code !== "value_invalid" && code !== "constraint_violated") throw error;
+    log.error("A line of the spool is no failure of a run: {reason}", {
+      reason: message,
+    });
+  }
+}
+
+async function insertClosed(
   executor: Executor,
   { run, event, code }: SpooledFailure,
 ): Promise<void> {
@@ -84,19 +132,24 @@ async function record(
     [run.id],
   );
   if (row?.state !== "running" && row?.state !== "queued") return;
-  try {
-    await closeRun(executor, run.id, row.state, {
-      state: "failed",
-      event,
-      code,
-      failed: event.details.results.filter((entry) =>
-        entry.status === "failure"
-      ),
-      sourceSnapshotAt: null,
-    });
-  } catch (error) {
-    if (!(error instanceof ServiceError) || error.code !== "run_lost") {
-      throw error;
-    }
-  }
+  // Its process may have committed a table and not have learned of it.
+  await endBackends(executor, run.id);
+  const loaded = await loadedByRun(executor, run.id);
+  const entries = event.details.results.map((entry) =>
+    loaded.find(({ table }) => table === entry.table) ?? entry
+  );
+  await closeRun(executor, run.id, row.state, {
+    state: "failed",
+    event: loaded.length === 0
+      ? event
+      : failedEvent(subjectOf(event), failureLine(entries), entries),
+    code,
+    failed: entries.filter((entry) => entry.status === "failure"),
+    sourceSnapshotAt: null,
+  });
+}
+
+/** What an event told of its run, for another event of the same run. */
+function subjectOf({ run_id, trigger, timestamp }: FailedEvent) {
+  return { runId: run_id, trigger, timestamp, sourceSnapshotAt: null };
 }

@@ -1,7 +1,14 @@
 import { assert, assertEquals } from "@std/assert";
 import { runProgram } from "../support/program.ts";
 import { proxied, watchProgram } from "./support/phases.ts";
-import { changeSource, loadedDatabases, recover } from "./support/scene.ts";
+import { sayOutcome } from "./support/local_load.ts";
+import { measure } from "./support/measure.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  recover,
+  settle,
+} from "./support/scene.ts";
 import {
   assertEnded,
   assertSound,
@@ -15,9 +22,6 @@ const SLOW = {
 };
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 const LEAD = "marketing_qualified_lead";
-
-/** Seconds from the fault to a whole load, for `docs/reliability.md`. */
-const measured: string[] = [];
 
 for (const signal of ["SIGKILL", "SIGTERM"] as const) {
   Deno.test(`${signal} in each phase leaves the old tables, and the next load is whole`, async (t) => {
@@ -40,17 +44,20 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
         const finished = await program.finished;
         assertEnded(finished, signal === "SIGKILL" ? 137 : 143);
         await other.unsafe("commit");
-        await assertSound(db, {
-          contents: [scene.old],
-          mayHaveDeadRun: signal === "SIGKILL",
-        });
+        assertEquals(await targetContent(db), scene.old);
         if (signal === "SIGTERM") {
           const [run] = await db.warehouse.unsafe(
             "select state from marketing_data_service.run order by seq desc limit 1",
           );
           assertEquals(run!.state, "interrupted");
         }
-        measured.push(`${signal} ${phase} ${(await recover(db)).toFixed(1)} s`);
+        await settle(db, {
+          group: `${signal} to the process`,
+          fault: `in ${phase}`,
+          scene,
+          outcome: finished,
+          mayHaveDeadRun: signal === "SIGKILL",
+        });
       });
     }
   });
@@ -70,11 +77,18 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
       )).length > 0
     );
     program.kill(signal);
-    assertEnded(await program.finished, signal === "SIGKILL" ? 137 : 143);
+    const finished = await program.finished;
+    assertEnded(finished, signal === "SIGKILL" ? 137 : 143);
     await other.unsafe("commit");
-    await assertSound(db, { contents: [scene.old], mayHaveDeadRun: true });
+    assertEquals(await targetContent(db), scene.old);
     // Whoever asks for the same thing joins the request that the dead one left.
-    await recover(db);
+    await settle(db, {
+      group: `${signal} to the process`,
+      fault: "while the service's lock is waited for",
+      scene,
+      outcome: finished,
+      mayHaveDeadRun: true,
+    });
   });
 }
 
@@ -89,17 +103,19 @@ Deno.test("kill -9 between the two commits: one table is new, the event says whi
     (await targetContent(db)).closed_deal === scene.new.closed_deal
   );
   program.kill("SIGKILL");
-  await program.finished;
+  const outcome = await program.finished;
   await other.unsafe("commit");
-  await assertSound(db, {
-    contents: [scene.old, scene.new],
-    mayHaveDeadRun: true,
-  });
   assertEquals(
     (await targetContent(db)).marketing_qualified_lead,
     scene.old.marketing_qualified_lead,
   );
-  await recover(db);
+  await settle(db, {
+    group: "SIGKILL to the process",
+    fault: "between the two commits",
+    scene,
+    outcome,
+    mayHaveDeadRun: true,
+  });
   const [row] = await db.warehouse.unsafe(
     `select payload::text from marketing_data_service.event join marketing_data_service.run on run.id = run_id
      where state = 'interrupted'`,
@@ -131,11 +147,17 @@ Deno.test("kill -9 in a COMMIT that goes on without us: the event tells what bec
     )).length > 0
   );
   program.kill("SIGKILL");
-  await program.finished;
+  const outcome = await program.finished;
   // At once: the server still commits for the dead process.
   const next = await runProgram(["load"], db.environment);
   assertEnded(next, 0);
-  await recover(db);
+  measure({
+    group: "SIGKILL to the process",
+    fault: "in a COMMIT of 3 s that goes on without it",
+    holds: "new",
+    sees: sayOutcome(outcome),
+    recoverySeconds: await recover(db),
+  });
 });
 
 Deno.test("kill -9 after the commit and before the delivery: the file gets the event from the next load", async () => {
@@ -162,7 +184,15 @@ Deno.test("kill -9 after the commit and before the delivery: the file gets the e
   await program.finished;
   await other.unsafe("commit");
   await assertSound(db, { contents: [scene.new] });
+  const started = performance.now();
   assertEnded(await runProgram(["load"], environment), 0);
+  measure({
+    group: "SIGKILL to the process",
+    fault: "after the commit and before the delivery to the event file",
+    holds: "new",
+    sees: "exit 137",
+    recoverySeconds: (performance.now() - started) / 1000,
+  });
   const ids = (await Deno.readTextFile(file)).trimEnd().split("\n")
     .map((line) => JSON.parse(line).event_id);
   const stored = await db.warehouse.unsafe(
@@ -176,19 +206,19 @@ Deno.test("a second SIGTERM ends the process at once", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const scene = await changeSource(db);
   await using network = proxied(db, {
-    warehouse: { latencyMilliseconds: 300 },
+    warehouse: { latencyMilliseconds: 100 },
   });
   const program = watchProgram(["load"], network.environment);
   await program.reaches("closed_deal: lock");
   program.kill("SIGTERM");
   program.kill("SIGTERM");
-  assertEnded(await program.finished, 143);
-  await assertSound(db, { contents: [scene.old], mayHaveDeadRun: true });
-  await recover(db);
-});
-
-globalThis.addEventListener("unload", () => {
-  if (Deno.env.get("FAULTS_MEASURE")) {
-    Deno.stdout.writeSync(new TextEncoder().encode(`${measured.join("\n")}\n`));
-  }
+  const outcome = await program.finished;
+  assertEnded(outcome, 143);
+  await settle(db, {
+    group: "SIGTERM to the process",
+    fault: "twice",
+    scene,
+    outcome,
+    mayHaveDeadRun: true,
+  });
 });

@@ -40,6 +40,8 @@ export interface DatabasesOptions {
   readonly withoutTables?: boolean;
   /** Follows on the names of databases and roles. */
   readonly suffix?: string;
+  /** Addresses of servers of the test's own, as their superuser. */
+  readonly servers?: { readonly source: string; readonly warehouse: string };
 }
 
 /** Password of every role that a test makes; no output may ever hold it. */
@@ -86,8 +88,12 @@ export async function createDatabases(
   const reader = `mds_${id}_reader${suffix}`;
   const loader = `mds_${id}_loader${suffix}`;
   const urls = {
-    source: serverUrl("source"),
-    warehouse: serverUrl("warehouse"),
+    source: options.servers
+      ? new URL(options.servers.source)
+      : serverUrl("source"),
+    warehouse: options.servers
+      ? new URL(options.servers.warehouse)
+      : serverUrl("warehouse"),
   };
   const admin = {
     source: connectAs(urls.source, "postgres"),
@@ -198,6 +204,7 @@ export function serviceOf(
   const warehouse = new Pool(config.dwh, {
     max: 2,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
   });
   return {
     config,
@@ -209,7 +216,7 @@ export function serviceOf(
       mask: (text) => text,
       write: () => {},
     }),
-    runner: "test",
+    runner: `test ${crypto.randomUUID()}`,
     deliver: () => Promise.resolve(),
     [Symbol.asyncDispose]: () => warehouse[Symbol.asyncDispose](),
   };

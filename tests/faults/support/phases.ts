@@ -50,7 +50,8 @@ export function proxied(
 /** A process of the program whose output can be watched while it runs. */
 export interface Watched {
   readonly finished: Promise<Finished>;
-  /** What it has written to stderr so far. */
+  /** What it has written so far. */
+  stdout(): string;
   stderr(): string;
   /** Waits for this text on stderr. */
   reaches(text: string): Promise<void>;
@@ -81,6 +82,7 @@ export function watchProgram(
   });
   return {
     finished,
+    stdout: () => output.stdout,
     stderr: () => output.stderr,
     reaches: (text) =>
       until(

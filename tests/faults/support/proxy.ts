@@ -21,6 +21,8 @@ export interface Faults {
   stallAfterBytes?: number | undefined;
   latencyMilliseconds?: number;
   bytesPerSecond?: number | undefined;
+  /** A cut is not seen by the server: it keeps its end of the connection. */
+  isHalfOpen?: boolean;
   /** What becomes of new connections: closed as soon as they stand, or kept without an answer. */
   accept?: "close" | "silence" | undefined;
 }
@@ -36,7 +38,10 @@ export class Proxy implements AsyncDisposable {
   cuts = 0;
   readonly #listener: Deno.TcpListener;
   readonly #server: { hostname: string; port: number };
+  #isClosed = false;
   readonly #open = new Set<Deno.Conn>();
+  /** Directions that no longer move, by the connections that stood when they froze. */
+  readonly #frozen = new Map<Deno.Conn, readonly Direction[]>();
 
   constructor(server: { hostname: string; port: number }, faults: Faults = {}) {
     this.#server = server;
@@ -49,13 +54,26 @@ export class Proxy implements AsyncDisposable {
     return this.#listener.addr.port;
   }
 
-  /** Closes every connection that stands. */
+  /** Closes every connection that stands; on the program's end only where it is half open. */
   cut(): void {
-    for (const connection of [...this.#open]) this.#close(connection);
+    for (const connection of [...this.#open]) {
+      const isServer = connection.remoteAddr.transport === "tcp" &&
+        connection.remoteAddr.port === this.#server.port;
+      if (!isServer || !this.faults.isHalfOpen) this.#close(connection);
+    }
+  }
+
+  /** Lets nothing move any more on the connections that stand; later ones are left alone. */
+  freeze(directions: readonly Direction[]): void {
+    for (const connection of this.#open) {
+      this.#frozen.set(connection, directions);
+    }
   }
 
   [Symbol.asyncDispose](): Promise<void> {
-    this.#listener.close();
+    if (!this.#isClosed) this.#listener.close();
+    this.#isClosed = true;
+    this.faults = {};
     this.cut();
     return Promise.resolve();
   }
@@ -83,7 +101,7 @@ export class Proxy implements AsyncDisposable {
     this.#open.add(server);
     const end = () => {
       this.#close(client);
-      this.#close(server);
+      if (!this.faults.isHalfOpen) this.#close(server);
     };
     void this.#pump("up", client, server, end);
     void this.#pump("down", server, client, end);
@@ -152,6 +170,7 @@ export class Proxy implements AsyncDisposable {
   ): Promise<void> {
     const isStalled = () =>
       this.faults.stalled?.includes(direction) ||
+      this.#frozen.get(from)?.includes(direction) ||
       this.moved >= (this.faults.stallAfterBytes ?? Infinity);
     while (isStalled() && this.#open.has(from)) await delay(20);
   }

@@ -4,11 +4,18 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { createDatabases, type Databases } from "../../support/databases.ts";
-import { runProgram } from "../../support/program.ts";
+import {
+  createDatabases,
+  type Databases,
+  type DatabasesOptions,
+} from "../../support/databases.ts";
+import { type Finished, runProgram } from "../../support/program.ts";
+import { loadHere, type Outcome, sayOutcome } from "./local_load.ts";
+import { measure } from "./measure.ts";
 import {
   assertSound,
   type Content,
+  type Expectation,
   sourceContent,
   targetContent,
 } from "./soundness.ts";
@@ -21,9 +28,10 @@ export interface Scene {
 
 /** Databases whose targets are loaded. */
 export async function loadedDatabases(
-  rows = { deals: 500, leads: 3000 },
+  rows = { deals: 60, leads: 300 },
+  options: Omit<DatabasesOptions, "rows"> = {},
 ): Promise<Databases> {
-  const db = await createDatabases({ rows });
+  const db = await createDatabases({ ...options, rows });
   const { code, stderr } = await runProgram(["load"], db.environment);
   assertEquals(code, 0, stderr);
   return db;
@@ -51,4 +59,55 @@ export async function recover(db: Databases): Promise<number> {
   assertEquals(code, 0, stderr);
   await assertSound(db, { contents: [await sourceContent(db)] });
   return seconds;
+}
+
+/** The same by a load in this process, where many cases follow one another. */
+export async function recoverHere(db: Databases): Promise<void> {
+  const { event, error, log } = await loadHere(db);
+  assertEquals(event?.status, "success", error?.line ?? log);
+  await assertSound(db, { contents: [await sourceContent(db)] });
+}
+
+/** A fault that was made, and the load that met it. */
+export interface Met extends Omit<Expectation, "contents"> {
+  /** Heading and line of the table in `docs/reliability.md`. */
+  readonly group: string;
+  readonly fault: string;
+  readonly scene: Scene;
+  readonly outcome: Outcome | Finished;
+}
+
+/**
+ * Asks the questions after a fault: targets wholly old or wholly new, nothing
+ * left behind, one end and one event per run; and then that the next load is
+ * whole. What was seen is kept for the docs.
+ */
+export async function settle(db: Databases, met: Met): Promise<void> {
+  const { scene, group, fault, outcome, ...expectation } = met;
+  const now = await assertSound(db, {
+    contents: [scene.old, scene.new],
+    ...expectation,
+  });
+  const hasLoaded = "stdout" in outcome
+    ? outcome.code === 0
+    : outcome.event?.status === "success";
+  if (hasLoaded) assertEquals(now, scene.new, "reported as loaded");
+  const recoverySeconds = await recover(db);
+  measure({
+    group,
+    fault,
+    holds: sayContent(now, scene),
+    sees: sayOutcome(outcome),
+    recoverySeconds,
+  });
+}
+
+/** `old`, `new`, or which table is which. */
+function sayContent(now: Content, scene: Scene): string {
+  const states = Object.keys(now).map((table) =>
+    now[table] === scene.new[table] ? "new" : "old"
+  );
+  return new Set(states).size === 1
+    ? states[0]!
+    : Object.keys(now).map((table, i) => `${table} ${states[i]}`).join(", ");
 }

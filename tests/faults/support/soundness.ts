@@ -59,11 +59,11 @@ export interface Expectation {
   readonly mayHaveDeadRun?: boolean;
 }
 
-/** Asks the questions about the two databases. */
+/** Asks the questions about the two databases; returns what the targets hold. */
 export async function assertSound(
   db: Databases,
   { contents, isAtomic = false, mayHaveDeadRun = false }: Expectation,
-): Promise<void> {
+): Promise<Content> {
   await assertNothingLeft(db);
   const now = await targetContent(db);
   if (isAtomic) {
@@ -77,6 +77,7 @@ export async function assertSound(
     assert(allowed.includes(digest), `${table} is ${digest}, not ${allowed}`);
   }
   if (!mayHaveDeadRun) await assertOneEndPerRun(db);
+  return now;
 }
 
 /** Every run has ended, and has one event that fits its state. */

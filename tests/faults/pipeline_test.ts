@@ -1,0 +1,226 @@
+import { assert, assertEquals } from "@std/assert";
+import { runJson } from "../support/program.ts";
+import { TABLES } from "../../src/tables.ts";
+import { createTableSql } from "../../src/target.ts";
+import {
+  duringLoad,
+  pauseLoad,
+  sayOutcome,
+  startLoad,
+} from "./support/local_load.ts";
+import { measure } from "./support/measure.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  recover,
+  settle,
+} from "./support/scene.ts";
+import { assertSound, type Content, until } from "./support/soundness.ts";
+import { some } from "./support/thorough.ts";
+
+const LEAD = "marketing_qualified_lead";
+const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
+
+/** Digest of an empty table. */
+const EMPTY = "0 d41d8cd98f00b204e9800998ecf8427e";
+
+for (const phase of PHASES) {
+  Deno.test(`a pipeline that drops and makes m_data anew while a load is in ${phase}`, async () => {
+    await using db = await loadedDatabases({ deals: 20, leads: 100 });
+    const scene = await changeSource(db);
+    await using other = db.connect("warehouse");
+    await using paused = await pauseLoad(db, { table: LEAD, phase }, {
+      LOCK_TIMEOUT: "1",
+    });
+    let isOver = false;
+    const pipeline = other.unsafe(
+      `begin; drop schema m_data cascade; create schema m_data;
+       grant all on schema m_data to ${db.loader};
+       ${
+        TABLES.map((table) =>
+          `${createTableSql(table)};
+           alter table m_data.${table.target.name} owner to ${db.loader}`
+        ).join(";")
+      }; commit`,
+    ).then(() => isOver = true);
+    await until(async () =>
+      isOver ||
+      (await db.warehouse.unsafe(
+          `select from pg_stat_activity where wait_event_type = 'Lock'
+           and datname = current_database() and query like '%drop schema%' and pid <> pg_backend_pid()`,
+        )).length > 0
+    );
+    paused.resume();
+    const outcome = await paused.outcome;
+    await pipeline;
+    const made: Content = Object.fromEntries(
+      TABLES.map((table) => [table.name, EMPTY]),
+    );
+    if (outcome.event?.status === "failure") {
+      assert(
+        /target_(dropped|locked)/.test(sayOutcome(outcome)),
+        sayOutcome(outcome) + outcome.log,
+      );
+    }
+    // What the load had committed, the pipeline may have dropped right after.
+    const now = await assertSound(db, {
+      contents: [scene.old, scene.new, made],
+    });
+    measure({
+      group: "Another pipeline drops m_data with CASCADE and makes it anew",
+      fault: `while the load is in ${phase}`,
+      holds: now[LEAD] === EMPTY ? "what the pipeline made" : "new",
+      sees: sayOutcome(outcome),
+      recoverySeconds: await recover(db),
+    });
+  });
+}
+
+Deno.test("a lock on a target: told after LOCK_TIMEOUT and tried again, whoever holds it", async (t) => {
+  await using db = await loadedDatabases({ deals: 20, leads: 60 });
+  const holders = {
+    "a writer with rows of its own":
+      `insert into m_data.${LEAD} (mql_id) values ('mine')`,
+    "a change of the table": `alter table m_data.${LEAD} add column x text`,
+    "a reader who locks out writers": `lock table m_data.${LEAD} in share mode`,
+    "a VACUUM": `lock table m_data.${LEAD} in share update exclusive mode`,
+  };
+  for (const [holder, sql] of Object.entries(holders)) {
+    for (const isReleased of [false, true]) {
+      const fault = `${holder}, ${
+        isReleased ? "who ends in time" : "for good"
+      }`;
+      await t.step(fault, async () => {
+        const scene = await changeSource(db);
+        await using other = db.connect("warehouse");
+        await other.unsafe(`begin; ${sql}`);
+        const running = startLoad(db, {
+          LOCK_TIMEOUT: isReleased ? "20" : "0.3",
+          RETRY_ATTEMPTS: "2",
+        });
+        if (isReleased) {
+          await duringLoad(running, async () =>
+            (await db.warehouse.unsafe(
+              `select from pg_locks where not granted and relation = 'm_data.${LEAD}'::regclass`,
+            )).length > 0);
+          await other.unsafe("rollback");
+        }
+        const outcome = await running.outcome;
+        if (!isReleased) await other.unsafe("rollback");
+        assertEquals(
+          sayOutcome(outcome),
+          isReleased ? "exit 0" : "exit 1, target_locked",
+          outcome.log,
+        );
+        if (outcome.event?.status === "failure") {
+          assertEquals(outcome.event.details.results[1]!.attempts, 2);
+        }
+        await settle(db, {
+          group: "A lock on a target",
+          fault,
+          scene,
+          outcome,
+        });
+      });
+    }
+  }
+});
+
+/** Rights that are taken away in the middle. `$loader` and `$reader` stand for the roles. */
+const RIGHTS = {
+  "SELECT on the source table": [
+    "source",
+    `select on marketing.${LEAD}s`,
+    "$reader",
+  ],
+  "USAGE on the source schema": [
+    "source",
+    "usage on schema marketing",
+    "$reader",
+  ],
+  "all on the target": ["warehouse", `all on m_data.${LEAD}`, "$loader"],
+  "all on schema m_data": ["warehouse", "all on schema m_data", "$loader"],
+  "all on schema marketing_data_service": [
+    "warehouse",
+    "all on schema marketing_data_service",
+    "$loader",
+  ],
+} as const;
+
+for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
+  Deno.test(`a right taken away while a load is in ${phase}`, async (t) => {
+    await using db = await loadedDatabases({ deals: 20, leads: 60 });
+    for (const [right, [side, privileges, role]] of Object.entries(RIGHTS)) {
+      await t.step(right, async () => {
+        const name = role.replace("$loader", db.loader)
+          .replace("$reader", db.reader);
+        const scene = await changeSource(db);
+        await using paused = await pauseLoad(db, { table: LEAD, phase });
+        await db[side].unsafe(`revoke ${privileges} from ${name}`);
+        paused.resume();
+        const outcome = await paused.outcome;
+        assert(
+          ["exit 0", "exit 1, permission_denied"].includes(sayOutcome(outcome)),
+          sayOutcome(outcome) + outcome.log,
+        );
+        await db[side].unsafe(`grant ${privileges} to ${name}`);
+        await settle(db, {
+          group: "A right taken away during the load",
+          fault: `${right}, in ${phase}`,
+          scene,
+          outcome,
+          // Without its own schema a run cannot be closed; it is in the spool.
+          mayHaveDeadRun: right.includes("marketing_data_service"),
+        });
+      });
+    }
+  });
+}
+
+Deno.test("the service's own tables damaged: told, nothing loaded, and well when they are back", async (t) => {
+  await using db = await loadedDatabases({ deals: 10, leads: 10 });
+  const damages = {
+    "the event table is gone": [
+      "alter table marketing_data_service.event rename to gone",
+      "alter table marketing_data_service.gone rename to event",
+    ],
+    "the run table is gone": [
+      "alter table marketing_data_service.run rename to gone",
+      "alter table marketing_data_service.gone rename to run",
+    ],
+    "the table of loads is gone": [
+      "alter table marketing_data_service.table_load rename to gone",
+      "alter table marketing_data_service.gone rename to table_load",
+    ],
+    "the migration table is gone": [
+      "alter table marketing_data_service.migration rename to gone",
+      `alter table marketing_data_service.gone rename to migration`,
+    ],
+    "the migration table is empty": [
+      `create table kept as table marketing_data_service.migration;
+       delete from marketing_data_service.migration`,
+      "insert into marketing_data_service.migration table kept; drop table kept",
+    ],
+    "the migration table is of a newer version": [
+      "insert into marketing_data_service.migration values (1000, 'later')",
+      "delete from marketing_data_service.migration where version = 1000",
+    ],
+  };
+  for (const [fault, [damage, repair]] of Object.entries(damages)) {
+    await t.step(fault, async () => {
+      const scene = await changeSource(db);
+      await db.warehouse.unsafe(damage!);
+      const result = await runJson(["load"], db.environment);
+      assert(result.code === 1 || result.code === 78, result.stderr);
+      assert(!result.stderr.includes("internal"), result.stderr);
+      await db.warehouse.unsafe(repair!);
+      await settle(db, {
+        group: "The service's own tables damaged",
+        fault,
+        scene,
+        outcome: result,
+        mayHaveDeadRun: true,
+      });
+    });
+  }
+});

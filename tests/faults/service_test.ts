@@ -1,0 +1,320 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { startPostgres } from "../../demo/postgres.ts";
+import { Dispatcher } from "../../src/dispatcher.ts";
+import { ServiceError } from "../../src/errors.ts";
+import { pruneHistory } from "../../src/history.ts";
+import { registerPublishers } from "../../src/publish/deliveries.ts";
+import { driveRun } from "../../src/load.ts";
+import { enqueueRun } from "../../src/runs.ts";
+import { runTick } from "../../src/schedule.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import { type Databases, serviceOf } from "../support/databases.ts";
+import { startProgram } from "../support/program.ts";
+import { freePort, startServer } from "../support/server.ts";
+import { watchProgram } from "./support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  recover,
+  settle,
+} from "./support/scene.ts";
+import { assertEnded, assertSound, until } from "./support/soundness.ts";
+
+const SMALL = { deals: 5, leads: 5 };
+const GROUP = "The service (`serve`)";
+const OPTIONS = {
+  tables: TABLE_NAMES,
+  mode: "auto",
+  atomic: false,
+  recreate: false,
+} as const;
+
+async function stateOf(db: Databases, id?: string): Promise<string> {
+  const [row] = await db.warehouse.unsafe(
+    `select state || coalesce(' ' || code, '') as state from marketing_data_service.run
+     where ${id ? `id = '${id}'` : "true"} order by seq desc limit 1`,
+  );
+  return row!.state;
+}
+
+/** Makes the next load wait for its table until the transaction ends. */
+async function holdTable(db: Databases) {
+  const other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  return other;
+}
+
+async function isWaiting(db: Databases): Promise<boolean> {
+  const rows = await db.warehouse.unsafe(
+    "select from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
+  );
+  return rows.length > 0;
+}
+
+Deno.test("serve starts before its databases and is ready by itself when they come", async () => {
+  await using postgres = await startPostgres();
+  const url = postgres.url();
+  await using db = await loadedDatabases(SMALL, {
+    servers: { source: url, warehouse: url },
+  });
+  await postgres.stop("immediate");
+  const port = freePort();
+  const { process, finished } = startProgram(["serve"], {
+    ...db.environment,
+    PORT: String(port),
+    RETRY_ATTEMPTS: "1",
+    CONNECT_TIMEOUT: "2",
+  });
+  const ask = async (path: string, method = "GET") => {
+    const response = await fetch(`http://127.0.0.1:${port}${path}`, { method });
+    await response.body?.cancel();
+    return response.status;
+  };
+  await until(() => ask("/health/live").then((s) => s === 200, () => false));
+  assertEquals(await ask("/health"), 503);
+  assertEquals(await ask("/health/ready"), 503);
+  assertEquals(await ask("/load", "POST"), 503);
+  await postgres.restart();
+  await until(async () => await ask("/health/ready") === 200);
+  assertEquals(await ask("/load", "POST"), 200);
+  assertEquals(await ask("/health"), 200);
+  process.kill("SIGTERM");
+  assertEnded(await finished, 143);
+});
+
+Deno.test("serve: SHUTDOWN_GRACE over ends the load: 500 with the event, exit 143, old rows", async () => {
+  await using db = await loadedDatabases(SMALL);
+  const scene = await changeSource(db);
+  await using other = await holdTable(db);
+  await using server = await startServer(db, {
+    SHUTDOWN_GRACE: "1",
+    LOCK_TIMEOUT: "60",
+  });
+  const answer = server.json("/load", { method: "POST" });
+  await until(() => isWaiting(db));
+  server.kill("SIGTERM");
+  const { status, body } = await answer;
+  assertEquals([status, body.event_type], [500, "marketing-data-load-failed"]);
+  assertStringIncludes(body.error, "SHUTDOWN_GRACE");
+  const outcome = await server.finished;
+  assertEnded(outcome, 143);
+  await other.unsafe("rollback");
+  assertEquals(await stateOf(db), "interrupted terminated");
+  await settle(db, {
+    group: GROUP,
+    fault: "SIGTERM, and SHUTDOWN_GRACE is over",
+    scene,
+    outcome,
+  });
+});
+
+Deno.test("serve: a second SIGTERM ends the process at once", async () => {
+  await using db = await loadedDatabases(SMALL);
+  const scene = await changeSource(db);
+  await using other = await holdTable(db);
+  await using server = await startServer(db, { LOCK_TIMEOUT: "60" });
+  const answer = server.fetch("/load", { method: "POST" })
+    .then((response) => response.body?.cancel(), () => {});
+  await until(() => isWaiting(db));
+  server.kill("SIGTERM");
+  await until(async () => (await server.json("/health/ready")).status === 503);
+  server.kill("SIGTERM");
+  const outcome = await server.finished;
+  assertEnded(outcome, 143);
+  await answer;
+  await other.unsafe("rollback");
+  await settle(db, {
+    group: GROUP,
+    fault: "a second SIGTERM",
+    scene,
+    outcome,
+    mayHaveDeadRun: true,
+  });
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as n from marketing_data_service.run where state = 'interrupted'",
+  );
+  assertEquals(row!.n, 1);
+});
+
+Deno.test("a body that comes too slowly gets 408, and no load begins", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using server = await startServer(db);
+  const { hostname, port } = new URL(server.url);
+  using connection = await Deno.connect({ hostname, port: Number(port) });
+  await connection.write(
+    new TextEncoder().encode(
+      `POST /load HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{"mode":`,
+    ),
+  );
+  const bytes = new Uint8Array(4096);
+  const count = await connection.read(bytes);
+  const text = new TextDecoder().decode(bytes.subarray(0, count ?? 0));
+  assertStringIncludes(text, "HTTP/1.1 408");
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as n from marketing_data_service.run",
+  );
+  assertEquals(row!.n, 1);
+});
+
+Deno.test("events --follow goes on through lost connections, each event once, and ends with 143", async () => {
+  await using db = await loadedDatabases(SMALL);
+  const follower = watchProgram(["events", "--follow"], db.environment);
+  const ids = async () => {
+    const rows = await db.warehouse.unsafe(
+      "select event_id::text as id from marketing_data_service.event order by seq",
+    );
+    return rows.map((row) => row.id as string);
+  };
+  for (let n = 0; n < 3; n++) {
+    const [last] = (await ids()).slice(-1);
+    await until(() => follower.stdout().includes(last!));
+    await db.warehouse.unsafe(
+      `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+       where datname = current_database() and application_name = 'marketing-data-service'`,
+    );
+    await recover(db);
+  }
+  const [last] = (await ids()).slice(-1);
+  await until(() => follower.stdout().includes(last!));
+  follower.kill("SIGTERM");
+  const finished = await follower.finished;
+  assertEnded(finished, 143);
+  assertEquals(
+    finished.stdout.trimEnd().split("\n").map((l) => JSON.parse(l).event_id),
+    await ids(),
+  );
+});
+
+Deno.test("runs are kept for RUN_RETENTION_DAYS, longer while their event is still to go to the file", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await recover(db);
+  await db.warehouse.unsafe(
+    `update marketing_data_service.run set finished_at = finished_at - interval '3 days'
+     where seq = (select min(seq) from marketing_data_service.run)`,
+  );
+  await using service = serviceOf(db);
+  await registerPublishers(service.warehouse, ["file"]);
+  assertEquals(await pruneHistory(service.warehouse, 4, []), 0);
+  assertEquals(await pruneHistory(service.warehouse, 2, ["file"]), 0);
+  assertEquals(await pruneHistory(service.warehouse, 2, []), 1);
+  assertEquals(
+    [
+      ...await db.warehouse.unsafe(
+        `select (select count(*)::int from marketing_data_service.run) as runs,
+         (select count(*)::int from marketing_data_service.event) as events,
+         (select count(*)::int from marketing_data_service.table_load) as loads`,
+      ),
+    ].map((row) => ({ ...row })),
+    [{ runs: 1, events: 1, loads: 2 }],
+  );
+});
+
+Deno.test("asked to stop between the lock and the run's begin: it has not begun", async (t) => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db);
+  const stop = new ServiceError("draining", "The service is shutting down");
+
+  for (const waits of [5, Infinity]) {
+    const expected = waits === Infinity ? "queued" : "failed draining";
+    await t.step(`before the claim, ${expected}`, async () => {
+      const scene = await changeSource(db);
+      const controller = new AbortController();
+      const ticket = await enqueueRun(
+        service.warehouse,
+        "http",
+        OPTIONS,
+        waits,
+      );
+      const outcome = await driveRun(service, ticket, {
+        signal: controller.signal,
+        beforeStart: () => Promise.resolve(controller.abort(stop)),
+      }).then((event) => event.status, (error) => error.code);
+      assertEquals(outcome, "draining");
+      assertEquals(await stateOf(db, ticket.runId), expected);
+      await assertSound(db, {
+        contents: [scene.old],
+        mayHaveDeadRun: waits === Infinity,
+      });
+      await recover(db);
+    });
+
+    await t.step(`while it claims, ${expected}`, async () => {
+      const scene = await changeSource(db);
+      const controller = new AbortController();
+      const ticket = await enqueueRun(
+        service.warehouse,
+        "http",
+        OPTIONS,
+        waits,
+      );
+      await using other = db.connect("warehouse");
+      await other.unsafe(
+        `begin; select from marketing_data_service.run where id = '${ticket.runId}' for update`,
+      );
+      const driven = driveRun(service, ticket, { signal: controller.signal })
+        .then((event) => event.status, (error) => error.code);
+      await until(async () =>
+        (await db.warehouse.unsafe(
+          `select from pg_stat_activity where wait_event_type = 'Lock'
+             and datname = current_database() and query like '%set state = ''running''%'`,
+        )).length > 0
+      );
+      controller.abort(stop);
+      await other.unsafe("commit");
+      assertEquals(await driven, "draining");
+      assertEquals(await stateOf(db, ticket.runId), expected);
+      await assertSound(db, {
+        contents: [scene.old],
+        mayHaveDeadRun: waits === Infinity,
+      });
+      await recover(db);
+    });
+  }
+});
+
+Deno.test("a tick that one replica skipped is not run by a replica that is late", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using one = serviceOf(db, { LOCK_TIMEOUT: "60" });
+  await using two = serviceOf(db);
+  const [first, late] = [one, two].map((service) => ({
+    config: service.config,
+    log: service.log,
+    dispatcher: new Dispatcher(service, {}),
+  }));
+  const [row] = await db.warehouse.unsafe("select clock_timestamp() as now");
+  const tick = new Date(row!.now);
+  await using other = await holdTable(db);
+  const running = first!.dispatcher.load("http", OPTIONS);
+  await until(() => isWaiting(db));
+  await runTick(first!, tick);
+  await other.unsafe("rollback");
+  assertEquals((await running).status, "success");
+  await runTick(late!, tick);
+  const [count] = await db.warehouse.unsafe(
+    "select count(*)::int as n from marketing_data_service.run where trigger = 'schedule'",
+  );
+  assertEquals(count!.n, 0);
+  for (const { dispatcher } of [first!, late!]) await dispatcher.drain(5);
+});
+
+Deno.test("a tick that finds the warehouse away is announced when it is back", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db, {
+    DWH_DB_PORT: "1",
+    RETRY_ATTEMPTS: "1",
+  });
+  const dispatcher = new Dispatcher(service, {});
+  await runTick(
+    { config: service.config, log: service.log, dispatcher },
+    new Date(),
+  );
+  await recover(db);
+  const rows = await db.warehouse.unsafe(
+    `select code, payload::text from marketing_data_service.run
+     join marketing_data_service.event on run_id = run.id where run.trigger = 'schedule'`,
+  );
+  assertEquals(rows.map((row) => row.code), ["connection_failed"]);
+  assert(JSON.parse(rows[0]!.payload).error.includes("(dwh)"));
+});

@@ -1,0 +1,125 @@
+import { assert, assertEquals } from "@std/assert";
+import {
+  duringLoad,
+  loadHere,
+  sayOutcome,
+  startLoad,
+} from "./support/local_load.ts";
+import { proxied } from "./support/phases.ts";
+import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
+
+const LEAD = "marketing_qualified_lead";
+const SIDES = ["source", "warehouse"] as const;
+const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "20" };
+
+for (const side of SIDES) {
+  Deno.test(`a slow network to the ${side} that moves is no stall`, async () => {
+    await using db = await loadedDatabases({ deals: 20, leads: 200 });
+    const scene = await changeSource(db);
+    await using network = proxied(db, {
+      [side]: { latencyMilliseconds: 40, bytesPerSecond: 12_000 },
+    });
+    const started = performance.now();
+    const outcome = await loadHere(network, {
+      ...IMPATIENT,
+      RETRY_ATTEMPTS: "1",
+      LOAD_MODE: "full",
+    });
+    assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+    // Longer than the limit in all, or nothing would have been shown.
+    assert(performance.now() - started > 1500);
+    await settle(db, {
+      group: "A slow network or server, `STALL_TIMEOUT=1`",
+      fault: `${side}: 40 ms and 12 kB/s`,
+      scene,
+      outcome,
+    });
+  });
+}
+
+Deno.test("a server that computes for longer than STALL_TIMEOUT is no stall", async (t) => {
+  await using db = await loadedDatabases({ deals: 10, leads: 30 });
+  const changes = { ...IMPATIENT, RETRY_ATTEMPTS: "1" };
+  const group = "A slow network or server, `STALL_TIMEOUT=1`";
+
+  await t.step("the warehouse, in a trigger", async () => {
+    await db.warehouse.unsafe(
+      `create function public.slow() returns trigger language plpgsql as
+         $$ begin perform pg_sleep(3); return null; end $$;
+       create trigger slow before insert on m_data.${LEAD}
+         for each statement execute function public.slow()`,
+    );
+    const scene = await changeSource(db);
+    const outcome = await loadHere(db, changes);
+    assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+    await db.warehouse.unsafe(`drop trigger slow on m_data.${LEAD}`);
+    await settle(db, {
+      group,
+      fault: "warehouse: computes for 3 s",
+      scene,
+      outcome,
+    });
+  });
+
+  await t.step("the source, in a view", async () => {
+    const scene = await changeSource(db);
+    await db.source.unsafe(
+      `alter table marketing.${LEAD}s rename to leads;
+       create view marketing.${LEAD}s as
+         select leads.* from marketing.leads, (select pg_sleep(3)) slow;
+       grant select on marketing.${LEAD}s to ${db.reader}`,
+    );
+    const outcome = await loadHere(db, changes);
+    assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+    await db.source.unsafe(
+      `drop view marketing.${LEAD}s; alter table marketing.leads rename to ${LEAD}s`,
+    );
+    await settle(db, {
+      group,
+      fault: "source: computes for 3 s",
+      scene,
+      outcome,
+    });
+  });
+
+  const waits = [
+    [
+      "the service's lock",
+      "warehouse",
+      "select pg_advisory_xact_lock(5714290)",
+    ],
+    [
+      "a lock on a target",
+      "warehouse",
+      `lock table m_data.${LEAD} in row exclusive mode`,
+    ],
+    [
+      "a lock on a source table",
+      "source",
+      `lock table marketing.${LEAD}s in access exclusive mode`,
+    ],
+  ] as const;
+  for (const [what, side, sql] of waits) {
+    await t.step(`a wait of 3 s for ${what}`, async () => {
+      const scene = await changeSource(db);
+      await using other = db.connect(side);
+      await other.unsafe(`begin; ${sql}`);
+      const running = startLoad(db, { ...changes, LOCK_TIMEOUT: "20" });
+      await duringLoad(running, async () =>
+        (await db[side].unsafe(
+          `select 1 from pg_stat_activity where application_name like 'marketing-data-service/%'
+             and datname = current_database()
+             and wait_event_type = 'Lock' and query_start < clock_timestamp() - interval '3 s'`,
+        )).length > 0);
+      await other.unsafe("commit");
+      const outcome = await running.outcome;
+      assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+      await settle(db, {
+        group,
+        fault: `a wait of 3 s for ${what}`,
+        scene,
+        outcome,
+      });
+    });
+  }
+});

@@ -1,0 +1,75 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { exitOf, pauseLoad, sayOutcome } from "./support/local_load.ts";
+import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
+import { some } from "./support/thorough.ts";
+
+const LEAD = "marketing_qualified_lead";
+const SIDES = ["source", "warehouse"] as const;
+/** Attempts to spare, as on a slow machine the limits are met without a fault as well. */
+const IMPATIENT = {
+  STALL_TIMEOUT: "1",
+  CONNECT_TIMEOUT: "2",
+  RETRY_ATTEMPTS: "6",
+};
+
+for (const side of SIDES) {
+  for (const directions of [["up"], ["down"], ["up", "down"]] as const) {
+    const what = directions.length === 2
+      ? "in both directions"
+      : directions[0] === "up"
+      ? "towards the server"
+      : "from the server";
+    Deno.test(`a connection to the ${side} that stalls ${what} is given up and made again`, async (t) => {
+      await using db = await loadedDatabases({ deals: 20, leads: 400 });
+      for (const phase of ["compare", "copy"] as const) {
+        for (const isHalfOpen of some([true, false], 1)) {
+          const fault = `${side}, ${what}, in ${phase}${
+            isHalfOpen ? ", half open" : ""
+          }`;
+          await t.step(fault, async () => {
+            const scene = await changeSource(db);
+            await using paused = await pauseLoad(
+              db,
+              { table: LEAD, phase },
+              IMPATIENT,
+            );
+            const proxy = paused.network[side];
+            proxy.freeze(directions);
+            proxy.faults = { ...proxy.faults, isHalfOpen };
+            paused.resume();
+            const outcome = await paused.outcome;
+            assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+            assertStringIncludes(outcome.log, "stalled: no byte for 1 s");
+            await paused.network[Symbol.asyncDispose]();
+            await settle(db, {
+              group: "A stalled connection, `STALL_TIMEOUT=1`",
+              fault,
+              scene,
+              outcome,
+            });
+          });
+        }
+      }
+    });
+  }
+
+  Deno.test(`a network to the ${side} that stalls for good fails the load in time`, async () => {
+    await using db = await loadedDatabases({ deals: 20, leads: 100 });
+    const scene = await changeSource(db);
+    await using paused = await pauseLoad(db, { table: LEAD, phase: "copy" }, {
+      ...IMPATIENT,
+      RETRY_ATTEMPTS: "2",
+    });
+    paused.network[side === "source" ? "warehouse" : "source"].faults = {};
+    const outcome = await paused.outcome;
+    assert(exitOf(outcome) !== 0);
+    await paused.network[Symbol.asyncDispose]();
+    await settle(db, {
+      group: "A stalled connection, `STALL_TIMEOUT=1`",
+      fault: `${side}, for good`,
+      scene,
+      outcome,
+      mayHaveDeadRun: side === "warehouse",
+    });
+  });
+}

@@ -1,0 +1,208 @@
+/**
+ * A load in the test's own process. It can be met in the very moment in which
+ * a phase begins: the network stands still from then on, until the fault is
+ * made and the load goes on.
+ *
+ * @module
+ */
+import { assert } from "@std/assert";
+import { delay } from "@std/async/delay";
+import { Pool } from "../../../src/db.ts";
+import {
+  asServiceError,
+  ERRORS,
+  type ServiceError,
+} from "../../../src/errors.ts";
+import type { LoadEvent, Trigger } from "../../../src/events.ts";
+import { load, type LoadHooks, type Service } from "../../../src/load.ts";
+import { setUpLogging } from "../../../src/log.ts";
+import type { RunOptions } from "../../../src/runs.ts";
+import { TABLE_NAMES } from "../../../src/tables.ts";
+import type { Phase } from "../../../src/progress.ts";
+import { configOf, type Databases, PASSWORD } from "../../support/databases.ts";
+import type { Finished } from "../../support/program.ts";
+import { proxied, type Proxies } from "./phases.ts";
+
+/** How a load ended: with its event, or with an error where no run came to be. */
+export interface Outcome {
+  readonly event?: LoadEvent;
+  readonly error?: ServiceError;
+  /** What the load logged. */
+  readonly log: string;
+}
+
+/** A load that is under way. */
+export interface LocalLoad {
+  readonly outcome: Promise<Outcome>;
+  /** Asks it to stop, as SIGTERM does. */
+  readonly abort: (reason: ServiceError) => void;
+}
+
+/** Starts a load with everything of its own, as a process would have it. */
+export function startLoad(
+  db: Pick<Databases, "environment">,
+  changes: Readonly<Record<string, string>> = {},
+  hooks: Omit<LoadHooks, "signal"> & {
+    readonly options?: Partial<RunOptions>;
+    readonly trigger?: Trigger;
+  } = {},
+): LocalLoad {
+  const controller = new AbortController();
+  const config = configOf(db as Databases, changes);
+  let text = "";
+  const log = setUpLogging({
+    level: "DEBUG",
+    format: "text",
+    colors: false,
+    mask: (line) => line,
+    write: (line) => text += line,
+  });
+  const run = async (): Promise<Outcome> => {
+    await using warehouse = new Pool(config.dwh, {
+      max: 4,
+      connectTimeoutSeconds: config.connectTimeoutSeconds,
+      stallTimeoutSeconds: config.stallTimeoutSeconds,
+    });
+    const service: Service = {
+      config,
+      warehouse,
+      log,
+      runner: `test ${crypto.randomUUID()}`,
+      deliver: () => {},
+    };
+    const outcome: Omit<Outcome, "log"> = await load(
+      service,
+      hooks.trigger ?? "cli",
+      {
+        tables: TABLE_NAMES,
+        mode: config.loadMode,
+        atomic: config.loadAtomic,
+        recreate: false,
+        ...hooks.options,
+      },
+      { ...hooks, signal: controller.signal },
+    ).then(
+      (event) => ({ event }),
+      (error) => ({ error: asServiceError(error) }),
+    );
+    const printed = JSON.stringify(outcome.event ?? "") +
+      (outcome.error?.line ?? "") + text;
+    assert(!printed.includes(PASSWORD), "the password was told");
+    return { ...outcome, log: text };
+  };
+  return { outcome: run(), abort: (reason) => controller.abort(reason) };
+}
+
+/** Runs a load to its end. */
+export function loadHere(
+  db: Pick<Databases, "environment">,
+  changes: Readonly<Record<string, string>> = {},
+): Promise<Outcome> {
+  return startLoad(db, changes).outcome;
+}
+
+/** A load that stands still. */
+export interface PausedLoad extends LocalLoad, AsyncDisposable {
+  readonly runId: string;
+  readonly network: Proxies;
+  /** Lets the network move again. */
+  resume(): void;
+}
+
+/** Where a load is met. */
+export interface Moment {
+  readonly table: string;
+  readonly phase: Phase;
+}
+
+/**
+ * Starts a load and stops it where the phase begins: what it asks from then on
+ * does not reach the servers, nor does an answer reach it.
+ */
+export async function pauseLoad(
+  db: Databases,
+  { table, phase }: Moment,
+  changes: Readonly<Record<string, string>> = {},
+  atOnce?: (network: Proxies) => void,
+): Promise<PausedLoad> {
+  const network = proxied(db);
+  const reached = Promise.withResolvers<string>();
+  const running = startLoad({ environment: network.environment }, changes, {
+    onProgress(runId, progress) {
+      if (progress.table !== table || progress.phase !== phase) return;
+      if (hasPaused) return;
+      hasPaused = true;
+      for (const proxy of [network.source, network.warehouse]) {
+        proxy.faults = { ...proxy.faults, stalled: ["up", "down"] };
+      }
+      atOnce?.(network);
+      reached.resolve(runId);
+    },
+  });
+  let hasPaused = false;
+  const runId = await Promise.race([
+    reached.promise,
+    running.outcome.then((outcome) => {
+      throw new Error(
+        `ended before ${table}: ${phase}: ${
+          sayOutcome(outcome)
+        } ${outcome.log}`,
+      );
+    }),
+  ]);
+  return {
+    ...running,
+    runId,
+    network,
+    resume() {
+      for (const proxy of [network.source, network.warehouse]) {
+        proxy.faults = { ...proxy.faults, stalled: [] };
+      }
+    },
+    async [Symbol.asyncDispose]() {
+      await network[Symbol.asyncDispose]();
+      await running.outcome;
+    },
+  };
+}
+
+/** Exit code that the command line ends with after this outcome. */
+export function exitOf({ event, error }: Outcome): number {
+  const code = error?.code ?? codeOf(event!);
+  return code === undefined ? 0 : ERRORS[code].exit;
+}
+
+/** Code of the first table that failed by itself; `undefined` after a success. */
+export function codeOf(event: LoadEvent) {
+  if (event.status === "success") return undefined;
+  const codes = event.details.results.flatMap((r) =>
+    r.status === "failure" ? [r.code] : []
+  );
+  return codes.find((code) => code !== "rolled_back") ?? codes[0]!;
+}
+
+/** Exit and error code of an outcome, as the table in the docs has it. */
+export function sayOutcome(outcome: Outcome | Finished): string {
+  if ("stdout" in outcome) {
+    const [line] = outcome.stdout.split("\n");
+    const json = line?.startsWith("{") ? JSON.parse(line) : {};
+    const code = json.code ??
+      (json.details ? codeOf(json as LoadEvent) : undefined);
+    return [`exit ${outcome.code}`, code].filter(Boolean).join(", ");
+  }
+  const code = outcome.error?.code ?? codeOf(outcome.event!);
+  return [`exit ${exitOf(outcome)}`, code].filter(Boolean).join(", ");
+}
+
+/** Polls a condition until it holds or the load has ended. */
+export async function duringLoad(
+  running: LocalLoad,
+  condition: () => Promise<boolean>,
+): Promise<void> {
+  let ended: Outcome | undefined;
+  void running.outcome.then((outcome) => ended = outcome);
+  while (!await condition()) {
+    if (ended) throw new Error(`it ended: ${sayOutcome(ended)} ${ended.log}`);
+    await delay(10);
+  }
+}
