@@ -14,6 +14,15 @@ export const text = (type: string, description: string) => ({
   description,
 });
 
+/** An answer in JSON, for which a browser gets a page. */
+export const jsonOrPage = <T>(schema: T, description: string) => ({
+  content: {
+    "application/json": { schema },
+    "text/html": { schema: z.string() },
+  },
+  description,
+});
+
 /** A problem document. */
 export const refused = (description: string) => ({
   content: { "application/problem+json": { schema: schemas.Problem } },
@@ -21,7 +30,9 @@ export const refused = (description: string) => ({
 });
 
 /** What every route that needs the token may answer. */
-export const guarded = { 401: refused("The token is missing or wrong") };
+export const guarded = {
+  401: refused("The token is missing or wrong; a browser gets a form for it"),
+};
 
 /** What every route that asks the warehouse may answer. */
 export const stored = {

@@ -7,14 +7,16 @@ import { OpenAPIHono } from "@hono/zod-openapi";
 import { requestId } from "hono/request-id";
 import { tokenRequired } from "./access.ts";
 import type { HttpContext } from "./context.ts";
-import { addDocumentRoutes } from "./document_routes.ts";
+import { addDocumentRoutes } from "./document_routes.tsx";
 import { allowedMethods, answerErrors, headers, measured } from "./guards.ts";
 import { addHealthRoutes } from "./health_routes.ts";
-import { addHistoryRoutes } from "./history_routes.ts";
+import { addHistoryRoutes } from "./history_routes.tsx";
 import { issues } from "./load_request.ts";
 import { addLoadRoutes } from "./load_routes.ts";
-import { addOverviewRoute } from "./overview_routes.ts";
-import { badRequest, problem } from "./problem.ts";
+import { addOverviewRoute } from "./overview_routes.tsx";
+import { badRequest, problem } from "./problem.tsx";
+import { sameOriginOnly } from "./same_origin.ts";
+import { addSessionRoutes } from "./session_routes.ts";
 
 /** The application, for `Deno.serve`. */
 export function createApp(context: HttpContext): OpenAPIHono {
@@ -27,6 +29,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   app.use(requestId());
   app.use(measured(context.metrics));
   app.use(headers());
+  app.use(sameOriginOnly());
   if (config.apiToken) app.use(tokenRequired(config.apiToken));
   app.use(allowedMethods(app));
   answerErrors(app, log);
@@ -35,6 +38,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   addHealthRoutes(app, context);
   addLoadRoutes(app, context);
   addHistoryRoutes(app, context);
-  addDocumentRoutes(app);
+  addDocumentRoutes(app, context);
+  addSessionRoutes(app, context);
   return app;
 }

@@ -7,7 +7,7 @@ import { NONCE, secureHeaders } from "hono/secure-headers";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { Metrics } from "../metrics.ts";
-import { problem } from "./problem.ts";
+import { problem } from "./problem.tsx";
 
 /** Counts and times requests by route pattern. */
 export function measured(metrics: Metrics): MiddlewareHandler {

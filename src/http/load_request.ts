@@ -4,7 +4,7 @@ import type { Config } from "../config.ts";
 import type { RunOptions } from "../runs.ts";
 import { TABLE_NAMES } from "../tables.ts";
 import { readBody } from "./body.ts";
-import { badRequest } from "./problem.ts";
+import { badRequest } from "./problem.tsx";
 import * as schemas from "./schemas.ts";
 
 /**

@@ -2,6 +2,7 @@
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import { json, refused, stored } from "./answers.ts";
 import type { HttpContext } from "./context.ts";
+import { wantsPage } from "./frame.tsx";
 import { readLoadRequest } from "./load_request.ts";
 import * as schemas from "./schemas.ts";
 
@@ -14,6 +15,7 @@ const request = {
 const refusals = {
   ...stored,
   400: refused("The body is not allowed; it says why"),
+  403: refused("A page of another origin asks"),
   408: refused("The body came too slowly"),
   413: refused("The body is larger than 64 KiB"),
 };
@@ -52,11 +54,18 @@ export function addLoadRoutes(
     path: "/load-async",
     summary: "Queues a load, which is run also if the service is restarted",
     request,
-    responses: { ...refusals, 202: json(schemas.Accepted, "It is queued") },
+    responses: {
+      ...refusals,
+      202: json(schemas.Accepted, "It is queued"),
+      303: {
+        description: "It is queued, for a browser: on to the page of the run",
+      },
+    },
   }));
   app.post("/load-async", async (c) => {
     const options = await readLoadRequest(c.req.raw, config);
     const run_id = await dispatcher.submit("http", options);
+    if (wantsPage(c)) return c.redirect(`/runs/${run_id}`, 303);
     return c.json({ run_id, status: "queued" }, 202, {
       location: `/runs/${run_id}`,
     });

@@ -1,9 +1,13 @@
 /** What has been, and what is going on: runs and events. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
 import { ServiceError } from "../errors.ts";
-import { findRun, listEvents, listRuns } from "../history.ts";
-import { json, refused, stored, text } from "./answers.ts";
+import { findRun, listEvents, listOutcomes, listRuns } from "../history.ts";
+import { hasSession } from "./access.ts";
+import { json, jsonOrPage, refused, stored, text } from "./answers.ts";
 import type { HttpContext } from "./context.ts";
+import { answerPage, wantsPage } from "./frame.tsx";
+import { RunPage } from "./run_page.tsx";
+import { RunsPage } from "./runs_page.tsx";
 import * as schemas from "./schemas.ts";
 import { streamRun } from "./stream.ts";
 
@@ -12,7 +16,7 @@ const missing = { 404: refused("There is no such run") };
 /** Adds `/runs`, `/runs/{id}`, its stream, and `/events`. */
 export function addHistoryRoutes(
   app: OpenAPIHono,
-  { service: { warehouse }, live, shutdown }: HttpContext,
+  { service: { warehouse, config }, live, shutdown }: HttpContext,
 ): void {
   const found = async (id: string) => {
     const run = await findRun(warehouse, id);
@@ -25,14 +29,41 @@ export function addHistoryRoutes(
       path: "/runs",
       summary: "Runs, newest first",
       request: { query: schemas.RunsQuery },
-      responses: { ...stored, 200: json(schemas.RunList, "The runs") },
+      responses: { ...stored, 200: jsonOrPage(schemas.RunList, "The runs") },
     }),
-    async (c) =>
-      c.json({
-        runs: await listRuns(warehouse, c.req.valid("query")) as z.infer<
+    async (c) => {
+      const query = c.req.valid("query");
+      if (wantsPage(c)) {
+        const { limit, before, status } = query;
+        // One more than is shown tells whether there are older ones.
+        const runs = await listOutcomes(warehouse, {
+          ...query,
+          limit: limit + 1,
+        });
+        const shown = runs.slice(0, limit);
+        return answerPage(c, {
+          title: "Runs",
+          section: "/runs",
+          isSignedIn: await hasSession(c, config.apiToken),
+          body: (
+            <RunsPage
+              now={new Date()}
+              runs={shown}
+              status={status}
+              limit={limit}
+              isPast={before !== undefined}
+              older={runs.length > limit ? shown.at(-1)?.run_id : undefined}
+            />
+          ),
+        });
+      }
+      c.header("vary", "accept");
+      return c.json({
+        runs: await listRuns(warehouse, query) as z.infer<
           typeof schemas.RunSummary
         >[],
-      }, 200),
+      }, 200);
+    },
   );
   app.openapi(
     createRoute({
@@ -43,16 +74,29 @@ export function addHistoryRoutes(
       responses: {
         ...stored,
         ...missing,
-        200: json(schemas.RunDetails, "The run"),
+        200: jsonOrPage(schemas.RunDetails, "The run"),
       },
     }),
-    async (c) =>
-      c.json(
-        await found(c.req.valid("param").id) as unknown as z.infer<
-          typeof schemas.RunDetails
-        >,
+    async (c) => {
+      const run = await found(c.req.valid("param").id);
+      if (wantsPage(c)) {
+        const isOver = run.finished_at !== null;
+        return answerPage(c, {
+          title: `Run ${run.run_id.slice(0, 8)}`,
+          section: "/runs",
+          isSignedIn: await hasSession(c, config.apiToken),
+          follow: isOver ? undefined : run.run_id,
+          body: (
+            <RunPage now={new Date()} run={run} live={live.get(run.run_id)} />
+          ),
+        });
+      }
+      c.header("vary", "accept");
+      return c.json(
+        run as unknown as z.infer<typeof schemas.RunDetails>,
         200,
-      ),
+      );
+    },
   );
   app.openapi(
     createRoute({
@@ -65,7 +109,7 @@ export function addHistoryRoutes(
         ...missing,
         200: text(
           "text/event-stream",
-          "state, progress, then end with the event",
+          "state, progress, the last state, then end with the event",
         ),
       },
     }),

@@ -1,9 +1,11 @@
 /** The API, described: for programs and for people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { VERSION } from "../version.ts";
+import { hasSession } from "./access.ts";
 import { guarded, json, text } from "./answers.ts";
-import { docs } from "./docs.ts";
-import { nonceOf } from "./guards.ts";
+import type { HttpContext } from "./context.ts";
+import { DocsPage } from "./docs_page.tsx";
+import { answerPage } from "./frame.tsx";
 
 const DESCRIPTION = {
   openapi: "3.1.0",
@@ -16,7 +18,10 @@ const DESCRIPTION = {
 } as const;
 
 /** Adds `/openapi.json` and `/docs`. */
-export function addDocumentRoutes(app: OpenAPIHono): void {
+export function addDocumentRoutes(
+  app: OpenAPIHono,
+  { service: { config } }: HttpContext,
+): void {
   let document: ReturnType<typeof app.getOpenAPI31Document> | undefined;
   const openapi = () => document ??= app.getOpenAPI31Document(DESCRIPTION);
   app.openapi(
@@ -38,6 +43,12 @@ export function addDocumentRoutes(app: OpenAPIHono): void {
       summary: "A reader for this document",
       responses: { ...guarded, 200: text("text/html", "The reader") },
     }),
-    (c) => c.html(docs(openapi(), nonceOf(c))),
+    async (c) =>
+      answerPage(c, {
+        title: "API",
+        section: "/docs",
+        isSignedIn: await hasSession(c, config.apiToken),
+        body: <DocsPage document={openapi()} />,
+      }),
   );
 }
