@@ -11,8 +11,9 @@ export function readableCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
-/** A duration in seconds: `4 ms`, `0.17 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`. */
+/** A duration in seconds: `<1 ms`, `4 ms`, `0.17 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`. */
 export function readableSeconds(seconds: number): string {
+  if (seconds < 0.0005) return seconds > 0 ? "<1 ms" : "0 ms";
   if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 9.995) return `${seconds.toFixed(2)} s`;
   if (seconds < 59.95) return `${seconds.toFixed(1)} s`;

@@ -21,11 +21,12 @@ async function refresh() {
     });
     // The session is over: the form for it is the page now.
     if (response.status === 401) return location.reload();
-    const page = new DOMParser().parseFromString(
-      await response.text(),
+    const html = await response.text();
+    // The content alone: this page's policy does not know the nonce of that one's style.
+    const next = new DOMParser().parseFromString(
+      html.slice(html.indexOf("<main"), html.indexOf("</main>")),
       "text/html",
-    );
-    const next = page.querySelector("main");
+    ).querySelector("main");
     const focused = document.activeElement?.id;
     for (const { id } of document.querySelectorAll("details[open]")) {
       if (id) next.querySelector(`#${id}`)?.setAttribute("open", "");
@@ -35,7 +36,6 @@ async function refresh() {
     if (focused && focused !== document.activeElement.id) {
       document.getElementById(focused)?.focus({ preventScroll: true });
     }
-    document.title = page.title;
     const after = next.querySelector("h1").textContent;
     if (after !== before) news.textContent = after;
     renewedAt = Date.now();
@@ -50,15 +50,13 @@ async function refresh() {
 /** Follows the run that the page shows, until it is over. */
 function follow() {
   stream?.close();
-  const run = main().dataset.follow;
+  const { follow: run, status } = main().dataset;
   if (!run) return;
   stream = new EventSource(`/runs/${run}/stream`);
-  let status;
   const show = ({ data }) => {
     const state = JSON.parse(data);
     // What was queued has begun: its page has other words.
-    if (status && status !== state.status) return refresh();
-    status = state.status;
+    if (status !== state.status) return refresh();
     for (const table of state.tables) showTable(table);
   };
   stream.addEventListener("state", show);

@@ -2,6 +2,7 @@
 import type { Context } from "hono";
 import { raw } from "hono/html";
 import type { Child } from "hono/jsx";
+import type { RunState } from "../runs.ts";
 import { VERSION } from "../version.ts";
 import { nonceOf } from "./guards.ts";
 import { Icons } from "./icons.tsx";
@@ -21,8 +22,10 @@ export interface Page {
   /** Leaves out the navigation, for who is not signed in. */
   readonly isClosed?: boolean;
   readonly isSignedIn?: boolean;
-  /** A run that the page follows while it goes on. */
-  readonly follow?: string | undefined;
+  /** A run that the page follows while it goes on, as the page shows it. */
+  readonly follow?:
+    | { readonly run_id: string; readonly status: RunState }
+    | undefined;
   /** Changes with what the page shows; it then looks for news by itself. */
   readonly version?: string;
   readonly body: Child;
@@ -96,7 +99,8 @@ function Frame(page: Page & { nonce: string }) {
         <main
           id="main"
           tabindex={-1}
-          data-follow={page.follow}
+          data-follow={page.follow?.run_id}
+          data-status={page.follow?.status}
           data-version={page.version}
         >
           {page.body}

@@ -85,7 +85,7 @@ export function addHistoryRoutes(
           title: `Run ${run.run_id.slice(0, 8)}`,
           section: "/runs",
           isSignedIn: await hasSession(c, config.apiToken),
-          follow: isOver ? undefined : run.run_id,
+          follow: isOver ? undefined : run,
           body: (
             <RunPage now={new Date()} run={run} live={live.get(run.run_id)} />
           ),

@@ -36,7 +36,7 @@ export function addOverviewRoute(
           title: "Overview",
           section: "/",
           isSignedIn: await hasSession(c, config.apiToken),
-          follow: overview.current?.run_id,
+          follow: overview.current,
           // One that is never the newest run's has the page look again soon.
           version: overview.health.status === "unhealthy"
             ? "away"

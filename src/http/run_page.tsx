@@ -135,9 +135,15 @@ function Outcome({ run }: { run: RunDetails }) {
           ? "Another load is running, or this one is about to begin."
           : run.status === "running"
           ? "What readers see stays as it was until everything is verified."
-          : loaded === 1
-          ? "The table holds exactly the source's rows, verified."
-          : "The tables hold exactly the source's rows, verified."}
+          : `${
+            loaded === 1 ? "The table holds" : "The tables hold"
+          } exactly the source's rows: ${
+            run.table_loads.every(({ result }) =>
+                result.status === "success" && result.checksum !== null
+              )
+              ? "count and content were"
+              : "their count was"
+          } verified before they became visible.`}
       </p>
     </section>
   );

@@ -2,9 +2,10 @@
 import type { Databases } from "../../support/databases.ts";
 
 /**
- * Writes `runs` finished runs, one every six hours up to now, in the shape in
- * which the service writes them: mostly a few changed rows or none, the oldest
- * in full, every 17th failed and every 101st interrupted.
+ * Writes `runs` finished runs up to now, in the shape in which the service
+ * writes them: mostly a few changed rows or none, the oldest in full, every
+ * 17th failed and every 101st interrupted. They are six hours apart, or less
+ * where they would be too old to be kept.
  */
 export async function writeHistory(
   { warehouse }: Databases,
@@ -12,12 +13,13 @@ export async function writeHistory(
 ): Promise<void> {
   await warehouse.unsafe(`
     create temporary table made as
+    with spread as (select least(interval '6 h', interval '80 d' / ${runs}) as step)
     select i, gen_random_uuid() as id, gen_random_uuid() as event_id,
       case when i % 101 = 37 then 'interrupted' when i % 17 = 11 then 'failed' else 'succeeded' end as state,
-      clock_timestamp() - (${runs} - i) * interval '6 h' - interval '20 min' as at,
+      clock_timestamp() - (${runs} - i) * step - interval '20 min' as at,
       case when i = 0 then 2.4 else 0.16 + (i * 7919 % 83) / 260.0 end as took,
       (array['schedule', 'schedule', 'schedule', 'http', 'cli', 'notify'])[1 + i % 6] as trigger
-    from generate_series(0, ${runs - 1}) i`);
+    from spread, generate_series(0, ${runs - 1}) i`);
   await warehouse.unsafe(`
     create temporary table made_table as
     select made.*, name, failed,
@@ -44,9 +46,10 @@ export async function writeHistory(
     select id, state, trigger, array['closed_deal', 'marketing_qualified_lead'], 'auto', false, false,
       at, at + interval '30 ms', at + interval '30 ms' + took * interval '1 s', 'marketing-data-service 1',
       to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      (select string_agg(result ->> 'error', ' ') from made_table t where t.i = made.i and failed),
+      errors,
       case state when 'failed' then 'source_column_missing' when 'interrupted' then 'interrupted' end
-    from made order by i`);
+    from made left join (select i, string_agg(result ->> 'error', ' ') as errors
+      from made_table where failed group by i) e using (i) order by i`);
   await warehouse.unsafe(`
     insert into marketing_data_service.table_load
       (run_id, table_name, state, result, integrity_check, phases, finished_at)
