@@ -187,6 +187,18 @@ export async function findRun(
   };
 }
 
+/** Ids of the runs whose id begins like that: two at most, which is one too many. */
+export async function findRunIds(
+  executor: Executor,
+  beginning: string,
+): Promise<readonly string[]> {
+  const rows = await executor.query(
+    `select id from marketing_data_service.run where starts_with(id::text, $1) limit 2`,
+    [beginning],
+  );
+  return rows.map(({ id }) => id);
+}
+
 /** Events in their order, from the one after the cursor; 0 begins with the oldest. */
 export async function listEvents(
   executor: Executor,

@@ -6,6 +6,8 @@
  * @module
  */
 
+import type { TableEntry } from "./events.ts";
+
 /** A count with its thousands apart: `1,234,567`. */
 export function readableCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
@@ -61,4 +63,27 @@ export function readableDistance(date: Date, now: Date): string {
     ? `${Math.floor(distance / 3600)} h`
     : `${Math.floor(distance / 86_400)} days`;
   return seconds > 0 ? `${text} ago` : `in ${text}`;
+}
+
+/** What a load did to a table, in a word or two numbers. */
+export function readableChange(entry: TableEntry): string {
+  if (entry.status === "failure") return "failed";
+  if (entry.mode === "unchanged") return "unchanged";
+  const { mode, rows_inserted: inserted, rows_deleted: deleted } = entry;
+  return [
+    mode,
+    (inserted > 0 || deleted === 0) && `+${readableCount(inserted)}`,
+    deleted > 0 && `−${readableCount(deleted)}`,
+  ].filter(Boolean).join(" ");
+}
+
+/** What a run did, as short as it can be told: tables that were left as they were are not named. */
+export function readableOutcome(entries: readonly TableEntry[]): string {
+  const changed = entries.filter((entry) =>
+    entry.status === "failure" || entry.mode !== "unchanged"
+  );
+  return changed.length === 0
+    ? "unchanged"
+    : changed.map((entry) => `${entry.table} ${readableChange(entry)}`)
+      .join(", ");
 }

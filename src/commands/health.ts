@@ -3,6 +3,7 @@ import { Pool } from "../db.ts";
 import { ERRORS } from "../errors.ts";
 import { checkHealth } from "../health.ts";
 import type { Command } from "./command.ts";
+import { mark } from "./terminal_table.ts";
 
 export const healthCommand: Command = {
   name: "health",
@@ -18,10 +19,17 @@ export const healthCommand: Command = {
     if (output.isJson) output.json(health);
     else {
       for (const [name, check] of Object.entries(health.checks)) {
+        const isWell = check.status === "healthy";
+        const words = [
+          name.padEnd(5),
+          check.status.padEnd(9),
+          `${check.latency_ms} ms`,
+          ...(check.error ? [check.error] : []),
+        ].join("  ");
         output.line(
-          `${name.padEnd(5)}  ${
-            check.status.padEnd(9)
-          }  ${check.latency_ms} ms${check.error ? `  ${check.error}` : ""}`,
+          output.terminal
+            ? `${mark(output.terminal, isWell ? "good" : "bad")} ${words}`
+            : words,
         );
       }
     }

@@ -3,7 +3,7 @@ import type { Child } from "hono/jsx";
 import type { Check, Health } from "../health.ts";
 import type { RunOutcome, TableHistory } from "../history.ts";
 import type { LiveRun } from "../live_runs.ts";
-import { readableCount, readableSeconds } from "../readable.ts";
+import { readableChange, readableCount, readableSeconds } from "../readable.ts";
 import type { RunState } from "../runs.ts";
 import { TABLE_NAMES, TABLES } from "../tables.ts";
 import { DurationChart, RowsChart, TableDurationChart } from "./charts.tsx";
@@ -11,7 +11,7 @@ import { Icon, Status } from "./icons.tsx";
 import { LiveRow } from "./live_row.tsx";
 import { LoadButton } from "./load_button.tsx";
 import { Distance, Moment } from "./moment.tsx";
-import { changeOf, RunTable } from "./run_table.tsx";
+import { RunTable } from "./run_table.tsx";
 
 /** What the overview shows. */
 export interface Overview {
@@ -61,7 +61,11 @@ export function OverviewPage(overview: Overview) {
                 </small>
               </>
             )
-            : <span class="none">None</span>}
+            : (
+              <span class="none">
+                {health.checks.dwh.status === "healthy" ? "None" : "Unknown"}
+              </span>
+            )}
         </Fact>
         <Fact name="Next run">
           {overview.nextTick
@@ -293,7 +297,7 @@ function TableCard(
         </div>
         <div>
           <dt>Last run</dt>
-          <dd>{lastEntry ? changeOf(lastEntry) : "–"}</dd>
+          <dd>{lastEntry ? readableChange(lastEntry) : "–"}</dd>
         </div>
       </dl>
       <div class="charts">

@@ -4,13 +4,17 @@ import { partsOf } from "../errors.ts";
 import type { LoadedEntry } from "../events.ts";
 import type { RunDetails } from "../history.ts";
 import type { LiveRun } from "../live_runs.ts";
-import { readableBytes, readableCount, readableSeconds } from "../readable.ts";
+import {
+  readableBytes,
+  readableChange,
+  readableCount,
+  readableSeconds,
+} from "../readable.ts";
 import { tablesNamed } from "../tables.ts";
 import { Icon, Status } from "./icons.tsx";
 import { Json } from "./json.tsx";
 import { LiveRow } from "./live_row.tsx";
 import { Distance, Moment } from "./moment.tsx";
-import { changeOf } from "./run_table.tsx";
 import { Timeline } from "./timeline.tsx";
 
 /** What the page of a run shows. */
@@ -188,7 +192,7 @@ function TableCard(
           ? (
             <Status
               state={loaded ? "succeeded" : "failed"}
-              text={loaded ? changeOf(loaded) : "Not loaded"}
+              text={loaded ? readableChange(loaded) : "Not loaded"}
             />
           )
           : <Status state={run.status} />}

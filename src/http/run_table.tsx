@@ -1,7 +1,6 @@
 /** Runs as a table, newest first. */
-import type { TableEntry } from "../events.ts";
 import type { RunOutcome } from "../history.ts";
-import { readableCount, readableSeconds } from "../readable.ts";
+import { readableChange, readableSeconds } from "../readable.ts";
 import { Status } from "./icons.tsx";
 import { Distance, Moment } from "./moment.tsx";
 
@@ -60,21 +59,9 @@ function Outcome({ run }: { run: RunOutcome }) {
     <ul class="outcome">
       {run.entries.map((entry) => (
         <li>
-          {entry.table} <b>{changeOf(entry)}</b>
+          {entry.table} <b>{readableChange(entry)}</b>
         </li>
       ))}
     </ul>
   );
-}
-
-/** What a load did to a table, in a word or two numbers. */
-export function changeOf(entry: TableEntry): string {
-  if (entry.status === "failure") return "failed";
-  if (entry.mode === "unchanged") return "unchanged";
-  const { mode, rows_inserted: inserted, rows_deleted: deleted } = entry;
-  return [
-    mode,
-    (inserted > 0 || deleted === 0) && `+${readableCount(inserted)}`,
-    deleted > 0 && `−${readableCount(deleted)}`,
-  ].filter(Boolean).join(" ");
 }
