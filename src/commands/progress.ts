@@ -92,7 +92,7 @@ export function barLine(
     ? rows / seconds
     : undefined;
   const left = rate && totalRows && totalRows > rows
-    ? (totalRows - rows) / rate
+    ? Math.ceil((totalRows - rows) / rate)
     : undefined;
   const line = [
     table.padEnd(Math.max(...TABLE_NAMES.map((name) => name.length))),
@@ -103,7 +103,9 @@ export function barLine(
         (totalRows ? ` / ${readableCount(totalRows)}` : "") + " rows"
       : "",
     rate ? `${readableCount(Math.round(rate))}/s` : "",
-    left === undefined ? "" : `${readableSeconds(Math.ceil(left))} left`,
+    left === undefined
+      ? ""
+      : `${left < 60 ? `${left} s` : readableSeconds(left)} left`,
   ].join(" ").trimEnd();
   return [...line].slice(0, width).join("");
 }
