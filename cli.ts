@@ -105,9 +105,19 @@ export async function main(words: readonly string[]): Promise<number> {
       mask = maskOf(secretsOf(config));
       return config;
     });
-    const output = outputFor(parsed.switches, (text) => mask(text));
+    let writeLog = printError;
+    const output = outputFor(
+      parsed.switches,
+      (text) => mask(text),
+      (write) => writeLog = write ?? printError,
+    );
     const log = once(() =>
-      startLogging(config(), output, (text) => mask(text))
+      startLogging(
+        config(),
+        output,
+        (text) => mask(text),
+        (text) => writeLog(text),
+      )
     );
     const context: CommandContext = {
       arguments: parsed,
@@ -210,16 +220,24 @@ async function readEnvironment(file: string | undefined): Promise<Environment> {
 function outputFor(
   switches: ReadonlySet<string>,
   mask: (text: string) => string,
+  divertLog: Output["divertLog"],
 ): Output {
   const isTerminal = Deno.stderr.isTerminal();
   return {
     line: (text = "") => print(`${mask(text)}\n`),
     json: (value) => print(`${mask(JSON.stringify(value))}\n`),
     progress: (text) => printError(mask(text)),
+    divertLog,
     isJson: switches.has("json"),
     isQuiet: switches.has("quiet"),
     isInteractive: isTerminal,
     hasColors: isTerminal && !Deno.env.get("NO_COLOR"),
+    terminal: Deno.stdout.isTerminal()
+      ? {
+        width: Deno.consoleSize().columns,
+        hasColors: !Deno.env.get("NO_COLOR"),
+      }
+      : undefined,
   };
 }
 
@@ -227,6 +245,7 @@ function startLogging(
   config: Config,
   output: Output,
   mask: (text: string) => string,
+  write: (text: string) => void,
 ): Logger {
   const isText = config.logFormat === "text" ||
     (config.logFormat === "auto" && output.isInteractive);
@@ -238,7 +257,7 @@ function startLogging(
     format: isText ? "text" : "json",
     colors: output.hasColors,
     mask,
-    write: printError,
+    write,
   });
 }
 

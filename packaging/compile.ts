@@ -133,6 +133,8 @@ function compileArguments(
     `--allow-env=${variables}`,
     "--ignore-env",
     "--include=src/migrations",
+    "--include=src/http/dashboard.css",
+    "--include=src/http/dashboard.js",
     ...unparsablePaths().map((path) => `--exclude=${path}`),
     ...(target === Deno.build.target ? [] : [`--target=${target}`]),
     `--output=${output}`,

@@ -11,7 +11,18 @@ export interface ErrorKind {
   /** Exit code of the command line. */
   readonly exit: 1 | 64 | 69 | 75 | 78 | 130 | 143;
   /** Status of an HTTP answer. */
-  readonly status: 400 | 401 | 404 | 405 | 408 | 409 | 413 | 422 | 500 | 503;
+  readonly status:
+    | 400
+    | 401
+    | 403
+    | 404
+    | 405
+    | 408
+    | 409
+    | 413
+    | 422
+    | 500
+    | 503;
   /** True when a later attempt, with nothing changed, may succeed. */
   readonly transient: boolean;
   /** What to do about it, one sentence or two. */
@@ -41,6 +52,12 @@ export const ERRORS = {
     401,
     false,
     "Send the header `Authorization: Bearer` with the token of API_TOKEN.",
+  ),
+  cross_origin: kind(
+    1,
+    403,
+    false,
+    "Ask from the service's own pages, or from a program that sends neither Origin nor Sec-Fetch-Site.",
   ),
   body_too_large: kind(1, 413, false, "Send at most 64 KiB."),
   body_too_slow: kind(1, 408, false, "Send the body without pauses."),
@@ -298,6 +315,17 @@ export function asServiceError(error: unknown): ServiceError {
   return new ServiceError("internal", message || "unknown failure", {
     cause: error,
   });
+}
+
+/** The parts of an error's line: what happened, and what to do about it where that is the kind's remedy. */
+export function partsOf(
+  line: string,
+  code: string | null,
+): { readonly message: string; readonly remedy: string | undefined } {
+  const remedy = ERRORS[code as ErrorCode]?.remedy;
+  return remedy && line.length > remedy.length && line.endsWith(remedy)
+    ? { message: line.slice(0, -remedy.length).trimEnd(), remedy }
+    : { message: line, remedy: undefined };
 }
 
 /** Folds white space and control characters so that a message stays one line. */

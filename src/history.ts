@@ -6,6 +6,7 @@
 import type { Row } from "./db.ts";
 import type {
   IntegrityCheck,
+  LoadedEntry,
   LoadEvent,
   TableEntry,
   Trigger,
@@ -75,7 +76,7 @@ export interface EventDelivery {
 const utcOf = (column: string) =>
   `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`;
 
-const utc = (column: string) => `${utcOf(column)} as ${column}`;
+const utc = (column: string, name = column) => `${utcOf(column)} as ${name}`;
 
 const SUMMARY =
   `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
@@ -115,6 +116,75 @@ export async function listRuns(
   return rows.map(summaryOf);
 }
 
+/** A run with what it did to each table, for lists and charts. */
+export interface RunOutcome extends RunSummary {
+  readonly entries: readonly TableEntry[];
+}
+
+/** The newest runs, each with what it did. */
+export async function listOutcomes(
+  executor: Executor,
+  { limit, before, status }: RunFilter,
+): Promise<readonly RunOutcome[]> {
+  const rows = await executor.query(
+    `select ${SUMMARY}, coalesce((select json_agg(result order by table_name)
+         from marketing_data_service.table_load where run_id = run.id), '[]')::text as entries
+     from marketing_data_service.run
+     where ($2::text is null or state = $2)
+       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
+     order by run.seq desc limit $1::int`,
+    [limit, status ?? null, before ?? null],
+  );
+  return rows.map(({ entries, ...row }) => ({
+    ...summaryOf(row),
+    entries: JSON.parse(entries),
+  }));
+}
+
+/** What the history knows of a table. Times are UTC, ISO 8601. */
+export interface TableHistory {
+  readonly table: TableName;
+  /** The newest load that is committed. */
+  readonly loaded: {
+    readonly run_id: string;
+    readonly finished_at: string;
+    /** The moment of the source that the target holds. */
+    readonly source_snapshot_at: string | null;
+    readonly entry: LoadedEntry;
+  } | null;
+  /** When a load last wrote to it. */
+  readonly written_at: string | null;
+}
+
+/** What the history knows of each table. */
+export async function listTableHistory(
+  executor: Executor,
+  tables: readonly TableName[],
+): Promise<readonly TableHistory[]> {
+  const rows = await executor.query(
+    `select name, loaded.run_id, ${utc("loaded.finished_at", "finished_at")},
+       run.source_snapshot_at, loaded.result::text as result,
+       ${utc("written.finished_at", "written_at")}
+     from json_array_elements_text($1::text::json) with ordinality as wanted (name, place)
+       left join lateral (select run_id, finished_at, result from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded'
+         order by finished_at desc limit 1) loaded on true
+       left join marketing_data_service.run on run.id = loaded.run_id
+       left join lateral (select finished_at from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded' and result ->> 'mode' <> 'unchanged'
+         order by finished_at desc limit 1) written on true
+     order by place`,
+    [JSON.stringify(tables)],
+  );
+  return rows.map(({ name, result, written_at, ...loaded }) => ({
+    table: name,
+    loaded: result
+      ? { ...loaded, entry: JSON.parse(result) } as TableHistory["loaded"]
+      : null,
+    written_at,
+  }));
+}
+
 /** One run, or `undefined` when the history does not have it. */
 export async function findRun(
   executor: Executor,
@@ -136,6 +206,18 @@ export async function findRun(
     table_loads: JSON.parse(table_loads),
     event: event && JSON.parse(event),
   };
+}
+
+/** Ids of the runs whose id begins like that: two at most, which is one too many. */
+export async function findRunIds(
+  executor: Executor,
+  beginning: string,
+): Promise<readonly string[]> {
+  const rows = await executor.query(
+    `select id from marketing_data_service.run where starts_with(id::text, $1) limit 2`,
+    [beginning],
+  );
+  return rows.map(({ id }) => id);
 }
 
 /** Events in their order, from the one after the cursor; 0 begins with the oldest. */

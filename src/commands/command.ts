@@ -58,10 +58,22 @@ export interface Output {
   readonly json: (value: unknown) => void;
   /** Writes to standard error as it is, for progress. */
   readonly progress: (text: string) => void;
+  /** Has the log written by `write` while bars are shown, which it would tear; back by `undefined`. */
+  readonly divertLog: (write: ((text: string) => void) | undefined) => void;
   readonly isJson: boolean;
   readonly isQuiet: boolean;
   /** Standard error is a terminal. */
   readonly isInteractive: boolean;
+  /** Whether standard error is one that takes colours. */
+  readonly hasColors: boolean;
+  /** Standard output, where it is a terminal: tables for people, plain lines otherwise. */
+  readonly terminal: Terminal | undefined;
+}
+
+/** A terminal that is printed to. */
+export interface Terminal {
+  /** Characters in a line. */
+  readonly width: number;
   readonly hasColors: boolean;
 }
 

@@ -1,16 +1,19 @@
 /** `events`: what was announced, and what will be. */
 import { delay } from "@std/async/delay";
-import { listEvents } from "../history.ts";
+import { listEvents, type StoredEvent } from "../history.ts";
 import { resumePublisher } from "../publish/deliveries.ts";
-import type { Command } from "./command.ts";
+import { readableMoment, readableOutcome } from "../readable.ts";
+import type { Command, Terminal } from "./command.ts";
 import { countOf } from "./runs.ts";
+import { tableLines } from "./terminal_table.ts";
 
 /** Milliseconds between two looks for new events. */
 const POLL_MILLISECONDS = 500;
 
 export const eventsCommand: Command = {
   name: "events",
-  summary: "Prints events as JSON, one a line, oldest first.",
+  summary:
+    "Prints events, oldest first: a table on a terminal, one JSON line each elsewhere.",
   flags: {
     after: { value: "SEQ", description: "Only events after this cursor" },
     limit: { value: "NUMBER", description: "How many; 100 when not given" },
@@ -31,12 +34,21 @@ export const eventsCommand: Command = {
       output.json({ resumed });
       return 0;
     }
+    let hasHead = false;
     do {
       try {
         const events = await listEvents(warehouse, after, limit);
-        // With --json the cursor comes along; without, the line is the event.
-        for (const stored of events) {
-          output.json(output.isJson ? stored : stored.event);
+        if (output.terminal && !output.isJson) {
+          const [head, ...rows] = tableOf(events, output.terminal);
+          for (const line of hasHead ? rows : [head!, ...rows]) {
+            output.line(line);
+          }
+          hasHead = true;
+        } else {
+          // With --json the cursor comes along; without, the line is the event.
+          for (const stored of events) {
+            output.json(output.isJson ? stored : stored.event);
+          }
         }
         after = events.at(-1)?.seq ?? after;
         if (isFollowing && events.length === limit) continue;
@@ -54,3 +66,31 @@ export const eventsCommand: Command = {
     return 0;
   },
 };
+
+/** Events as a table. Its columns have a set width, as more rows may follow. */
+function tableOf(
+  events: readonly StoredEvent[],
+  terminal: Terminal,
+): readonly string[] {
+  return tableLines(
+    [
+      { name: "Cursor", isNumber: true },
+      { name: "Status", width: 7 },
+      { name: "Time (UTC)", width: 20 },
+      { name: "What it says", isFlexible: true, width: 60 },
+      { name: "Run", width: 8 },
+      { name: "By", width: 8 },
+    ],
+    events.map(({ seq, event }) => [
+      String(seq),
+      { text: event.status, tone: event.status === "success" ? "good" : "bad" },
+      readableMoment(new Date(`${event.timestamp}Z`)),
+      event.status === "failure"
+        ? event.error
+        : readableOutcome(event.results.results),
+      event.run_id.slice(0, 8),
+      event.trigger,
+    ]),
+    terminal,
+  );
+}

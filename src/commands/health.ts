@@ -4,6 +4,7 @@ import { Pool } from "../db.ts";
 import { ERRORS, ServiceError } from "../errors.ts";
 import { checkHealth, type Health } from "../health.ts";
 import type { Command } from "./command.ts";
+import { mark } from "./terminal_table.ts";
 
 /** Seconds in which a running service must answer; its own checks take up to 2. */
 const SERVICE_TIMEOUT_SECONDS = 4;
@@ -24,10 +25,17 @@ export const healthCommand: Command = {
     if (output.isJson) output.json(health);
     else {
       for (const [name, check] of Object.entries(health.checks)) {
+        const isWell = check.status === "healthy";
+        const words = [
+          name.padEnd(5),
+          check.status.padEnd(9),
+          `${check.latency_ms} ms`,
+          ...(check.error ? [check.error] : []),
+        ].join("  ");
         output.line(
-          `${name.padEnd(5)}  ${
-            check.status.padEnd(9)
-          }  ${check.latency_ms} ms${check.error ? `  ${check.error}` : ""}`,
+          output.terminal
+            ? `${mark(output.terminal, isWell ? "good" : "bad")} ${words}`
+            : words,
         );
       }
     }

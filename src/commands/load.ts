@@ -5,9 +5,11 @@ import type { LoadEvent, TableEntry } from "../events.ts";
 import { load } from "../load.ts";
 import { checkEventFile } from "../publish/file.ts";
 import { TABLE_NAMES, type TableName } from "../tables.ts";
-import type { Command, CommandContext } from "./command.ts";
+import { readableBytes, readableCount, readableSeconds } from "../readable.ts";
+import type { Command, CommandContext, Terminal } from "./command.ts";
 import { printComparisons } from "./comparison.ts";
 import { startProgress } from "./progress.ts";
+import { mark, tableLines } from "./terminal_table.ts";
 
 export const loadCommand: Command = {
   name: "load",
@@ -80,12 +82,55 @@ function printEvent({ output }: CommandContext, event: LoadEvent): void {
   const entries: readonly TableEntry[] = event.status === "success"
     ? event.results.results
     : event.details.results;
-  for (const entry of entries) output.line(describe(entry));
+  const lines = output.terminal
+    ? tableOf(entries, output.terminal)
+    : entries.map(describe);
+  for (const line of lines) output.line(line);
   output.line(
     `run ${event.run_id} ${
       event.status === "success" ? "succeeded" : "failed"
     }, event ${event.event_id}`,
   );
+}
+
+/** The results as a table, and below it what failed, with the remedy, whole. */
+function tableOf(
+  entries: readonly TableEntry[],
+  terminal: Terminal,
+): readonly string[] {
+  const table = tableLines(
+    [
+      { name: "Table" },
+      { name: "Result" },
+      { name: "Rows", isNumber: true },
+      { name: "Inserted", isNumber: true },
+      { name: "Deleted", isNumber: true },
+      { name: "Took", isNumber: true },
+      { name: "Copied", isNumber: true },
+    ],
+    entries.map((entry) =>
+      entry.status === "failure"
+        ? [entry.table, { text: "failed", tone: "bad" }, "", "", "", "", ""]
+        : [
+          entry.table,
+          { text: entry.mode, tone: "good" },
+          readableCount(entry.records_loaded),
+          readableCount(entry.rows_inserted),
+          readableCount(entry.rows_deleted),
+          readableSeconds(entry.duration),
+          readableBytes(entry.bytes_copied),
+        ]
+    ),
+    terminal,
+  );
+  const failures = entries.flatMap((entry) =>
+    entry.status === "failure"
+      ? [`${mark(terminal, "bad")} ${entry.error}`]
+      : entry.warnings.map((warning) =>
+        `${mark(terminal, "warn")} ${entry.table}: ${warning}`
+      )
+  );
+  return [...table, ...failures];
 }
 
 function describe(entry: TableEntry): string {

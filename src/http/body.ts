@@ -3,6 +3,12 @@ import { ServiceError } from "../errors.ts";
 
 const LIMIT_BYTES = 64 * 1024;
 
+/**
+ * What is read of a body that is too large, and thrown away: a client that
+ * still writes when the answer comes would see a broken connection instead.
+ */
+const DISCARD_BYTES = 1024 * 1024;
+
 /** Seconds for the whole body to arrive. */
 const DEADLINE_SECONDS = 10;
 
@@ -13,9 +19,8 @@ const DEADLINE_SECONDS = 10;
  */
 export async function readBody(request: Request): Promise<string> {
   if (!request.body) return "";
-  if (Number(request.headers.get("content-length") ?? 0) > LIMIT_BYTES) {
-    throw tooLarge();
-  }
+  const announced = Number(request.headers.get("content-length") ?? 0);
+  if (announced > DISCARD_BYTES) throw tooLarge();
   const reader = request.body.getReader();
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() =>
@@ -31,10 +36,11 @@ export async function readBody(request: Request): Promise<string> {
   try {
     while (true) {
       const { done, value } = await Promise.race([reader.read(), late.promise]);
+      if (done && size > LIMIT_BYTES) throw tooLarge();
       if (done) return text + decoder.decode();
       size += value.length;
-      if (size > LIMIT_BYTES) throw tooLarge();
-      text += decoder.decode(value, { stream: true });
+      if (size > DISCARD_BYTES) throw tooLarge();
+      if (size <= LIMIT_BYTES) text += decoder.decode(value, { stream: true });
     }
   } catch (error) {
     reader.cancel().catch(() => {});

@@ -29,6 +29,12 @@ export const LoadRequest = z.strictObject({
   example: { tables: ["closed_deal"], mode: "full" },
 });
 
+export const SignIn = z.object({
+  token: z.string(),
+  /** Path to go on to. */
+  next: z.string().optional(),
+}).openapi("SignIn");
+
 const LoadedEntry = z.looseObject({
   table: z.string(),
   status: z.literal("success"),

@@ -40,15 +40,16 @@ export function streamRun(
         const state = run
           ? {
             run_id: runId,
-            status: run.event
-              ? run.event.status === "success" ? "succeeded" : "failed"
-              : "running",
+            status: "running",
             tables: [...run.tables.values()],
             event: run.event,
           }
           : await storedState(warehouse, runId);
         if (state?.event) {
           hasEnded = true;
+          // The event only tells success from failure; the history has the word for it.
+          const ended = run ? await storedState(warehouse, runId) : state;
+          if (ended) send("state", { ...ended, event: undefined });
           send("end", state.event);
           break;
         }

@@ -71,22 +71,42 @@ export function spawnProgram(
   cwd?: string,
 ): Deno.ChildProcess {
   const [command, ...args] = programCommand(environment);
-  // Deno needs some variables to find its cache; a compiled program gets none.
-  const inherited = Object.fromEntries(
-    (BINARY ? [] : ["HOME", "PATH", "DENO_DIR", "TMPDIR"]).flatMap((name) => {
-      const value = Deno.env.get(name);
-      return value === undefined ? [] : [[name, value]];
-    }),
-  );
   return new Deno.Command(command!, {
     args: [...args, ...words],
     clearEnv: true,
-    env: { ...inherited, ...environment },
+    env: { ...inheritedVariables(), ...environment },
     cwd: cwd ?? EMPTY_FOLDER ?? ROOT.pathname,
     stdin: "null",
     stdout: "piped",
     stderr: "piped",
   }).spawn();
+}
+
+/** What Deno needs of the environment to find its cache; a compiled program gets nothing. */
+function inheritedVariables(): Record<string, string> {
+  return Object.fromEntries(
+    (BINARY ? [] : ["HOME", "PATH", "DENO_DIR", "TMPDIR"]).flatMap((name) => {
+      const value = Deno.env.get(name);
+      return value === undefined ? [] : [[name, value]];
+    }),
+  );
+}
+
+/** The program on a terminal of its own, of so many columns; both outputs are its screen. */
+export function terminalCommand(
+  words: string,
+  width: number,
+  environment: Readonly<Record<string, string>>,
+): Deno.Command {
+  const program = programCommand(environment)
+    .map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(" ");
+  return new Deno.Command("script", {
+    args: ["-qec", `stty cols ${width}; ${program} ${words}`, "/dev/null"],
+    clearEnv: true,
+    env: { ...inheritedVariables(), ...environment },
+    cwd: ROOT.pathname,
+    stdin: "null",
+  });
 }
 
 async function finish(process: Deno.ChildProcess): Promise<Finished> {

@@ -1,0 +1,105 @@
+/** Tables for a terminal: as broad as it is at most, whatever is in them. */
+import type { Terminal } from "./command.ts";
+
+/** How a cell is meant; told by its words or shape, and by colour where there are colours. */
+export type Tone = "good" | "bad" | "warn" | "go" | "soft";
+
+/** A cell that is more than its text. */
+export interface Cell {
+  readonly text: string;
+  readonly tone?: Tone | undefined;
+}
+
+/** A column; at most one of a table gives way when there is too little room. */
+export interface TableColumn {
+  readonly name: string;
+  readonly isNumber?: boolean;
+  /** Takes the room that is left, and is cut where it is longer. */
+  readonly isFlexible?: boolean;
+  /** Characters that it has at least, for rows that are printed one by one. */
+  readonly width?: number;
+}
+
+/** Characters that the flexible column has before others give way to it. */
+const LEAST_FLEXIBLE = 16;
+
+const GAP = "  ";
+
+/** The lines of a table: its head, and a line for each row. */
+export function tableLines(
+  columns: readonly TableColumn[],
+  rows: readonly (readonly (string | Cell)[])[],
+  terminal: Terminal,
+): string[] {
+  const cells = rows.map((row) => row.map(cellOf));
+  const widths = columns.map((column, i) =>
+    Math.max(
+      column.width ?? 0,
+      column.name.length,
+      ...cells.map((row) => lengthOf(row[i]!.text)),
+    )
+  );
+  const flexible = columns.findIndex((column) => column.isFlexible);
+  const shown = columns.map((_, i) => i);
+  const room = () =>
+    terminal.width - GAP.length * (shown.length - 1) -
+    shown.reduce((sum, i) => sum + (i === flexible ? 0 : widths[i]!), 0);
+  const least = flexible < 0 ? 0 : Math.min(LEAST_FLEXIBLE, widths[flexible]!);
+  // The last of the others are left out first: columns are given by weight.
+  while (room() < least && shown.length > 2) {
+    shown.splice(shown.findLastIndex((i) => i !== flexible), 1);
+  }
+  if (flexible >= 0) {
+    widths[flexible] = Math.min(widths[flexible]!, Math.max(1, room()));
+  }
+  const line = (row: readonly Cell[]) =>
+    shown.map((i) =>
+      painted(padded(row[i]!.text, widths[i]!, columns[i]!), row[i]!, terminal)
+    ).join(GAP).trimEnd();
+  return [
+    line(columns.map(({ name }) => ({ text: name, tone: "soft" }))),
+    ...cells.map(line),
+  ].map((text) => fitted(text, terminal));
+}
+
+const MARKS = { good: "✓", bad: "✗", warn: "!", go: "▸", soft: "·" } as const;
+
+/** A shape that tells what a line is about before it is read. */
+export function mark(terminal: Terminal, tone: Tone): string {
+  return painted(MARKS[tone], { text: "", tone }, terminal);
+}
+
+const COLORS = { good: 32, bad: 31, warn: 33, go: 36, soft: 2 } as const;
+
+function painted(text: string, { tone }: Cell, terminal: Terminal): string {
+  if (!tone || !terminal.hasColors) return text;
+  return `\x1b[${COLORS[tone]}m${text}\x1b[0m`;
+}
+
+function padded(
+  text: string,
+  width: number,
+  { isNumber }: TableColumn,
+): string {
+  const letters = [...text];
+  const cut = letters.length > width
+    ? `${letters.slice(0, width - 1).join("")}…`
+    : text;
+  const space = " ".repeat(Math.max(0, width - lengthOf(cut)));
+  return isNumber ? space + cut : cut + space;
+}
+
+/** A line without colours is cut at the edge in any case; colours count for nothing. */
+function fitted(line: string, { width, hasColors }: Terminal): string {
+  return hasColors || lengthOf(line) <= width
+    ? line
+    : [...line].slice(0, width).join("");
+}
+
+function cellOf(cell: string | Cell): Cell {
+  return typeof cell === "string" ? { text: cell } : cell;
+}
+
+function lengthOf(text: string): number {
+  return [...text].length;
+}

@@ -1,0 +1,170 @@
+/** Charts of the last runs, as inline SVG that stretches to its place. */
+import type { RunOutcome } from "../history.ts";
+import { readableCount, readableMoment, readableSeconds } from "../readable.ts";
+import type { TableName } from "../tables.ts";
+
+/** What one run has in a chart; the oldest comes first. */
+interface Column {
+  /** Height above the line, and below it. */
+  readonly up: number;
+  readonly down?: number;
+  readonly isFailed: boolean;
+  readonly hint: string;
+}
+
+/** How long each run took. */
+export function DurationChart({ runs }: { runs: readonly RunOutcome[] }) {
+  const columns = runs.map((run): Column => ({
+    up: run.duration ?? 0,
+    isFailed: hasFailed(run.status),
+    hint: `${dateOf(run)}: ${run.status}${
+      run.duration === null ? "" : `, ${readableSeconds(run.duration)}`
+    }`,
+  }));
+  const longest = Math.max(0, ...columns.map(({ up }) => up));
+  return (
+    <Chart
+      name="Duration of runs"
+      columns={columns}
+      peak={longest}
+      top={readableSeconds(longest)}
+      summary={`the longest took ${readableSeconds(longest)}`}
+    />
+  );
+}
+
+/** How long each load of a table took. */
+export function TableDurationChart(
+  { runs, table }: { runs: readonly RunOutcome[]; table: TableName },
+) {
+  const columns = runs.map((run): Column => {
+    const entry = entryOf(run, table);
+    const seconds = entry?.status === "success" ? entry.duration : 0;
+    return {
+      up: seconds,
+      isFailed: entry?.status === "failure",
+      hint: "",
+    };
+  });
+  const longest = Math.max(0, ...columns.map(({ up }) => up));
+  return (
+    <Chart
+      name={`Duration of loads of ${table}`}
+      columns={columns}
+      peak={longest}
+      top={readableSeconds(longest)}
+      summary={`the longest took ${readableSeconds(longest)}`}
+    />
+  );
+}
+
+/** How many rows each run inserted, above the line, and deleted, below it; the scale is logarithmic. */
+export function RowsChart(
+  { runs, table }: { runs: readonly RunOutcome[]; table: TableName },
+) {
+  let most = 0;
+  const columns = runs.map((run): Column => {
+    const entry = entryOf(run, table);
+    const isLoaded = entry?.status === "success";
+    const inserted = isLoaded ? entry.rows_inserted : 0;
+    const deleted = isLoaded ? entry.rows_deleted : 0;
+    most = Math.max(most, inserted, deleted);
+    return {
+      up: Math.log10(1 + inserted),
+      down: Math.log10(1 + deleted),
+      isFailed: entry?.status === "failure",
+      hint: "",
+    };
+  });
+  return (
+    <Chart
+      name={`Rows changed in ${table}`}
+      columns={columns}
+      peak={Math.log10(1 + most)}
+      top={`${readableCount(most)} rows`}
+      summary={`at most ${readableCount(most)} rows inserted or deleted`}
+      isTwoSided
+    />
+  );
+}
+
+interface ChartProps {
+  readonly name: string;
+  readonly columns: readonly Column[];
+  /** The value that fills the height. */
+  readonly peak: number;
+  /** What the top of the chart stands for. */
+  readonly top: string;
+  readonly summary: string;
+  readonly isTwoSided?: boolean;
+}
+
+/** Places a chart has, so that few runs do not make broad columns. */
+const PLACES = 40;
+
+function Chart(
+  { name, columns, peak, top, summary, isTwoSided = false }: ChartProps,
+) {
+  const failed = columns.filter(({ isFailed }) => isFailed).length;
+  const first = PLACES - columns.length;
+  const line = isTwoSided ? 50 : 100;
+  const height = (value: number) =>
+    value <= 0 || peak <= 0
+      ? 0
+      : Math.max(3, Math.round(value / peak * (line - 4)));
+  const bars = (of: (column: Column) => number, sign: number) =>
+    columns.flatMap((column, i) => {
+      const size = height(of(column));
+      return size === 0
+        ? []
+        : [`M${first + i}.2 ${line}v${sign * size}h.6v${-sign * size}z`];
+    }).join("");
+  return (
+    <figure class="chart">
+      <svg
+        class={isTwoSided ? "plot two" : "plot"}
+        role="img"
+        aria-label={columns.length === 0
+          ? `${name}: no runs yet`
+          : `${name}, ${columns.length} runs: ${summary}, ${failed} failed`}
+      >
+        <svg viewBox={`0 0 ${PLACES} 100`} preserveAspectRatio="none">
+          <path class="up" d={bars(({ up }) => up, -1)} />
+          {isTwoSided && <path class="down" d={bars((c) => c.down ?? 0, 1)} />}
+        </svg>
+        <line x1="0" x2="100%" y1={`${line}%`} y2={`${line}%`} />
+        {columns.map(({ isFailed, hint }, i) => (
+          <>
+            {isFailed && (
+              <svg
+                class="mark"
+                x={`${(first + i + 0.5) * 100 / PLACES}%`}
+                y="100%"
+              >
+                <path d="M-4 5l8 8m0-8l-8 8" />
+              </svg>
+            )}
+            {hint && (
+              <rect x={`${(first + i) * 100 / PLACES}%`} width="2.5%">
+                <title>{hint}</title>
+              </rect>
+            )}
+          </>
+        ))}
+      </svg>
+      <figcaption aria-hidden="true">{peak > 0 ? top : ""}</figcaption>
+    </figure>
+  );
+}
+
+function entryOf(run: RunOutcome, table: TableName) {
+  return run.entries.find((entry) => entry.table === table);
+}
+
+function hasFailed(state: RunOutcome["status"]): boolean {
+  return state === "failed" || state === "interrupted";
+}
+
+function dateOf(run: RunOutcome): string {
+  return readableMoment(new Date(run.started_at ?? run.requested_at));
+}

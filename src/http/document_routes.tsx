@@ -1,0 +1,54 @@
+/** The API, described: for programs and for people. */
+import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { VERSION } from "../version.ts";
+import { hasSession } from "./access.ts";
+import { guarded, json, text } from "./answers.ts";
+import type { HttpContext } from "./context.ts";
+import { DocsPage } from "./docs_page.tsx";
+import { answerPage } from "./frame.tsx";
+
+const DESCRIPTION = {
+  openapi: "3.1.0",
+  info: {
+    title: "marketing-data-service",
+    version: VERSION,
+    description:
+      "Keeps two warehouse tables equal to two source tables and announces each load by an event.",
+  },
+} as const;
+
+/** Adds `/openapi.json` and `/docs`. */
+export function addDocumentRoutes(
+  app: OpenAPIHono,
+  { service: { config } }: HttpContext,
+): void {
+  let document: ReturnType<typeof app.getOpenAPI31Document> | undefined;
+  const openapi = () => document ??= app.getOpenAPI31Document(DESCRIPTION);
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/openapi.json",
+      summary: "This document",
+      responses: {
+        ...guarded,
+        200: json(z.looseObject({ openapi: z.string() }), "OpenAPI 3.1"),
+      },
+    }),
+    (c) => c.json(openapi() as unknown as { openapi: string }, 200),
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/docs",
+      summary: "A reader for this document",
+      responses: { ...guarded, 200: text("text/html", "The reader") },
+    }),
+    async (c) =>
+      answerPage(c, {
+        title: "API",
+        section: "/docs",
+        isSignedIn: await hasSession(c, config.apiToken),
+        body: <DocsPage document={openapi()} />,
+      }),
+  );
+}

@@ -1,0 +1,74 @@
+/** How the service is: health checks and metrics. */
+import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
+import { checkHealth } from "../health.ts";
+import { VERSION } from "../version.ts";
+import { guarded, json, text } from "./answers.ts";
+import type { HttpContext } from "./context.ts";
+import * as schemas from "./schemas.ts";
+
+/** Adds `/health`, `/health/live`, `/health/ready` and `/metrics`. */
+export function addHealthRoutes(
+  app: OpenAPIHono,
+  { service: { warehouse }, source, dispatcher, isReady, metrics }: HttpContext,
+): void {
+  const startedAt = performance.now();
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/health",
+      summary: "Whether both databases answer",
+      responses: {
+        200: json(schemas.Health, "Both answer"),
+        503: json(schemas.Health, "One does not"),
+      },
+    }),
+    async (c) => {
+      const health = await checkHealth(source, warehouse);
+      const uptime = Math.round(performance.now() - startedAt) / 1000;
+      return c.json(
+        { ...health, version: VERSION, uptime },
+        health.status === "healthy" ? 200 : 503,
+      );
+    },
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/health/live",
+      summary: "Whether the process answers; touches no database",
+      responses: { 200: json(schemas.Status, "It does") },
+    }),
+    (c) => c.json({ status: "live" }, 200),
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/health/ready",
+      summary: "Whether loads are taken; touches no database",
+      responses: {
+        200: json(schemas.Status, "They are"),
+        503: json(schemas.Status, "Starting up, or shutting down"),
+      },
+    }),
+    (c) => {
+      const status = dispatcher.isDraining
+        ? "draining"
+        : isReady()
+        ? "ready"
+        : "starting";
+      return c.json({ status }, status === "ready" ? 200 : 503);
+    },
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/metrics",
+      summary: "Metrics for Prometheus",
+      responses: { ...guarded, 200: text("text/plain", "The metrics") },
+    }),
+    async (c) => {
+      const { body, contentType } = await metrics.text();
+      return c.body(body, 200, { "content-type": contentType });
+    },
+  );
+}

@@ -1,0 +1,143 @@
+/** What has been, and what is going on: runs and events. */
+import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
+import { ServiceError } from "../errors.ts";
+import { findRun, listEvents, listOutcomes, listRuns } from "../history.ts";
+import { hasSession } from "./access.ts";
+import { json, jsonOrPage, refused, stored, text } from "./answers.ts";
+import type { HttpContext } from "./context.ts";
+import { answerPage, wantsPage } from "./frame.tsx";
+import { RunPage } from "./run_page.tsx";
+import { RunsPage } from "./runs_page.tsx";
+import * as schemas from "./schemas.ts";
+import { streamRun } from "./stream.ts";
+
+const missing = { 404: refused("There is no such run") };
+
+/** Adds `/runs`, `/runs/{id}`, its stream, and `/events`. */
+export function addHistoryRoutes(
+  app: OpenAPIHono,
+  { service: { warehouse, config }, live, shutdown }: HttpContext,
+): void {
+  const found = async (id: string) => {
+    const run = await findRun(warehouse, id);
+    if (!run) throw new ServiceError("not_found", `There is no run ${id}`);
+    return run;
+  };
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/runs",
+      summary: "Runs, newest first",
+      request: { query: schemas.RunsQuery },
+      responses: { ...stored, 200: jsonOrPage(schemas.RunList, "The runs") },
+    }),
+    async (c) => {
+      const query = c.req.valid("query");
+      if (wantsPage(c)) {
+        const { limit, before, status } = query;
+        // One more than is shown tells whether there are older ones.
+        const runs = await listOutcomes(warehouse, {
+          ...query,
+          limit: limit + 1,
+        });
+        const shown = runs.slice(0, limit);
+        return answerPage(c, {
+          title: "Runs",
+          section: "/runs",
+          isSignedIn: await hasSession(c, config.apiToken),
+          body: (
+            <RunsPage
+              now={new Date()}
+              runs={shown}
+              status={status}
+              limit={limit}
+              isPast={before !== undefined}
+              older={runs.length > limit ? shown.at(-1)?.run_id : undefined}
+            />
+          ),
+        });
+      }
+      c.header("vary", "accept");
+      return c.json({
+        runs: await listRuns(warehouse, query) as z.infer<
+          typeof schemas.RunSummary
+        >[],
+      }, 200);
+    },
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/runs/{id}",
+      summary: "One run with its tables and its event",
+      request: { params: schemas.RunId },
+      responses: {
+        ...stored,
+        ...missing,
+        200: jsonOrPage(schemas.RunDetails, "The run"),
+      },
+    }),
+    async (c) => {
+      const run = await found(c.req.valid("param").id);
+      if (wantsPage(c)) {
+        const isOver = run.finished_at !== null;
+        return answerPage(c, {
+          title: `Run ${run.run_id.slice(0, 8)}`,
+          section: "/runs",
+          isSignedIn: await hasSession(c, config.apiToken),
+          follow: isOver ? undefined : run,
+          body: (
+            <RunPage now={new Date()} run={run} live={live.get(run.run_id)} />
+          ),
+        });
+      }
+      c.header("vary", "accept");
+      return c.json(
+        run as unknown as z.infer<typeof schemas.RunDetails>,
+        200,
+      );
+    },
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/runs/{id}/stream",
+      summary: "The run's state, progress and end as server-sent events",
+      request: { params: schemas.RunId },
+      responses: {
+        ...stored,
+        ...missing,
+        200: text(
+          "text/event-stream",
+          "state, progress, the last state, then end with the event",
+        ),
+      },
+    }),
+    async (c) => {
+      const { id } = c.req.valid("param");
+      await found(id);
+      return c.body(streamRun(warehouse, live, id, shutdown), 200, {
+        "content-type": "text/event-stream",
+        "cache-control": "no-store",
+        "x-accel-buffering": "no",
+      });
+    },
+  );
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: "/events",
+      summary: "Events, oldest first, after a cursor",
+      request: { query: schemas.EventsQuery },
+      responses: { ...stored, 200: json(schemas.EventList, "The events") },
+    }),
+    async (c) => {
+      const { after, limit } = c.req.valid("query");
+      const events = await listEvents(warehouse, after, limit);
+      return c.json({
+        events: events as z.infer<typeof schemas.EventList>["events"],
+        next: events.at(-1)?.seq ?? after,
+      }, 200);
+    },
+  );
+}

@@ -1,0 +1,49 @@
+/** Shapes that tell a state besides its colour and its word. */
+import type { RunState } from "../runs.ts";
+
+/** The shapes, once a page; the rest refers to them. */
+export function Icons() {
+  return (
+    <svg class="unseen" aria-hidden="true">
+      <symbol id="i-succeeded" viewBox="0 0 16 16">
+        <circle cx="8" cy="8" r="8" />
+        <path d="M4.5 8.3l2.4 2.4 4.7-5" />
+      </symbol>
+      <symbol id="i-failed" viewBox="0 0 16 16">
+        <path class="fill" d="M4.7 0h6.6L16 4.7v6.6L11.3 16H4.7L0 11.3V4.7z" />
+        <path d="M5.2 5.2l5.6 5.6m0-5.6l-5.6 5.6" />
+      </symbol>
+      <symbol id="i-interrupted" viewBox="0 0 16 16">
+        <path class="fill" d="M8 .6l8 14.6H0z" />
+        <path d="M8 6v4m0 2.2v.6" />
+      </symbol>
+      <symbol id="i-running" viewBox="0 0 16 16">
+        <circle class="ring" cx="8" cy="8" r="6.8" />
+        <path class="fill" d="M6.2 4.8l5 3.2-5 3.2z" />
+      </symbol>
+      <symbol id="i-queued" viewBox="0 0 16 16">
+        <circle class="ring" cx="8" cy="8" r="6.8" />
+        <path class="hand" d="M8 4.4V8l2.4 1.6" />
+      </symbol>
+    </svg>
+  );
+}
+
+/** What a state looks like: that of a run, or of anything that is well or not. */
+export function Icon({ state }: { state: RunState }) {
+  return (
+    <svg class={`icon ${state}`} aria-hidden="true">
+      <use href={`#i-${state}`} />
+    </svg>
+  );
+}
+
+/** A state by shape and word. */
+export function Status({ state, text }: { state: RunState; text?: string }) {
+  return (
+    <span class={`status ${state}`}>
+      <Icon state={state} />
+      {text ?? `${state[0]!.toUpperCase()}${state.slice(1)}`}
+    </span>
+  );
+}

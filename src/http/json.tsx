@@ -1,0 +1,9 @@
+/** A value as JSON on a page. */
+import { raw } from "hono/html";
+
+/** The block; it can be scrolled by keys. Quotes stay as they are, which halves its size. */
+export function Json({ value }: { value: unknown }) {
+  const text = JSON.stringify(value, null, 2)
+    .replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  return <pre tabindex={0}>{raw(text)}</pre>;
+}

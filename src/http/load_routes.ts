@@ -1,0 +1,73 @@
+/** Asking for a load. */
+import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
+import { json, refused, stored } from "./answers.ts";
+import type { HttpContext } from "./context.ts";
+import { wantsPage } from "./frame.tsx";
+import { readLoadRequest } from "./load_request.ts";
+import * as schemas from "./schemas.ts";
+
+const request = {
+  body: {
+    required: false,
+    content: { "application/json": { schema: schemas.LoadRequest } },
+  },
+};
+const refusals = {
+  ...stored,
+  400: refused("The body is not allowed; it says why"),
+  403: refused("A page of another origin asks"),
+  408: refused("The body came too slowly"),
+  413: refused("The body is larger than 64 KiB"),
+};
+
+/** Adds `/load` and `/load-async`, by hand: their body is JSON whatever content type it has. */
+export function addLoadRoutes(
+  app: OpenAPIHono,
+  { service: { config }, dispatcher }: HttpContext,
+): void {
+  app.openAPIRegistry.registerPath(createRoute({
+    method: "post",
+    path: "/load",
+    summary:
+      "Runs a load that begins after this request, and waits for its end",
+    request,
+    responses: {
+      ...refusals,
+      200: json(schemas.LoadedEvent, "The load is committed"),
+      500: {
+        content: {
+          "application/json": { schema: schemas.FailedEvent },
+          "application/problem+json": { schema: schemas.Problem },
+        },
+        description: "The load failed: the event names table, cause and remedy",
+      },
+    },
+  }));
+  app.post("/load", async (c) => {
+    const options = await readLoadRequest(c.req.raw, config);
+    const event = await dispatcher.load("http", options);
+    return c.json(event, event.status === "success" ? 200 : 500);
+  });
+
+  app.openAPIRegistry.registerPath(createRoute({
+    method: "post",
+    path: "/load-async",
+    summary: "Queues a load, which is run also if the service is restarted",
+    request,
+    responses: {
+      ...refusals,
+      202: json(schemas.Accepted, "It is queued"),
+      303: {
+        description: "It is queued, for a browser: on to the page of the run",
+      },
+    },
+  }));
+  app.post("/load-async", async (c) => {
+    const options = await readLoadRequest(c.req.raw, config);
+    const run_id = await dispatcher.submit("http", options);
+    if (wantsPage(c)) return c.redirect(`/runs/${run_id}`, 303);
+    return c.json({ run_id, status: "queued" }, 202, {
+      location: `/runs/${run_id}`,
+    });
+  });
+}

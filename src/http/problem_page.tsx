@@ -1,0 +1,40 @@
+/** What a browser is shown where a program gets a problem document. */
+import type { ServiceError } from "../errors.ts";
+import { Icon } from "./icons.tsx";
+
+/** The failure, its remedy, and the way back. */
+export function ProblemPage(
+  { error, title, requestId }: {
+    error: ServiceError;
+    title: string;
+    requestId: string | undefined;
+  },
+) {
+  return (
+    <>
+      <section class="verdict">
+        <Icon state="failed" />
+        <div>
+          <h1>{title}</h1>
+          <p>
+            Status {error.kind.status}, <code>{error.code}</code>
+          </p>
+        </div>
+      </section>
+      <section class="outcome-panel bad" aria-label="What went wrong">
+        <p class="message">{error.message}</p>
+        <p class="remedy">
+          <b>What to do</b> {error.remedy}
+        </p>
+      </section>
+      <p>
+        <a href="/">Overview</a>
+      </p>
+      {requestId && (
+        <p class="path">
+          Request <code>{requestId}</code>
+        </p>
+      )}
+    </>
+  );
+}

@@ -1,0 +1,67 @@
+/** Runs as a table, newest first. */
+import type { RunOutcome } from "../history.ts";
+import { readableChange, readableSeconds } from "../readable.ts";
+import { Status } from "./icons.tsx";
+import { Distance, Moment } from "./moment.tsx";
+
+/** The table; on a narrow screen it keeps the columns that matter most. */
+export function RunTable(
+  { runs, caption, now }: {
+    runs: readonly RunOutcome[];
+    caption: string;
+    now: Date;
+  },
+) {
+  return (
+    <table class="runs">
+      <caption class="unseen">{caption}</caption>
+      <thead>
+        <tr>
+          <th scope="col">Status</th>
+          <th scope="col">Requested</th>
+          <th scope="col" class="wide">By</th>
+          <th scope="col" class="wide">What it did</th>
+          <th scope="col" class="number">Duration</th>
+        </tr>
+      </thead>
+      <tbody>
+        {runs.map((run) => (
+          <tr>
+            <td>
+              <Status state={run.status} />
+            </td>
+            <th scope="row">
+              <a href={`/runs/${run.run_id}`}>
+                <Moment at={run.requested_at} now={now} />
+              </a>{" "}
+              <small>
+                <Distance at={run.requested_at} now={now} />
+              </small>
+            </th>
+            <td class="wide">{run.trigger}</td>
+            <td class="wide">
+              <Outcome run={run} />
+            </td>
+            <td class="number">
+              {run.duration === null ? "–" : readableSeconds(run.duration)}
+            </td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
+  );
+}
+
+function Outcome({ run }: { run: RunOutcome }) {
+  if (run.error !== null) return <span class="clip">{run.error}</span>;
+  if (run.entries.length === 0) return <span>{run.tables.join(", ")}</span>;
+  return (
+    <ul class="outcome">
+      {run.entries.map((entry) => (
+        <li>
+          {entry.table} <b>{readableChange(entry)}</b>
+        </li>
+      ))}
+    </ul>
+  );
+}

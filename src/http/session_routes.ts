@@ -1,0 +1,88 @@
+/** Signing in and out, for browsers. */
+import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { ServiceError } from "../errors.ts";
+import { closeSession, openSession, tokenCheck } from "./access.ts";
+import { refused } from "./answers.ts";
+import { readBody } from "./body.ts";
+import type { HttpContext } from "./context.ts";
+import { wantsPage } from "./frame.tsx";
+import { problem, signIn } from "./problem.tsx";
+import * as schemas from "./schemas.ts";
+
+/** Adds `/session` and `/session/end`. */
+export function addSessionRoutes(
+  app: OpenAPIHono,
+  { service: { config: { apiToken } } }: HttpContext,
+): void {
+  const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
+  const crossOrigin = refused("A page of another origin asks");
+  app.openAPIRegistry.registerPath(createRoute({
+    method: "post",
+    path: "/session",
+    summary: "Signs a browser in: takes the token, sets a cookie",
+    request: {
+      body: {
+        required: true,
+        content: {
+          "application/x-www-form-urlencoded": { schema: schemas.SignIn },
+        },
+      },
+    },
+    responses: {
+      303: { description: "Signed in; on to the page that was asked for" },
+      401: {
+        content: {
+          "text/html": { schema: z.string() },
+          "application/problem+json": { schema: schemas.Problem },
+        },
+        description: "The token is wrong",
+      },
+      403: crossOrigin,
+      408: refused("The body came too slowly"),
+      413: refused("The body is larger than 64 KiB"),
+    },
+  }));
+  app.post("/session", async (c) => {
+    const form = new URLSearchParams(await readBody(c.req.raw));
+    const next = ownPath(form.get("next"));
+    if (apiToken !== undefined && isToken) {
+      if (!await isToken(form.get("token") ?? "")) {
+        if (wantsPage(c)) {
+          return signIn(c, "This is not the token. Try again.", next);
+        }
+        return problem(
+          c,
+          new ServiceError("unauthorized", "The token is wrong", {
+            remedy: "Send the value of API_TOKEN in the field `token`.",
+          }),
+        );
+      }
+      await openSession(c, apiToken);
+    }
+    return c.redirect(next, 303);
+  });
+  app.openAPIRegistry.registerPath(createRoute({
+    method: "post",
+    path: "/session/end",
+    summary: "Signs a browser out",
+    responses: {
+      303: { description: "Signed out" },
+      401: refused("Nobody is signed in"),
+      403: crossOrigin,
+    },
+  }));
+  app.post("/session/end", (c) => {
+    closeSession(c);
+    return c.redirect("/", 303);
+  });
+}
+
+/** The path to go on to, unless it leads to another host. */
+function ownPath(next: string | null): string {
+  const here = "http://here.invalid";
+  const url = next?.startsWith("/") ? URL.parse(next, here) : null;
+  // "/.//elsewhere.example" is a path here, and another host once it is written without the dot.
+  return url?.origin === here && !url.pathname.startsWith("//")
+    ? url.pathname + url.search
+    : "/";
+}

@@ -1,0 +1,63 @@
+/** The phases of a run, table by table, on one time axis. */
+import type { RunDetails } from "../history.ts";
+import { readableSeconds } from "../readable.ts";
+
+/** A lane for each table; a queued or running run has empty ones, so that nothing moves when they fill. */
+export function Timeline({ run }: { run: RunDetails }) {
+  const lanes = run.tables.map((table) => ({
+    table,
+    phases: run.table_loads.find((load) => load.table === table)?.phases ?? [],
+  }));
+  const total = Math.max(
+    0,
+    ...lanes.flatMap(({ phases }) =>
+      phases.map(({ startedAfter, seconds }) => startedAfter + seconds)
+    ),
+  );
+  const percent = (seconds: number) =>
+    `${Math.round(seconds / total * 10_000) / 100}%`;
+  return (
+    <div class="timeline">
+      {lanes.map(({ table, phases }) => (
+        <div class="lane">
+          <h3>{table}</h3>
+          <svg class="phases" aria-hidden="true">
+            {phases.map(({ phase, startedAfter, seconds }) => (
+              <rect
+                class={`p-${phase}`}
+                x={percent(startedAfter)}
+                width={percent(Math.max(seconds, total / 400))}
+              >
+                <title>{`${phase}: ${readableSeconds(seconds)}`}</title>
+              </rect>
+            ))}
+          </svg>
+          {phases.length === 0
+            ? (
+              <p class="legend">
+                {run.finished_at
+                  ? "No phase was completed."
+                  : "Drawn when the run is over."}
+              </p>
+            )
+            : (
+              <ol class="legend">
+                {phases.map(({ phase, seconds }) => (
+                  <li>
+                    <svg class="swatch" aria-hidden="true">
+                      <rect class={`p-${phase}`} />
+                    </svg>
+                    {phase} <b>{readableSeconds(seconds)}</b>
+                  </li>
+                ))}
+              </ol>
+            )}
+        </div>
+      ))}
+      <p class="axis" aria-hidden="true">
+        <span>0</span>
+        <span>{total > 0 ? readableSeconds(total) : ""}</span>
+      </p>
+    </div>
+  );
+}

@@ -1,0 +1,258 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import type { Page } from "playwright-core";
+import type { Databases } from "../support/databases.ts";
+import { until } from "../support/server.ts";
+import { isSkipped } from "./support/browser.ts";
+import {
+  assertAccessible,
+  keepPicture,
+  setScene,
+  watchShifts,
+} from "./support/scene.ts";
+
+/** Makes the next load wait in its table's lock until it is disposed of. */
+async function heldTable(db: Databases): Promise<AsyncDisposable> {
+  const writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  let isHeld = true;
+  return {
+    async [Symbol.asyncDispose]() {
+      if (!isHeld) return;
+      isHeld = false;
+      await writer.unsafe("rollback");
+      await writer.end({ timeout: 1 });
+    },
+  };
+}
+
+Deno.test({
+  name: "a load is asked for, watched and read about in a browser",
+  ignore: isSkipped,
+  async fn(t) {
+    await using scene = await setScene({ LOCK_TIMEOUT: "120" });
+    const { db, server } = scene;
+    const page = await scene.open();
+    const heading = page.locator("h1");
+
+    await t.step("with no run yet, the page says what comes", async () => {
+      await page.goto("/");
+      assertEquals(await heading.textContent(), "No load has run yet");
+      await assertAccessible(page);
+      await keepPicture(page, "empty");
+      await page.goto("/runs");
+      assertStringIncludes(
+        await page.locator("main").innerText(),
+        "No load has run yet.",
+      );
+    });
+
+    await t.step("Load now leads to the run, which ends in view", async () => {
+      await page.goto("/");
+      await page.getByRole("button", { name: "Load now" }).click();
+      await page.waitForURL(/\/runs\/[0-9a-f-]{36}$/);
+      await page.getByRole("heading", { name: "Succeeded" }).waitFor();
+      const text = await page.locator("main").innerText();
+      assertStringIncludes(text, "full +842");
+      assertStringIncludes(text, "full +8,000");
+      assertStringIncludes(text, "count and content were verified");
+      assertEquals(await page.locator(".phases rect").count() > 4, true);
+    });
+
+    await t.step(
+      "a running load is seen live, and nothing on the page moves",
+      async () => {
+        await using held = await heldTable(db);
+        await page.goto("/");
+        await page.getByRole("button", { name: "Load now" }).click();
+        await page.waitForURL(/\/runs\//);
+        const runPage = page.url();
+        // Two are only looked at: tools that examine a page move things about.
+        const watched = await Promise.all(
+          ["/", runPage].map(async (path) => {
+            const watcher = await scene.open();
+            const shifts = await watchShifts(watcher);
+            await watcher.goto(path);
+            return { watcher, shifts };
+          }),
+        );
+        const overview = await scene.open();
+        await overview.goto("/");
+        await overview.getByRole("heading", { name: "A load is running" })
+          .waitFor();
+        await page.getByRole("heading", { name: "Loading" }).waitFor();
+        // The other table is done and waits; this one waits for its lock.
+        for (const seen of [page, ...watched.map(({ watcher }) => watcher)]) {
+          await seen.locator('[data-table="closed_deal"] b', {
+            hasText: "lock",
+          }).waitFor();
+          await seen.locator('[data-table="marketing_qualified_lead"]', {
+            hasText: "8,000 of 8,000 rows",
+          }).waitFor();
+        }
+        for (const [seen, name] of [[page, "live-run"], [overview, "live"]]) {
+          await assertAccessible(seen as Page);
+          await keepPicture(seen as Page, name as string);
+        }
+        await held[Symbol.asyncDispose]();
+        await page.getByRole("heading", { name: "Succeeded" }).waitFor();
+        for (const { watcher, shifts } of watched) {
+          await watcher.getByRole("heading", {
+            name: /Both tables equal|Succeeded/,
+          }).waitFor();
+          assertEquals(await shifts(), 0, watcher.url());
+        }
+        // Who does not see the page change is told.
+        assertEquals(await page.locator("#news").textContent(), "Succeeded");
+      },
+    );
+
+    await t.step(
+      "without JavaScript the same button ends at the same page",
+      async () => {
+        const plain = await scene.open({ javaScriptEnabled: false });
+        await plain.goto("/");
+        await plain.getByRole("button", { name: "Load now" }).click();
+        await plain.waitForURL(/\/runs\//);
+        // The page asks for itself again while the run goes on.
+        await plain.getByRole("heading", { name: "Succeeded" }).waitFor();
+        await plain.goto("/");
+        assertStringIncludes(
+          await plain.locator("main").innerText(),
+          "Both tables equal their source",
+        );
+        await plain.close();
+      },
+    );
+
+    await t.step(
+      "a page that is open learns of a run that others began",
+      async () => {
+        await page.goto("/");
+        const [before] = await page.locator("tbody a").all();
+        const link = await before!.getAttribute("href");
+        await server.json("/load", { method: "POST" });
+        await page.waitForFunction(
+          (link) =>
+            // deno-lint-ignore no-explicit-any -- the page's document
+            (globalThis as any).document.querySelector("tbody a")
+              .getAttribute("href") !== link,
+          link,
+        );
+      },
+    );
+
+    await t.step("a failure is told with table, cause and remedy", async () => {
+      await db.source.unsafe(
+        "alter table marketing.closed_deals rename column won_date to won_on",
+      );
+      await page.goto("/");
+      await page.getByRole("button", { name: "Load now" }).click();
+      await page.getByRole("heading", { name: "Failed" }).waitFor();
+      const panel = page.getByLabel("What went wrong");
+      assertStringIncludes(
+        await panel.locator(".message").innerText(),
+        'column "won_date" is missing in marketing.closed_deals',
+      );
+      assertStringIncludes(
+        await panel.locator(".remedy").innerText(),
+        "Add the column to the source table",
+      );
+      await assertAccessible(page);
+      await keepPicture(page, "failed");
+      await page.locator("summary").click();
+      assertStringIncludes(
+        await page.locator("pre").innerText(),
+        "marketing-data-load-failed",
+      );
+      await page.goto("/");
+      assertEquals(await heading.textContent(), "The last load failed");
+      await assertAccessible(page);
+      await keepPicture(page, "last-failed");
+      await page.getByRole("link", { name: "1 failed" }).click();
+      assertEquals(await page.locator("tbody tr").count(), 1);
+    });
+
+    await t.step("what is not there is told as a page", async () => {
+      const response = await page.goto(`/runs/${crypto.randomUUID()}`);
+      assertEquals(response!.status(), 404);
+      assertStringIncludes(
+        await page.locator("main").innerText(),
+        "What to do",
+      );
+      await assertAccessible(page);
+      await keepPicture(page, "not-found");
+    });
+
+    await t.step(
+      "while it drains, the button is off and says why",
+      async () => {
+        await db.source.unsafe(
+          "alter table marketing.closed_deals rename column won_on to won_date",
+        );
+        await using held = await heldTable(db);
+        const { body } = await server.json("/load-async", { method: "POST" });
+        await until(
+          "it runs",
+          async () =>
+            (await server.json(`/runs/${body.run_id}`)).body.status ===
+              "running",
+        );
+        server.kill("SIGTERM");
+        await until(
+          "it drains",
+          async () => (await server.json("/health/ready")).status === 503,
+        );
+        await page.goto("/");
+        const button = page.getByRole("button", { name: "Load now" });
+        assert(await button.isDisabled());
+        assertStringIncludes(
+          await page.locator("#load-hint").innerText(),
+          "shutting down",
+        );
+        await page.goto("about:blank");
+        await held[Symbol.asyncDispose]();
+        assertEquals((await server.finished).code, 143);
+      },
+    );
+  },
+});
+
+Deno.test({
+  name: "with the warehouse away the page says so, and recovers with it",
+  ignore: isSkipped,
+  async fn() {
+    await using scene = await setScene();
+    const { db } = scene;
+    const page = await scene.open();
+    const name = db.environment.DWH_DB_NAME!;
+    await page.goto("/");
+    await page.getByRole("heading", { name: "No load has run yet" }).waitFor();
+    await using admin = db.connect("source");
+    await admin.unsafe(`alter database ${name} allow_connections false`);
+    await admin.unsafe(
+      `select pg_terminate_backend(pid) from pg_stat_activity where datname = '${name}'`,
+    );
+    await page.goto("/");
+    assertEquals(
+      await page.locator("h1").textContent(),
+      "The warehouse is out of reach",
+    );
+    assert(await page.getByRole("button", { name: "Load now" }).isDisabled());
+    assertStringIncludes(
+      await page.locator("#load-hint").innerText(),
+      "warehouse is out of reach",
+    );
+    await assertAccessible(page);
+    await keepPicture(page, "warehouse-away");
+    const response = await page.request.get("/runs", {
+      headers: { accept: "text/html" },
+    });
+    assert(response.status() >= 500);
+    assertStringIncludes(await response.text(), "What to do");
+    await admin.unsafe(`alter database ${name} allow_connections true`);
+    // By itself: the open page looks for news.
+    await page.getByRole("heading", { name: "No load has run yet" }).waitFor();
+  },
+});

@@ -1,0 +1,195 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import type { Parameter } from "../../src/db.ts";
+import {
+  listOutcomes,
+  listTableHistory,
+  type RunFilter,
+} from "../../src/history.ts";
+import type { Executor } from "../../src/runs.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import { isSkipped } from "./support/browser.ts";
+import { writeHistory } from "./support/history.ts";
+import {
+  assertAccessible,
+  assertFits,
+  keepPicture,
+  setScene,
+} from "./support/scene.ts";
+
+const WINDOWS = {
+  phone: { width: 360, height: 740 },
+  desk: { width: 1280, height: 900 },
+  wall: { width: 2560, height: 1440 },
+};
+
+/** Bytes that any page may have, all that it brings along included. */
+const WEIGHT_LIMIT = 50_000;
+
+/** The pages of the README. */
+const PICTURES = new URL("../../docs/images/", import.meta.url);
+
+Deno.test({
+  name: "with 10,000 runs every page is light, fits, and can be read by all",
+  ignore: isSkipped,
+  async fn(t) {
+    await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
+    const { db, server } = scene;
+    await writeHistory(db, 10_000);
+    await db.source.unsafe(
+      "delete from marketing.closed_deals where mql_id < '1'",
+    );
+    const loaded = await server.json("/load", { method: "POST" });
+    const failed = await server.json("/runs?status=failed&limit=1");
+    const pages = {
+      overview: "/",
+      runs: "/runs",
+      "runs-failed": "/runs?status=failed",
+      run: `/runs/${loaded.body.run_id}`,
+      "run-failed": `/runs/${failed.body.runs[0].run_id}`,
+      api: "/docs",
+    };
+
+    for (const colorScheme of ["light", "dark"] as const) {
+      for (const [size, viewport] of Object.entries(WINDOWS)) {
+        await t.step(`${size}, ${colorScheme}`, async () => {
+          const page = await scene.open({ colorScheme, viewport });
+          for (const [name, path] of Object.entries(pages)) {
+            await page.goto(path);
+            await assertFits(page);
+            await assertAccessible(page);
+            await keepPicture(page, `${name}-${size}-${colorScheme}`);
+          }
+          await page.close();
+        });
+      }
+    }
+
+    await t.step("a page weighs less than 50 KB in all", async () => {
+      const page = await scene.open();
+      let requests = 0;
+      page.on("request", (request) => {
+        if (!request.url().startsWith("data:")) requests++;
+      });
+      for (const path of Object.values(pages)) {
+        requests = 0;
+        // Before it is compressed.
+        const body = await (await page.goto(path, { waitUntil: "load" }))!
+          .body();
+        assert(body.length < WEIGHT_LIMIT, `${path}: ${body.length} bytes`);
+        assertEquals(requests, 1, `${path} brings something along`);
+      }
+      await page.close();
+    });
+
+    await t.step("the list goes on page by page", async () => {
+      const page = await scene.open();
+      await page.goto("/runs");
+      const first = await page.locator("tbody a").first().getAttribute("href");
+      await page.getByRole("link", { name: "Older" }).click();
+      await page.waitForURL(/before=/);
+      assertEquals(await page.locator("tbody tr").count(), 50);
+      assert(
+        await page.locator("tbody a").first().getAttribute("href") !== first,
+      );
+      await page.getByRole("link", { name: "Newest" }).click();
+      assertEquals(
+        await page.locator("tbody a").first().getAttribute("href"),
+        first,
+      );
+      await page.close();
+    });
+
+    await t.step("keys alone reach everything, in order", async () => {
+      const page = await scene.open();
+      await page.goto("/");
+      const reached: string[] = [];
+      for (let i = 0; i < 6; i++) {
+        await page.keyboard.press("Tab");
+        reached.push(await page.locator(":focus").innerText());
+      }
+      assertEquals(reached, [
+        "Skip to content",
+        "marketing-data-service",
+        "Overview",
+        "Runs",
+        "API",
+        "Load now",
+      ]);
+      await page.close();
+    });
+
+    await t.step(
+      "what a page asks for does not grow with the history",
+      async () => {
+        // The worst that can be: nothing was written for 10,000 runs.
+        await db.warehouse.unsafe(
+          `update marketing_data_service.table_load
+           set result = jsonb_set(result::jsonb, '{mode}', '"unchanged"')::json
+           where state = 'succeeded' and run_id <>
+             (select id from marketing_data_service.run order by seq limit 1)`,
+        );
+        await db.warehouse.unsafe("vacuum analyze");
+        const blocks = async (
+          ask: (executor: Executor) => Promise<unknown>,
+        ) => {
+          let read = 0;
+          await ask({
+            async query(text: string, parameters: readonly Parameter[] = []) {
+              const [row] = await db.warehouse.unsafe(
+                `explain (analyze, buffers, format json) ${text}`,
+                [...parameters],
+              );
+              const [{ Plan: plan }] = row!["QUERY PLAN"];
+              read += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"];
+              return [];
+            },
+          });
+          return read;
+        };
+        const list = (filter: Partial<RunFilter>) => (executor: Executor) =>
+          listOutcomes(executor, { limit: 51, ...filter });
+        assert(await blocks(list({})) < 500);
+        assert(
+          await blocks((executor) => listTableHistory(executor, TABLE_NAMES)) <
+            100,
+        );
+      },
+    );
+  },
+});
+
+Deno.test({
+  name: "the README shows the pages as they are",
+  ignore: isSkipped,
+  async fn() {
+    await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
+    const { db, server } = scene;
+    await writeHistory(db, 60);
+    await server.json("/load", { method: "POST" });
+    await db.source.unsafe(
+      "update marketing.marketing_qualified_leads set origin = 'email' where mql_id < '01'",
+    );
+    await server.json("/load", { method: "POST" });
+    const readme = await Deno.readTextFile(
+      new URL("../../README.md", import.meta.url),
+    );
+    for (const colorScheme of ["light", "dark"] as const) {
+      const name = `dashboard-${colorScheme}.png`;
+      assertStringIncludes(readme, `docs/images/${name}`);
+      const page = await scene.open({
+        colorScheme,
+        viewport: { width: 1200, height: 800 },
+      });
+      await page.goto("/");
+      await page.getByRole("heading", { name: "Both tables equal" }).waitFor();
+      const picture = await page.screenshot({ fullPage: true });
+      // Only when asked for, so that a test leaves the tree as it was.
+      if (Deno.env.get("UPDATE_PICTURES") === "1") {
+        await Deno.mkdir(PICTURES, { recursive: true });
+        await Deno.writeFile(new URL(name, PICTURES), picture);
+      }
+      assert((await Deno.stat(new URL(name, PICTURES))).size > 10_000);
+      await page.close();
+    }
+  },
+});

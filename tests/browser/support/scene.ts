@@ -1,0 +1,115 @@
+/**
+ * A service with its databases and a browser that looks at it.
+ *
+ * @module
+ */
+import { assertEquals } from "@std/assert";
+import axe from "axe-core";
+import type { BrowserContextOptions, Page } from "playwright-core";
+import { createDatabases, type Databases } from "../../support/databases.ts";
+import { type Server, startServer } from "../../support/server.ts";
+import { startBrowser } from "./browser.ts";
+
+/** Where screenshots are kept. */
+const RESULTS = new URL("../../../test-results/", import.meta.url);
+
+/** Everything that a test of the dashboard needs. */
+export interface Scene extends AsyncDisposable {
+  readonly db: Databases;
+  readonly server: Server;
+  /** A page of a fresh browser profile, which fails the test if its script does. */
+  open(options?: BrowserContextOptions): Promise<Page>;
+}
+
+/** Sets the scene; everything is gone with it. */
+export async function setScene(
+  variables: Readonly<Record<string, string>> = {},
+  rows = { deals: 842, leads: 8000 },
+): Promise<Scene> {
+  await using made = new AsyncDisposableStack();
+  const db = made.use(await createDatabases({ rows }));
+  const server = made.use(await startServer(db, variables));
+  const browser = made.use(await startBrowser());
+  const errors: string[] = [];
+  const kept = made.move();
+  return {
+    db,
+    server,
+    async open(options = {}) {
+      const context = await browser.newContext({
+        baseURL: server.url,
+        viewport: { width: 1280, height: 900 },
+        ...options,
+      });
+      const page = await context.newPage();
+      page.on("pageerror", (error) => errors.push(error.message));
+      page.on("console", (message) => {
+        if (/Content Security Policy/.test(message.text())) {
+          errors.push(message.text());
+        }
+      });
+      page.on("request", (request) => {
+        if (request.isNavigationRequest()) return;
+        const { origin, protocol } = new URL(request.url());
+        if (protocol !== "data:" && origin !== server.url) {
+          errors.push(`It asks another host: ${request.url()}`);
+        }
+      });
+      return page;
+    },
+    async [Symbol.asyncDispose]() {
+      await kept.disposeAsync();
+      assertEquals(errors, [], "what the browser complained about");
+    },
+  };
+}
+
+/** Keeps a picture of the page among the results of the build. */
+export async function keepPicture(page: Page, name: string): Promise<void> {
+  await page.screenshot({
+    path: new URL(`dashboard-${name}.png`, RESULTS).pathname,
+    fullPage: true,
+  });
+}
+
+/** Fails when axe-core finds anything wrong with the page for whom it is hard to see or to point. */
+export async function assertAccessible(page: Page): Promise<void> {
+  // As a debugger does: the page's policy lets no foreign script in.
+  await page.evaluate(axe.source);
+  const found = await page.evaluate(async () => {
+    // deno-lint-ignore no-explicit-any -- a global of the page
+    const { violations } = await (globalThis as any).axe.run();
+    // deno-lint-ignore no-explicit-any -- as above
+    return violations.map((v: any) =>
+      // deno-lint-ignore no-explicit-any -- as above
+      `${v.id}: ${v.nodes.map((n: any) => n.html).join(" | ")}`
+    );
+  });
+  assertEquals(found, [], page.url());
+}
+
+/** Fails when the page is wider than its window. */
+export async function assertFits(page: Page): Promise<void> {
+  const [content, window] = await page.evaluate(() => {
+    // deno-lint-ignore no-explicit-any -- the page's document
+    const { documentElement: root } = (globalThis as any).document;
+    return [root.scrollWidth, root.clientWidth];
+  });
+  assertEquals(content, window, `${page.url()} scrolls sideways`);
+}
+
+/** Adds up how far what is on the page is moved about, from now on. */
+export async function watchShifts(page: Page): Promise<() => Promise<number>> {
+  await page.addInitScript(() => {
+    // deno-lint-ignore no-explicit-any -- a global of the page
+    const page = globalThis as any;
+    page.shift = 0;
+    new PerformanceObserver((list) => {
+      for (const entry of list.getEntries()) {
+        page.shift += (entry as unknown as { value: number }).value;
+      }
+    }).observe({ type: "layout-shift", buffered: true });
+  });
+  return () =>
+    page.evaluate(() => (globalThis as unknown as { shift: number }).shift);
+}
