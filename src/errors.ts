@@ -199,6 +199,12 @@ export const ERRORS = {
     true,
     "A concurrent transaction got in the way; load again.",
   ),
+  history_missing: kind(
+    1,
+    503,
+    false,
+    "Run `load` or `schema ensure`, which set it up, and check DWH_DB_NAME.",
+  ),
   schema_too_new: kind(
     78,
     500,

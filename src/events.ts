@@ -7,8 +7,11 @@
 import type { ErrorCode, ServiceError } from "./errors.ts";
 import type { TableResult } from "./table_load.ts";
 
-/** What asked for a run. */
-export type Trigger = "http" | "cli" | "schedule" | "notify";
+/** What can ask for a run. */
+export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
+
+/** What asked for a run, stored verbatim. */
+export type Trigger = (typeof TRIGGERS)[number];
 
 /** One table in the event of a run. */
 export type TableEntry = LoadedEntry | FailedEntry;

@@ -5,7 +5,7 @@
  * @module
  */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import type { LoadEvent } from "./events.ts";
+import { type LoadEvent, TRIGGERS } from "./events.ts";
 
 /** Where the numbers come from that are looked up at each scrape. */
 export interface MetricsSources {
@@ -64,6 +64,10 @@ export class Metrics {
 
   constructor(sources: MetricsSources) {
     const registers = [this.#registry];
+    // From 0 on, or a rate would miss the first of each.
+    for (const status of ["success", "failure"]) {
+      for (const trigger of TRIGGERS) this.#runs.inc({ status, trigger }, 0);
+    }
     let last: number | undefined;
     new Gauge({
       name: "marketing_data_last_success_timestamp_seconds",

@@ -54,6 +54,23 @@ export async function migrate(
   await session.commit();
 }
 
+/**
+ * Makes sure that there is a history to read, for what only reads it.
+ *
+ * @throws {ServiceError} `history_missing`, `schema_too_new`.
+ */
+export async function requireHistory(pool: Pool): Promise<void> {
+  const version = await currentVersion(pool);
+  refuseNewer(version);
+  if (version === MIGRATIONS.length) return;
+  throw new ServiceError(
+    "history_missing",
+    version === 0
+      ? `There is no history in database "${pool.config.database}": no load has run there`
+      : `The history in database "${pool.config.database}" is at version ${version} and has to be brought to ${MIGRATIONS.length}`,
+  );
+}
+
 /** The schema may have been made by an administrator for a role that must not make schemas. */
 const BOOTSTRAP = `
   do $$ begin

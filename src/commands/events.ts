@@ -1,6 +1,7 @@
 /** `events`: what was announced, and what will be. */
 import { delay } from "@std/async/delay";
 import { listEvents, type StoredEvent } from "../history.ts";
+import { requireHistory } from "../migrate.ts";
 import { resumePublisher } from "../publish/deliveries.ts";
 import { readableMoment, readableOutcome } from "../readable.ts";
 import type { Command, Terminal } from "./command.ts";
@@ -29,6 +30,7 @@ export const eventsCommand: Command = {
     let after = countOf("after", values.after?.[0] ?? "0");
     const limit = countOf("limit", values.limit?.[0] ?? "100");
     const { warehouse } = context.service();
+    await requireHistory(warehouse);
     if (switches.has("resume-webhook")) {
       const resumed = await resumePublisher(warehouse, "webhook");
       output.json({ resumed });

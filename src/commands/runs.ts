@@ -14,6 +14,7 @@ import {
   readableOutcome,
   readableSeconds,
 } from "../readable.ts";
+import { requireHistory } from "../migrate.ts";
 import type { RunState } from "../runs.ts";
 import {
   columns,
@@ -50,6 +51,7 @@ export const runsCommand: Command = {
     const limit = countOf("limit", values.limit?.[0] ?? "20");
     const status = values.status?.[0] as RunState | undefined;
     const { warehouse } = context.service();
+    await requireHistory(warehouse);
     const { output } = context;
     if (output.terminal && !output.isJson) {
       printTable(
@@ -126,6 +128,7 @@ async function showRun(context: CommandContext, id: string): Promise<number> {
     throw usage(`--id must be a run's id, not ${JSON.stringify(id)}`, "runs");
   }
   const { warehouse } = context.service();
+  await requireHistory(warehouse);
   const [found, another] = await findRunIds(warehouse, id.toLowerCase());
   if (another) throw usage(`several runs begin with ${id}`, "runs");
   const run = found && await findRun(warehouse, found);

@@ -1,8 +1,8 @@
 /** The shapes of requests and answers: they validate, and the OpenAPI document is made of them. */
 import { z } from "@hono/zod-openapi";
+import { TRIGGERS } from "../events.ts";
 import { TABLE_NAMES } from "../tables.ts";
 
-const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
 const STATES = [
   "queued",
   "running",

@@ -348,6 +348,21 @@ Deno.test("a warehouse migrated by a newer program is refused", async () => {
   assertEquals(json.code, "schema_too_new");
 });
 
+Deno.test("runs and events say what to do where no load has run yet", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  for (const command of ["runs", "events"]) {
+    const { code, json } = await runJson([command], db.environment);
+    assertEquals([code, json.code], [1, "history_missing"]);
+    assertStringIncludes(json.error, "no load has run there");
+    assertStringIncludes(json.error, "schema ensure");
+  }
+  assertEquals(
+    (await runProgram(["schema", "ensure"], db.environment)).code,
+    0,
+  );
+  assertEquals((await runJson(["runs"], db.environment)).json, { runs: [] });
+});
+
 Deno.test("health tells of each database and exits with 69 when one is away", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const well = await runJson(["health"], db.environment);
