@@ -1,22 +1,38 @@
-# The service in a small image: the compiled binary and nothing else.
+# The service in a small image: the compiled program and nothing else.
+#   docker build --tag marketing-data-service .
+# The target "sample" fills a source with sample data, for compose.yaml.
 ARG DENO_VERSION=2.9.6
 
 FROM denoland/deno:debian-${DENO_VERSION} AS build
+ENV DENO_DIR=/deno-dir
 WORKDIR /app
-# A layer of its own, so that a change of the sources downloads nothing.
-COPY deno.json deno.lock ./
-COPY src/std.d.ts src/std.d.ts
-COPY cli.ts main.ts ./
+COPY deno.json deno.lock cli.ts main.ts ./
+COPY packaging packaging
 COPY src src
-RUN deno check cli.ts main.ts && deno task compile
+# Deno's cache outlives the layer, so that a change of the sources downloads
+# neither the libraries nor denort again.
+RUN --mount=type=cache,target=/deno-dir,sharing=locked \
+    deno check cli.ts main.ts && deno task compile && mkdir state
+
+FROM denoland/deno:debian-${DENO_VERSION} AS sample
+WORKDIR /app
+COPY deno.json deno.lock ./
+COPY src/config.ts src/errors.ts src/std.d.ts src/
+COPY demo/fill.ts demo/sample_data.ts demo/
+RUN deno cache --frozen demo/fill.ts
+USER deno
+CMD ["run", "--no-prompt", "--cached-only", "--allow-net", "--allow-read", "--allow-env", "demo/fill.ts"]
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /app/dist/marketing-data-service /usr/local/bin/marketing-data-service
+# EVENT_FILE and EVENT_SPOOL_FILE are there when they are not set: mount a volume.
+COPY --from=build --chown=nonroot:nonroot /app/state /var/lib/marketing-data-service
+WORKDIR /var/lib/marketing-data-service
 ENV HOST=0.0.0.0 PORT=8000
 EXPOSE 8000
 # Reads the status, not only whether something listens.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s \
-  CMD ["/usr/local/bin/marketing-data-service", "health"]
+    CMD ["/usr/local/bin/marketing-data-service", "health", "--service"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/marketing-data-service"]
 CMD ["serve"]

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { parseEnv } from "node:util";
 import type { Logger } from "@logtape/logtape";
 import {
   columns,
@@ -38,7 +37,7 @@ import { asServiceError, ServiceError } from "./src/errors.ts";
 import type { Service } from "./src/load.ts";
 import { pruneHistory } from "./src/history.ts";
 import { maskOf, setUpLogging } from "./src/log.ts";
-import { publishToFile } from "./src/publish/file.ts";
+import { Deliverer, publisherNames } from "./src/publish/deliverer.ts";
 
 const COMMANDS: readonly Command[] = [
   loadCommand,
@@ -54,6 +53,12 @@ const COMMANDS: readonly Command[] = [
 
 /** The exit code of a process that a signal ends. */
 const SIGNAL_EXITS = { SIGINT: 130, SIGTERM: 143 } as const;
+
+/** Seconds after a load during which attempts to deliver events may begin; the rest is left to the next process. */
+const DELIVERY_SECONDS = 5;
+
+/** The same after a signal, the attempts included. */
+const STOPPED_DELIVERY_SECONDS = 2;
 
 const encoder = new TextEncoder();
 const print = (text: string) => writeAll(Deno.stdout, text);
@@ -89,7 +94,9 @@ export async function main(words: readonly string[]): Promise<number> {
       print(`${helpOf(command)}\n`);
       return 0;
     }
-    const environment = readEnvironment(parsed.values["env-file"]?.[0]);
+    const environment = await readEnvironment(
+      parsed.values["env-file"]?.[0],
+    );
     const config = once(() => {
       const config = parseConfig(
         environment,
@@ -107,12 +114,15 @@ export async function main(words: readonly string[]): Promise<number> {
       environment,
       config,
       log,
-      service: once(() => startService(config(), log(), released)),
+      service: once(() =>
+        startService(config(), log(), released, controller.signal)
+      ),
       async serve() {
         // The server's libraries are only loaded for it: every other command starts fast.
         const { serve } = await import("./main.ts");
         return await serve({
           service: context.service(),
+          prune: () => prune(context.service()),
           signal: controller.signal,
           isTraced: Deno.env.get("OTEL_DENO") === "true",
         });
@@ -174,11 +184,12 @@ function helpOfAll(): string {
 }
 
 /** The service's variables, from the environment and, where it has none, from a file. */
-function readEnvironment(file: string | undefined): Environment {
+async function readEnvironment(file: string | undefined): Promise<Environment> {
   const environment: Record<string, string | undefined> = {};
   if (file !== undefined) {
     try {
-      const variables = parseEnv(Deno.readTextFileSync(file));
+      const { parse } = await import("dotenv");
+      const variables = parse(Deno.readTextFileSync(file));
       for (const name of Object.keys(VARIABLES)) {
         environment[name] = variables[name];
       }
@@ -235,6 +246,7 @@ function startService(
   config: Config,
   log: Logger,
   released: AsyncDisposableStack,
+  signal: AbortSignal,
 ): Service {
   const warehouse = released.use(
     new Pool(config.dwh, {
@@ -243,30 +255,41 @@ function startService(
       stallTimeoutSeconds: config.stallTimeoutSeconds,
     }),
   );
+  let delivered = Promise.resolve();
+  // After the command has answered, and before its connections are closed.
+  released.defer(() => delivered);
   return {
     config,
     warehouse,
     log,
     // Processes in containers share their ids, so the name needs more than that.
     runner: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
-    async deliver() {
-      const hasFile = config.eventPublisherType === "file";
-      try {
-        if (hasFile) await publishToFile(warehouse, config.eventFile);
-      } catch (error) {
-        log.error("Events are not in the file yet: {error}", {
-          error: asServiceError(error).line,
-        });
-      }
-      try {
-        await pruneHistory(warehouse, config.runRetentionDays, hasFile);
-      } catch (error) {
-        log.warn("Old runs are not removed yet: {error}", {
-          error: asServiceError(error).line,
-        });
-      }
+    deliver() {
+      delivered = (async () => {
+        // A load that a signal ended has an event too, and a moment to say so.
+        const limit = signal.aborted
+          ? AbortSignal.timeout(STOPPED_DELIVERY_SECONDS * 1000)
+          : signal;
+        await new Deliverer({ config, warehouse, log })
+          .deliver(DELIVERY_SECONDS, limit);
+        await prune({ config, warehouse, log });
+      })();
     },
   };
+}
+
+/** Removes what is older than RUN_RETENTION_DAYS. Never throws: the next run tries again. */
+async function prune(
+  { config, warehouse, log }: Pick<Service, "config" | "warehouse" | "log">,
+): Promise<void> {
+  const names = publisherNames(config);
+  try {
+    await pruneHistory(warehouse, config.runRetentionDays, names);
+  } catch (error) {
+    log.warn("Old runs are not removed yet: {error}", {
+      error: asServiceError(error).line,
+    });
+  }
 }
 
 function once<T>(make: () => T): () => T {

@@ -14,6 +14,11 @@ import { LiveRuns } from "./src/live_runs.ts";
 import { connectionOf, type Service } from "./src/load.ts";
 import { Metrics } from "./src/metrics.ts";
 import { migrate } from "./src/migrate.ts";
+import { Deliverer, publisherNames } from "./src/publish/deliverer.ts";
+import {
+  registerPublishers,
+  undeliveredEvents,
+} from "./src/publish/deliveries.ts";
 import { checkEventFile } from "./src/publish/file.ts";
 import { listenForTriggers, startSchedule } from "./src/schedule.ts";
 import { VERSION } from "./src/version.ts";
@@ -21,7 +26,7 @@ import { VERSION } from "./src/version.ts";
 /** Seconds between two attempts to reach the databases at the start. */
 const RETRY_SECONDS = 2;
 
-/** Seconds that open requests get after the last run has ended. */
+/** Seconds that open requests get after the last run has ended, and its event to be delivered. */
 const CLOSE_SECONDS = 2;
 
 const DAY_MILLISECONDS = 86_400_000;
@@ -37,6 +42,8 @@ export interface ServeOptions {
   /** Begins the orderly end. */
   readonly signal: AbortSignal;
   readonly isTraced: boolean;
+  /** Removes what is too old to keep; never throws. */
+  readonly prune: () => Promise<void>;
 }
 
 /**
@@ -45,9 +52,9 @@ export interface ServeOptions {
  * @throws {ServiceError} `configuration` when it must not or cannot listen.
  */
 export async function serve(options: ServeOptions): Promise<number> {
-  const { service, signal } = options;
-  const { config, log, warehouse } = service;
-  refuseOpenDoor(service);
+  const { signal, prune } = options;
+  const { config, log, warehouse } = options.service;
+  refuseOpenDoor(options.service);
   if (config.eventPublisherType === "file") {
     await checkEventFile(config.eventFile);
   }
@@ -60,6 +67,17 @@ export async function serve(options: ServeOptions): Promise<number> {
   const tracer = options.isTraced
     ? (await import("./src/tracing.ts")).traceRuns(VERSION)
     : undefined;
+  const deliverer = new Deliverer(
+    options.service,
+    (...outcome) => metrics.delivery(...outcome),
+  );
+  const service: Service = {
+    ...options.service,
+    deliver() {
+      deliverer.wake();
+      void prune();
+    },
+  };
   const dispatcher: Dispatcher = new Dispatcher(service, {
     onStart(run) {
       live.begin(run.id);
@@ -80,6 +98,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     pools: { olist: source, dwh: warehouse },
     isLoading: () => dispatcher.isLoading,
     lastSuccess: () => lastSuccess(warehouse),
+    undelivered: () => undeliveredEvents(warehouse, publisherNames(config)),
   });
   let isReady = false;
   const streams = new AbortController();
@@ -102,8 +121,9 @@ export async function serve(options: ServeOptions): Promise<number> {
     log.info("Ready for loads");
     const triggers = { config, log, dispatcher };
     startSchedule(triggers, signal);
-    const daily = setInterval(() => void service.deliver(), DAY_MILLISECONDS);
+    const daily = setInterval(() => void prune(), DAY_MILLISECONDS);
     await Promise.all([
+      deliverer.run(signal),
       dispatcher.resume(signal),
       listenForTriggers(triggers, signal),
     ]);
@@ -119,6 +139,11 @@ export async function serve(options: ServeOptions): Promise<number> {
   await dispatcher.drain(config.shutdownGraceSeconds);
   await Promise.race([server.shutdown(), delay(CLOSE_SECONDS * 1000)]);
   await background;
+  // What the last run announced; the rest is left to the next process.
+  await deliverer.deliver(
+    CLOSE_SECONDS,
+    AbortSignal.timeout(CLOSE_SECONDS * 1000),
+  );
   log.info("Stopped");
   return 0;
 }
@@ -172,6 +197,7 @@ async function prepareWarehouse(
   while (!signal.aborted) {
     try {
       await migrate(warehouse, connectionOf(config, "migrate", signal));
+      await registerPublishers(warehouse, publisherNames(config));
       return;
     } catch (error) {
       if (signal.aborted) return;

@@ -6,21 +6,43 @@
  */
 import { pooledMap } from "@std/async/pool";
 import type { Config } from "./config.ts";
-import { Session } from "./db.ts";
+import { qualified, Session } from "./db.ts";
+import { compareContent, selectRows, wholeFingerprint } from "./difference.ts";
 import { asServiceError, type ServiceError } from "./errors.ts";
+import type { Fingerprint, Plan } from "./fingerprint.ts";
 import { connectionOf } from "./load.ts";
-import { openSnapshot } from "./snapshot.ts";
+import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
-  compareTable,
-  type Comparison,
+  bothSides,
+  forTable,
+  sidesOf,
   warehouseTransaction,
+  warningsOf,
 } from "./table_load.ts";
-import { type TableName, tablesNamed } from "./tables.ts";
+import { type Table, type TableName, tablesNamed } from "./tables.ts";
+import { checkTarget, findTarget } from "./target.ts";
+
+/** What comparing one table found. */
+export interface Comparison {
+  readonly source: Fingerprint;
+  /** `null` where the target does not exist. */
+  readonly target: Fingerprint | null;
+  readonly plan: Plan;
+  /** Rows that a load would copy. */
+  readonly rowsToCopy: number;
+}
 
 /** What comparing one table gave. */
-export type ComparisonOutcome =
-  | { readonly table: TableName; readonly comparison: Comparison }
+export type ComparisonOutcome<T = Comparison> =
+  | { readonly table: TableName; readonly comparison: T }
   | { readonly table: TableName; readonly error: ServiceError };
+
+/** Compares one table; the warehouse's session has a read-only transaction open. */
+export type CompareTable<T> = (
+  snapshot: Snapshot,
+  table: Table,
+  warehouse: Session,
+) => Promise<T>;
 
 /**
  * Compares the tables, all from one snapshot of the source and each in a
@@ -28,28 +50,20 @@ export type ComparisonOutcome =
  *
  * @throws {ServiceError} when a database cannot be reached.
  */
-export async function compareTables(
+export async function compareTables<T = Comparison>(
   config: Config,
   names: readonly TableName[],
   signal?: AbortSignal,
-): Promise<readonly ComparisonOutcome[]> {
+  compare = compareTable as CompareTable<T>,
+): Promise<readonly ComparisonOutcome<T>[]> {
   const tables = tablesNamed(names);
   const connection = connectionOf(config, "compare", signal);
   await using snapshot = await openSnapshot(config, connection, tables);
-  const context = {
-    config,
-    connection,
-    snapshot,
-    mode: "auto",
-    recreate: false,
-    lastLoads: new Map<string, never>(),
-    onProgress: () => {},
-  } as const;
   return await Array.fromAsync(
     pooledMap(
       config.maxParallelTasks,
       tables,
-      async (table): Promise<ComparisonOutcome> => {
+      async (table): Promise<ComparisonOutcome<T>> => {
         try {
           await using warehouse = await Session.open(config.dwh, connection);
           await warehouse.begin({
@@ -58,7 +72,7 @@ export async function compareTables(
           });
           return {
             table: table.name,
-            comparison: await compareTable(context, table, warehouse),
+            comparison: await compare(snapshot, table, warehouse),
           };
         } catch (error) {
           return { table: table.name, error: asServiceError(error) };
@@ -66,4 +80,41 @@ export async function compareTables(
       },
     ),
   );
+}
+
+/** Compares one table by content. */
+export async function compareTable(
+  snapshot: Snapshot,
+  table: Table,
+  warehouse: Session,
+): Promise<Comparison> {
+  warningsOf(snapshot, table);
+  try {
+    const [source, found] = await bothSides(
+      snapshot.openReader(table),
+      findTarget(table, warehouse),
+    );
+    using _ = source;
+    const target = { ...found, relation: qualified(table.target) };
+    const sides = sidesOf(table, snapshot, source, warehouse, target);
+    if (!found.exists) {
+      const wanted = await wholeFingerprint(sides.source, sides);
+      return {
+        source: wanted,
+        target: null,
+        plan: { mode: "full" },
+        rowsToCopy: wanted.count,
+      };
+    }
+    checkTarget(table, found);
+    const { plan, wanted, present } = await compareContent(sides);
+    const rowsToCopy = plan.mode === "delta"
+      ? (await selectRows(sides, plan)).rows
+      : plan.mode === "full"
+      ? wanted.count
+      : 0;
+    return { source: wanted, target: present, plan, rowsToCopy };
+  } catch (error) {
+    throw forTable(error, table, warehouse);
+  }
 }

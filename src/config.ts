@@ -15,6 +15,8 @@ export interface Variable<T = unknown> {
   /** What is allowed, as it completes the sentence "… must be". */
   readonly allowed: string;
   readonly secret: boolean;
+  /** What of a secret may be shown; without it, nothing. */
+  readonly shown?: (text: string) => string;
   readonly parse: (text: string) => T;
 }
 
@@ -50,6 +52,46 @@ const path = (description: string) => optional(text("", description));
 
 const secret = (description: string) => ({
   ...optional(text("", description)),
+  secret: true,
+});
+
+/** An address to post to. It may hold a secret, so that only its origin is ever shown. */
+const webhookUrl = (description: string) => ({
+  ...optional(variable(
+    "",
+    "an http or https URL without user and password",
+    description,
+    (value) => {
+      const url = URL.parse(value);
+      const isAllowed = url && /^https?:$/.test(url.protocol) &&
+        url.hostname !== "" && !url.username && !url.password;
+      return isAllowed ? url.href.replace(/#.*$/, "") : undefined;
+    },
+  )),
+  secret: true,
+  shown: (value: string) => URL.parse(value)?.origin ?? "***",
+});
+
+/** Bytes that a Standard Webhooks secret may have. */
+const SIGNING_KEY_BYTES = { minimum: 24, maximum: 64 } as const;
+
+const signingSecret = (description: string) => ({
+  ...optional(variable(
+    "",
+    `whsec_ followed by the base64 of ${SIGNING_KEY_BYTES.minimum} to ${SIGNING_KEY_BYTES.maximum} bytes (echo "whsec_$(openssl rand -base64 32)")`,
+    description,
+    (value) => {
+      const [, base64] =
+        /^whsec_((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)$/
+          .exec(value) ?? [];
+      if (base64 === undefined) return undefined;
+      const { length } = atob(base64);
+      return length >= SIGNING_KEY_BYTES.minimum &&
+          length <= SIGNING_KEY_BYTES.maximum
+        ? value
+        : undefined;
+    },
+  )),
   secret: true,
 });
 
@@ -317,6 +359,13 @@ export const VARIABLES = {
     "events.spool.jsonl",
     "Where a failure event waits while the warehouse is out of reach",
   ),
+  EVENT_WEBHOOK_URL: webhookUrl(
+    "Where each event is posted, signed; https but for tests",
+  ),
+  EVENT_WEBHOOK_SECRET: signingSecret(
+    "Key of the signatures, as Standard Webhooks write it: whsec_…",
+  ),
+  EVENT_WEBHOOK_SECRET_FILE: path("File that holds the key of the signatures"),
   HOST: text("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
   API_TOKEN: secret("Bearer token that every request but /health* needs"),
@@ -352,7 +401,11 @@ export const VARIABLES = {
 /** Name of a variable. */
 export type VariableName = keyof typeof VARIABLES;
 
-type SecretVariable = "OLIST_DB_PASSWORD" | "DWH_DB_PASSWORD" | "API_TOKEN";
+type SecretVariable =
+  | "OLIST_DB_PASSWORD"
+  | "DWH_DB_PASSWORD"
+  | "API_TOKEN"
+  | "EVENT_WEBHOOK_SECRET";
 type FileVariable =
   | `${SecretVariable}_FILE`
   | "OLIST_DB_SSLROOTCERT"
@@ -391,6 +444,9 @@ export interface Config {
   readonly eventPublisherType: "database" | "file";
   readonly eventFile: string;
   readonly eventSpoolFile: string;
+  /** Never to be printed beyond its origin: its path can be a secret. */
+  readonly eventWebhookUrl: string | undefined;
+  readonly eventWebhookSecret: string | undefined;
   readonly host: string;
   /** 0 takes any port that is free. */
   readonly port: number;
@@ -461,7 +517,14 @@ export function parseConfig(
       problems.push(`${name} and ${fileName} are both set: keep one of them`);
     }
     // Editors end a file with a newline that is not part of the secret.
-    return fileOf(fileName)?.replace(/\r?\n$/, "") ?? read(name);
+    const text = fileOf(fileName)?.replace(/\r?\n$/, "");
+    if (text === undefined) return read(name);
+    try {
+      return VARIABLES[name].parse(text);
+    } catch (error) {
+      problems.push(`what ${fileName} names ${(error as Error).message}`);
+      return undefined;
+    }
   }
 
   function database(
@@ -496,6 +559,8 @@ export function parseConfig(
     eventPublisherType: read("EVENT_PUBLISHER_TYPE"),
     eventFile: read("EVENT_FILE"),
     eventSpoolFile: read("EVENT_SPOOL_FILE"),
+    eventWebhookUrl: read("EVENT_WEBHOOK_URL"),
+    eventWebhookSecret: secretOf("EVENT_WEBHOOK_SECRET"),
     host: read("HOST"),
     port: read("PORT"),
     apiToken: secretOf("API_TOKEN"),
@@ -507,6 +572,14 @@ export function parseConfig(
     logLevel: read("LOG_LEVEL"),
     logFormat: read("LOG_FORMAT"),
   };
+
+  const hasSecret = environment.EVENT_WEBHOOK_SECRET ||
+    environment.EVENT_WEBHOOK_SECRET_FILE;
+  if (config.eventWebhookUrl && !hasSecret) {
+    problems.push(
+      "EVENT_WEBHOOK_URL is set without EVENT_WEBHOOK_SECRET or EVENT_WEBHOOK_SECRET_FILE: nobody could tell its posts from forged ones",
+    );
+  }
 
   if (problems.length > 0) {
     throw new ServiceError(
@@ -531,20 +604,47 @@ export interface EffectiveVariable {
 export function effectiveVariables(
   environment: Environment,
 ): readonly EffectiveVariable[] {
-  return Object.entries(VARIABLES).map(([name, variable]) => {
+  return Object.entries<Variable>(VARIABLES).map(([name, variable]) => {
     const given = environment[name];
     const value = given || (variable.default ?? null);
     return {
       name,
-      value: value !== null && variable.secret ? "***" : value,
+      value: value !== null && variable.secret
+        ? variable.shown?.(value) ?? "***"
+        : value,
       origin: given ? "set" : "default",
       description: variable.description,
     };
   });
 }
 
+/** Characters from which on a part of a URL is taken for a secret. */
+const SECRET_PART_LENGTH = 12;
+
 /** The secret values of a configuration: what no output may ever hold. */
 export function secretsOf(config: Config): readonly string[] {
-  return [config.olist.password, config.dwh.password, config.apiToken]
+  const { olist, dwh, apiToken, eventWebhookSecret, eventWebhookUrl } = config;
+  return [
+    olist.password,
+    dwh.password,
+    apiToken,
+    eventWebhookSecret,
+    // Its bytes are the key, with or without the prefix.
+    eventWebhookSecret?.replace(/^whsec_/, ""),
+    ...(eventWebhookUrl ? secretPartsOf(new URL(eventWebhookUrl)) : []),
+  ]
     .filter((value): value is string => value !== undefined && value !== "");
+}
+
+/** What of a webhook's URL lets others post to it. A short word of its path is none: it would be masked everywhere. */
+function secretPartsOf(url: URL): string[] {
+  const parts = [
+    url.pathname + url.search,
+    ...url.pathname.split("/"),
+    ...url.searchParams.values(),
+  ];
+  return [
+    ...(url.pathname === "/" && !url.search ? [] : [url.href]),
+    ...parts.filter((part) => part.length >= SECRET_PART_LENGTH),
+  ];
 }

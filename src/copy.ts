@@ -35,8 +35,8 @@ export type CopyProgress = (moved: Copied) => void;
  * Copies the rows of `select` into `into` (a table with its column list).
  *
  * On failure both sessions are cut, since neither end of a broken COPY can be
- * brought back in order. After success the source session is closed: a COPY
- * that paused its socket can leave the next query hanging.
+ * brought back in order. After success the source session closes: a COPY that
+ * paused its socket can leave the next query hanging.
  *
  * @throws {ServiceError} of the side that failed first.
  */
@@ -70,7 +70,7 @@ export async function copyRows(
     relay?.stop();
     writer.stream.end();
     const rows = await writer.done;
-    await source.close();
+    void source.close();
     return { rows, bytes, sourceRows };
   } catch (error) {
     source.destroy();
@@ -90,8 +90,8 @@ const HEADER_BYTES = 5;
 
 /**
  * Passes the COPY data that come from the source on to the target, without the
- * client: the rows of each chunk that arrives are moved together in place and
- * go out as one message. All other messages go to the client as ever.
+ * client and as they are: a CopyData message is the same in either direction.
+ * All other messages go to the client as ever.
  *
  * Must be in place before the source begins to send, and the target must be
  * ready to receive.
@@ -107,7 +107,7 @@ class Relay {
   #missing = 0;
   #isCopyData = false;
   /** A header that the end of a chunk has cut. */
-  #header = Buffer.alloc(0);
+  #header: Buffer | undefined;
 
   constructor(
     source: net.Socket,
@@ -127,7 +127,7 @@ class Relay {
 
   /** Bytes of row data passed on so far. */
   get bytes(): number {
-    return this.#bytes;
+    return this.#bytes - this.#messages * HEADER_BYTES;
   }
 
   /** Gives the sockets back to their clients. */
@@ -142,63 +142,46 @@ class Relay {
   #onDrain = () => this.#source.resume();
 
   #onData = (chunk: Buffer) => {
-    const data = this.#header.length > 0
-      ? Buffer.concat([this.#header, chunk])
-      : chunk;
-    this.#header = Buffer.alloc(0);
-    /** Where the row data end that were moved together at the front. */
-    let filled = 0;
-    for (let at = 0; at < data.length;) {
-      let end = Math.min(at + this.#missing, data.length);
-      let start = at;
+    const data = this.#header ? Buffer.concat([this.#header, chunk]) : chunk;
+    this.#header = undefined;
+    /** Where the stretch of messages began that go to the same receiver. */
+    let start = 0;
+    let at = 0;
+    while (at < data.length) {
       if (this.#missing === 0) {
         if (data.length - at < HEADER_BYTES) {
           this.#header = Buffer.from(data.subarray(at));
           break;
         }
-        this.#isCopyData = data[at] === COPY_DATA;
-        const length = data.readUInt32BE(at + 1) + 1;
-        end = Math.min(at + length, data.length);
-        this.#missing = at + length - end;
-        if (this.#isCopyData) {
-          this.#messages++;
-          start += HEADER_BYTES;
+        const isCopyData = data[at] === COPY_DATA;
+        if (isCopyData !== this.#isCopyData) {
+          this.#send(data.subarray(start, at));
+          start = at;
+          this.#isCopyData = isCopyData;
         }
-      } else this.#missing -= end - at;
-      if (this.#isCopyData) {
-        data.copyWithin(filled, start, end);
-        filled += end - start;
-      } else {
-        this.#sendToTarget(data.subarray(0, filled));
-        filled = 0;
-        this.#sendToClient(Buffer.from(data.subarray(start, end)));
+        this.#missing = data.readUInt32BE(at + 1) + 1;
+        if (isCopyData) this.#messages++;
       }
+      const end = Math.min(at + this.#missing, data.length);
+      this.#missing -= end - at;
       at = end;
     }
-    this.#sendToTarget(data.subarray(0, filled));
-    this.#onProgress({
-      rows: Math.max(0, this.#messages - 1),
-      bytes: this.#bytes,
-    });
+    this.#send(data.subarray(start, at));
+    // One message a row, the header being glued to the first, and one for the trailer.
+    const rows = Math.max(0, this.#messages - 1);
+    this.#onProgress({ rows, bytes: this.bytes });
   };
 
-  #sendToClient(message: Buffer): void {
-    for (const listener of this.#clientListeners) {
-      listener.call(this.#source, message);
+  #send(messages: Buffer): void {
+    if (messages.length === 0) return;
+    if (this.#isCopyData) {
+      this.#bytes += messages.length;
+      if (!this.#target.write(messages)) this.#source.pause();
+    } else {
+      for (const listener of this.#clientListeners) {
+        listener.call(this.#source, Buffer.from(messages));
+      }
     }
-  }
-
-  #sendToTarget(rows: Buffer): void {
-    if (rows.length === 0) return;
-    this.#bytes += rows.length;
-    const header = Buffer.allocUnsafe(HEADER_BYTES);
-    header[0] = COPY_DATA;
-    header.writeUInt32BE(rows.length + HEADER_BYTES - 1, 1);
-    this.#target.cork();
-    this.#target.write(header);
-    const hasRoom = this.#target.write(rows);
-    this.#target.uncork();
-    if (!hasRoom) this.#source.pause();
   }
 }
 

@@ -166,7 +166,7 @@ export interface CopyStream<S> {
 }
 
 /** One physical connection. When it fails it stays failed: nothing is ever sent on a second one. */
-export class Session implements AsyncDisposable {
+export class Session implements AsyncDisposable, Disposable {
   readonly config: DatabaseConfig;
   /** The other end of a COPY, which may be what this end waits for. */
   peer: Session | undefined;
@@ -183,6 +183,7 @@ export class Session implements AsyncDisposable {
   #pid = 0;
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
+  #closing: Promise<void> | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -374,8 +375,15 @@ export class Session implements AsyncDisposable {
     return (this.#socket?.bytesRead ?? 0) + (this.#socket?.bytesWritten ?? 0);
   }
 
-  /** Ends the session in good order; an open transaction is rolled back by the server. */
-  async close(): Promise<void> {
+  /**
+   * Ends the session in good order; an open transaction is rolled back by the
+   * server. Settles when the server has hung up, which it may take its time for.
+   */
+  close(): Promise<void> {
+    return this.#closing ??= this.#close();
+  }
+
+  async #close(): Promise<void> {
     if (this.#failure) return;
     // Marks the session used up, so that no late heartbeat reaches for it.
     this.#failure = new ServiceError(
@@ -402,6 +410,11 @@ export class Session implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  /** Begins to close; somebody else waits for the end of that. */
+  [Symbol.dispose](): void {
+    void this.close();
   }
 
   #release(): void {

@@ -3,13 +3,11 @@
  * whole or per bucket. Two tables with equal fingerprints hold the same rows,
  * duplicates included, in whatever order.
  *
- * This module writes the SQL that computes them and decides, from two of
- * them, what has to be copied. It talks to no database.
+ * This module decides, from two of them, what has to be copied. It talks to no
+ * database; the SQL that computes them is in `fingerprint_sql.ts`.
  *
  * @module
  */
-import { identifier } from "./db.ts";
-import type { Column } from "./tables.ts";
 
 /** Rows of a table or of one bucket: how many, and the sum of their hashes. */
 export interface Fingerprint {
@@ -21,99 +19,15 @@ export interface Fingerprint {
 /** Fingerprints by bucket number. A bucket without rows is absent. */
 export type Buckets = ReadonlyMap<number, Fingerprint>;
 
-/**
- * How rows are hashed. `record` is PostgreSQL's own 64-bit hash; `text` is
- * for two servers whose own hashes disagree (another byte order, another
- * encoding) and costs several times as much.
- */
-export type HashMethod = "record" | "text";
-
-/** The column cast to the type that the target has. */
-export function castToTarget(column: Column): string {
-  return `${identifier(column.name)}::${column.type}`;
-}
-
-/**
- * The hash of a row as an SQL expression, such that equal hashes mean equal
- * bytes.
- *
- * PostgreSQL's hash takes -0.0 for 0.0 and folds 8-byte integers to 32 bits,
- * so 8-byte types go through their send functions; and it hashes text by its
- * collation, so the collation is one that compares bytes.
- */
-export function rowHash(
-  columns: readonly Column[],
-  method: HashMethod,
-): string {
-  return method === "record"
-    ? `pg_catalog.hash_record_extended(row(${columns.map(recordField)}), 0)`
-    // Sixteen hex digits of the digest, as a signed 64-bit number.
-    : `('x' || pg_catalog.substr(pg_catalog.md5(pg_catalog.convert_to(${
-      columns.map(textField).join(" || ")
-    }, 'UTF8')), 1, 16))::bit(64)::bigint`;
-}
-
-function recordField(column: Column): string {
-  const value = castToTarget(column);
-  switch (column.type) {
-    case "text":
-      return `(${value} collate "C")`;
-    case "double precision":
-      return `pg_catalog.float8send(${value})`;
-    case "timestamp with time zone":
-      return `pg_catalog.timestamptz_send(${value})`;
-  }
-}
-
-/** The field with its length before it, so that no two rows run together to one text. */
-function textField(column: Column): string {
-  const value = column.type === "text"
-    ? castToTarget(column)
-    : `pg_catalog.encode(${recordField(column)}, 'hex')`;
-  return `coalesce(pg_catalog.length(${value}) || ':' || ${value}, '~')`;
-}
-
-/**
- * An expression whose value is equal on two servers exactly when their row
- * hashes can be compared.
- */
-export const HASH_PROBE = `pg_catalog.hash_record_extended(row(
-  ('closed_deal'::text collate "C"), pg_catalog.float8send(-0.5), null::text,
-  pg_catalog.timestamptz_send('2018-02-26 19:58:54+00'::timestamptz)), 0)::text`;
-
-/** Expression over `pg_class c`: the relation is a plain heap, whose rows have ids that stay. */
-export const HAS_ROW_IDS = `(c.relkind = 'r' and not c.relhassubclass
-  and c.relam = (select oid from pg_catalog.pg_am where amname = 'heap'))`;
-
-/** SQL of the fingerprint of the whole table: columns `count`, `checksum`. */
-export function wholeTableSql(
-  from: string,
-  columns: readonly Column[],
-  method: HashMethod,
-): string {
-  return `select count(*)::text as count, coalesce(sum(${
-    rowHash(columns, method)
-  }), 0)::text as checksum from ${from}`;
-}
-
-/**
- * SQL of the fingerprints by bucket, as one text for {@linkcode parseBuckets}:
- * tens of thousands of rows would cost more to receive than to compute.
- */
-export function bucketsSql(
-  from: string,
-  columns: readonly Column[],
-  method: HashMethod,
-  buckets: number,
-): string {
-  // "offset 0" keeps the hash from being computed once per use.
-  return `select coalesce(pg_catalog.string_agg(line, ',' order by bucket), '') as buckets from (
-      select bucket, bucket || ' ' || count(*) || ' ' || sum(hash) as line from (
-        select (hash & ${buckets - 1})::int4 as bucket, hash from (
-          select ${
-    rowHash(columns, method)
-  } as hash from ${from} offset 0) hashes) numbered
-      group by bucket) grouped`;
+/** How rows are sorted into buckets. */
+export interface Bucketing {
+  /**
+   * The first column's hash is cheap to filter by, but a value that is in many
+   * rows puts them all in one bucket; the whole row's spreads any table.
+   */
+  readonly by: "first column" | "row";
+  /** How many, a power of two. */
+  readonly buckets: number;
 }
 
 /** The fingerprints by bucket from the text that {@linkcode bucketsSql} gives. */
@@ -140,27 +54,6 @@ export function wholeOf(buckets: Buckets): Fingerprint {
     checksum += BigInt(bucket.checksum);
   }
   return { count, checksum: checksum.toString() };
-}
-
-/**
- * SQL of the rows in the given buckets, as one text for {@linkcode diffRows}:
- * each row's hash and, where the table has such, its row id.
- */
-export function rowsSql(
-  from: string,
-  columns: readonly Column[],
-  method: HashMethod,
-  { buckets, changed }: BucketDifference,
-  hasRowIds: boolean,
-): string {
-  // Only the ids of rows that are found become text: for every row it would cost more than the hash.
-  return `select coalesce(pg_catalog.string_agg(hash || ' ' || id${
-    hasRowIds ? "::text" : ""
-  }, ';'), '') as rows from (
-      select ${rowHash(columns, method)} as hash, ${
-    hasRowIds ? "ctid" : "''"
-  } as id from ${from} offset 0) hashes
-    where (hash & ${buckets - 1}) = any ('{${changed}}'::int8[])`;
 }
 
 /** Rows to take away and to copy: those whose hash occurs a different number of times. */
@@ -200,40 +93,35 @@ function rowIdsByHash(text: string): Map<string, string[]> {
   return rows;
 }
 
-/** SQL condition that holds for the rows of one side that differ. */
-export function differingRowsSql(
-  columns: readonly Column[],
-  method: HashMethod,
-  hashes: readonly string[],
-  rowIds: readonly string[] | undefined,
-): string {
-  return rowIds
-    ? `ctid = any ('{${rowIds.map((id) => `"${id}"`)}}'::tid[])`
-    : `${rowHash(columns, method)} = any ('{${hashes}}'::int8[])`;
-}
-
-/** SQL condition that holds for the rows of the given buckets. */
-export function inBucketsSql(
-  columns: readonly Column[],
-  method: HashMethod,
-  { buckets, changed }: BucketDifference,
-): string {
-  return `(${rowHash(columns, method)} & ${
-    buckets - 1
-  }) = any ('{${changed}}'::int8[])`;
+/**
+ * What a table holds after a delta, from what it held before, what was deleted
+ * and what this transaction wrote; `undefined` when that cannot be told.
+ *
+ * The rows that were not written are among those that were there and were not
+ * deleted. If they are as many, they are the same ones.
+ */
+export function afterDelta(
+  before: Fingerprint,
+  deleted: Fingerprint,
+  written: Fingerprint,
+  total: number,
+): Fingerprint | undefined {
+  if (total - written.count !== before.count - deleted.count) return undefined;
+  const checksum = BigInt(before.checksum) - BigInt(deleted.checksum) +
+    BigInt(written.checksum);
+  return { count: total, checksum: checksum.toString() };
 }
 
 /** Most buckets that are told apart; more cost more than they narrow down. */
 const MOST_BUCKETS = 65_536;
 
 /**
- * Number of buckets, a power of two, for a table of this size. Up to some
- * thousands they cost next to nothing; the rows of those that differ are then
- * told apart one by one.
+ * Number of buckets for a table of this size, so that each has some 400 rows:
+ * more cost more to tell apart than they narrow down.
  */
 export function bucketCount(rows: number): number {
   let buckets = 256;
-  while (buckets < rows / 200 && buckets < MOST_BUCKETS) buckets *= 2;
+  while (buckets < rows / 400 && buckets < MOST_BUCKETS) buckets *= 2;
   return buckets;
 }
 
@@ -244,8 +132,7 @@ export type Plan =
   | ({ readonly mode: "delta" } & BucketDifference);
 
 /** Buckets that differ. */
-export interface BucketDifference {
-  readonly buckets: number;
+export interface BucketDifference extends Bucketing {
   readonly changed: readonly number[];
   /** Rows in them, in the source and in the target. */
   readonly sourceRows: number;
@@ -262,37 +149,49 @@ export function isWorthRefining(
   return Math.max(sourceRows, targetRows) <= MOST_ROWS_TOLD_APART;
 }
 
-/** From this share of the rows on a delta costs more than it saves. */
-const MOST_DELTA_SHARE = 0.5;
-
-/** Decides from the fingerprints of both sides, by bucket, what to copy. */
-export function planFromBuckets(
+/** The buckets whose fingerprints differ. */
+export function differingBuckets(
   source: Buckets,
   target: Buckets,
-  buckets: number,
-): Plan {
+  bucketing: Bucketing,
+): BucketDifference {
   const changed: number[] = [];
-  let copied = 0;
-  let deleted = 0;
-  let total = 0;
+  let sourceRows = 0;
+  let targetRows = 0;
   for (const bucket of new Set([...source.keys(), ...target.keys()])) {
     const wanted = source.get(bucket);
     const present = target.get(bucket);
-    total += wanted?.count ?? 0;
     if (equal(wanted, present)) continue;
     changed.push(bucket);
-    copied += wanted?.count ?? 0;
-    deleted += present?.count ?? 0;
+    sourceRows += wanted?.count ?? 0;
+    targetRows += present?.count ?? 0;
   }
+  changed.sort((a, b) => a - b);
+  return { ...bucketing, changed, sourceRows, targetRows };
+}
+
+/** From this share of the rows on a delta costs more than it saves. */
+const MOST_DELTA_SHARE = 0.5;
+
+/** Decides what to copy, from the buckets that differ and the number of rows in the source. */
+export function planFor(difference: BucketDifference, rows: number): Plan {
+  const { changed, sourceRows, targetRows } = difference;
   if (changed.length === 0) return { mode: "unchanged" };
-  if (copied + deleted >= 2 * MOST_DELTA_SHARE * total) return { mode: "full" };
-  return {
-    mode: "delta",
-    buckets,
-    changed: changed.sort((a, b) => a - b),
-    sourceRows: copied,
-    targetRows: deleted,
-  };
+  return sourceRows + targetRows >= 2 * MOST_DELTA_SHARE * rows
+    ? { mode: "full" }
+    : { mode: "delta", ...difference };
+}
+
+/** So many times more rows than buckets of their size would have make a bucketing unfit. */
+const MOST_LOPSIDED = 4;
+
+/** Whether the buckets that differ hold far more rows than their number says: they narrow nothing down. */
+export function isLopsided(
+  { buckets, changed, sourceRows, targetRows }: BucketDifference,
+  rows: number,
+): boolean {
+  const share = changed.length / Math.min(buckets, Math.max(rows, 1));
+  return Math.max(sourceRows, targetRows) > MOST_LOPSIDED * share * rows;
 }
 
 /** True when both fingerprints stand for the same rows. */

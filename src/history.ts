@@ -10,13 +10,14 @@ import type {
   TableEntry,
   Trigger,
 } from "./events.ts";
+import type { PublisherName } from "./publish/publisher.ts";
 import {
   type Executor,
   type RunState,
   type Ticket,
   WAIT_UNTIL,
 } from "./runs.ts";
-import type { PhaseTiming } from "./table_load.ts";
+import type { PhaseTiming } from "./progress.ts";
 import type { TableName } from "./tables.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */
@@ -56,10 +57,25 @@ export interface StoredEvent {
   /** Cursor for what comes after this event. */
   readonly seq: number;
   readonly event: LoadEvent;
+  /** What became of it beyond the table; empty where there are no publishers. */
+  readonly deliveries: readonly EventDelivery[];
 }
 
-const utc = (column: string) =>
-  `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as ${column}`;
+/** What became of an event at one publisher. */
+export interface EventDelivery {
+  readonly publisher: PublisherName;
+  /** `stopped`: the receiver wants no more, see {@linkcode resumePublisher}. */
+  readonly status: "pending" | "delivered" | "given_up" | "stopped";
+  readonly attempts: number;
+  readonly delivered_at: string | null;
+  readonly next_attempt_at: string | null;
+  readonly last_error: string | null;
+}
+
+const utcOf = (column: string) =>
+  `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`;
+
+const utc = (column: string) => `${utcOf(column)} as ${column}`;
 
 const SUMMARY =
   `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
@@ -129,13 +145,29 @@ export async function listEvents(
   limit: number,
 ): Promise<readonly StoredEvent[]> {
   const rows = await executor.query(
-    `select seq::text, payload::text from marketing_data_service.event
+    `select seq::text, payload::text,
+       coalesce((
+         select json_agg(json_build_object(
+           'publisher', name,
+           'status', case when delivered_at is not null then 'delivered'
+             when given_up_at is not null then 'given_up'
+             when stopped_at is not null then 'stopped' else 'pending' end,
+           'attempts', coalesce(attempts, 0),
+           'delivered_at', ${utcOf("delivered_at")},
+           'next_attempt_at', case when delivered_at is null and given_up_at is null and attempts > 0
+             then ${utcOf("next_attempt_at")} end,
+           'last_error', delivery.last_error) order by name)
+         from marketing_data_service.publisher left join marketing_data_service.delivery
+           on delivery.publisher = name and delivery.seq = event.seq
+         where delivery.seq is not null or event.seq > cursor), '[]')::text as deliveries
+     from marketing_data_service.event
      where event.seq > $1::text::bigint order by event.seq limit $2::int`,
     [String(after), limit],
   );
-  return rows.map(({ seq, payload }) => ({
+  return rows.map(({ seq, payload, deliveries }) => ({
     seq: Number(seq),
     event: JSON.parse(payload),
+    deliveries: JSON.parse(deliveries),
   }));
 }
 
@@ -163,24 +195,26 @@ export async function lastSuccess(
 
 /**
  * Removes finished runs that are older than `days`, with their events. An
- * event that is still to go to the file keeps its run.
+ * event that one of the publishers still has to hand over keeps its run,
+ * unless its receiver wants no more.
  *
  * @returns the number of runs that were removed.
  */
 export async function pruneHistory(
   executor: Executor,
   days: number,
-  hasFile: boolean,
+  publishers: readonly PublisherName[],
 ): Promise<number> {
   const [row] = await executor.query(
     `with pruned as (
        delete from marketing_data_service.run
        where finished_at < clock_timestamp() - make_interval(secs => $1::float8)
-         and not ($2 and exists (select from marketing_data_service.event
-           where run_id = run.id and file_delivered_at is null))
+         and not exists (select from marketing_data_service.event, marketing_data_service.publisher
+           where run_id = run.id and event.seq > cursor and stopped_at is null
+             and name in (select json_array_elements_text($2::text::json)))
        returning 1)
      select count(*)::int as count from pruned`,
-    [days * 86400, hasFile],
+    [days * 86400, JSON.stringify(publishers)],
   );
   return row!.count;
 }

@@ -5,7 +5,7 @@
  * @module
  */
 import type { LoadEvent } from "./events.ts";
-import type { Progress } from "./table_load.ts";
+import type { Progress } from "./progress.ts";
 
 /** Runs that are over and still remembered, for watchers that have not seen the end. */
 const REMEMBERED = 20;

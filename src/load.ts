@@ -55,11 +55,13 @@ import {
   type Ticket,
   withdrawRun,
 } from "./runs.ts";
+import { publisherNames } from "./publish/deliverer.ts";
+import { registerPublishers } from "./publish/deliveries.ts";
 import { drainSpool, spoolFailure } from "./publish/spool.ts";
+import type { Progress } from "./progress.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
   loadTable,
-  type Progress,
   type TableResult,
   warehouseTransaction,
 } from "./table_load.ts";
@@ -80,8 +82,8 @@ export interface Service {
   readonly log: Logger;
   /** Names this process in the history. */
   readonly runner: string;
-  /** Hands finished events to files and endpoints; must not throw. */
-  readonly deliver: () => Promise<void>;
+  /** Begins to hand finished events to files and endpoints; must not wait or throw. */
+  readonly deliver: () => void;
 }
 
 /** Listeners and limits of one request for a load. */
@@ -140,29 +142,39 @@ export async function driveRun(
   ticket: Ticket,
   hooks: LoadHooks = {},
 ): Promise<LoadEvent> {
+  const event = await runInTurn(service, ticket, hooks);
+  // Only now: whoever is slow to take the event must not hold the lock.
+  service.deliver();
+  return event;
+}
+
+async function runInTurn(
+  service: Service,
+  ticket: Ticket,
+  hooks: LoadHooks,
+): Promise<LoadEvent> {
   const { warehouse, log } = service;
   await using locks = new AsyncDisposableStack();
   let turn: { run: Run; lock: Lock } | LoadEvent;
   try {
     turn = await takeTurn(service, ticket, hooks, locks);
   } catch (error) {
-    await withdrawRun(warehouse, ticket, asServiceError(error)).catch((
-      reason,
-    ) =>
+    try {
+      const event = await withdrawRun(warehouse, ticket, asServiceError(error));
+      if (event) service.deliver();
+    } catch (reason) {
       log.warn("Run {run_id} stays queued: {reason}", {
         run_id: ticket.runId,
         reason: asServiceError(reason).message,
-      })
-    );
+      });
+    }
     throw error;
   }
   if (!("run" in turn)) return turn;
   const { run, lock } = turn;
   hooks.onStart?.(run);
   try {
-    const event = await executeRun(service, run, lock, locks, hooks);
-    await service.deliver();
-    return event;
+    return await executeRun(service, run, lock, locks, hooks);
   } catch (error) {
     await announceUnrecorded(service, run, error);
     throw error;
@@ -185,6 +197,8 @@ async function takeTurn(
     const turn = await waitForTurn(config, warehouse, ticket, hooks.signal);
     if (!isLock(turn)) return turn;
     try {
+      // Before there are events that a new publisher has to be told of.
+      await registerPublishers(warehouse, publisherNames(config));
       await drainSpool(warehouse, config.eventSpoolFile, log);
       for (const id of await interruptDeadRuns(warehouse)) {
         log.warn("Run {run_id} was found dead and is now interrupted", {

@@ -15,6 +15,8 @@ export interface MetricsSources {
   readonly isLoading: () => boolean;
   /** Unix time in seconds; may reject. */
   readonly lastSuccess: () => Promise<number | undefined>;
+  /** Events that wait, by publisher; may reject. */
+  readonly undelivered: () => Promise<Readonly<Record<string, number>>>;
 }
 
 /** The metrics of a process. */
@@ -45,6 +47,12 @@ export class Metrics {
     labelNames: ["table"],
     registers: [this.#registry],
   });
+  readonly #deliveries = new Counter({
+    name: "marketing_data_deliveries_total",
+    help: "Events that this process handed to publishers, by what became of it",
+    labelNames: ["publisher", "outcome"],
+    registers: [this.#registry],
+  });
   readonly #http = new Histogram({
     name: "marketing_data_http_request_duration_seconds",
     help: "Duration of HTTP requests by route pattern",
@@ -64,6 +72,18 @@ export class Metrics {
       async collect() {
         last = await sources.lastSuccess().catch(() => last);
         if (last !== undefined) this.set(last);
+      },
+    });
+    new Gauge({
+      name: "marketing_data_undelivered_events",
+      help: "Events that a publisher has not got yet",
+      labelNames: ["publisher"],
+      registers,
+      async collect() {
+        const counts = await sources.undelivered().catch(() => ({}));
+        for (const [publisher, count] of Object.entries(counts)) {
+          this.set({ publisher }, count);
+        }
       },
     });
     new Gauge({
@@ -118,6 +138,10 @@ export class Metrics {
       this.#rows.inc({ table, operation: "delete" }, entry.rows_deleted);
       this.#bytes.inc({ table }, entry.bytes_copied);
     }
+  }
+
+  delivery(publisher: string, outcome: string, events: number): void {
+    this.#deliveries.inc({ publisher, outcome }, events);
   }
 
   request(method: string, route: string, status: number, seconds: number) {

@@ -8,7 +8,7 @@ import type { DatabaseConfig } from "./config.ts";
 import { ServiceError } from "./errors.ts";
 
 /** The migrations in order; the version is the position, from 1. */
-const MIGRATIONS = ["0001_initial.sql"] as const;
+const MIGRATIONS = ["0001_initial.sql", "0002_deliveries.sql"] as const;
 
 /** Key of the advisory lock under which migrations run. */
 const MIGRATION_LOCK = 5_714_291;

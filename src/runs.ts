@@ -24,7 +24,8 @@ import {
   type TableEntry,
   type Trigger,
 } from "./events.ts";
-import type { LastLoad, PhaseTiming } from "./table_load.ts";
+import type { PhaseTiming } from "./progress.ts";
+import type { LastLoad } from "./table_load.ts";
 import type { TableName } from "./tables.ts";
 
 /** What a run is doing, stored verbatim. */

@@ -12,7 +12,7 @@ import {
   Session,
 } from "./db.ts";
 import { ServiceError } from "./errors.ts";
-import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint.ts";
+import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint_sql.ts";
 import {
   incompatibility,
   roundingWarning,
@@ -34,7 +34,8 @@ export interface Snapshot extends AsyncDisposable {
   /** Per table, warnings about its source, or why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
   /**
-   * A session that reads the table as the snapshot has it; the caller closes it.
+   * A session that reads the table as the snapshot has it. The caller begins to
+   * close it; the snapshot waits for the end of that when it is disposed of.
    *
    * @throws {ServiceError} `snapshot_lost` when the source no longer has the
    * snapshot, or the table can no longer be read in it.
@@ -111,17 +112,18 @@ export async function openSnapshot(
           readable.filter((t) => t.hasRowIds).map((t) => t.name),
         ),
         tables: found,
-        openReader(table) {
-          const reader = readers.get(table.name);
+        async openReader(table) {
+          const ready = readers.get(table.name);
           readers.delete(table.name);
-          return reader && !reader.failure
-            ? Promise.resolve(reader)
-            : open(readable.find((r) => r.name === table.name)!);
+          if (ready && !ready.failure) return ready;
+          const reader = await open(
+            readable.find((r) => r.name === table.name)!,
+          );
+          sessions.push(reader);
+          return reader;
         },
         async [Symbol.asyncDispose]() {
-          await Promise.all(
-            [holder, ...readers.values()].map((session) => session.close()),
-          );
+          await Promise.all(sessions.map((session) => session.close()));
         },
       };
     } catch (error) {

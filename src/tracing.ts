@@ -7,7 +7,7 @@
 import { context, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import type { LoadEvent } from "./events.ts";
 import type { Run } from "./runs.ts";
-import type { Progress } from "./table_load.ts";
+import type { Progress } from "./progress.ts";
 
 interface Traced {
   readonly run: Span;

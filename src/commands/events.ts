@@ -1,6 +1,7 @@
 /** `events`: what was announced, and what will be. */
 import { delay } from "@std/async/delay";
 import { listEvents } from "../history.ts";
+import { resumePublisher } from "../publish/deliveries.ts";
 import type { Command } from "./command.ts";
 import { countOf } from "./runs.ts";
 
@@ -13,6 +14,9 @@ export const eventsCommand: Command = {
   flags: {
     after: { value: "SEQ", description: "Only events after this cursor" },
     limit: { value: "NUMBER", description: "How many; 100 when not given" },
+    "resume-webhook": {
+      description: "Send to the webhook again after it answered 410, and end",
+    },
     follow: { description: "Go on with the events that are still to come" },
   },
   async run(context) {
@@ -22,6 +26,11 @@ export const eventsCommand: Command = {
     let after = countOf("after", values.after?.[0] ?? "0");
     const limit = countOf("limit", values.limit?.[0] ?? "100");
     const { warehouse } = context.service();
+    if (switches.has("resume-webhook")) {
+      const resumed = await resumePublisher(warehouse, "webhook");
+      output.json({ resumed });
+      return 0;
+    }
     do {
       try {
         const events = await listEvents(warehouse, after, limit);

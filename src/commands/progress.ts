@@ -1,5 +1,5 @@
 /** Progress of a load on standard error: a bar per table on a terminal, plain lines elsewhere. */
-import type { Progress } from "../table_load.ts";
+import type { Progress } from "../progress.ts";
 import type { Output } from "./command.ts";
 
 /** Shows progress until it is stopped. */

@@ -2,8 +2,8 @@
 import { literal, Session } from "../db.ts";
 import { connectionOf, ensureTargetSchema } from "../load.ts";
 import { migrate } from "../migrate.ts";
-import { createTableSql } from "../table_load.ts";
 import { TABLES, TARGET_SCHEMA } from "../tables.ts";
+import { createTableSql } from "../target.ts";
 import type { Command, CommandContext } from "./command.ts";
 import { loadCommand } from "./load.ts";
 

@@ -139,7 +139,18 @@ export const RunList = z.object({ runs: z.array(RunSummary) }).openapi(
 );
 
 export const EventList = z.object({
-  events: z.array(z.object({ seq: z.int(), event: LoadEvent })),
+  events: z.array(z.object({
+    seq: z.int(),
+    event: LoadEvent,
+    deliveries: z.array(z.object({
+      publisher: z.enum(["file", "webhook"]),
+      status: z.enum(["pending", "delivered", "given_up", "stopped"]),
+      attempts: z.int(),
+      delivered_at: z.string().nullable(),
+      next_attempt_at: z.string().nullable(),
+      last_error: z.string().nullable(),
+    })),
+  })),
   /** Cursor for the next request. */
   next: z.int(),
 }).openapi("EventList");

@@ -3,40 +3,32 @@
  *
  * @module
  */
-import type { Pool } from "../db.ts";
-import { ServiceError } from "../errors.ts";
+import { asServiceError, ServiceError } from "../errors.ts";
+import type { Publisher } from "./publisher.ts";
 
-/** Events taken from the table at a time. */
-const BATCH = 100;
+/** Seconds until the service looks again whether the file can be written. */
+const RETRY_SECONDS = 30;
 
 /**
- * Appends every event that the file does not have yet, in order, each synced
- * to disk before it is marked as delivered: at least once, across crashes.
- *
- * The caller holds the service's lock, so that two processes on one host do
- * not interleave.
- *
- * @returns the number of events appended.
- * @throws {ServiceError} `event_file_unwritable`; nothing is lost, the next call goes on from there.
+ * A publisher that appends each event to the file, synced to disk. A failure
+ * loses nothing: events wait until the file takes them.
  */
-export async function publishToFile(pool: Pool, path: string): Promise<number> {
-  let published = 0;
-  while (true) {
-    const events = await pool.query(
-      `select seq::text, payload::text from marketing_data_service.event
-       where file_delivered_at is null order by event.seq limit ${BATCH}`,
-    );
-    for (const { seq, payload } of events) {
-      await appendLine(path, payload);
-      await pool.query(
-        `update marketing_data_service.event set file_delivered_at = clock_timestamp()
-         where seq = $1::text::bigint`,
-        [seq],
-      );
-      published++;
-    }
-    if (events.length < BATCH) return published;
-  }
+export function filePublisher(path: string): Publisher {
+  return {
+    name: "file",
+    target: null,
+    label: "the event file",
+    delaySeconds: () => RETRY_SECONDS,
+    isRemote: false,
+    async publish({ payload }) {
+      try {
+        await appendLine(path, payload);
+        return { kind: "delivered" };
+      } catch (error) {
+        return { kind: "failed", error: asServiceError(error).line };
+      }
+    },
+  };
 }
 
 /**

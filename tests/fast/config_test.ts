@@ -113,6 +113,49 @@ Deno.test("parseConfig() refuses an identifier that the server would cut", () =>
   );
 });
 
+const WEBHOOK = {
+  EVENT_WEBHOOK_URL: "https://hooks.example/services/T0123456789AB",
+  EVENT_WEBHOOK_SECRET: `whsec_${btoa("x".repeat(24))}`,
+};
+
+Deno.test("parseConfig() takes a webhook with a secret of 24 to 64 bytes, from a file as well", () => {
+  const config = parseConfig(WEBHOOK, noFile);
+  assertEquals(config.eventWebhookUrl, WEBHOOK.EVENT_WEBHOOK_URL);
+  const { EVENT_WEBHOOK_URL, EVENT_WEBHOOK_SECRET } = WEBHOOK;
+  const fromFile = { EVENT_WEBHOOK_URL, EVENT_WEBHOOK_SECRET_FILE: "/s" };
+  assertEquals(
+    parseConfig(fromFile, () => `${EVENT_WEBHOOK_SECRET}\n`)
+      .eventWebhookSecret,
+    EVENT_WEBHOOK_SECRET,
+  );
+  assertThrows(
+    () => parseConfig(fromFile, () => "not a key"),
+    ServiceError,
+    "what EVENT_WEBHOOK_SECRET_FILE names must be whsec_",
+  );
+  for (const bytes of [23, 65]) {
+    assertThrows(
+      () =>
+        parseConfig({
+          ...WEBHOOK,
+          EVENT_WEBHOOK_SECRET: `whsec_${btoa("x".repeat(bytes))}`,
+        }, noFile),
+      ServiceError,
+      "EVENT_WEBHOOK_SECRET=***",
+    );
+  }
+});
+
+Deno.test("of a webhook's URL only the origin is shown, and its secret parts are masked", () => {
+  const shown = effectiveVariables(WEBHOOK)
+    .find(({ name }) => name === "EVENT_WEBHOOK_URL");
+  assertEquals(shown?.value, "https://hooks.example");
+  const mask = maskOf(secretsOf(parseConfig(WEBHOOK, noFile)));
+  assertEquals(mask(WEBHOOK.EVENT_WEBHOOK_URL), "***");
+  assertEquals(mask("part T0123456789AB"), "part ***");
+  assertEquals(mask("https://hooks.example"), "https://hooks.example");
+});
+
 Deno.test("effectiveVariables() masks secrets and tells what is set", () => {
   const shown = effectiveVariables({
     OLIST_DB_PASSWORD: "hush",

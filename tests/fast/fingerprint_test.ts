@@ -1,11 +1,14 @@
 import { assertEquals } from "@std/assert";
 import {
+  afterDelta,
   bucketCount,
   type Buckets,
+  differingBuckets,
   diffRows,
   equal,
+  isLopsided,
   parseBuckets,
-  planFromBuckets,
+  planFor,
   wholeOf,
 } from "../../src/fingerprint.ts";
 
@@ -16,12 +19,20 @@ const buckets = (entries: Record<number, [number, string]>): Buckets =>
     ) => [Number(b), { count, checksum }]),
   );
 
-Deno.test("planFromBuckets() finds nothing to do when all buckets are equal", () => {
+const BUCKETING = { by: "first column", buckets: 256 } as const;
+
+const planOf = (source: Buckets, target: Buckets) =>
+  planFor(
+    differingBuckets(source, target, BUCKETING),
+    wholeOf(source).count,
+  );
+
+Deno.test("planFor() finds nothing to do when all buckets are equal", () => {
   const side = buckets({ 1: [2, "5"], 7: [1, "-9"] });
-  assertEquals(planFromBuckets(side, side, 256), { mode: "unchanged" });
+  assertEquals(planOf(side, side), { mode: "unchanged" });
 });
 
-Deno.test("planFromBuckets() finds a row that moved, came or went", () => {
+Deno.test("planFor() finds a row that moved, came or went", () => {
   const source = buckets({
     1: [50, "5"],
     2: [50, "8"],
@@ -34,35 +45,62 @@ Deno.test("planFromBuckets() finds a row that moved, came or went", () => {
     4: [60, "6"],
     9: [1, "1"],
   });
-  assertEquals(planFromBuckets(source, target, 256), {
+  assertEquals(planOf(source, target), {
     mode: "delta",
-    buckets: 256,
+    ...BUCKETING,
     changed: [2, 3, 9],
     sourceRows: 51,
     targetRows: 51,
   });
 });
 
-Deno.test("planFromBuckets() sees a changed number of twins, whose sum alone may be equal", () => {
+Deno.test("planFor() sees a changed number of twins, whose sum alone may be equal", () => {
   const source = buckets({ 1: [2, "0"], 2: [100, "1"] });
   const target = buckets({ 1: [4, "0"], 2: [100, "1"] });
-  assertEquals(planFromBuckets(source, target, 256).mode, "delta");
+  assertEquals(planOf(source, target).mode, "delta");
 });
 
-Deno.test("planFromBuckets() copies all when most differs or one side is empty", () => {
+Deno.test("planFor() copies all when most differs or one side is empty", () => {
   const some = buckets({ 1: [10, "5"], 2: [10, "6"] });
-  assertEquals(planFromBuckets(some, buckets({}), 256).mode, "full");
-  assertEquals(planFromBuckets(buckets({}), some, 256).mode, "full");
+  assertEquals(planOf(some, buckets({})).mode, "full");
+  assertEquals(planOf(buckets({}), some).mode, "full");
   assertEquals(
-    planFromBuckets(some, buckets({ 1: [10, "7"], 2: [10, "8"] }), 256).mode,
+    planOf(some, buckets({ 1: [10, "7"], 2: [10, "8"] })).mode,
     "full",
   );
+});
+
+Deno.test("isLopsided() tells one value in most rows from many changes", () => {
+  const difference = (changed: number, rows: number) => ({
+    ...BUCKETING,
+    changed: Array.from({ length: changed }, (_, i) => i),
+    sourceRows: rows,
+    targetRows: rows,
+  });
+  assertEquals(isLopsided(difference(1, 90_000), 100_000), true);
+  assertEquals(isLopsided(difference(1, 390), 100_000), false);
+  assertEquals(isLopsided(difference(256, 100_000), 100_000), false);
+  assertEquals(isLopsided(difference(1, 1), 20), false);
+  assertEquals(isLopsided(difference(0, 0), 0), false);
+});
+
+Deno.test("afterDelta() adds up what stayed and what was written, and gives up when they do not fit", () => {
+  const before = { count: 10, checksum: "100" };
+  const deleted = { count: 2, checksum: "-20" };
+  const written = { count: 3, checksum: "9223372036854775807" };
+  assertEquals(afterDelta(before, deleted, written, 11), {
+    count: 11,
+    checksum: "9223372036854775927",
+  });
+  // A trigger took one more away, or put one more there in another transaction's name.
+  assertEquals(afterDelta(before, deleted, written, 10), undefined);
+  assertEquals(afterDelta(before, deleted, written, 12), undefined);
 });
 
 Deno.test("bucketCount() is a power of two within its bounds", () => {
   assertEquals(bucketCount(0), 256);
   assertEquals(bucketCount(8000), 256);
-  assertEquals(bucketCount(3_000_000), 16_384);
+  assertEquals(bucketCount(3_000_000), 8_192);
   assertEquals(bucketCount(Number.MAX_SAFE_INTEGER), 65_536);
 });
 

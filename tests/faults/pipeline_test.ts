@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { runJson } from "../support/program.ts";
 import { TABLES } from "../../src/tables.ts";
-import { createTableSql } from "../../src/table_load.ts";
+import { createTableSql } from "../../src/target.ts";
 import {
   duringLoad,
   pauseLoad,

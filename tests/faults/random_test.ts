@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { ServiceError } from "../../src/errors.ts";
-import type { Phase } from "../../src/table_load.ts";
+import type { Phase } from "../../src/progress.ts";
 import { TABLE_NAMES } from "../../src/tables.ts";
 import type { Databases } from "../support/databases.ts";
 import {

@@ -1,20 +1,196 @@
+/** Runs the commands of the README and of docs/ as they stand. */
 import { assert, assertEquals } from "@std/assert";
-import { createDatabases } from "../support/databases.ts";
-import { startServer } from "../support/server.ts";
+import { dirname } from "node:path";
+import { troubleshooting } from "../../docs/troubleshooting.ts";
+import { createDatabases, type Databases } from "../support/databases.ts";
+import { freePort, startServer, until } from "../support/server.ts";
 
-Deno.test("every curl line of the README does what it says", async () => {
-  const readme = await Deno.readTextFile(
-    new URL("../../README.md", import.meta.url),
+const ROOT = new URL("../../", import.meta.url);
+
+/** Why a command is not run here. */
+const NOT_RUN: readonly { command: RegExp; why: string }[] = [
+  { command: /^npx -y deno@\S+ task demo$/, why: ".ci/run runs it" },
+  { command: /^npx -y deno@\S+ task test$/, why: "it is what runs this" },
+];
+
+interface Step {
+  readonly language: "sh" | "sql";
+  readonly text: string;
+}
+
+/** The shell lines and SQL blocks of a document, in order. */
+async function stepsOf(document: string): Promise<Step[]> {
+  const text = await Deno.readTextFile(new URL(document, ROOT));
+  const blocks = text.matchAll(/^( *)```(sh|sql)\n([^]*?)^ *```$/gm);
+  return [...blocks].flatMap(([, indent, language, body]): Step[] => {
+    const lines = body!.trimEnd().split("\n").map((line) =>
+      line.slice(indent!.length)
+    );
+    return language === "sh"
+      ? lines.map((text) => ({ language, text }))
+      : [{ language: "sql", text: lines.join("\n") }];
+  });
+}
+
+/** The words of the documents that stand for something of the reader's, and what they are here. */
+function placeholders(db: Databases, url: string, trial: string) {
+  return (text: string) =>
+    text.replaceAll("http://127.0.0.1:8000", url)
+      .replaceAll(/\breader\b/g, db.reader)
+      .replaceAll(/\bloader\b/g, db.loader)
+      .replaceAll(/\bto mara\b/g, "to postgres")
+      .replaceAll(/\bdwh_trial\b/g, trial)
+      .replaceAll(
+        /\bdatabase dwh\b/g,
+        `database ${db.environment.DWH_DB_NAME}`,
+      );
+}
+
+async function runSql(db: Databases, text: string): Promise<void> {
+  const [, side, statements] = /^-- in the (source|warehouse)\n([^]+)$/.exec(
+    text,
+  )!;
+  // One by one, since a database is made outside of a transaction.
+  for (const statement of statements!.split(";")) {
+    if (statement.trim()) {
+      await db[side as "source" | "warehouse"].unsafe(statement);
+    }
+  }
+}
+
+async function runShell(command: string, env: Record<string, string>) {
+  const { code, stdout, stderr } = await new Deno.Command("sh", {
+    args: ["-c", command],
+    cwd: ROOT,
+    env,
+    stdin: "null",
+  }).output();
+  const decoder = new TextDecoder();
+  return {
+    code,
+    said: decoder.decode(stdout) + decoder.decode(stderr),
+  };
+}
+
+/** `deno task serve` until it takes loads, then SIGTERM. */
+async function serveForAMoment(command: string, env: Record<string, string>) {
+  const port = freePort();
+  const process = new Deno.Command("sh", {
+    args: ["-c", `exec ${command}`],
+    cwd: ROOT,
+    env: { ...env, PORT: String(port) },
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  await until("the service is ready", async () => {
+    try {
+      const ready = await fetch(`http://127.0.0.1:${port}/health/ready`);
+      await ready.body?.cancel();
+      return ready.ok;
+    } catch {
+      return false;
+    }
+  });
+  process.kill("SIGTERM");
+  assertEquals((await process.status).code, 143);
+}
+
+for (
+  const document of [
+    "README.md",
+    "docs/operations.md",
+    "docs/troubleshooting.md",
+    "docs/migration.md",
+  ]
+) {
+  Deno.test(`every command of ${document} does what it says`, async () => {
+    const steps = await stepsOf(document);
+    assert(steps.length > 0, `${document} has lost its examples`);
+    const zone = document === "docs/migration.md" ? "Europe/Berlin" : "UTC";
+    await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+    await using stack = new AsyncDisposableStack();
+    // Only where it is asked for: it brings the warehouse's schema along.
+    const isAsked = steps.some(({ text }) =>
+      /127.0.0.1:8000|python3/.test(text)
+    );
+    const url = isAsked
+      ? stack.use(await startServer(db, { LOAD_TIMEZONE: zone })).url
+      : "";
+    const trial = `${db.environment.DWH_DB_NAME}_trial`;
+    const put = placeholders(db, url, trial);
+    const env: Record<string, string> = {
+      ...db.environment,
+      MARKETING_DATA_SERVICE_URL: url,
+      DENORT_BIN: Deno.env.get("DENORT_BIN") ?? Deno.execPath(),
+      PATH: `${dirname(Deno.execPath())}:/usr/bin:${Deno.env.get("PATH")}`,
+    };
+    let isLoaded = document === "README.md";
+    try {
+      for (const { language, text } of steps) {
+        if (language === "sql") {
+          await runSql(db, put(text));
+          continue;
+        }
+        const assigned = /^export ((?:\w+=\S+ ?)+)$/.exec(text)?.[1];
+        if (assigned) {
+          for (const word of assigned.trim().split(" ")) {
+            const [name, value] = word.split("=") as [string, string];
+            // Where the databases are, the test knows better.
+            if (!/^(OLIST|DWH)_DB_/.test(name)) env[name] = value;
+          }
+          continue;
+        }
+        if (!isLoaded && !/^deno task compile/.test(text)) {
+          // The documents beside the README are for somebody who has loaded.
+          isLoaded = true;
+          assertEquals((await runShell("deno task load", env)).code, 0);
+        }
+        if (NOT_RUN.some(({ command }) => command.test(text))) continue;
+        if (text === "deno task serve") {
+          await serveForAMoment(text, env);
+          continue;
+        }
+        const { code, said } = await runShell(put(text), env);
+        assertEquals(code, 0, `${text}\n${said}`);
+        if (text.startsWith("curl ")) assert(said.length > 0, text);
+      }
+    } finally {
+      await db.warehouse.unsafe(
+        `drop database if exists ${trial} with (force)`,
+      );
+    }
+  });
+}
+
+Deno.test("docs/troubleshooting.md is what `deno task docs` writes", async () => {
+  const written = await Deno.readTextFile(
+    new URL("docs/troubleshooting.md", ROOT),
   );
-  const lines = readme.split("\n").filter((line) => line.startsWith("curl "));
-  assert(lines.length >= 5, "the README has lost its examples");
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
-  await using server = await startServer(db);
-  for (const line of lines) {
-    const { code, stdout } = await new Deno.Command("sh", {
-      args: ["-c", line.replaceAll("http://127.0.0.1:8000", server.url)],
-    }).output();
-    assertEquals(code, 0, line);
-    assert(stdout.length > 0, line);
+  assertEquals(written, await troubleshooting());
+});
+
+Deno.test("links between the documents lead somewhere", async () => {
+  for (
+    const document of [
+      "README.md",
+      "docs/operations.md",
+      "docs/troubleshooting.md",
+      "docs/migration.md",
+    ]
+  ) {
+    const from = new URL(document, ROOT);
+    const text = await Deno.readTextFile(from);
+    for (const [, target] of text.matchAll(/\]\((?!https?:)([^)]+)\)/g)) {
+      const [path, anchor] = target!.split("#");
+      const to = path ? new URL(path, from) : from;
+      const stat = await Deno.stat(to).catch(() => undefined);
+      assert(stat, `${document}: ${target} is not there`);
+      if (!anchor) continue;
+      const headings = (await Deno.readTextFile(to)).matchAll(/^#+ (.+)$/gm);
+      const anchors = [...headings].map(([, heading]) =>
+        heading!.toLowerCase().replaceAll(/[^\w\- ]/g, "").replaceAll(" ", "-")
+      );
+      assert(anchors.includes(anchor), `${document}: ${target} is not there`);
+    }
   }
 });

@@ -11,7 +11,7 @@ import {
   type Environment,
   parseConfig,
 } from "../../src/config.ts";
-import { Pool } from "../../src/db.ts";
+import { identifier, Pool } from "../../src/db.ts";
 import type { Service } from "../../src/load.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
@@ -40,6 +40,8 @@ export interface DatabasesOptions {
   readonly withoutTables?: boolean;
   /** Addresses of servers of the test's own, as their superuser. */
   readonly servers?: { readonly source: string; readonly warehouse: string };
+  /** Follows on the names of databases and roles. */
+  readonly suffix?: string;
 }
 
 /** Password of every role that a test makes; no output may ever hold it. */
@@ -78,9 +80,13 @@ export async function createDatabases(
 ): Promise<Databases> {
   const id = crypto.randomUUID().slice(0, 8);
   const spool = `${tmpdir()}/mds_${id}.spool.jsonl`;
-  const names = { source: `mds_${id}_olist`, warehouse: `mds_${id}_dwh` };
-  const reader = `mds_${id}_reader`;
-  const loader = `mds_${id}_loader`;
+  const { suffix = "" } = options;
+  const names = {
+    source: `mds_${id}_olist${suffix}`,
+    warehouse: `mds_${id}_dwh${suffix}`,
+  };
+  const reader = `mds_${id}_reader${suffix}`;
+  const loader = `mds_${id}_loader${suffix}`;
   const urls = {
     source: options.servers
       ? new URL(options.servers.source)
@@ -95,20 +101,26 @@ export async function createDatabases(
   };
   await createRole(admin.source, reader);
   await createRole(admin.warehouse, loader);
-  await admin.source.unsafe(`create database ${names.source}`);
-  await admin.warehouse.unsafe(`create database ${names.warehouse}`);
+  await admin.source.unsafe(`create database ${identifier(names.source)}`);
   await admin.warehouse.unsafe(
-    `grant create on database ${names.warehouse} to ${loader}`,
+    `create database ${identifier(names.warehouse)}`,
+  );
+  await admin.warehouse.unsafe(
+    `grant create on database ${identifier(names.warehouse)} to ${
+      identifier(loader)
+    }`,
   );
   const source = connectAs(urls.source, names.source);
   const warehouse = connectAs(urls.warehouse, names.warehouse);
   await source.unsafe(
-    `create schema marketing; grant usage on schema marketing to ${reader}`,
+    `create schema marketing; grant usage on schema marketing to ${
+      identifier(reader)
+    }`,
   );
   if (!options.withoutTables) {
     await source.unsafe(SOURCE_TABLES);
     await source.unsafe(
-      `grant select on all tables in schema marketing to ${reader}`,
+      `grant select on all tables in schema marketing to ${identifier(reader)}`,
     );
     if (options.rows) await fillSource(source, options.rows);
   }
@@ -136,12 +148,14 @@ export async function createDatabases(
       await Deno.remove(spool).catch(() => {});
       await source.end({ timeout: 1 });
       await warehouse.end({ timeout: 1 });
-      await admin.source.unsafe(`drop database ${names.source} with (force)`);
-      await admin.warehouse.unsafe(
-        `drop database ${names.warehouse} with (force)`,
+      await admin.source.unsafe(
+        `drop database ${identifier(names.source)} with (force)`,
       );
-      await admin.source.unsafe(`drop role ${reader}`);
-      await admin.warehouse.unsafe(`drop role ${loader}`);
+      await admin.warehouse.unsafe(
+        `drop database ${identifier(names.warehouse)} with (force)`,
+      );
+      await admin.source.unsafe(`drop role ${identifier(reader)}`);
+      await admin.warehouse.unsafe(`drop role ${identifier(loader)}`);
       await admin.source.end();
       await admin.warehouse.end();
     },
@@ -150,7 +164,9 @@ export async function createDatabases(
 
 async function createRole(sql: Sql, name: string): Promise<void> {
   const password = PASSWORD.replaceAll("'", "''").replaceAll("\\", "\\\\");
-  await sql.unsafe(`create role ${name} login password E'${password}'`);
+  await sql.unsafe(
+    `create role ${identifier(name)} login password E'${password}'`,
+  );
 }
 
 function databaseVariables(

@@ -20,12 +20,22 @@ export interface Started {
   readonly finished: Promise<Finished>;
 }
 
+/** A compiled program to test in place of the sources. */
+const BINARY = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
+
+/** Where a compiled program starts when a test names no folder: it needs nothing of ours. */
+const EMPTY_FOLDER = BINARY ? Deno.makeTempDirSync() : undefined;
+if (EMPTY_FOLDER) {
+  addEventListener("unload", () => {
+    Deno.removeSync(EMPTY_FOLDER, { recursive: true });
+  });
+}
+
 /** The command that starts the program: a compiled binary when one is named, else the task's. */
 function programCommand(
   environment: Readonly<Record<string, string>> = {},
 ): string[] {
-  const binary = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
-  return binary ? [binary] : [Deno.execPath(), ...taskArguments(environment)];
+  return BINARY ? [BINARY] : [Deno.execPath(), ...taskArguments(environment)];
 }
 
 /** The words of the task `cli` after `deno`, with its substitutions made. */
@@ -61,8 +71,9 @@ export function spawnProgram(
   cwd?: string,
 ): Deno.ChildProcess {
   const [command, ...args] = programCommand(environment);
+  // Deno needs some variables to find its cache; a compiled program gets none.
   const inherited = Object.fromEntries(
-    ["HOME", "PATH", "DENO_DIR", "TMPDIR"].flatMap((name) => {
+    (BINARY ? [] : ["HOME", "PATH", "DENO_DIR", "TMPDIR"]).flatMap((name) => {
       const value = Deno.env.get(name);
       return value === undefined ? [] : [[name, value]];
     }),
@@ -71,7 +82,7 @@ export function spawnProgram(
     args: [...args, ...words],
     clearEnv: true,
     env: { ...inherited, ...environment },
-    cwd: cwd ?? ROOT.pathname,
+    cwd: cwd ?? EMPTY_FOLDER ?? ROOT.pathname,
     stdin: "null",
     stdout: "piped",
     stderr: "piped",

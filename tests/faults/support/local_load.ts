@@ -18,7 +18,7 @@ import { load, type LoadHooks, type Service } from "../../../src/load.ts";
 import { setUpLogging } from "../../../src/log.ts";
 import type { RunOptions } from "../../../src/runs.ts";
 import { TABLE_NAMES } from "../../../src/tables.ts";
-import type { Phase } from "../../../src/table_load.ts";
+import type { Phase } from "../../../src/progress.ts";
 import { configOf, type Databases, PASSWORD } from "../../support/databases.ts";
 import type { Finished } from "../../support/program.ts";
 import { proxied, type Proxies } from "./phases.ts";

@@ -1,0 +1,204 @@
+/**
+ * Compiles the program into one file that needs nothing else on its host.
+ *
+ * Usage: `deno task compile [--target TRIPLE] [--output FILE] [--write PATHS]`,
+ * `deno task compile:all`. The permissions are baked in: those of the task
+ * `cli`, with the variables taken from `src/config.ts`.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { VARIABLES } from "../src/config.ts";
+
+/** The platforms of `compile:all`. */
+export const TARGETS = [
+  "x86_64-unknown-linux-gnu",
+  "aarch64-unknown-linux-gnu",
+  "x86_64-apple-darwin",
+  "aarch64-apple-darwin",
+  "x86_64-pc-windows-msvc",
+] as const;
+
+/** Variables that are read besides the configuration. */
+const OTHER_VARIABLES = ["NO_COLOR", "OTEL_DENO"];
+
+const ROOT = new URL("../", import.meta.url).pathname;
+const OUTPUT = "dist/marketing-data-service";
+
+const USAGE =
+  `Usage: deno task compile [--target TRIPLE] [--output FILE] [--write PATHS]
+       deno task compile:all
+
+--target  one of ${TARGETS.join(", ")}; the host's when not given
+--output  ${OUTPUT} when not given
+--write   the only files and folders that the program may write to, separated
+          by commas; everything that its user may write to when not given`;
+
+if (import.meta.main) Deno.exit(await main(Deno.args));
+
+async function main(words: readonly string[]): Promise<number> {
+  let isWrong = false;
+  const flags = parseArgs([...words], {
+    string: ["target", "output", "write"],
+    boolean: ["all", "help"],
+    unknown: () => !(isWrong = true),
+  });
+  const { target, write } = flags as { target?: string; write?: string };
+  if (target && !(TARGETS as readonly string[]).includes(target)) {
+    isWrong = true;
+  }
+  if (flags.help || isWrong) {
+    printError(USAGE);
+    return flags.help ? 0 : 64;
+  }
+  // Fills Deno's cache, in which `unparsablePaths` looks.
+  const cached = await deno(["cache", "--frozen", "cli.ts"]);
+  if (cached.code !== 0) return cached.code;
+  const targets = flags.all ? TARGETS : [target ?? Deno.build.target];
+  for (const target of targets) {
+    const output = flags.all
+      ? `${OUTPUT}-${target}`
+      : (flags.output as string | undefined) ?? OUTPUT;
+    const code = await compile({ target, output, write });
+    if (code !== 0) return code;
+  }
+  return 0;
+}
+
+interface Compilation {
+  readonly target: string;
+  readonly output: string;
+  readonly write: string | undefined;
+}
+
+/** Compiles for one platform, and says what is missing when it is the base binary. */
+async function compile(options: Compilation): Promise<number> {
+  const { code, said } = await deno(
+    compileArguments(options, await newerFlags()),
+    environmentFor(options.target),
+  );
+  if (code !== 0 && /denort|base binary/i.test(said)) {
+    printError(missingRuntime(options.target));
+  }
+  return code;
+}
+
+/** The environment, without a base binary that is of the host's platform and not of the target's. */
+function environmentFor(target: string): Record<string, string> {
+  const { DENORT_BIN, ...others } = Deno.env.toObject();
+  return target === Deno.build.target && DENORT_BIN
+    ? { ...others, DENORT_BIN }
+    : others;
+}
+
+/** Runs Deno in the project's folder, and returns what it said to standard error, too. */
+async function deno(
+  args: string[],
+  env = Deno.env.toObject(),
+): Promise<{ code: number; said: string }> {
+  const process = new Deno.Command(Deno.execPath(), {
+    args,
+    cwd: ROOT,
+    clearEnv: true,
+    env,
+    stdin: "null",
+    stderr: "piped",
+  }).spawn();
+  let said = "";
+  for await (const bytes of process.stderr) {
+    Deno.stderr.writeSync(bytes);
+    said += new TextDecoder().decode(bytes);
+  }
+  const { code } = await process.status;
+  return { code, said };
+}
+
+function compileArguments(
+  { target, output, write }: Compilation,
+  optional: readonly string[],
+): string[] {
+  const variables = [...Object.keys(VARIABLES), ...OTHER_VARIABLES];
+  return [
+    "compile",
+    "--no-prompt",
+    "--frozen",
+    "--unstable-cron",
+    ...optional,
+    // The program is small: a small young generation halves its memory.
+    "--v8-flags=--max-semi-space-size=1",
+    "--allow-net",
+    "--allow-read",
+    // What EVENT_FILE will name is not known yet.
+    write ? `--allow-write=${write}` : "--allow-write",
+    `--allow-env=${variables}`,
+    "--ignore-env",
+    "--include=src/migrations",
+    ...unparsablePaths().map((path) => `--exclude=${path}`),
+    ...(target === Deno.build.target ? [] : [`--target=${target}`]),
+    `--output=${output}`,
+    "cli.ts",
+  ];
+}
+
+/** Flags that only some versions of Deno have. */
+async function newerFlags(): Promise<string[]> {
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["compile", "--help"],
+    env: { NO_COLOR: "1" },
+  }).output();
+  const help = new TextDecoder().decode(stdout);
+  return ["--exclude-unused-npm"].filter((flag) => help.includes(flag));
+}
+
+/**
+ * Test data of a package that Deno 2.9 takes for JavaScript, for want of a file
+ * extension, and on whose hundred thousand additions its parser overflows the
+ * stack (denoland/deno#36746 has the symptom).
+ */
+function unparsablePaths(): string[] {
+  const cache = denoDirectory();
+  const registries = cache ? foldersIn(`${cache}/npm`) : [];
+  return registries.flatMap((registry) =>
+    foldersIn(`${registry}/bintrees`).map((version) =>
+      `${Deno.realPathSync(version)}/test`
+    )
+  );
+}
+
+/** Deno's cache, as `deno info` tells it. */
+function denoDirectory(): string | undefined {
+  const { stdout } = new Deno.Command(Deno.execPath(), {
+    args: ["info", "--json"],
+  }).outputSync();
+  return JSON.parse(new TextDecoder().decode(stdout)).denoDir;
+}
+
+function foldersIn(path: string): string[] {
+  try {
+    return [...Deno.readDirSync(path)]
+      .filter((entry) => entry.isDirectory)
+      .map((entry) => `${path}/${entry.name}`);
+  } catch {
+    return []; // Not every registry has every package.
+  }
+}
+
+function missingRuntime(target: string): string {
+  const version = Deno.version.deno;
+  return `
+Cannot compile: denort is missing. It is Deno without its tools, the runtime
+that a compiled program carries, and Deno downloads it on first use. Where that
+is not possible, fetch denort-${target}.zip
+of the release of Deno ${version} elsewhere, and either unpack it and name the file,
+
+  DENORT_BIN=/path/to/denort deno task compile
+
+or put the archive as it is into Deno's cache (\`deno info\` names the folder),
+which also serves \`compile:all\`:
+
+  DENO_DIR/dl/release/v${version}/denort-${target}.zip`;
+}
+
+function printError(text: string): void {
+  Deno.stderr.writeSync(new TextEncoder().encode(`${text}\n`));
+}

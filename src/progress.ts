@@ -1,0 +1,88 @@
+/**
+ * How far a table's load is, and how long each of its phases took.
+ *
+ * @module
+ */
+
+/** What a table's load is doing. */
+export type Phase =
+  | "lock"
+  | "compare"
+  | "delete"
+  | "copy"
+  | "verify"
+  | "wait"
+  | "commit";
+
+/** A phase that is over, for the timeline of a run. */
+export interface PhaseTiming {
+  readonly phase: Phase;
+  /** Seconds since the table's load began. */
+  readonly startedAfter: number;
+  readonly seconds: number;
+}
+
+/** How far a table's load is. */
+export interface Progress {
+  readonly table: string;
+  readonly phase: Phase;
+  readonly rows: number;
+  readonly bytes: number;
+  /** Rows that the phase will handle, when that is known. */
+  readonly totalRows: number | null;
+}
+
+/** Notes when phases begin and end, and tells the listener. */
+export class PhaseClock {
+  readonly #started = performance.now();
+  readonly #phases: PhaseTiming[] = [];
+  readonly #onProgress: (progress: Progress) => void;
+  readonly #table: string;
+  #phase: Phase | undefined;
+  #phaseStarted = 0;
+  #totalRows: number | null = null;
+
+  constructor(table: string, onProgress: (progress: Progress) => void) {
+    this.#table = table;
+    this.#onProgress = onProgress;
+  }
+
+  /** Begins a phase, which handles this many rows if that is known. */
+  enter(phase: Phase, totalRows: number | null = null): void {
+    this.#leave();
+    this.#phase = phase;
+    this.#phaseStarted = performance.now();
+    this.#totalRows = totalRows;
+    this.moved({ rows: 0, bytes: 0 });
+  }
+
+  /** Tells how far the phase is. */
+  moved = ({ rows, bytes }: { rows: number; bytes: number }): void => {
+    this.#onProgress({
+      table: this.#table,
+      phase: this.#phase!,
+      rows,
+      bytes,
+      totalRows: this.#totalRows,
+    });
+  };
+
+  /** Ends the last phase; the whole duration, in seconds, and every phase. */
+  stop(): { seconds: number; phases: readonly PhaseTiming[] } {
+    this.#leave();
+    return {
+      seconds: (performance.now() - this.#started) / 1000,
+      phases: this.#phases,
+    };
+  }
+
+  #leave(): void {
+    if (!this.#phase) return;
+    const now = performance.now();
+    this.#phases.push({
+      phase: this.#phase,
+      startedAfter: (this.#phaseStarted - this.#started) / 1000,
+      seconds: (now - this.#phaseStarted) / 1000,
+    });
+  }
+}

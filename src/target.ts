@@ -1,0 +1,156 @@
+/**
+ * The warehouse table: found, checked, locked, made, put in place.
+ *
+ * @module
+ */
+import { identifier, literal, qualified, type Session } from "./db.ts";
+import { ServiceError } from "./errors.ts";
+import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint_sql.ts";
+import type { Table } from "./tables.ts";
+
+/** The warehouse table that rows are written into. */
+export interface Target {
+  /** Quoted, schema-qualified. */
+  readonly relation: string;
+  /** Made in this transaction, so empty and seen by nobody. */
+  readonly isNew: boolean;
+  readonly hashProbe: string;
+  readonly hasRowIds: boolean;
+  /** Nothing acts on its rows but what is done to them: no trigger, no rule. */
+  readonly isPlain: boolean;
+}
+
+/** What the warehouse has in the target's place. */
+export interface FoundTarget {
+  readonly exists: boolean;
+  readonly kind: string;
+  readonly columns: readonly { readonly name: string; readonly type: string }[];
+  readonly hashProbe: string;
+  readonly hasRowIds: boolean;
+  readonly hasTriggers: boolean;
+}
+
+/** Looks the target up. */
+export async function findTarget(
+  table: Table,
+  warehouse: Session,
+): Promise<FoundTarget> {
+  const rows = await warehouse.query(
+    `select c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
+       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers
+     from (select 1) one
+       left join pg_catalog.pg_namespace n on n.nspname = ${
+      literal(table.target.schema)
+    }
+       left join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = ${
+      literal(table.target.name)
+    } and c.relkind in ('r', 'p', 'v', 'm', 'f')
+       left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+     order by a.attnum`,
+  );
+  const [first] = rows;
+  return {
+    exists: Boolean(first?.kind),
+    kind: first?.kind ?? "",
+    columns: rows.filter((row) => row.name).map(({ name, type }) => ({
+      name,
+      type,
+    })),
+    hashProbe: first?.probe,
+    hasRowIds: first?.rowids ?? false,
+    hasTriggers: first?.triggers ?? false,
+  };
+}
+
+/**
+ * Makes sure that the target exists and takes the lock that holds off writers
+ * and DDL, but no reader. To recreate it, a table beside it is made.
+ *
+ * @throws {ServiceError} `target_incompatible`.
+ */
+export async function lockTarget(
+  table: Table,
+  warehouse: Session,
+  recreate: boolean,
+): Promise<Target> {
+  const relation = qualified(table.target);
+  let found = await findTarget(table, warehouse);
+  if (recreate || !found.exists) {
+    const name = recreate
+      ? `${table.target.name}__recreate`
+      : table.target.name;
+    const fresh = qualified({ schema: table.target.schema, name });
+    await warehouse.query(createTableSql(table, fresh));
+    return {
+      relation: fresh,
+      isNew: true,
+      hashProbe: found.hashProbe,
+      hasRowIds: false,
+      isPlain: true,
+    };
+  }
+  checkTarget(table, found);
+  // And once more under the lock: what was found before may have changed.
+  await warehouse.query(`lock table ${relation} in share row exclusive mode`);
+  found = await findTarget(table, warehouse);
+  checkTarget(table, found);
+  const { hashProbe, hasRowIds, hasTriggers } = found;
+  const isPlain = hasRowIds && !hasTriggers;
+  return { relation, isNew: false, hashProbe, hasRowIds, isPlain };
+}
+
+/** DDL of a target table; also what `schema print` shows. */
+export function createTableSql(
+  table: Table,
+  relation = qualified(table.target),
+): string {
+  const columns = table.columns.map((c) => `  ${identifier(c.name)} ${c.type}`);
+  return `create table ${relation} (\n${columns.join(",\n")}\n)`;
+}
+
+/** @throws {ServiceError} `target_incompatible`, naming the column. */
+export function checkTarget(table: Table, found: FoundTarget): void {
+  const { schema, name } = table.target;
+  const fail = (what: string) => {
+    throw new ServiceError(
+      "target_incompatible",
+      `Cannot load ${table.name}: ${what}`,
+      { table: table.name },
+    );
+  };
+  if (found.kind !== "r" && found.kind !== "p") {
+    fail(`${schema}.${name} in the warehouse is not a table`);
+  }
+  for (const column of table.columns) {
+    const present = found.columns.find((c) => c.name === column.name);
+    if (!present) {
+      fail(
+        `column "${column.name}" is missing in ${schema}.${name} of the warehouse`,
+      );
+    } else if (present.type !== column.type) {
+      fail(
+        `column "${column.name}" of ${schema}.${name} in the warehouse is ${present.type}, not ${column.type}`,
+      );
+    }
+  }
+  const extra = found.columns.find((c) =>
+    !table.columns.some((t) => t.name === c.name)
+  );
+  if (extra) {
+    fail(
+      `${schema}.${name} in the warehouse has a column "${extra.name}" that the source table does not feed`,
+    );
+  }
+}
+
+/** Exchanges the old table for the one that was loaded beside it. Only here is a reader made to wait. */
+export async function putInPlace(
+  table: Table,
+  warehouse: Session,
+  target: Target,
+): Promise<void> {
+  await warehouse.query(
+    `drop table if exists ${qualified(table.target)};
+     alter table ${target.relation} rename to ${identifier(table.target.name)}`,
+  );
+}

@@ -1,0 +1,36 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { createDatabases } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+import { freePort, startServer } from "../support/server.ts";
+
+Deno.test("health --service asks the service, not the databases", async () => {
+  await using db = await createDatabases();
+  await using server = await startServer(db);
+  const { port } = new URL(server.url);
+  // This process has no way to the databases: what it tells, the service told.
+  const blind = { OLIST_DB_PORT: "1", DWH_DB_PORT: "1", PORT: port };
+  const well = await runJson(["health", "--service"], blind);
+  assertEquals([well.code, well.json.status], [0, "healthy"], well.stderr);
+  const wide = await runProgram(["health", "--service"], {
+    ...blind,
+    HOST: "0.0.0.0",
+  });
+  assertEquals(wide.code, 0, wide.stderr);
+});
+
+Deno.test("health --service: an unhealthy service and a missing one are exit 69", async () => {
+  await using db = await createDatabases();
+  {
+    await using server = await startServer(db, {
+      OLIST_DB_PORT: String(freePort()),
+    });
+    const { port } = new URL(server.url);
+    const ill = await runJson(["health", "--service"], { PORT: port });
+    assertEquals([ill.code, ill.json.status], [69, "unhealthy"]);
+  }
+  const none = await runProgram(["health", "--service"], {
+    PORT: String(freePort()),
+  });
+  assertEquals(none.code, 69);
+  assertStringIncludes(none.stderr, "No service answers on http://127.0.0.1:");
+});

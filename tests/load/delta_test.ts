@@ -1,0 +1,106 @@
+import { assertEquals } from "@std/assert";
+import { load } from "../../src/load.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import { createDatabases, serviceOf } from "../support/databases.ts";
+
+const ALL = {
+  tables: TABLE_NAMES,
+  mode: "auto",
+  atomic: false,
+  recreate: false,
+} as const;
+
+/** What a trigger on the target does when the delta inserts a row, and whether the load may end well. */
+const TRIGGERS: Readonly<
+  Record<string, { body: string; status: "success" | "failure" }>
+> = {
+  "takes another row away": {
+    body: "delete from m_data.closed_deal where mql_id = 'bystander';",
+    status: "failure",
+  },
+  "takes another row away and puts a third there": {
+    body: `delete from m_data.closed_deal where mql_id = 'bystander';
+      insert into m_data.closed_deal (mql_id) values ('stranger');`,
+    status: "failure",
+  },
+  "changes another row, in a subtransaction": {
+    body: `begin
+        update m_data.closed_deal set has_gtin = 'no' where mql_id = 'bystander';
+      exception when others then null; end;`,
+    status: "failure",
+  },
+  "puts another row there, in a subtransaction": {
+    body: `begin
+        insert into m_data.closed_deal (mql_id) values ('stranger');
+      exception when others then null; end;`,
+    status: "failure",
+  },
+  "changes another row to what it was": {
+    body:
+      "update m_data.closed_deal set has_gtin = has_gtin where mql_id = 'bystander';",
+    status: "success",
+  },
+  "writes elsewhere": {
+    body: "insert into public.audit values (new.mql_id);",
+    status: "success",
+  },
+};
+
+for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
+  Deno.test(`a trigger that ${what} during a delta: ${status}`, async () => {
+    await using db = await createDatabases({ rows: { deals: 300, leads: 5 } });
+    await using service = serviceOf(db);
+    await db.source.unsafe(
+      "insert into marketing.closed_deals (mql_id) values ('bystander'), ('changed')",
+    );
+    await load(service, "cli", ALL);
+    await db.warehouse.unsafe(
+      `create table public.audit (mql_id text); grant insert on public.audit to public;
+       create function public.meddle() returns trigger language plpgsql as
+         $f$ begin if new.mql_id = 'changed' then ${body} end if; return null; end $f$;
+       create trigger meddle after insert on m_data.closed_deal
+         for each row execute function public.meddle()`,
+    );
+    await db.source.unsafe(
+      "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'changed'",
+    );
+    const event = await load(service, "cli", ALL);
+    assertEquals(event.status, status);
+    const rows = await db.warehouse.unsafe(
+      "select mql_id, has_gtin from m_data.closed_deal where mql_id in ('bystander', 'changed', 'stranger') order by 1",
+    );
+    assertEquals(rows.map((row) => [row.mql_id, row.has_gtin]), [
+      ["bystander", null],
+      ["changed", status === "success" ? "new" : null],
+    ]);
+    if (event.status === "failure") {
+      const [deals] = event.details.results;
+      assertEquals(
+        deals!.status === "failure" && deals!.code,
+        "verification_failed",
+      );
+    }
+  });
+}
+
+Deno.test("a delta stays small where the first column has one value in all rows", async () => {
+  await using db = await createDatabases();
+  await using service = serviceOf(db);
+  await db.source.unsafe(
+    `insert into marketing.closed_deals (mql_id, seller_id) select null, i::text from generate_series(1, 2000) i;
+     insert into marketing.marketing_qualified_leads (mql_id, origin) select 'same', i::text from generate_series(1, 2000) i`,
+  );
+  await load(service, "cli", ALL);
+  await db.source.unsafe(
+    `update marketing.closed_deals set has_gtin = 'x' where seller_id = '7';
+     delete from marketing.marketing_qualified_leads where origin = '7'`,
+  );
+  const event = await load(service, "cli", ALL);
+  assertEquals(
+    event.status === "success" &&
+      event.results.results.map((
+        r,
+      ) => [r.mode, r.rows_inserted, r.rows_deleted]),
+    [["delta", 1, 1], ["delta", 0, 1]],
+  );
+});

@@ -1,0 +1,146 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import { VARIABLES } from "../../src/config.ts";
+import { createDatabases } from "../support/databases.ts";
+
+const ROOT = new URL("../../", import.meta.url);
+const decoder = new TextDecoder();
+
+/** Runs the task's script; the variables are added to the environment. */
+async function compile(words: string[], env: Record<string, string>) {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["task", "compile", ...words],
+    cwd: ROOT,
+    env: { NO_COLOR: "1", ...env },
+    stdin: "null",
+  }).output();
+  return {
+    code,
+    output: decoder.decode(stdout) + decoder.decode(stderr),
+  };
+}
+
+/** What `deno compile` appended to the base binary, as text of one byte a character. */
+async function embeddedIn(file: string, base: string): Promise<string> {
+  const bytes = await Deno.readFile(file);
+  const { size } = await Deno.stat(base);
+  return new TextDecoder("latin1").decode(bytes.subarray(size));
+}
+
+async function* sources(folder: string): AsyncGenerator<string> {
+  for await (const entry of Deno.readDir(new URL(folder, ROOT))) {
+    if (entry.isDirectory) yield* sources(`${folder}${entry.name}/`);
+    else if (!entry.name.endsWith(".d.ts")) yield `${folder}${entry.name}`;
+  }
+}
+
+/** A line that no other file has. */
+async function longestLine(path: string): Promise<string> {
+  const text = await Deno.readTextFile(new URL(path, ROOT));
+  return text.split("\n").filter((line) => /^[\x20-\x7e]+$/.test(line))
+    .reduce((a, b) => b.length > a.length ? b : a, "");
+}
+
+Deno.test("compile embeds the program, its migrations and pages, and nothing of demo, tests and bench", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    // Deno itself serves as base binary here: what is embedded does not depend on it.
+    const base = Deno.execPath();
+    const file = `${folder}/program`;
+    const { code, output } = await compile(["--output", file], {
+      DENORT_BIN: base,
+    });
+    assertEquals(code, 0, output);
+    const embedded = await embeddedIn(file, base);
+    for await (const path of sources("src/")) {
+      const text = await Deno.readTextFile(new URL(path, ROOT));
+      // Of a module of types alone nothing is left to embed.
+      const isOfTypes = path.endsWith(".ts") &&
+        !/^(export )?(async )?(function|const|class|let) /m.test(text);
+      const line = await longestLine(path);
+      assert(isOfTypes || embedded.includes(line), `${path} is missing`);
+    }
+    for (const folder of ["demo/", "tests/", "bench/", "packaging/"]) {
+      for await (const path of sources(folder)) {
+        const line = await longestLine(path);
+        assert(!embedded.includes(line), `${path} is embedded`);
+      }
+    }
+    // Programs of the embedded PostgreSQL, fast-check, test data of bintrees.
+    for (const absent of ["pg_ctl", "asyncProperty", "test_correctness"]) {
+      assert(!embedded.includes(absent), `${absent} is embedded`);
+    }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("compile says what denort is, and how to give it, when it is missing", async () => {
+  const { code, output } = await compile([], { DENORT_BIN: "/no/such/denort" });
+  assert(code !== 0);
+  assertStringIncludes(output, "Cannot compile: denort is missing");
+  assertStringIncludes(output, "DENORT_BIN=");
+  assertStringIncludes(
+    output,
+    `dl/release/v${Deno.version.deno}/denort-${Deno.build.target}.zip`,
+  );
+});
+
+Deno.test("compile refuses a platform that there is none of", async () => {
+  const { code, output } = await compile(["--target", "vax"], {});
+  assertEquals(code, 64);
+  assertStringIncludes(output, "aarch64-apple-darwin");
+});
+
+const denort = Deno.env.get("DENORT_BIN");
+
+Deno.test({
+  name: denort
+    ? "the compiled program loads, from an empty folder, with nothing but its configuration, as an ordinary user"
+    : "SKIPPED, DENORT_BIN names no base binary: the compiled program loads as an ordinary user",
+  ignore: !denort,
+  async fn() {
+    const folder = await Deno.makeTempDir();
+    try {
+      await Deno.chmod(folder, 0o755);
+      const file = `${folder}/program`;
+      const empty = `${folder}/empty`;
+      await Deno.mkdir(empty);
+      await Deno.chmod(empty, 0o777);
+      const { code, output } = await compile(["--output", file], {});
+      assertEquals(code, 0, output);
+      await using db = await createDatabases({ rows: { deals: 5, leads: 9 } });
+      const run = async (words: string[], env: Record<string, string>) => {
+        const { code, stdout, stderr } = await new Deno.Command(file, {
+          args: words,
+          cwd: empty,
+          clearEnv: true,
+          env: { ...db.environment, ...env },
+          ...(Deno.uid() === 0 ? { uid: 65534, gid: 65534 } : {}),
+        }).output();
+        return { code, text: decoder.decode(stdout) + decoder.decode(stderr) };
+      };
+      const load = await run(["load"], {
+        EVENT_PUBLISHER_TYPE: "file",
+        EVENT_FILE: `${empty}/said.jsonl`,
+      });
+      assertEquals(load.code, 0, load.text);
+      assertMatch(load.text, /marketing_qualified_lead +full +9 rows/);
+      const [line] = (await Deno.readTextFile(`${empty}/said.jsonl`))
+        .split("\n");
+      assertEquals(JSON.parse(line!).status, "success");
+      assertEquals((await run(["verify"], {})).code, 0);
+      const config = await run(["config", "--json"], {});
+      assertEquals(
+        Object.keys(JSON.parse(config.text)),
+        Object.keys(VARIABLES),
+      );
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+});

@@ -1,0 +1,305 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { Deployment } from "kubernetes-models/apps/v1/Deployment";
+import { CronJob } from "kubernetes-models/batch/v1/CronJob";
+import { ConfigMap } from "kubernetes-models/v1/ConfigMap";
+import { Service } from "kubernetes-models/v1/Service";
+import { parse, parseAllDocuments } from "yaml";
+import { cronExpression, parseConfig, VARIABLES } from "../../src/config.ts";
+import { createDatabases } from "../support/databases.ts";
+import { startServer } from "../support/server.ts";
+
+const DEPLOY = new URL("../../deploy/", import.meta.url).pathname;
+const read = (name: string) => Deno.readTextFileSync(`${DEPLOY}${name}`);
+/** Where the files of `deploy/` expect the program. */
+const INSTALLED = "/usr/local/bin/marketing-data-service";
+
+async function run(command: string, args: string[], cwd = DEPLOY) {
+  const { code, stdout, stderr } = await new Deno.Command(command, {
+    args,
+    cwd,
+    env: { NO_COLOR: "1" },
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, said: decoder.decode(stdout) + decoder.decode(stderr) };
+}
+
+async function exists(command: string): Promise<boolean> {
+  return (await run("sh", ["-c", `command -v ${command}`])).code === 0;
+}
+
+/** A test that needs a program which not every host has. */
+async function testWith(command: string, name: string, fn: () => unknown) {
+  const isHere = await exists(command);
+  Deno.test({
+    name: isHere ? name : `SKIPPED, ${command} is not installed: ${name}`,
+    ignore: !isHere,
+    fn: async () => {
+      await fn();
+    },
+  });
+}
+
+const UNITS = [
+  "marketing-data-service.service",
+  "marketing-data-load.service",
+  "marketing-data-load.timer",
+];
+
+await testWith(
+  "systemd-analyze",
+  "systemd takes the units, and finds the services well locked up",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      for (const unit of UNITS) {
+        // systemd looks whether the program is there.
+        const text = read(`systemd/${unit}`).replace(INSTALLED, "/bin/true");
+        await Deno.writeTextFile(`${folder}/${unit}`, text);
+      }
+      const verified = await run(
+        "systemd-analyze",
+        ["verify", "--man=no", ...UNITS],
+        folder,
+      );
+      assertEquals(verified, { code: 0, said: "" });
+      for (const unit of UNITS.slice(0, 2)) {
+        const { code, said } = await run("systemd-analyze", [
+          "security",
+          "--no-pager",
+          "--offline=true",
+          "--threshold=15",
+          unit,
+        ], folder);
+        assertEquals(code, 0, said);
+      }
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
+
+Deno.test("the units' settings are variables of the service, and a stop leaves time for SHUTDOWN_GRACE", () => {
+  for (const unit of UNITS.slice(0, 2)) {
+    const text = read(`systemd/${unit}`);
+    for (const [, name] of text.matchAll(/^Environment=(\w+)=/gm)) {
+      assert(name! in VARIABLES, name);
+    }
+  }
+  const [, stop] = /^TimeoutStopSec=(\d+)$/m.exec(
+    read("systemd/marketing-data-service.service"),
+  )!;
+  assert(Number(stop) > Number(VARIABLES.SHUTDOWN_GRACE.default));
+  const names = read("systemd/env.example").split("\n")
+    .filter((line) => /^\w/.test(line)).map((line) => line.split("=")[0]!);
+  for (const name of names) assert(name in VARIABLES, name);
+});
+
+Deno.test("the crontab line runs as it stands", async () => {
+  const line = read("cron/marketing-data-service").split("\n")
+    .find((line) => /^[*\d]/.test(line))!;
+  const words = line.split(" ");
+  assert(cronExpression(words.slice(0, 5).join(" ")));
+  await using db = await createDatabases({ rows: { deals: 2, leads: 3 } });
+  const folder = await Deno.makeTempDir();
+  try {
+    const env = Object.entries(db.environment)
+      // A backslash, a quote and the like, in the quotes that node's parser takes them in.
+      .map(([name, value]) => `${name}=\`${value}\``).join("\n");
+    await Deno.writeTextFile(`${folder}/env`, env);
+    const binary = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
+    const command = words.slice(6).join(" ")
+      .replace(
+        INSTALLED,
+        binary ?? `${Deno.execPath()} task --quiet --cwd ${DEPLOY}.. cli`,
+      )
+      .replace("/etc/marketing-data-service/env", `${folder}/env`);
+    assertEquals(await run("sh", ["-c", command]), { code: 0, said: "" });
+    const [row] = await db.warehouse.unsafe(
+      "select count(*)::int as rows from m_data.marketing_qualified_lead",
+    );
+    assertEquals(row!.rows, 3);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+const MODELS = { ConfigMap, Deployment, Service, CronJob };
+
+function kubernetesObjects(file: string) {
+  return parseAllDocuments(read(`kubernetes/${file}`)).map((d) => d.toJS());
+}
+
+Deno.test("the Kubernetes objects fit their schemas", () => {
+  const kinds: string[] = [];
+  for (const file of ["service.yaml", "cronjob.yaml"]) {
+    for (const object of kubernetesObjects(file)) {
+      const Model = MODELS[object.kind as keyof typeof MODELS];
+      assertEquals(object.apiVersion, new Model().apiVersion);
+      new Model(object).validate();
+      kinds.push(object.kind);
+    }
+  }
+  assertEquals(kinds, ["ConfigMap", "Deployment", "Service", "CronJob"]);
+});
+
+Deno.test("the Kubernetes schemas refuse what is misspelt", () => {
+  const [object] = kubernetesObjects("cronjob.yaml");
+  object.spec.concurrencyPolicy = 5;
+  let message = "";
+  try {
+    new CronJob(object).validate();
+  } catch (error) {
+    message = (error as Error).message;
+  }
+  assertStringIncludes(message, "concurrencyPolicy");
+});
+
+Deno.test("the Kubernetes objects configure the service: variables, secret files, probes, one load at a time", () => {
+  const [config, deployment, service] = kubernetesObjects("service.yaml");
+  const [cronjob] = kubernetesObjects("cronjob.yaml");
+  const files: string[] = [];
+  for (const name of Object.keys(config.data)) assert(name in VARIABLES, name);
+  parseConfig(config.data, (path) => `${files.push(path)}`);
+  assertEquals(files.length, 3);
+  const pod = deployment.spec.template.spec;
+  for (
+    const { containers, volumes } of [
+      pod,
+      cronjob.spec.jobTemplate.spec.template.spec,
+    ]
+  ) {
+    const [container] = containers;
+    const mounts = container.volumeMounts as {
+      name: string;
+      mountPath: string;
+    }[];
+    for (const file of files) {
+      const mount = mounts.find((m) => file.startsWith(`${m.mountPath}/`))!;
+      const volume = volumes.find((v: { name: string }) =>
+        v.name === mount.name
+      );
+      assert(volume.secret, `${file} is not of the secret`);
+    }
+    assert(container.securityContext.readOnlyRootFilesystem);
+    assert(container.resources.limits.memory);
+  }
+  assertEquals(cronjob.spec.concurrencyPolicy, "Forbid");
+  assert(
+    pod.terminationGracePeriodSeconds > Number(config.data.SHUTDOWN_GRACE),
+  );
+  assertEquals(
+    service.spec.selector,
+    deployment.spec.template.metadata.labels,
+  );
+  const { version } = JSON.parse(
+    Deno.readTextFileSync(`${DEPLOY}../deno.json`),
+  );
+  assertEquals(pod.containers[0].image, `marketing-data-service:${version}`);
+});
+
+await testWith(
+  "promtool",
+  "the alerts are valid, and fire and rest as their tests say",
+  async () => {
+    for (
+      const words of [["check", "rules", "alerts.yml"], [
+        "test",
+        "rules",
+        "alerts_test.yml",
+      ]]
+    ) {
+      const { code, said } = await run(
+        "promtool",
+        words,
+        `${DEPLOY}prometheus`,
+      );
+      assertEquals(code, 0, said);
+    }
+  },
+);
+
+interface Panel {
+  readonly id: number;
+  readonly title: string;
+  readonly targets: readonly { readonly expr: string }[];
+  readonly gridPos: { x: number; y: number; w: number; h: number };
+}
+
+function dashboard(): { panels: readonly Panel[] } {
+  return JSON.parse(read("grafana/dashboard.json"));
+}
+
+const expressionsOfDashboard = () =>
+  dashboard().panels.flatMap((panel) => panel.targets.map((t) => t.expr));
+
+await testWith(
+  "promtool",
+  "the dashboard's expressions are PromQL",
+  async () => {
+    const rules = expressionsOfDashboard().map((expr, index) => ({
+      record: `expression:${index}`,
+      // What Grafana puts in their place.
+      expr: expr.replaceAll(/\$__\w+/g, "5m"),
+    }));
+    const file = await Deno.makeTempFile({ suffix: ".yml" });
+    try {
+      await Deno.writeTextFile(
+        file,
+        JSON.stringify({ groups: [{ name: "dashboard", rules }] }),
+      );
+      const { code, said } = await run("promtool", ["check", "rules", file]);
+      assertEquals(code, 0, said);
+    } finally {
+      await Deno.remove(file);
+    }
+  },
+);
+
+Deno.test("the dashboard's panels do not overlap, and have ids of their own", () => {
+  const { panels } = dashboard();
+  assertEquals(new Set(panels.map((p) => p.id)).size, panels.length);
+  for (const { title, gridPos: a } of panels) {
+    assert(a.x + a.w <= 24, `${title} is beyond the edge`);
+    for (const { title: other, gridPos: b } of panels) {
+      const isApart = title === other || a.x + a.w <= b.x ||
+        b.x + b.w <= a.x || a.y + a.h <= b.y || b.y + b.h <= a.y;
+      assert(isApart, `${title} overlaps ${other}`);
+    }
+  }
+});
+
+Deno.test("every metric and label of the alerts and the dashboard is at /metrics", async () => {
+  const groups: { rules: { expr: string }[] }[] =
+    parse(read("prometheus/alerts.yml")).groups;
+  const expressions = [
+    ...groups.flatMap((group) => group.rules.map((rule) => rule.expr)),
+    ...expressionsOfDashboard(),
+  ];
+  await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
+  await using server = await startServer(db);
+  await (await server.fetch("/load", { method: "POST" })).body?.cancel();
+  await db.source.unsafe("drop table marketing.closed_deals");
+  await (await server.fetch("/load", { method: "POST" })).body?.cancel();
+  const text = await (await server.fetch("/metrics")).text();
+  const names = new Set<string>();
+  for (const expression of expressions) {
+    for (
+      const [, name, labels] of expression.matchAll(
+        /\b(marketing_data_\w+)(?:\{([^}]*)\})?/g,
+      )
+    ) {
+      names.add(name!);
+      const line = new RegExp(
+        `^${name}(?:[{ ])${labels ? `(?=.*${labels})` : ""}`,
+        "m",
+      );
+      assert(line.test(text), `${name}{${labels ?? ""}} is not at /metrics`);
+    }
+    for (const [, labels] of expression.matchAll(/ by \(([\w, ]+)\)/g)) {
+      for (const label of labels!.split(", ")) {
+        assert(text.includes(`${label}="`), `no metric has the label ${label}`);
+      }
+    }
+  }
+  assert(names.size >= 7, `only ${names.size} metrics are used`);
+});

@@ -1,0 +1,176 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { createDatabases } from "../support/databases.ts";
+import { type Server, startServer } from "../support/server.ts";
+
+const FOLDER = new URL("../../deploy/mara", import.meta.url).pathname;
+
+/**
+ * What `marketing_data_pipeline.py` uses of mara-pipelines, for hosts without
+ * it: `HttpRequest` makes a `curl -sf` line, `Command.run` hands it to
+ * `bash -o pipefail -c` and is false on a non-zero exit, `Task.run` stops at
+ * the first false (mara_pipelines/commands/http.py, shell.py, pipelines.py).
+ */
+const STAND_IN = {
+  "__init__.py": "",
+  "commands/__init__.py": "",
+  "commands/http.py": `
+import shlex
+from ..pipelines import Command
+
+class HttpRequest(Command):
+    def __init__(self, url, headers=None, method=None, body=None):
+        self.url, self.headers, self.method, self.body = url, headers, method, body
+
+    def shell_command(self):
+        return ' '.join(['curl -sf', '-X ' + self.method] + [
+            f'-H "{name}: {value}"' for name, value in (self.headers or {}).items()
+        ] + ([f'--data {shlex.quote(self.body)}'] if self.body else []) + [shlex.quote(self.url)])
+`,
+  "pipelines.py": `
+import subprocess
+
+class Command:
+    def run(self):
+        return subprocess.run(['bash', '-o', 'pipefail', '-c', self.shell_command()]).returncode == 0
+
+class Task:
+    def __init__(self, id, description, commands=None, max_retries=None):
+        self.id, self.commands = id, commands or []
+
+    def run(self):
+        return all(command.run() for command in self.commands)
+
+class Pipeline:
+    def __init__(self, id, description, labels=None):
+        self.id, self.nodes = id, {}
+
+    def add(self, node, upstreams=None):
+        self.nodes[node.id] = node
+        return self
+`,
+};
+
+/** Runs the pipeline's tasks, and exits with 1 when one fails, as Mara's run does. */
+const RUN_PIPELINE = `
+import sys
+sys.path[:0] = sys.argv[1:]
+import marketing_data_pipeline
+pipeline = marketing_data_pipeline.pipeline
+assert pipeline.id == 'load_marketing_data'
+sys.exit(0 if all(task.run() for task in pipeline.nodes.values()) else 1)
+`;
+
+const RUN_FUNCTION = `
+import sys
+sys.path[:0] = sys.argv[1:]
+from load_marketing_data import load_marketing_data
+sys.exit(0 if load_marketing_data() else 1)
+`;
+
+async function python(
+  words: string[],
+  env: Record<string, string> = {},
+  command = interpreter ?? "python3",
+) {
+  const { code, stdout, stderr } = await new Deno.Command(command, {
+    args: ["-B", ...words],
+    env,
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, said: decoder.decode(stdout) + decoder.decode(stderr) };
+}
+
+async function canImport(module: string, command: string): Promise<boolean> {
+  try {
+    return (await python(["-c", `import ${module}`], {}, command)).code === 0;
+  } catch {
+    return false; // There is no such interpreter.
+  }
+}
+
+const candidates = ["python3", "/usr/bin/python3"];
+const withRequests = await Promise.all(
+  candidates.map((command) => canImport("requests", command)),
+);
+const interpreter = candidates.find((_, index) => withRequests[index]);
+const hasMara = interpreter !== undefined &&
+  await canImport("mara_pipelines", interpreter);
+
+/** A folder from which `mara_pipelines` can be imported, empty where it is installed. */
+async function maraFolder(): Promise<string> {
+  const folder = await Deno.makeTempDir();
+  for (const [path, text] of hasMara ? [] : Object.entries(STAND_IN)) {
+    const file = `${folder}/mara_pipelines/${path}`;
+    await Deno.mkdir(file.slice(0, file.lastIndexOf("/")), { recursive: true });
+    await Deno.writeTextFile(file, text);
+  }
+  return folder;
+}
+
+function environmentOf(server: Server, tokenFile?: string) {
+  return {
+    MARKETING_DATA_SERVICE_URL: server.url,
+    ...(tokenFile ? { MARKETING_DATA_SERVICE_TOKEN_FILE: tokenFile } : {}),
+  };
+}
+
+const TOKEN = "a-token-of-the-pipeline";
+
+for (
+  const [name, run] of [
+    [
+      `the Mara pipeline (${hasMara ? "in Mara" : "on a stand-in for Mara"})`,
+      RUN_PIPELINE,
+    ],
+    ["the plain function", RUN_FUNCTION],
+  ] as const
+) {
+  Deno.test({
+    name: interpreter
+      ? `${name}: success is exit 0, failure a failed task with the event's message`
+      : `SKIPPED, no Python 3 with requests: ${name}`,
+    ignore: !interpreter,
+    async fn() {
+      const folder = await maraFolder();
+      const tokenFile = `${folder}/token`;
+      await Deno.writeTextFile(tokenFile, `${TOKEN}\n`);
+      try {
+        await using db = await createDatabases({
+          rows: { deals: 3, leads: 4 },
+        });
+        await using server = await startServer(db, { API_TOKEN: TOKEN });
+        const load = (env: Record<string, string>) =>
+          python(["-c", run, folder, FOLDER], env);
+
+        const success = await load(environmentOf(server, tokenFile));
+        assertEquals(success.code, 0, success.said);
+        assertStringIncludes(success.said, "marketing_qualified_lead");
+        const [row] = await db.warehouse.unsafe(
+          "select count(*)::int as rows from m_data.marketing_qualified_lead",
+        );
+        assertEquals(row!.rows, 4);
+
+        const refused = await load(environmentOf(server));
+        assertEquals(refused.code, 1, refused.said);
+        assertStringIncludes(refused.said, "Authorization: Bearer");
+
+        await db.source.unsafe(
+          "alter table marketing.closed_deals drop column won_date",
+        );
+        const failure = await load(environmentOf(server, tokenFile));
+        assertEquals(failure.code, 1, failure.said);
+        assertStringIncludes(failure.said, "won_date");
+        assertStringIncludes(failure.said, "Add the column");
+        assertEquals(failure.said.includes(TOKEN), false);
+
+        server.kill("SIGKILL");
+        await server.finished;
+        const gone = await load(environmentOf(server, tokenFile));
+        assertEquals(gone.code, 1);
+        assertStringIncludes(gone.said, new URL(server.url).port);
+      } finally {
+        await Deno.remove(folder, { recursive: true });
+      }
+    },
+  });
+}

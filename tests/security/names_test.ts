@@ -1,0 +1,118 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { identifier } from "../../src/db.ts";
+import { createDatabases } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+import { startServer, until } from "../support/server.ts";
+
+const ROWS = { deals: 3, leads: 3 };
+
+/** The longest suffix: `mds_xxxxxxxx_reader` and this are 63 bytes. */
+const SUFFIX = `"'\\.дб😀 ${"x".repeat(44 - 14)}Z`;
+
+Deno.test("databases and roles may have quotes, dots, emoji and 63 bytes in their names", async () => {
+  await using db = await createDatabases({ rows: ROWS, suffix: SUFFIX });
+  assertEquals(new TextEncoder().encode(db.reader).length, 63);
+  for (const words of [["health"], ["load"], ["verify"], ["runs"]]) {
+    const { code, stderr } = await runJson(words, db.environment);
+    assertEquals(code, 0, stderr);
+  }
+  // An error says the name as it is.
+  const { code, stderr } = await runProgram(["load"], {
+    ...db.environment,
+    DWH_DB_PASSWORD: "wrong",
+  });
+  assertEquals(code, 69);
+  assertStringIncludes(stderr, db.loader.slice(-20));
+
+  const channel = `Chan"nel.With 😀`;
+  await using server = await startServer(db, { LISTEN_CHANNEL: channel });
+  await until("the notification is heard", async () => {
+    await db.warehouse.unsafe(`notify ${identifier(channel)}`);
+    const { body } = await server.json("/runs");
+    return body.runs.some((run: { trigger: string; status: string }) =>
+      run.trigger === "notify" && run.status === "succeeded"
+    );
+  });
+});
+
+Deno.test("a name of 64 bytes, which a server would cut, is refused with its variable", async () => {
+  const long = `${"é".repeat(31)}xx`;
+  for (
+    const name of [
+      "OLIST_DB_NAME",
+      "OLIST_DB_USER",
+      "DWH_DB_NAME",
+      "DWH_DB_USER",
+      "LISTEN_CHANNEL",
+    ]
+  ) {
+    const { code, stderr } = await runProgram(["load"], { [name]: long });
+    assertEquals(code, 78);
+    assertStringIncludes(stderr, `${name}=`);
+    assertStringIncludes(stderr, "at most 63 bytes");
+  }
+});
+
+Deno.test("extra columns of the source with odd names are left alone and named in a warning", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const odd = [
+    `we"ird.ço😀 l`,
+    `'); drop table x; --`,
+    "UPPER",
+    "é".repeat(31),
+  ];
+  for (const name of odd) {
+    await db.source.unsafe(
+      `alter table marketing.closed_deals add column ${identifier(name)} text`,
+    );
+  }
+  const { code, json, stderr } = await runJson(["load"], db.environment);
+  assertEquals(code, 0, stderr);
+  const warnings = json.results.results[0].warnings.join("\n");
+  for (const name of odd) assert(warnings.includes(name), warnings);
+});
+
+Deno.test("the documented grants are enough: USAGE and SELECT in the source, and schemas that an administrator made in the warehouse", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const loader = identifier(db.loader);
+  const [row] = await db.warehouse.unsafe("select current_database() as name");
+  await db.warehouse.unsafe(
+    `revoke create on database ${identifier(row!.name)} from ${loader};
+     create schema m_data authorization ${loader};
+     create schema marketing_data_service authorization ${loader}`,
+  );
+  await db.warehouse.unsafe(`revoke create on schema public from public`);
+  const [may] = await db.warehouse.unsafe(
+    `select has_database_privilege('${db.loader}', current_database(), 'create') as make`,
+  );
+  assertEquals(may!.make, false);
+  for (
+    const words of [
+      ["load"],
+      ["load", "--recreate"],
+      ["verify"],
+      ["schema", "ensure"],
+      ["events"],
+    ]
+  ) {
+    const { code, stderr } = await runProgram(words, db.environment);
+    assertEquals(code, 0, stderr);
+  }
+  const [reader] = await db.source.unsafe(
+    `select has_table_privilege('${db.reader}', 'marketing.closed_deals', 'insert, update, delete, truncate') as writes`,
+  );
+  assertEquals(reader!.writes, false);
+});
+
+Deno.test("without CREATE and without the schemas, the message says what to grant", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const [row] = await db.warehouse.unsafe("select current_database() as name");
+  await db.warehouse.unsafe(
+    `revoke create on database ${identifier(row!.name)} from ${
+      identifier(db.loader)
+    }`,
+  );
+  const { code, stderr } = await runProgram(["load"], db.environment);
+  assertEquals(code, 1);
+  assertStringIncludes(stderr, `Grant CREATE on database "${row!.name}"`);
+});
