@@ -34,7 +34,7 @@ import {
 } from "./src/config.ts";
 import { APPLICATION_NAME, Pool } from "./src/db.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
-import type { Service } from "./src/load.ts";
+import type { Service } from "./src/service.ts";
 import { pruneHistory } from "./src/history.ts";
 import { maskOf, setUpLogging } from "./src/log.ts";
 import { Deliverer, publisherNames } from "./src/publish/deliverer.ts";

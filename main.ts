@@ -11,7 +11,7 @@ import { asServiceError, ServiceError } from "./src/errors.ts";
 import { lastSuccess } from "./src/history.ts";
 import { createApp } from "./src/http/app.ts";
 import { LiveRuns } from "./src/live_runs.ts";
-import { connectionOf, type Service } from "./src/load.ts";
+import { connectionOf, type Service } from "./src/service.ts";
 import { Metrics } from "./src/metrics.ts";
 import { migrate } from "./src/migrate.ts";
 import { Deliverer, publisherNames } from "./src/publish/deliverer.ts";

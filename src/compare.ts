@@ -10,7 +10,7 @@ import { qualified, Session } from "./db.ts";
 import { compareContent, selectRows, wholeFingerprint } from "./difference.ts";
 import { asServiceError, type ServiceError } from "./errors.ts";
 import type { Fingerprint, Plan } from "./fingerprint.ts";
-import { connectionOf } from "./load.ts";
+import { connectionOf } from "./service.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
   bothSides,

@@ -11,14 +11,9 @@ import { delay } from "@std/async/delay";
 import { asServiceError, ServiceError } from "./errors.ts";
 import type { LoadEvent, Trigger } from "./events.ts";
 import { unattendedRuns } from "./history.ts";
-import {
-  announceUnrecorded,
-  connectionOf,
-  driveRun,
-  type LoadHooks,
-  type Service,
-  withRetries,
-} from "./load.ts";
+import { announceUnrecorded, driveRun, type LoadHooks } from "./load.ts";
+import { connectionOf, type Service } from "./service.ts";
+import { withRetries } from "./retries.ts";
 import { migrate } from "./migrate.ts";
 import {
   enqueueRun,

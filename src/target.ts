@@ -3,10 +3,16 @@
  *
  * @module
  */
-import { identifier, literal, qualified, type Session } from "./db.ts";
+import {
+  identifier,
+  literal,
+  type Pool,
+  qualified,
+  type Session,
+} from "./db.ts";
 import { ServiceError } from "./errors.ts";
 import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint_sql.ts";
-import type { Table } from "./tables.ts";
+import { type Table, TARGET_SCHEMA } from "./tables.ts";
 
 /** The warehouse table that rows are written into. */
 export interface Target {
@@ -153,4 +159,26 @@ export async function putInPlace(
     `drop table if exists ${qualified(table.target)};
      alter table ${target.relation} rename to ${identifier(table.target.name)}`,
   );
+}
+
+/**
+ * Makes the schema of the targets. Apart from the load's transaction: two
+ * tables that both made it would wait for each other's commit.
+ */
+export async function ensureTargetSchema(warehouse: Pool): Promise<void> {
+  const [row] = await warehouse.query(
+    `select to_regnamespace(${
+      literal(identifier(TARGET_SCHEMA))
+    }) is not null as exists`,
+  );
+  if (row!.exists) return;
+  try {
+    await warehouse.query(
+      `create schema if not exists ${identifier(TARGET_SCHEMA)}`,
+    );
+  } catch (error) {
+    // 23505: another session made it in the same moment.
+    if (error instanceof ServiceError && error.sqlstate === "23505") return;
+    throw error;
+  }
 }

@@ -8,7 +8,7 @@ import { closestString } from "@std/text/closest-string";
 import type { Logger } from "@logtape/logtape";
 import type { Config, Environment } from "../config.ts";
 import { ServiceError } from "../errors.ts";
-import type { Service } from "../load.ts";
+import type { Service } from "../service.ts";
 
 /** A flag of a command. */
 export interface Flag {

@@ -1,9 +1,9 @@
 /** `schema`: the warehouse objects. */
 import { literal, Session } from "../db.ts";
-import { connectionOf, ensureTargetSchema } from "../load.ts";
+import { connectionOf } from "../service.ts";
 import { migrate } from "../migrate.ts";
 import { TABLES, TARGET_SCHEMA } from "../tables.ts";
-import { createTableSql } from "../target.ts";
+import { createTableSql, ensureTargetSchema } from "../target.ts";
 import type { Command, CommandContext } from "./command.ts";
 import { loadCommand } from "./load.ts";
 

@@ -2,7 +2,7 @@
 import type { Pool } from "../db.ts";
 import type { Dispatcher } from "../dispatcher.ts";
 import type { LiveRuns } from "../live_runs.ts";
-import type { Service } from "../load.ts";
+import type { Service } from "../service.ts";
 import type { Metrics } from "../metrics.ts";
 
 /** The parts of the process that requests work with. */

@@ -1,5 +1,4 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { Databases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 import { appendLine } from "../../src/publish/file.ts";
 import { drainSpool, spoolFailure } from "../../src/publish/spool.ts";
@@ -8,7 +7,7 @@ import { watchProgram } from "./support/phases.ts";
 import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
 import { mountDisk } from "./support/small_disk.ts";
 import { assertEnded, assertOneEndPerRun, until } from "./support/soundness.ts";
-import { serviceOf } from "../support/databases.ts";
+import { type Databases, serviceOf } from "../support/databases.ts";
 import { TABLE_NAMES } from "../../src/tables.ts";
 import { failedEvent } from "../../src/events.ts";
 

@@ -12,7 +12,7 @@ import {
   parseConfig,
 } from "../../src/config.ts";
 import { identifier, Pool } from "../../src/db.ts";
-import type { Service } from "../../src/load.ts";
+import type { Service } from "../../src/service.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
 

@@ -14,7 +14,8 @@ import {
   type ServiceError,
 } from "../../../src/errors.ts";
 import type { LoadEvent, Trigger } from "../../../src/events.ts";
-import { load, type LoadHooks, type Service } from "../../../src/load.ts";
+import { load, type LoadHooks } from "../../../src/load.ts";
+import type { Service } from "../../../src/service.ts";
 import { setUpLogging } from "../../../src/log.ts";
 import type { RunOptions } from "../../../src/runs.ts";
 import { TABLE_NAMES } from "../../../src/tables.ts";

@@ -5,8 +5,7 @@
  * @module
  */
 import type { Databases } from "../../support/databases.ts";
-import type { Finished } from "../../support/program.ts";
-import { spawnProgram } from "../../support/program.ts";
+import { type Finished, spawnProgram } from "../../support/program.ts";
 import { type Faults, Proxy } from "./proxy.ts";
 import { until } from "./soundness.ts";
 
