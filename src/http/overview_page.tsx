@@ -37,7 +37,12 @@ export function OverviewPage(overview: Overview) {
   const last = runs.find((run) => run.finished_at !== null);
   const oldestFirst = runs.filter((run) => run.finished_at !== null)
     .toReversed();
-  const failed = oldestFirst.filter((run) => run.status !== "succeeded").length;
+  const counts = (["failed", "interrupted"] as const).map((state) =>
+    [
+      state,
+      oldestFirst.filter(({ status }) => status === state).length,
+    ] as const
+  ).filter(([state, count]) => count > 0 || state === "failed");
   return (
     <>
       <Verdict {...overview} last={last} />
@@ -106,9 +111,16 @@ export function OverviewPage(overview: Overview) {
               <>
                 {oldestFirst.length === 1
                   ? "One run"
-                  : `The last ${oldestFirst.length}`}, {failed > 0
-                  ? <a href="/runs?status=failed">{failed} failed</a>
-                  : "none failed"}. <a href="/runs">All runs</a>
+                  : `The last ${oldestFirst.length}`}: {counts.map((
+                    [state, count],
+                  ) => (
+                    <>
+                      <a href={`/runs?status=${state}`}>
+                        {count} {state}
+                      </a>,{" "}
+                    </>
+                  ))}
+                <a href="/runs">All runs</a>
               </>
             )}
           </p>

@@ -33,9 +33,10 @@ if (isSkipped) {
 export async function startBrowser(): Promise<Browser & AsyncDisposable> {
   const browser = await chromium.launch({
     executablePath: await findBrowser(),
-    // Chromium refuses its sandbox to root; small machines have a small /dev/shm.
+    // It opens our own pages only, and its sandbox is not to be had by root and
+    // in many containers, which have a small /dev/shm as well.
     args: [
-      ...(Deno.uid() === 0 ? ["--no-sandbox"] : []),
+      "--no-sandbox",
       "--disable-dev-shm-usage",
       "--force-color-profile=srgb",
     ],
