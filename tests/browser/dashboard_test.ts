@@ -101,7 +101,7 @@ Deno.test({
           await watcher.getByRole("heading", {
             name: /Both tables equal|Succeeded/,
           }).waitFor();
-          assertEquals(await shifts(), 0, watcher.url());
+          assertEquals(await shifts(), [], watcher.url());
         }
         // Who does not see the page change is told.
         assertEquals(await page.locator("#news").textContent(), "Succeeded");

@@ -98,18 +98,27 @@ export async function assertFits(page: Page): Promise<void> {
   assertEquals(content, window, `${page.url()} scrolls sideways`);
 }
 
-/** Adds up how far what is on the page is moved about, from now on. */
-export async function watchShifts(page: Page): Promise<() => Promise<number>> {
+/** Notes what on the page is moved about, and how far, from its loading on. */
+export async function watchShifts(
+  page: Page,
+): Promise<() => Promise<readonly string[]>> {
   await page.addInitScript(() => {
     // deno-lint-ignore no-explicit-any -- a global of the page
     const page = globalThis as any;
-    page.shift = 0;
+    page.shifts = [];
     new PerformanceObserver((list) => {
-      for (const entry of list.getEntries()) {
-        page.shift += (entry as unknown as { value: number }).value;
+      // deno-lint-ignore no-explicit-any -- an entry that this runtime's types do not know
+      for (const { value, sources } of list.getEntries() as any[]) {
+        // deno-lint-ignore no-explicit-any -- as above
+        const moved = sources.map(({ node, previousRect, currentRect }: any) =>
+          `${(node?.outerHTML ?? node?.textContent)?.slice(0, 80)} from ${
+            JSON.stringify(previousRect)
+          } to ${JSON.stringify(currentRect)}`
+        );
+        page.shifts.push(`${value}: ${moved.join("; ")}`);
       }
     }).observe({ type: "layout-shift", buffered: true });
   });
   return () =>
-    page.evaluate(() => (globalThis as unknown as { shift: number }).shift);
+    page.evaluate(() => (globalThis as unknown as { shifts: string[] }).shifts);
 }
