@@ -11,6 +11,7 @@ import {
   type Sql,
 } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
+import { until } from "../support/server.ts";
 
 const ROWS = { deals: 842, leads: 8000 };
 
@@ -88,7 +89,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
   );
 
   await t.step("the second load writes nothing", async () => {
-    await new Promise((done) => setTimeout(done, 1100)); // Statistics are written out once a second.
+    await sessionsEnd(db);
     const before = await writesTo(db.warehouse);
     const { code, json } = await runJson(["load"], environment);
     assertEquals(code, 0);
@@ -100,7 +101,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
         entry.bytes_copied,
       ], [0, 0, 0]);
     }
-    await new Promise((done) => setTimeout(done, 1100));
+    await sessionsEnd(db);
     assertEquals(await writesTo(db.warehouse), before);
   });
 
@@ -275,14 +276,21 @@ Deno.test("load leaves no session, lock or table behind", async () => {
   await assertNothingLeft(db);
 });
 
-async function assertNothingLeft(db: Databases): Promise<void> {
+/** Waits until the servers have seen our backends out; by then these have written their statistics, too. */
+async function sessionsEnd(db: Databases): Promise<void> {
   for (const sql of [db.source, db.warehouse]) {
-    const sessions = await sql.unsafe(
-      `select application_name from pg_stat_activity
-       where application_name like 'marketing-data-service%' and datname = current_database()`,
-    );
-    assertEquals([...sessions], []);
+    await until("the sessions are gone", async () => {
+      const sessions = await sql.unsafe(
+        `select 1 from pg_stat_activity
+         where application_name like 'marketing-data-service%' and datname = current_database()`,
+      );
+      return sessions.length === 0;
+    });
   }
+}
+
+async function assertNothingLeft(db: Databases): Promise<void> {
+  await sessionsEnd(db);
   const tables = await db.warehouse.unsafe(
     "select tablename from pg_tables where schemaname = 'm_data' order by 1",
   );
