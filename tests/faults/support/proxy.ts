@@ -129,6 +129,11 @@ export class Proxy implements AsyncDisposable {
           this.#cutByFault();
           break;
         }
+        if (isAt) {
+          // The program hears nothing of it any more, and says nothing more.
+          this.faults = { ...this.faults, cutAt: undefined };
+          this.freeze(["up", "down"]);
+        }
         const allowed = Math.min(
           count,
           (cutAfterBytes ?? Infinity) - this.moved,
