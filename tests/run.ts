@@ -75,7 +75,13 @@ async function runTests(
       "--allow-all",
       ...(words.length > 0 ? words : ["tests/"]),
     ],
-    env: { TEST_DATABASE_URL: url, NO_COLOR: "1" },
+    env: {
+      TEST_DATABASE_URL: url,
+      NO_COLOR: "1",
+      // Faults are mostly waited for: two files a processor keep it busy.
+      DENO_JOBS: Deno.env.get("DENO_JOBS") ??
+        String(2 * navigator.hardwareConcurrency),
+    },
     stdin: "null",
     stdout: "piped",
   }).spawn();
