@@ -61,6 +61,10 @@ const DELIVERY_SECONDS = 5;
 const STOPPED_DELIVERY_SECONDS = 2;
 
 const encoder = new TextEncoder();
+
+/** Streams that nobody reads any more. */
+const broken = new Set<unknown>();
+
 const print = (text: string) => writeAll(Deno.stdout, text);
 const printError = (text: string) => writeAll(Deno.stderr, text);
 
@@ -228,6 +232,7 @@ function outputFor(
     json: (value) => print(`${mask(JSON.stringify(value))}\n`),
     progress: (text) => printError(mask(text)),
     divertLog,
+    isUnread: () => broken.has(Deno.stdout),
     isJson: switches.has("json"),
     isQuiet: switches.has("quiet"),
     isInteractive: isTerminal,
@@ -321,7 +326,13 @@ function writeAll(
   text: string,
 ): void {
   const bytes = encoder.encode(text);
-  for (let written = 0; written < bytes.length;) {
-    written += stream.writeSync(bytes.subarray(written));
+  try {
+    for (let written = 0; written < bytes.length;) {
+      written += stream.writeSync(bytes.subarray(written));
+    }
+  } catch (error) {
+    // Whoever read it has gone, as `head` does; what the command did stays as it is.
+    if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+    broken.add(stream);
   }
 }

@@ -147,7 +147,8 @@ export function bucketsSql(
 
 /**
  * SQL of the rows in the given buckets, as one text for {@linkcode diffRows}:
- * each row's hash and, where the table has such, its row id.
+ * each row's hash and, where the table has such, its row id, ordered by the
+ * hash's bytes.
  */
 export function rowsSql(
   from: string,
@@ -156,8 +157,8 @@ export function rowsSql(
   difference: BucketDifference,
   hasRowIds: boolean,
 ): string {
-  return `select coalesce(pg_catalog.string_agg(hash || ' ' || id, ';'), '') as rows from (
-      select ${rowHash(columns, method)} as hash, ${
+  return `select coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows from (
+      select ${rowHash(columns, method)}::text collate "C" as hash, ${
     hasRowIds ? "ctid::text" : "''"
   } as id from ${from} where ${
     inBucketsSql(columns, method, difference)

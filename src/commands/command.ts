@@ -60,6 +60,8 @@ export interface Output {
   readonly progress: (text: string) => void;
   /** Has the log written by `write` while bars are shown, which it would tear; back by `undefined`. */
   readonly divertLog: (write: ((text: string) => void) | undefined) => void;
+  /** Whether the reader of standard output has gone. */
+  readonly isUnread: () => boolean;
   readonly isJson: boolean;
   readonly isQuiet: boolean;
   /** Standard error is a terminal. */

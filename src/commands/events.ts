@@ -64,7 +64,7 @@ export const eventsCommand: Command = {
       if (isFollowing) {
         await delay(POLL_MILLISECONDS, { signal }).catch(() => {});
       }
-    } while (isFollowing && !signal.aborted);
+    } while (isFollowing && !signal.aborted && !output.isUnread());
     return 0;
   },
 };

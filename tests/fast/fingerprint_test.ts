@@ -115,7 +115,7 @@ Deno.test("parseBuckets() and wholeOf() give the fingerprint of the whole table"
 
 Deno.test("diffRows() finds the rows that differ, and twins whose number does", () => {
   assertEquals(
-    diffRows("1 (0,1);2 (0,2);3 (0,3);3 (0,4)", "1 (9,1);4 (9,2);3 (9,3)"),
+    diffRows("1 (0,1);2 (0,2);3 (0,3);3 (0,4)", "1 (9,1);3 (9,3);4 (9,2)"),
     {
       hashes: ["2", "3", "4"],
       source: ["(0,2)", "(0,3)", "(0,4)"],

@@ -10,7 +10,7 @@ import {
   PASSWORD,
   type Sql,
 } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram, spawnProgram } from "../support/program.ts";
 import { until } from "../support/server.ts";
 
 const ROWS = { deals: 842, leads: 8000 };
@@ -268,6 +268,26 @@ Deno.test("load publishes to a file, repairs a torn line, and notifies", async (
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
+});
+
+Deno.test("load ends well when nobody reads what it prints, and events --follow ends", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const deaf = async (...words: string[]) => {
+    const process = spawnProgram(words, db.environment);
+    await process.stdout.cancel();
+    const [{ code }, stderr] = await Promise.all([
+      process.status,
+      new Response(process.stderr).text(),
+    ]);
+    return { code, stderr };
+  };
+  const load = await deaf("load", "--json");
+  assertEquals(load.code, 0, load.stderr);
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as n from marketing_data_service.run where state = 'succeeded'",
+  );
+  assertEquals(row!.n, 1);
+  assertEquals((await deaf("events", "--follow")).code, 0);
 });
 
 Deno.test("load leaves no session, lock or table behind", async () => {
