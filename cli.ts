@@ -331,8 +331,11 @@ function writeAll(
       written += stream.writeSync(bytes.subarray(written));
     }
   } catch (error) {
-    // Whoever read it has gone, as `head` does; what the command did stays as it is.
-    if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+    // Whoever read it has gone, as `head` does, or the log's disk is full: what the
+    // command does stays as it is.
+    const isLost = error instanceof Deno.errors.BrokenPipe ||
+      stream === Deno.stderr;
+    if (!isLost) throw error;
     broken.add(stream);
   }
 }

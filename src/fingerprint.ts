@@ -83,8 +83,9 @@ export function diffRows(source: string, target: string): RowDifference {
     const theirs = there?.hash === hash ? there.ids : [];
     if (ours.length !== theirs.length) {
       difference.hashes.push(hash);
-      difference.source.push(...ours);
-      difference.target.push(...theirs);
+      // Not by spreading: there is a limit to the arguments of a call.
+      for (const id of ours) difference.source.push(id);
+      for (const id of theirs) difference.target.push(id);
     }
     if (here?.hash === hash) here = wanted.next().value;
     if (there?.hash === hash) there = present.next().value;

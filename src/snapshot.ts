@@ -279,7 +279,7 @@ async function beginLocked(
 /** Checks every table's columns as the snapshot sees them. */
 async function checkShapes(
   session: Session,
-  tables: readonly Table[],
+  tables: readonly Readable[],
 ): Promise<[TableName, readonly string[] | ServiceError][]> {
   if (tables.length === 0) return [];
   const columns = await session.query(
@@ -297,6 +297,7 @@ async function checkShapes(
     table.name,
     checkShape(
       table,
+      table.isLockable,
       columns.filter((c) =>
         c.schema === table.source.schema && c.name === table.source.name
       ),
@@ -306,10 +307,13 @@ async function checkShapes(
 
 function checkShape(
   table: Table,
+  isLockable: boolean,
   columns: readonly Row[],
 ): readonly string[] | ServiceError {
   const { schema, name } = table.source;
-  const warnings: string[] = [];
+  const warnings: string[] = isLockable ? [] : [
+    `${schema}.${name} is no table, and what is under it cannot be locked: a TRUNCATE or a rewrite there during a load goes unseen`,
+  ];
   for (const column of table.columns) {
     const found = columns.find((c) => c.column === column.name);
     if (!found) {

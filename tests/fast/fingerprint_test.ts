@@ -125,6 +125,12 @@ Deno.test("diffRows() finds the rows that differ, and twins whose number does", 
   assertEquals(diffRows("", ""), { hashes: [], source: [], target: [] });
 });
 
+Deno.test("diffRows() takes any number of equal rows", () => {
+  const twins = Array.from({ length: 200_000 }, (_, i) => `7 (${i},1)`);
+  const { target } = diffRows("", twins.join(";"));
+  assertEquals(target.length, 200_000);
+});
+
 Deno.test("equal() compares counts and sums", () => {
   assertEquals(
     equal({ count: 1, checksum: "2" }, { count: 1, checksum: "2" }),

@@ -290,6 +290,17 @@ Deno.test("load ends well when nobody reads what it prints, and events --follow 
   assertEquals((await deaf("events", "--follow")).code, 0);
 });
 
+Deno.test("load ends well where its log cannot be written", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const process = spawnProgram(["load"], db.environment);
+  await process.stderr.cancel();
+  const [{ code }, stdout] = await Promise.all([
+    process.status,
+    new Response(process.stdout).text(),
+  ]);
+  assertEquals(code, 0, stdout);
+});
+
 Deno.test("load leaves no session, lock or table behind", async () => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
   await runProgram(["load"], db.environment);
