@@ -70,10 +70,9 @@ export async function compareTables<T = Comparison>(
             ...warehouseTransaction(config),
             mode: "repeatable read read only",
           });
-          return {
-            table: table.name,
-            comparison: await compare(snapshot, table, warehouse),
-          };
+          const comparison = await compare(snapshot, table, warehouse);
+          await snapshot.confirm(table);
+          return { table: table.name, comparison };
         } catch (error) {
           return { table: table.name, error: asServiceError(error) };
         }

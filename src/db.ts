@@ -58,12 +58,13 @@ export interface ConnectionOptions {
 
 /** Settings of a transaction on a {@linkcode Session}. */
 export interface TransactionOptions {
-  readonly mode: "read committed" | "repeatable read read only";
+  readonly mode:
+    | "read committed"
+    | "read committed read only"
+    | "repeatable read read only";
   /** Session time zone; decides what instant a DATE becomes. */
   readonly timezone?: string;
   readonly lockTimeoutSeconds: number;
-  /** The caller still has to lock tables before the snapshot is taken, and calls `learnBackend` itself. */
-  readonly isBeforeSnapshot?: boolean;
 }
 
 type Client = ReturnType<typeof postgres>;
@@ -278,7 +279,7 @@ export class Session implements AsyncDisposable, Disposable {
     const result = await this.#run(() =>
       this.#client.unsafe(text, [...parameters])
     );
-    // Behind a pooler this is the pooler's; `learnBackend` asks the server itself.
+    // Behind a pooler this is the pooler's; `begin` asks the server itself.
     this.#pid ||= result.state?.pid ?? 0;
     return lastRows<T>(result);
   }
@@ -324,16 +325,13 @@ export class Session implements AsyncDisposable, Disposable {
     const began = this.query<T>(
       [`begin isolation level ${options.mode}`, ...set, script].join(";\n"),
     );
-    const [rows] = await Promise.all([
-      began,
-      options.isBeforeSnapshot ? undefined : this.learnBackend(),
-    ]);
+    const [rows] = await Promise.all([began, this.#learnBackend()]);
     this.#inTransaction = true;
     return rows;
   }
 
-  /** Learns the process id of the transaction's backend; takes the transaction's snapshot. */
-  async learnBackend(): Promise<void> {
+  /** Learns the process id of the transaction's backend. */
+  async #learnBackend(): Promise<void> {
     const [backend] = await this.query<{ pid: number }>(
       // Only Linux servers can notice a client that is gone while they compute.
       `select pg_backend_pid() as pid, case when version() like '%linux%'

@@ -145,11 +145,29 @@ export const ERRORS = {
     false,
     "Restore the column's type in the source table, or put a view with the right type in its place.",
   ),
+  source_foreign: kind(
+    1,
+    500,
+    false,
+    "Copy the foreign rows into a table or a materialized view of the source, or point OLIST_DB_* at the database that has them.",
+  ),
+  source_unpopulated: kind(
+    1,
+    500,
+    false,
+    "Run REFRESH MATERIALIZED VIEW in the source.",
+  ),
   target_incompatible: kind(
     1,
     500,
     false,
     "Restore the table's shape, or run `schema recreate` to drop it and load it anew (its grants and views go with it).",
+  ),
+  target_inherited: kind(
+    1,
+    500,
+    false,
+    "A load would delete the rows of the tables that inherit from it: detach them with ALTER TABLE … NO INHERIT ….",
   ),
   target_dropped: kind(
     1,
@@ -185,7 +203,7 @@ export const ERRORS = {
     1,
     500,
     false,
-    "The target did not hold the source's rows after the copy and was rolled back: look for triggers or rules on it that change or drop rows.",
+    "The target did not hold the source's rows after the copy and was rolled back: look for triggers or rules on it that change or drop rows, and for a view in the source that gives other rows each time, by random() or clock_timestamp().",
   ),
   out_of_resources: kind(
     1,

@@ -4,21 +4,21 @@
  * @module
  */
 import type { Config } from "./config.ts";
-import {
-  type ConnectionOptions,
-  literal,
-  qualified,
-  type Row,
-  Session,
-} from "./db.ts";
+import { type ConnectionOptions, literal, Session } from "./db.ts";
 import { ServiceError } from "./errors.ts";
-import { HAS_ROW_IDS, HASH_PROBE } from "./fingerprint_sql.ts";
+import { HASH_PROBE } from "./fingerprint_sql.ts";
 import {
-  incompatibility,
-  roundingWarning,
-  type Table,
-  type TableName,
-} from "./tables.ts";
+  checkShapes,
+  findReadable,
+  findReads,
+  isLockable,
+  lockSql,
+  obstacle,
+  type Read,
+  type Readable,
+  type Shapes,
+} from "./source_tables.ts";
+import type { Table, TableName } from "./tables.ts";
 
 /** A snapshot of the source, held open until it is disposed of. */
 export interface Snapshot extends AsyncDisposable {
@@ -31,6 +31,8 @@ export interface Snapshot extends AsyncDisposable {
   readonly writes: ReadonlyMap<TableName, string>;
   /** Tables whose rows can be found again by their ctid. */
   readonly withRowIds: ReadonlySet<TableName>;
+  /** Tables that the snapshot gives the same rows of each time: no view computes them. */
+  readonly repeatable: ReadonlySet<TableName>;
   /** Per table, warnings about its source, or why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
   /**
@@ -41,28 +43,32 @@ export interface Snapshot extends AsyncDisposable {
    * snapshot, or the table can no longer be read in it.
    */
   readonly openReader: (table: Table) => Promise<Session>;
-}
-
-/** A source table that may be read. */
-interface Readable extends Table {
-  /** LOCK does not take materialized views and foreign tables, and asks more rights for views. */
-  readonly isLockable: boolean;
-  /** A plain heap, whose rows can be found again by their ctid. */
-  readonly hasRowIds: boolean;
+  /**
+   * To be called when the table has been read: sees to it that what was read is
+   * what was locked. A schema can be renamed and a partition attached although
+   * the tables are locked.
+   *
+   * @throws {ServiceError} `snapshot_lost`.
+   */
+  readonly confirm: (table: Table) => Promise<void>;
 }
 
 /** Times that the snapshot is taken anew because DDL came between it and its readers. */
 const MOST_SNAPSHOTS = 5;
 
 /**
- * Opens the snapshot and checks the source tables' shapes in it.
+ * Opens the snapshot and checks the source tables' shapes.
  *
- * The tables are locked (ACCESS SHARE, as any SELECT does) before the snapshot
- * is taken. Without that, a TRUNCATE or a rewriting ALTER that commits between
- * the snapshot and the first read would make the table look empty, since
- * neither respects older snapshots. For the same reason each table's reader is
- * opened along with the snapshot: one that came later would queue behind DDL
- * that itself waits for the snapshot's lock.
+ * The tables and all that is under them are locked (ACCESS SHARE, as any SELECT
+ * does) before the snapshot is taken. Without that, a TRUNCATE, a rewriting ALTER
+ * or a REFRESH MATERIALIZED VIEW that commits between the snapshot and the first
+ * read would make the table look empty or newer, since none of them respects
+ * older snapshots. So the transaction is READ COMMITTED: in another one the
+ * first lock on a view would take the snapshot as well. What it exports is the
+ * snapshot of that one statement, which stays valid until the transaction ends.
+ *
+ * Each table's reader is opened along with the snapshot: one that came later
+ * would queue behind DDL that itself waits for the snapshot's lock.
  *
  * @throws {ServiceError} when the source cannot be reached or read at all. What
  * is wrong with one table is in `tables`.
@@ -72,7 +78,7 @@ export async function openSnapshot(
   connection: ConnectionOptions,
   tables: readonly Table[],
 ): Promise<Snapshot> {
-  const found = new Map<TableName, readonly string[] | ServiceError>();
+  const found: Shapes = new Map();
   const writes = new Map<TableName, string>();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
@@ -82,14 +88,20 @@ export async function openSnapshot(
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
       );
-      const readable = await findReadable(holder, pending, found, writes);
-      await beginLocked(config, holder, readable, found);
+      const locked = await beginLocked(
+        config,
+        holder,
+        await findReadable(holder, pending, found, writes),
+        found,
+      );
+      const reads = await findReads(holder, locked);
+      const readable = withoutObstacles(locked, reads, found);
       const [taken] = await holder.query<
         { id: string; takenat: string; probe: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
       const open = (table: Readable) =>
-        openReader(config, connection, table, taken!.id);
+        openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<TableName, Session>();
       const opened = await Promise.allSettled(readable.map(async (table) => {
         const reader = await open(table);
@@ -99,18 +111,18 @@ export async function openSnapshot(
       for (const outcome of opened) {
         if (outcome.status === "rejected") throw outcome.reason;
       }
-      await holder.learnBackend();
       for (const [name, shape] of await checkShapes(holder, readable)) {
         found.set(name, shape);
       }
+      const named = (of: (read: Read) => boolean) =>
+        new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));
       return {
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
         writes,
-        withRowIds: new Set(
-          readable.filter((t) => t.hasRowIds).map((t) => t.name),
-        ),
+        withRowIds: named((read) => read.hasRowIds),
+        repeatable: named((read) => read.kind !== "v"),
         tables: found,
         async openReader(table) {
           const ready = readers.get(table.name);
@@ -121,6 +133,22 @@ export async function openSnapshot(
           );
           sessions.push(reader);
           return reader;
+        },
+        async confirm(table) {
+          const { schema, name } = table.source;
+          const now = await findReads(holder, [table])
+            .catch((error) => {
+              throw snapshotLost(table, error.message, error);
+            });
+          if (
+            identity(now) !==
+              identity(reads.filter((r) => r.table === table.name))
+          ) {
+            throw snapshotLost(
+              table,
+              `what is read as ${schema}.${name} was exchanged during the load`,
+            );
+          }
         },
         async [Symbol.asyncDispose]() {
           await Promise.all(sessions.map((session) => session.close()));
@@ -135,47 +163,134 @@ export async function openSnapshot(
   }
 }
 
+/** The least time to wait for a lock; 0 would be no limit. */
+const AT_ONCE_SECONDS = 0.001;
+
 /** One table could not be locked, which ended the transaction; the table is marked as failed. */
 class LockRefused extends Error {}
+
+/** Begins the transaction with all tables locked. */
+async function beginLocked(
+  config: Config,
+  session: Session,
+  tables: readonly Readable[],
+  found: Shapes,
+): Promise<readonly Readable[]> {
+  await session.begin({
+    mode: "read committed read only",
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
+  });
+  for (const table of tables) {
+    // It will be refused, and only to plan its query may ask another server.
+    if (table.kind === "f") continue;
+    try {
+      await session.query(lockSql(table));
+    } catch (error) {
+      if (
+        !(error instanceof ServiceError) || !error.sqlstate || session.failure
+      ) throw error;
+      found.set(table.name, lockFailure(config, table, error));
+      throw new LockRefused();
+    }
+  }
+  return tables;
+}
+
+function lockFailure(
+  { lockTimeoutSeconds }: Config,
+  { name: table, kind, source }: Readable,
+  error: ServiceError,
+): ServiceError {
+  const name = `${source.schema}.${source.name}`;
+  const isLocked = error.sqlstate === "55P03";
+  const what = kind === "v" ? `${name} or what is under it` : name;
+  return new ServiceError(
+    isLocked ? "source_locked" : error.code,
+    `Cannot load ${table}: ${
+      isLocked
+        ? `${what} is locked by another session in the source for more than ${lockTimeoutSeconds} s`
+        : error.message
+    }`,
+    { table, cause: error, sqlstate: error.sqlstate! },
+  );
+}
+
+/** The tables that can be loaded; the others go to `found` with the reason. */
+function withoutObstacles(
+  tables: readonly Readable[],
+  reads: readonly Read[],
+  found: Shapes,
+): Readable[] {
+  return tables.filter((table) => {
+    const ours = reads.filter((read) => read.table === table.name);
+    if (!ours.some((read) => read.isSource && read.oid === table.oid)) {
+      const { schema, name } = table.source;
+      throw snapshotLost(table, `${schema}.${name} was exchanged`);
+    }
+    const reason = obstacle(table, ours);
+    if (reason) found.set(table.name, reason);
+    return !reason;
+  });
+}
+
+/** Equal where the same relations are read. */
+function identity(reads: readonly Read[]): string {
+  return reads.map(({ oid }) => oid).sort().join();
+}
 
 async function openReader(
   config: Config,
   connection: ConnectionOptions,
   table: Readable,
+  holder: Session,
   snapshotId: string,
 ): Promise<Session> {
   const session = await Session.open(config.olist, connection);
+  const lock = lockSql(table);
+  const adopt = `set transaction snapshot ${literal(snapshotId)}`;
+  const isLockedFirst = isLockable(table.kind);
   try {
     await session.begin(
       {
         mode: "repeatable read read only",
         timezone: config.loadTimezone,
-        lockTimeoutSeconds: config.lockTimeoutSeconds,
+        // Waiting here would be for DDL that waits for the snapshot: neither would end.
+        lockTimeoutSeconds: AT_ONCE_SECONDS,
       },
       [
-        // Waiting here would be for DDL that waits for the snapshot: neither would end.
-        ...(table.isLockable
-          ? [
-            `lock table ${qualified(table.source)} in access share mode nowait`,
-          ]
-          : []),
-        `set transaction snapshot ${literal(snapshotId)}`,
+        ...(isLockedFirst ? [lock, adopt] : [adopt, lock]),
+        `set local lock_timeout = '${
+          Math.round(config.lockTimeoutSeconds * 1000)
+        }ms'`,
       ].join(";\n"),
     );
+    // That the snapshot was there after the lock says that no DDL came before it.
+    if (!isLockedFirst) await holder.query("select 1");
     return session;
   } catch (error) {
     session.destroy();
     if (
-      error instanceof ServiceError && LOST_SNAPSHOT.has(error.sqlstate ?? "")
-    ) {
-      throw new ServiceError(
-        "snapshot_lost",
-        `Cannot load ${table.name}: the source's snapshot is gone or overtaken by DDL (${error.message})`,
-        { cause: error, table: table.name, sqlstate: error.sqlstate! },
-      );
-    }
+      error instanceof ServiceError &&
+      (holder.failure || LOST_SNAPSHOT.has(error.sqlstate ?? ""))
+    ) throw snapshotLost(table, error.message, error);
     throw error;
   }
+}
+
+function snapshotLost(
+  { name: table }: Table,
+  reason: string,
+  cause?: ServiceError,
+): ServiceError {
+  return new ServiceError(
+    "snapshot_lost",
+    `Cannot load ${table}: the source's snapshot is gone or overtaken by DDL (${reason})`,
+    {
+      table,
+      cause,
+      ...(cause?.sqlstate ? { sqlstate: cause.sqlstate } : {}),
+    },
+  );
 }
 
 /**
@@ -185,162 +300,3 @@ async function openReader(
  */
 const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", "42P01"]);
 
-/** The tables that exist and may be read; the others go to `found` with the reason. */
-async function findReadable(
-  session: Session,
-  tables: readonly Table[],
-  found: Map<TableName, readonly string[] | ServiceError>,
-  writes: Map<TableName, string>,
-): Promise<Readable[]> {
-  const rows = await session.query(
-    `select n.nspname as schema, c.relname as name, c.relkind as kind,
-       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable, ${HAS_ROW_IDS} as rowids,
-       case when c.relkind = 'r' then (pg_stat_get_tuples_inserted(c.oid)
-         + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid))::text end as writes
-     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in ('r', 'p', 'v', 'm', 'f') and (n.nspname, c.relname) in (${
-      tables.map(({ source }) =>
-        `(${literal(source.schema)}, ${literal(source.name)})`
-      )
-    })`,
-  );
-  return tables.flatMap((table) => {
-    const { schema, name } = table.source;
-    const row = rows.find((r) => r.schema === schema && r.name === name);
-    if (!row || !row.readable) {
-      const error = row
-        ? new ServiceError(
-          "permission_denied",
-          `Cannot load ${table.name}: role "${session.config.user}" may not read ${schema}.${name} in the source`,
-          {
-            table: table.name,
-            remedy:
-              `Grant USAGE on schema ${schema} and SELECT on ${schema}.${name} to "${session.config.user}".`,
-          },
-        )
-        : new ServiceError(
-          "source_table_missing",
-          `Cannot load ${table.name}: table ${schema}.${name} is missing in the source database "${session.config.database}"`,
-          { table: table.name },
-        );
-      found.set(table.name, error);
-      return [];
-    }
-    if (row.writes) writes.set(table.name, row.writes);
-    return [{
-      ...table,
-      isLockable: row.kind === "r" || row.kind === "p",
-      hasRowIds: row.rowids,
-    }];
-  });
-}
-
-/** Begins the transaction with all tables locked, and its snapshot not yet taken. */
-async function beginLocked(
-  config: Config,
-  session: Session,
-  tables: readonly Readable[],
-  found: Map<TableName, readonly string[] | ServiceError>,
-): Promise<void> {
-  await session.begin({
-    mode: "repeatable read read only",
-    lockTimeoutSeconds: config.lockTimeoutSeconds,
-    isBeforeSnapshot: true,
-  });
-  for (const table of tables) {
-    if (!table.isLockable) continue;
-    try {
-      await session.query(
-        `lock table ${qualified(table.source)} in access share mode`,
-      );
-    } catch (error) {
-      if (
-        !(error instanceof ServiceError) || !error.sqlstate || session.failure
-      ) throw error;
-      const { schema, name } = table.source;
-      const isLocked = error.sqlstate === "55P03";
-      found.set(
-        table.name,
-        new ServiceError(
-          isLocked ? "source_locked" : error.code,
-          `Cannot load ${table.name}: ${
-            isLocked
-              ? `${schema}.${name} is locked by another session in the source for more than ${config.lockTimeoutSeconds} s`
-              : error.message
-          }`,
-          { table: table.name, cause: error, sqlstate: error.sqlstate },
-        ),
-      );
-      throw new LockRefused();
-    }
-  }
-}
-
-/** Checks every table's columns as the snapshot sees them. */
-async function checkShapes(
-  session: Session,
-  tables: readonly Readable[],
-): Promise<[TableName, readonly string[] | ServiceError][]> {
-  if (tables.length === 0) return [];
-  const columns = await session.query(
-    `select n.nspname as schema, c.relname as name, a.attname as column,
-       format_type(a.atttypid, a.atttypmod) as type, t.typcategory as category
-     from pg_catalog.pg_attribute a
-       join pg_catalog.pg_class c on c.oid = a.attrelid
-       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-       join pg_catalog.pg_type t on t.oid = a.atttypid
-     where a.attnum > 0 and not a.attisdropped and a.attrelid in (${
-      tables.map(({ source }) => `${literal(qualified(source))}::regclass`)
-    }) order by a.attnum`,
-  );
-  return tables.map((table) => [
-    table.name,
-    checkShape(
-      table,
-      table.isLockable,
-      columns.filter((c) =>
-        c.schema === table.source.schema && c.name === table.source.name
-      ),
-    ),
-  ]);
-}
-
-function checkShape(
-  table: Table,
-  isLockable: boolean,
-  columns: readonly Row[],
-): readonly string[] | ServiceError {
-  const { schema, name } = table.source;
-  const warnings: string[] = isLockable ? [] : [
-    `${schema}.${name} is no table, and what is under it cannot be locked: a TRUNCATE or a rewrite there during a load goes unseen`,
-  ];
-  for (const column of table.columns) {
-    const found = columns.find((c) => c.column === column.name);
-    if (!found) {
-      return new ServiceError(
-        "source_column_missing",
-        `Cannot load ${table.name}: column "${column.name}" is missing in ${schema}.${name}`,
-        { table: table.name },
-      );
-    }
-    const reason = incompatibility(column, found.type, found.category);
-    if (reason) {
-      return new ServiceError(
-        "source_column_incompatible",
-        `Cannot load ${table.name}: column "${column.name}" of ${schema}.${name} cannot be used: ${reason}`,
-        { table: table.name },
-      );
-    }
-    const rounding = roundingWarning(column, found.type);
-    if (rounding) warnings.push(rounding);
-  }
-  const extra = columns
-    .filter((c) => !table.columns.some((column) => column.name === c.column))
-    .map((c) => `"${c.column}"`);
-  if (extra.length > 0) {
-    warnings.push(
-      `${schema}.${name} has columns that are not loaded: ${extra.join(", ")}`,
-    );
-  }
-  return warnings;
-}

@@ -107,6 +107,7 @@ export async function loadTable(
     const applied = await apply(context, sides, target, compared, clock);
 
     clock.enter("verify");
+    await snapshot.confirm(table);
     const verified = await verify(context, sides, target, compared, applied);
     if (recreate) await putInPlace(table, warehouse, target);
     return {
