@@ -299,4 +299,3 @@ function snapshotLost(
  * 55P03 DDL is waiting for the table, 42P01 the table was dropped.
  */
 const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", "42P01"]);
-

@@ -1,0 +1,449 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { compareTables } from "../../src/compare.ts";
+import type { LoadEvent } from "../../src/events.ts";
+import { load } from "../../src/load.ts";
+import type { Service } from "../../src/service.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import { proxied } from "../faults/support/phases.ts";
+import { skip } from "../faults/support/measure.ts";
+import {
+  createDatabases,
+  type Databases,
+  serviceOf,
+} from "../support/databases.ts";
+import { until } from "../support/server.ts";
+
+const ALL = {
+  tables: TABLE_NAMES,
+  mode: "auto",
+  atomic: false,
+  recreate: false,
+} as const;
+
+const COLUMNS = "mql_id, first_contact_date, landing_page_id, origin";
+
+/** Leads from a table out of the reader's sight, `hidden.raw`, as the source that `sql` makes of it. */
+async function withLeadsAs(db: Databases, sql: string): Promise<void> {
+  await db.source.unsafe(
+    `create schema hidden;
+     alter table marketing.marketing_qualified_leads set schema hidden;
+     alter table hidden.marketing_qualified_leads rename to raw;
+     revoke all on hidden.raw from ${db.reader};
+     ${sql};
+     grant select on marketing.marketing_qualified_leads to ${db.reader}`,
+  );
+}
+
+/** Leads and deals in the warehouse, as `origin` and number. */
+async function loaded(db: Databases): Promise<string> {
+  const rows = await db.warehouse.unsafe(
+    `select origin, count(*)::int as n from m_data.marketing_qualified_lead group by 1 order by 1`,
+  );
+  return rows.map(({ origin, n }) => `${n} ${origin}`).join(", ");
+}
+
+/** A load of everything that waits with its snapshot taken and its readers open, until it is let go. */
+async function waitingLoad(db: Databases, service: Service) {
+  const writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.marketing_qualified_lead in row exclusive mode",
+  );
+  const event = load(service, "cli", ALL);
+  await until("the load waits for its target", async () => {
+    const rows = await db.warehouse.unsafe(
+      `select from pg_locks where not granted
+       and relation = 'm_data.marketing_qualified_lead'::regclass`,
+    );
+    return rows.length > 0;
+  });
+  return {
+    async letGo(): Promise<LoadEvent> {
+      await writer.unsafe("rollback");
+      await writer.end({ timeout: 1 });
+      return await event;
+    },
+  };
+}
+
+/** Starts a change of the source and waits until it is made, or waits for the load. */
+async function change(db: Databases, sql: string) {
+  const other = db.connect("source");
+  let isOver = false;
+  const finished = other.unsafe(sql).then(() => {})
+    .finally(async () => {
+      isOver = true;
+      await other.end({ timeout: 1 });
+    });
+  finished.catch(() => {});
+  await until("the change is made or waits", async () =>
+    isOver ||
+    (await db.source.unsafe(
+        `select from pg_locks where not granted
+         and database = (select oid from pg_database where datname = current_database())`,
+      )).length > 0);
+  return { finished };
+}
+
+const VIEW =
+  `create view marketing.marketing_qualified_leads as select ${COLUMNS} from hidden.raw`;
+const REFILL =
+  `begin; truncate hidden.raw; insert into hidden.raw (origin) values ('new'); commit`;
+const REFRESH =
+  `update hidden.raw set origin = 'new'; refresh materialized view hidden.cache`;
+
+/** Sources that are no tables, what is done beneath them after the snapshot, and what the next load finds. */
+const CASES: readonly {
+  readonly source: string;
+  readonly sql: string;
+  readonly change: string;
+  readonly sql2: string;
+  readonly next: string;
+}[] = [
+  {
+    source: "a view",
+    sql: VIEW,
+    change: "TRUNCATE and INSERT",
+    sql2: REFILL,
+    next: "1 new",
+  },
+  {
+    source: "a view",
+    sql: VIEW,
+    change: "a rewriting ALTER",
+    sql2: "alter table hidden.raw add column note float default random()",
+    next: "20 old",
+  },
+  {
+    source: "a view",
+    sql: VIEW,
+    change: "VACUUM FULL",
+    sql2: "vacuum full hidden.raw",
+    next: "20 old",
+  },
+  {
+    source: "a view",
+    sql: VIEW,
+    change: "another view in its place",
+    sql2: `create or replace view marketing.marketing_qualified_leads as
+      select mql_id, first_contact_date, landing_page_id, 'new' as origin from hidden.raw`,
+    next: "20 new",
+  },
+  {
+    source: "a view over a view with a subquery",
+    sql: `create view hidden.inner as select ${COLUMNS} from hidden.raw;
+      create view marketing.marketing_qualified_leads as
+        with chosen as (select * from hidden.inner where exists (select from hidden.raw))
+        select * from chosen`,
+    change: "TRUNCATE and INSERT",
+    sql2: REFILL,
+    next: "1 new",
+  },
+  {
+    source: "a view over a partitioned table",
+    sql:
+      `create table hidden.parts (like hidden.raw) partition by list (origin);
+      create table hidden.part partition of hidden.parts default;
+      insert into hidden.parts table hidden.raw;
+      create view marketing.marketing_qualified_leads as select ${COLUMNS} from hidden.parts`,
+    change: "TRUNCATE and INSERT of a partition",
+    sql2: REFILL.replaceAll("hidden.raw", "hidden.part"),
+    next: "1 new",
+  },
+  {
+    source: "a view over a table with a child",
+    sql:
+      `create table hidden.parent (like hidden.raw); alter table hidden.raw inherit hidden.parent;
+      create view marketing.marketing_qualified_leads as select ${COLUMNS} from hidden.parent`,
+    change: "TRUNCATE and INSERT of the child",
+    sql2: REFILL,
+    next: "1 new",
+  },
+  {
+    source: "a materialized view",
+    sql:
+      `create materialized view marketing.marketing_qualified_leads as select * from hidden.raw`,
+    change: "REFRESH MATERIALIZED VIEW",
+    sql2: REFRESH.replace(
+      "hidden.cache",
+      "marketing.marketing_qualified_leads",
+    ),
+    next: "20 new",
+  },
+  {
+    source: "a view over a materialized view",
+    sql: `create materialized view hidden.cache as select * from hidden.raw;
+      create view marketing.marketing_qualified_leads as select * from hidden.cache`,
+    change: "REFRESH MATERIALIZED VIEW",
+    sql2: REFRESH,
+    next: "20 new",
+  },
+  {
+    source: "a view whose owner may read two columns",
+    sql:
+      `create view marketing.marketing_qualified_leads as select ${COLUMNS} from hidden.raw;
+      create role $owner; grant usage on schema hidden to $owner; grant create on schema marketing to $owner;
+      grant select (mql_id, first_contact_date, landing_page_id, origin) on hidden.raw to $owner;
+      alter view marketing.marketing_qualified_leads owner to $owner`,
+    change: "TRUNCATE and INSERT",
+    sql2: REFILL,
+    next: "1 new",
+  },
+  {
+    source: "a view that reads with the rights of its user",
+    sql:
+      `create view marketing.marketing_qualified_leads with (security_invoker = true)
+        as select ${COLUMNS} from hidden.raw;
+      grant usage on schema hidden to $reader; grant select on hidden.raw to $reader`,
+    change: "TRUNCATE and INSERT",
+    sql2: REFILL,
+    next: "1 new",
+  },
+];
+
+for (const { source, sql, change: what, sql2, next } of CASES) {
+  Deno.test(`load: ${what} under ${source} waits, so that the load keeps to its snapshot`, async () => {
+    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    const owner = `${db.reader}_owner`;
+    if (sql.includes("security_invoker") && await versionOf(db) < 15) {
+      return skip(source, "PostgreSQL 14 has no such views");
+    }
+    try {
+      await db.source.unsafe(
+        "update marketing.marketing_qualified_leads set origin = 'old'",
+      );
+      await withLeadsAs(
+        db,
+        sql.replaceAll("$owner", owner).replaceAll("$reader", db.reader),
+      );
+      await using service = serviceOf(db);
+      const first = await load(service, "cli", ALL);
+      assertEquals(first.status, "success", JSON.stringify(first));
+      // Or a load of what it held before would look the same as one of the snapshot.
+      await db.warehouse.unsafe(
+        "delete from m_data.marketing_qualified_lead where ctid < '(0,8)'",
+      );
+      const waiting = await waitingLoad(db, service);
+      const changed = await change(db, sql2);
+      const event = await waiting.letGo();
+      assertEquals(event.status, "success", JSON.stringify(event));
+      assertEquals(await loaded(db), "20 old");
+      assertEquals(
+        event.status === "success" &&
+          event.results.results.flatMap((r) => r.warnings),
+        [],
+      );
+      await changed.finished;
+      assertEquals((await load(service, "cli", ALL)).status, "success");
+      assertEquals(await loaded(db), next);
+    } finally {
+      if (sql.includes("$owner")) {
+        await db.source.unsafe(`drop owned by ${owner} cascade`);
+        await db.source.unsafe(`drop role ${owner}`);
+      }
+    }
+  });
+}
+
+async function versionOf(db: Databases): Promise<number> {
+  const [row] = await db.source.unsafe("show server_version_num");
+  return Math.floor(Number(row!.server_version_num) / 10_000);
+}
+
+for (const kind of ["view", "materialized view"]) {
+  Deno.test(`load: DDL that waits for a ${kind}'s snapshot is let by, and a new snapshot taken`, async () => {
+    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    await db.source.unsafe(
+      "update marketing.marketing_qualified_leads set origin = 'old'",
+    );
+    await withLeadsAs(
+      db,
+      `create materialized view hidden.cache as select * from hidden.raw;
+       create ${kind} marketing.marketing_qualified_leads as select * from hidden.${
+        kind === "view" ? "cache" : "raw"
+      }`,
+    );
+    await using network = proxied(db, { source: { latencyMilliseconds: 20 } });
+    await using service = serviceOf(
+      { ...db, environment: network.environment },
+      { LOCK_TIMEOUT: "60" },
+    );
+    const running = load(service, "cli", ALL);
+    // Its locks are held and its snapshot is taken once a reader is on its way.
+    await until(
+      "a reader dials",
+      () => Promise.resolve(network.source.dialled > 1),
+    );
+    network.source.faults = { stalled: ["up", "down"] };
+    const changed = await change(
+      db,
+      kind === "view" ? REFRESH : REFRESH.replace(
+        "hidden.cache",
+        "marketing.marketing_qualified_leads",
+      ),
+    );
+    network.source.faults = {};
+    const event = await running;
+    assertEquals(event.status, "success", JSON.stringify(event));
+    await changed.finished;
+    assertEquals(await loaded(db), "20 new");
+  });
+}
+
+Deno.test("load: a view with a locked table under it fails alone, and is tried again", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await withLeadsAs(db, VIEW);
+  await using service = serviceOf(db, { LOCK_TIMEOUT: "0.3" });
+  await using ddl = db.connect("source");
+  await ddl.unsafe("begin; lock table hidden.raw in access exclusive mode");
+  const event = await load(service, "cli", ALL);
+  assertEquals(event.status, "failure");
+  if (event.status !== "failure") return;
+  const [deal, lead] = event.details.results;
+  assertEquals(deal!.status, "success");
+  assertEquals(lead!.status === "failure" && lead!.code, "source_locked");
+  assertStringIncludes(event.error, "or what is under it is locked");
+  await ddl.unsafe("rollback");
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+});
+
+const FOREIGN =
+  `create extension postgres_fdw; create server elsewhere foreign data wrapper postgres_fdw
+    options (host '127.0.0.1', port '1', use_remote_estimate 'false');
+  create user mapping for public server elsewhere;
+  create foreign table hidden.far (mql_id text, first_contact_date date, landing_page_id text, origin text)
+    server elsewhere;`;
+
+for (
+  const { source, sql, code, says } of [
+    {
+      source: "a foreign table",
+      sql: `${FOREIGN} alter table hidden.far set schema marketing;
+        alter table marketing.far rename to marketing_qualified_leads`,
+      code: "source_foreign",
+      says: "marketing.marketing_qualified_leads is a foreign table",
+    },
+    {
+      source: "a view over a foreign table",
+      sql:
+        `${FOREIGN} create view marketing.marketing_qualified_leads as select * from hidden.far`,
+      code: "source_foreign",
+      says: "reads the foreign table hidden.far",
+    },
+    {
+      source: "a foreign partition",
+      sql:
+        `${FOREIGN} create table marketing.marketing_qualified_leads (like hidden.far) partition by list (origin);
+        alter table marketing.marketing_qualified_leads attach partition hidden.far default`,
+      code: "source_foreign",
+      says: "reads the foreign table hidden.far",
+    },
+    {
+      source: "a foreign child",
+      sql: `${FOREIGN} alter table hidden.raw set schema marketing;
+        alter table marketing.raw rename to marketing_qualified_leads;
+        alter foreign table hidden.far inherit marketing.marketing_qualified_leads`,
+      code: "source_foreign",
+      says: "reads the foreign table hidden.far",
+    },
+    {
+      source: "a materialized view that was never filled",
+      sql:
+        "create materialized view marketing.marketing_qualified_leads as select * from hidden.raw with no data",
+      code: "source_unpopulated",
+      says: "REFRESH MATERIALIZED VIEW marketing.marketing_qualified_leads",
+    },
+    {
+      source: "a view over a materialized view that was never filled",
+      sql:
+        `create materialized view hidden.cache as select * from hidden.raw with no data;
+        create view marketing.marketing_qualified_leads as select * from hidden.cache`,
+      code: "source_unpopulated",
+      says: "REFRESH MATERIALIZED VIEW hidden.cache",
+    },
+  ]
+) {
+  Deno.test(`load and verify: ${source} is refused, with what to do, and fails alone`, async () => {
+    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    const [found] = await db.source.unsafe(
+      "select from pg_available_extensions where name = 'postgres_fdw'",
+    );
+    if (!found && sql.includes("postgres_fdw")) {
+      return skip(source, "the server has no extension postgres_fdw");
+    }
+    await withLeadsAs(db, sql);
+    await using service = serviceOf(db);
+    const event = await load(service, "cli", ALL);
+    assertEquals(event.status, "failure");
+    if (event.status !== "failure") return;
+    const [deal, lead] = event.details.results;
+    assertEquals(deal!.status, "success");
+    assertEquals(lead!.status === "failure" && lead!.code, code);
+    assertStringIncludes(event.error, says);
+    const [, compared] = await compareTables(service.config, TABLE_NAMES);
+    assertEquals(compared && "error" in compared && compared.error.code, code);
+  });
+}
+
+Deno.test("load: a view that reads only the local part of a table with foreign parts is loaded", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  const [found] = await db.source.unsafe(
+    "select from pg_available_extensions where name = 'postgres_fdw'",
+  );
+  if (!found) return skip("a local part", "the server has no postgres_fdw");
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'old'",
+  );
+  await withLeadsAs(
+    db,
+    `${FOREIGN} create table hidden.parts (like hidden.far) partition by list (origin);
+     alter table hidden.parts attach partition hidden.far for values in ('far');
+     alter table hidden.parts attach partition hidden.raw for values in ('old');
+     create view marketing.marketing_qualified_leads as select * from hidden.parts where origin = 'old'`,
+  );
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+  assertEquals(await loaded(db), "20 old");
+});
+
+Deno.test("load: a schema put in the place of the source's during the load is seen, and a new snapshot taken", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+  const waiting = await waitingLoad(db, service);
+  await db.source.unsafe(
+    `create schema fresh; grant usage on schema fresh to ${db.reader};
+     create table fresh.marketing_qualified_leads (like marketing.marketing_qualified_leads);
+     create table fresh.closed_deals (like marketing.closed_deals);
+     insert into fresh.marketing_qualified_leads (origin) values ('new');
+     grant select on all tables in schema fresh to ${db.reader};
+     alter schema marketing rename to before; alter schema fresh rename to marketing`,
+  );
+  assertEquals((await waiting.letGo()).status, "success");
+  assertEquals(await loaded(db), "1 new");
+});
+
+Deno.test("load: a partition attached during the load is never in one table without the rest of its transaction", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'old'",
+  );
+  await withLeadsAs(
+    db,
+    `create table marketing.marketing_qualified_leads (like hidden.raw) partition by list (origin);
+     alter table marketing.marketing_qualified_leads attach partition hidden.raw for values in ('old');
+     create table hidden.more (like hidden.raw); insert into hidden.more (origin) values ('new')`,
+  );
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+  const waiting = await waitingLoad(db, service);
+  await db.source.unsafe(
+    `alter table marketing.marketing_qualified_leads attach partition hidden.more for values in ('new');
+     update marketing.closed_deals set has_gtin = 'new'`,
+  );
+  assertEquals((await waiting.letGo()).status, "success");
+  assertEquals(await loaded(db), "1 new, 20 old");
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as n from m_data.closed_deal where has_gtin = 'new'",
+  );
+  assertEquals(row!.n, 5);
+});
