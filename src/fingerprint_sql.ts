@@ -36,9 +36,9 @@ export function rowHash(
 ): string {
   if (method === "text") {
     // Sixteen hex digits of the digest, as a signed 64-bit number.
-    return `('x' || pg_catalog.substr(pg_catalog.md5(pg_catalog.convert_to(${
-      columns.map(withLength).join(" || ")
-    }, 'UTF8')), 1, 16))::bit(64)::bigint`;
+    return `('x' || pg_catalog.substr(pg_catalog.md5(${
+      bytesOf(columns.map(withLength).join(" || "))
+    }), 1, 16))::bit(64)::bigint`;
   }
   const [first, ...rest] = columns as readonly [Column, ...Column[]];
   const seeds = rest.map((column, index) => {
@@ -76,10 +76,22 @@ function bytesAsText(column: Column): string {
   }
 }
 
-/** The field with its length before it, so that no two rows run together to one text. */
+/**
+ * The field with its length before it, so that no two rows run together to one
+ * text. The length is of the bytes that are hashed: SQL_ASCII takes each for a
+ * character.
+ */
 function withLength(column: Column): string {
   const value = bytesAsText(column);
-  return `coalesce(pg_catalog.length(${value}) || ':' || ${value}, '~')`;
+  return `coalesce(pg_catalog.octet_length(${
+    bytesOf(value)
+  }) || ':' || ${value}, '~')`;
+}
+
+/** The bytes that COPY moves, on every server the same; in a SQL_ASCII database as they are, valid or not. */
+function bytesOf(text: string): string {
+  return `pg_catalog.convert_to(${text},
+    case pg_catalog.getdatabaseencoding() when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end)`;
 }
 
 /**

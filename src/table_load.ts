@@ -300,7 +300,7 @@ async function deleteRows(
  * @throws {ServiceError} `verification_failed`.
  */
 async function verify(
-  { config }: TableLoadContext,
+  { config, snapshot }: TableLoadContext,
   sides: Sides,
   { isPlain }: Target,
   { plan, present }: Decided,
@@ -330,7 +330,14 @@ async function verify(
       `Cannot load ${table.name}: after the copy the target holds ${
         tell(held, " rows")
       } where the source has ${tell(wanted, "")}`,
-      { table: table.name },
+      {
+        table: table.name,
+        remedy: mismatchRemedy(
+          table,
+          snapshot.repeatable.has(table.name),
+          isPlain,
+        ),
+      },
     );
   }
   return {
@@ -338,6 +345,26 @@ async function verify(
     targetCount: held.count,
     checksum: byContent ? held.checksum : null,
   };
+}
+
+/** What to look for, as far as it can be known which side is to blame. */
+function mismatchRemedy(
+  { source, target }: Table,
+  isRepeatable: boolean,
+  isPlain: boolean,
+): string {
+  const view =
+    `${source.schema}.${source.name} is a view: look for what makes it give other rows each time it is read, such as random() or clock_timestamp()`;
+  const triggers =
+    `look for triggers or rules on ${target.schema}.${target.name} that change or drop rows`;
+  if (isRepeatable) {
+    return isPlain
+      ? "Nothing on either side explains it: report this with the log."
+      : `The target was rolled back: ${triggers}.`;
+  }
+  return isPlain
+    ? `The target was rolled back. ${view}.`
+    : `The target was rolled back. ${view}; or ${triggers}.`;
 }
 
 /**
@@ -399,6 +426,28 @@ export function forTable(
       "target_dropped",
       `Cannot load ${table.name}: ${schema}.${name} went away during the load (${error.message})`,
       details,
+    );
+  }
+  if (!isTarget && error.sqlstate === "22021") {
+    return new ServiceError(
+      "value_invalid",
+      `Cannot load ${table.name}: ${table.source.schema}.${table.source.name} holds bytes that are no UTF-8 (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Correct the texts in the source: a SQL_ASCII database takes any bytes, and only UTF-8 can be loaded from it.",
+      },
+    );
+  }
+  if (isTarget && error.sqlstate === "22P05") {
+    return new ServiceError(
+      "value_invalid",
+      `Cannot load ${table.name}: the encoding of the warehouse, ${warehouse.serverEncoding}, has no place for a character (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Load into a database of encoding UTF8, or correct the text in the source.",
+      },
     );
   }
   return new ServiceError(

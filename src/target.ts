@@ -34,6 +34,8 @@ export interface FoundTarget {
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
   readonly hasTriggers: boolean;
+  /** Tables that inherit from it, quoted, schema-qualified; a partitioned table's own parts are none. */
+  readonly children: readonly string[];
 }
 
 /** Looks the target up. */
@@ -43,7 +45,11 @@ export async function findTarget(
 ): Promise<FoundTarget> {
   const rows = await warehouse.query(
     `select c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
-       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers
+       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers,
+       (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
+        from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
+          join pg_catalog.pg_namespace cn on cn.oid = child.relnamespace
+        where i.inhparent = c.oid and c.relkind = 'r') as children
      from (select 1) one
        left join pg_catalog.pg_namespace n on n.nspname = ${
       literal(table.target.schema)
@@ -65,6 +71,7 @@ export async function findTarget(
     hashProbe: first?.probe,
     hasRowIds: first?.rowids ?? false,
     hasTriggers: first?.triggers ?? false,
+    children: first?.children ?? [],
   };
 }
 
@@ -72,7 +79,7 @@ export async function findTarget(
  * Makes sure that the target exists and takes the lock that holds off writers
  * and DDL, but no reader. To recreate it, a table beside it is made.
  *
- * @throws {ServiceError} `target_incompatible`.
+ * @throws {ServiceError} `target_incompatible`, `target_inherited`.
  */
 export async function lockTarget(
   table: Table,
@@ -82,6 +89,7 @@ export async function lockTarget(
   const relation = qualified(table.target);
   let found = await findTarget(table, warehouse);
   if (recreate || !found.exists) {
+    checkChildren(table, found);
     const name = recreate
       ? `${table.target.name}__recreate`
       : table.target.name;
@@ -114,7 +122,7 @@ export function createTableSql(
   return `create table ${relation} (\n${columns.join(",\n")}\n)`;
 }
 
-/** @throws {ServiceError} `target_incompatible`, naming the column. */
+/** @throws {ServiceError} `target_incompatible`, naming the column; `target_inherited`, naming the tables. */
 export function checkTarget(table: Table, found: FoundTarget): void {
   const { schema, name } = table.target;
   const fail = (what: string) => {
@@ -127,6 +135,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   if (found.kind !== "r" && found.kind !== "p") {
     fail(`${schema}.${name} in the warehouse is not a table`);
   }
+  checkChildren(table, found);
   for (const column of table.columns) {
     const present = found.columns.find((c) => c.name === column.name);
     if (!present) {
@@ -147,6 +156,25 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       `${schema}.${name} in the warehouse has a column "${extra.name}" that the source table does not feed`,
     );
   }
+}
+
+function checkChildren(table: Table, { children }: FoundTarget): void {
+  if (children.length === 0) return;
+  const { schema, name } = table.target;
+  throw new ServiceError(
+    "target_inherited",
+    `Cannot load ${table.name}: ${children.join(", ")} ${
+      children.length === 1 ? "inherits" : "inherit"
+    } from ${schema}.${name} in the warehouse, whose rows a load would delete as well`,
+    {
+      table: table.name,
+      remedy: `Detach first: ${
+        children.map((child) =>
+          `ALTER TABLE ${child} NO INHERIT ${schema}.${name};`
+        ).join(" ")
+      }`,
+    },
+  );
 }
 
 /** Exchanges the old table for the one that was loaded beside it. Only here is a reader made to wait. */

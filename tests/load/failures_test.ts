@@ -146,7 +146,39 @@ const CASES: readonly Case[] = [
         for each row execute function public.drop_row()`,
     exit: 1,
     code: "verification_failed",
-    says: ["after the copy the target holds", "the source has 20", "triggers"],
+    says: [
+      "after the copy the target holds",
+      "the source has 20",
+      "look for triggers or rules on m_data.closed_deal that",
+    ],
+  },
+  {
+    name: "a source view that gives other rows each time",
+    source: `alter table marketing.closed_deals rename to deals;
+      create view marketing.closed_deals as select * from marketing.deals where random() < 0.5;
+      grant select on marketing.closed_deals to $reader`,
+    exit: 1,
+    code: "verification_failed",
+    says: [
+      "after the copy the target holds",
+      "marketing.closed_deals is a view: look for what makes it give other rows",
+    ],
+  },
+  {
+    name: "a source view that gives other rows, and a target with a trigger",
+    source: `alter table marketing.closed_deals rename to deals;
+      create view marketing.closed_deals as select * from marketing.deals where random() < 0.5;
+      grant select on marketing.closed_deals to $reader`,
+    warehouse: `${CLOSED_DEAL}
+      create function public.keep_row() returns trigger language plpgsql as $f$ begin return new; end $f$;
+      create trigger keep_row before insert on m_data.closed_deal
+        for each row execute function public.keep_row()`,
+    exit: 1,
+    code: "verification_failed",
+    says: [
+      "marketing.closed_deals is a view: look for",
+      "or look for triggers or rules on m_data.closed_deal",
+    ],
   },
   {
     name: "no permission to make anything in the warehouse",
@@ -223,6 +255,47 @@ for (
         "a secret was printed",
       );
     }
+  });
+}
+
+for (const words of [["load"], ["load", "--recreate"], ["verify"]]) {
+  Deno.test(`${words.join(" ")}: a target with tables that inherit from it is refused, and their rows stay`, async () => {
+    await using db = await createDatabases({ rows: ROWS });
+    await db.warehouse.unsafe(
+      `${CLOSED_DEAL.replaceAll("$loader", db.loader)}
+       insert into m_data.closed_deal (mql_id) values ('parent');
+       create table m_data."Kept" () inherits (m_data.closed_deal);
+       create table public.other () inherits (m_data.closed_deal);
+       insert into m_data."Kept" (mql_id) values ('child');
+       alter table m_data."Kept" owner to ${db.loader}; alter table public.other owner to ${db.loader}`,
+    );
+    const { code, stdout } = await runProgram(
+      [...words, "--json"],
+      db.environment,
+    );
+    assertEquals(code, 1, stdout);
+    for (
+      const part of [
+        "target_inherited",
+        `m_data.\\"Kept\\", public.other inherit from m_data.closed_deal in the warehouse`,
+        `ALTER TABLE m_data.\\"Kept\\" NO INHERIT m_data.closed_deal; ALTER TABLE public.other NO INHERIT`,
+      ]
+    ) {
+      assertStringIncludes(stdout, part);
+    }
+    const kept = await db.warehouse.unsafe(
+      "select mql_id from m_data.closed_deal order by 1",
+    );
+    assertEquals(kept.map((row) => row.mql_id), ["child", "parent"]);
+    await db.warehouse.unsafe(
+      `alter table m_data."Kept" no inherit m_data.closed_deal;
+       alter table public.other no inherit m_data.closed_deal`,
+    );
+    assertEquals((await runProgram(["load"], db.environment)).code, 0);
+    const [row] = await db.warehouse.unsafe(
+      `select (select count(*)::int from m_data."Kept") as kept, count(*)::int as loaded from m_data.closed_deal`,
+    );
+    assertEquals({ ...row }, { kept: 1, loaded: 20 });
   });
 }
 

@@ -1,0 +1,198 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { SOURCE_TABLES } from "../../demo/sample_data.ts";
+import { compareTables } from "../../src/compare.ts";
+import { load } from "../../src/load.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import {
+  configOf,
+  connectAs,
+  createDatabases,
+  serviceOf,
+  type Sql,
+} from "../support/databases.ts";
+
+const ALL = {
+  tables: TABLE_NAMES,
+  mode: "auto",
+  atomic: false,
+  recreate: false,
+} as const;
+
+/** Source and warehouse in databases of these encodings. */
+async function encoded(encodings: { source: string; warehouse: string }) {
+  const db = await createDatabases();
+  const id = crypto.randomUUID().slice(0, 8);
+  const names = {
+    source: `mds_${id}_olist_encoded`,
+    warehouse: `mds_${id}_dwh_encoded`,
+  };
+  const url = new URL(Deno.env.get("TEST_DATABASE_URL")!);
+  const sides = {} as { source: Sql; warehouse: Sql };
+  for (const side of ["source", "warehouse"] as const) {
+    await db.source.unsafe(
+      `create database ${names[side]} encoding '${
+        encodings[side]
+      }' locale 'C' template template0`,
+    );
+    sides[side] = connectAs(url, names[side]);
+  }
+  await sides.source.unsafe(`create schema marketing; ${SOURCE_TABLES}
+    grant usage on schema marketing to ${db.reader};
+    grant select on all tables in schema marketing to ${db.reader}`);
+  await db.source.unsafe(
+    `grant create on database ${names.warehouse} to ${db.loader}`,
+  );
+  const changes = {
+    OLIST_DB_NAME: names.source,
+    DWH_DB_NAME: names.warehouse,
+    RETRY_ATTEMPTS: "1",
+  };
+  return {
+    ...sides,
+    service: (more: Record<string, string> = {}) =>
+      serviceOf(db, { ...changes, ...more }),
+    config: configOf(db, changes),
+    async [Symbol.asyncDispose]() {
+      for (const side of ["source", "warehouse"] as const) {
+        await sides[side].end({ timeout: 1 });
+        await db.source.unsafe(`drop database ${names[side]} with (force)`);
+      }
+      await db[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** The bytes of every text, as UTF-8. */
+async function textsOf(sql: Sql, relation: string): Promise<string[]> {
+  const rows = await sql.unsafe(
+    `select encode(convert_to(coalesce(mql_id, '~'), 'UTF8'), 'hex') || ' ' ||
+       encode(convert_to(coalesce(has_gtin, '~'), 'UTF8'), 'hex') as texts
+     from ${relation} order by 1`,
+  );
+  return rows.map((row) => row.texts);
+}
+
+for (
+  const [source, warehouse] of [
+    ["SQL_ASCII", "UTF8"],
+    ["UTF8", "SQL_ASCII"],
+    ["SQL_ASCII", "SQL_ASCII"],
+    ["SQL_ASCII", "LATIN1"],
+    ["LATIN1", "UTF8"],
+    ["UTF8", "LATIN1"],
+    ["LATIN1", "SQL_ASCII"],
+  ] as const
+) {
+  Deno.test(`load: texts beyond ASCII go from ${source} to ${warehouse}, verified, and the next load finds them unchanged`, async () => {
+    await using db = await encoded({ source, warehouse });
+    for (const [first, second] of [["Müller", "é"], ["ÿ", null], ["", "ß:1"]]) {
+      await db
+        .source`insert into marketing.closed_deals (mql_id, has_gtin) values (${first!}, ${second!})`;
+    }
+    await using service = db.service();
+    const modes: string[] = [];
+    for (let i = 0; i < 2; i++) {
+      const event = await load(service, "cli", ALL);
+      assertEquals(event.status, "success", JSON.stringify(event));
+      if (event.status === "success") {
+        modes.push(event.results.results[0]!.mode);
+      }
+    }
+    assertEquals(modes, ["full", "unchanged"]);
+    assertEquals(
+      await textsOf(db.warehouse, "m_data.closed_deal"),
+      await textsOf(db.source, "marketing.closed_deals"),
+    );
+    // A delta among many more rows, and what verify says of it.
+    await db.source.unsafe(
+      `insert into marketing.closed_deals (mql_id) select i::text from generate_series(1, 40) i`,
+    );
+    assertEquals((await load(service, "cli", ALL)).status, "success");
+    await db
+      .source`update marketing.closed_deals set has_gtin = 'è' where mql_id = 'Müller'`;
+    const event = await load(service, "cli", ALL);
+    assertEquals(
+      event.status === "success" && event.results.results.map((r) => r.mode),
+      ["delta", "unchanged"],
+    );
+    const [deals] = await compareTables(db.config, TABLE_NAMES);
+    assertEquals(
+      deals && "comparison" in deals && deals.comparison.plan.mode,
+      "unchanged",
+    );
+  });
+}
+
+for (
+  const { source, warehouse, text, says } of [
+    {
+      source: "SQL_ASCII",
+      warehouse: "UTF8",
+      text: "E'M\\xfcller'",
+      says: [
+        `invalid byte sequence for encoding "UTF8": 0xfc`,
+        "holds bytes that are no UTF-8",
+        "Correct",
+      ],
+    },
+    {
+      source: "SQL_ASCII",
+      warehouse: "SQL_ASCII",
+      text: "E'M\\xfcller'",
+      says: [
+        `invalid byte sequence for encoding "UTF8": 0xfc`,
+        "holds bytes that are no UTF-8",
+        "Correct",
+      ],
+    },
+    {
+      source: "UTF8",
+      warehouse: "LATIN1",
+      text: "'5 €'",
+      says: [
+        "has no equivalent",
+        "the encoding of the warehouse, LATIN1, has no place for a character",
+        "Load into a database of encoding UTF8",
+      ],
+    },
+  ]
+) {
+  for (const verify of ["content", "count"]) {
+    Deno.test(`load: ${text} in ${source} does not go to ${warehouse} when VERIFY=${verify}, and what to do is told`, async () => {
+      await using db = await encoded({ source, warehouse });
+      await db.source.unsafe(
+        `insert into marketing.closed_deals (mql_id) values ('fine'), (${text})`,
+      );
+      await using service = db.service({ VERIFY: verify });
+      const event = await load(service, "cli", ALL);
+      assertEquals(event.status, "failure", JSON.stringify(event));
+      if (event.status !== "failure") return;
+      const [deal, lead] = event.details.results;
+      assertEquals(lead!.status, "success");
+      assertEquals(deal!.status === "failure" && deal!.code, "value_invalid");
+      for (const part of says) assertStringIncludes(event.error, part);
+    });
+  }
+}
+
+Deno.test("load: bytes that are no UTF-8 in a SQL_ASCII warehouse are replaced by the source's rows", async () => {
+  await using db = await encoded({ source: "UTF8", warehouse: "SQL_ASCII" });
+  await db.source.unsafe(
+    `insert into marketing.closed_deals (mql_id) select 'ü' || i from generate_series(1, 40) i`,
+  );
+  await using service = db.service();
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await db.warehouse.unsafe(
+    "update m_data.closed_deal set has_gtin = E'\\xff' where ctid = '(0,1)'",
+  );
+  const event = await load(service, "cli", ALL);
+  assertEquals(
+    event.status === "success" && event.results.results.map((r) => r.mode),
+    ["delta", "unchanged"],
+    JSON.stringify(event),
+  );
+  assertEquals(
+    await textsOf(db.warehouse, "m_data.closed_deal"),
+    await textsOf(db.source, "marketing.closed_deals"),
+  );
+});
