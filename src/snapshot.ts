@@ -136,10 +136,13 @@ export async function openSnapshot(
         },
         async confirm(table) {
           const { schema, name } = table.source;
-          const now = await findReads(holder, [table])
-            .catch((error) => {
-              throw snapshotLost(table, error.message, error);
-            });
+          let asked = holder;
+          if (holder.failure) {
+            // The readers' own locks have outlived it.
+            asked = await Session.open(config.olist, connection);
+            sessions.push(asked);
+          }
+          const now = await findReads(asked, [table]);
           if (
             identity(now) !==
               identity(reads.filter((r) => r.table === table.name))

@@ -289,6 +289,49 @@ for (const kind of ["view", "materialized view"]) {
   });
 }
 
+for (const kind of ["table", "view", "materialized view"] as const) {
+  Deno.test(`load: the reader of a ${kind} keeps to its snapshot when the session that took it is gone`, async () => {
+    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    await db.source.unsafe(
+      "update marketing.marketing_qualified_leads set origin = 'old'",
+    );
+    if (kind === "view") await withLeadsAs(db, VIEW);
+    if (kind === "materialized view") {
+      await withLeadsAs(
+        db,
+        "create materialized view marketing.marketing_qualified_leads as select * from hidden.raw",
+      );
+    }
+    await using service = serviceOf(db);
+    assertEquals((await load(service, "cli", ALL)).status, "success");
+    await db.warehouse.unsafe(
+      "delete from m_data.marketing_qualified_lead where ctid < '(0,8)'",
+    );
+    const waiting = await waitingLoad(db, service);
+    // The one that was there first.
+    await db.source.unsafe(
+      `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+       where datname = current_database() and application_name like 'marketing-data-service%'
+       order by backend_start limit 1`,
+    );
+    const changed = await change(
+      db,
+      kind === "table"
+        ? REFILL.replaceAll("hidden.raw", "marketing.marketing_qualified_leads")
+        : kind === "view"
+        ? REFILL
+        : REFRESH.replace(
+          "hidden.cache",
+          "marketing.marketing_qualified_leads",
+        ),
+    );
+    const event = await waiting.letGo();
+    assertEquals(event.status, "success", JSON.stringify(event));
+    assertEquals(await loaded(db), "20 old");
+    await changed.finished;
+  });
+}
+
 Deno.test("load: a view with a locked table under it fails alone, and is tried again", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await withLeadsAs(db, VIEW);
