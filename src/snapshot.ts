@@ -135,23 +135,13 @@ export async function openSnapshot(
           return reader;
         },
         async confirm(table) {
-          const { schema, name } = table.source;
           let asked = holder;
           if (holder.failure) {
             // The readers' own locks have outlived it.
             asked = await Session.open(config.olist, connection);
             sessions.push(asked);
           }
-          const now = await findReads(asked, [table]);
-          if (
-            identity(now) !==
-              identity(reads.filter((r) => r.table === table.name))
-          ) {
-            throw snapshotLost(
-              table,
-              `what is read as ${schema}.${name} was exchanged during the load`,
-            );
-          }
+          await confirmReads(asked, table, reads);
         },
         async [Symbol.asyncDispose]() {
           await Promise.all(sessions.map((session) => session.close()));
@@ -236,9 +226,21 @@ function withoutObstacles(
   });
 }
 
-/** Equal where the same relations are read. */
-function identity(reads: readonly Read[]): string {
-  return reads.map(({ oid }) => oid).sort().join();
+/** @throws {ServiceError} `snapshot_lost` when other relations are read by now than were before. */
+async function confirmReads(
+  session: Session,
+  table: Table,
+  before: readonly Read[],
+): Promise<void> {
+  const oids = (reads: readonly Read[]) =>
+    reads.filter((read) => read.table === table.name)
+      .map((read) => read.oid).sort().join();
+  if (oids(await findReads(session, [table])) === oids(before)) return;
+  const { schema, name } = table.source;
+  throw snapshotLost(
+    table,
+    `what is read as ${schema}.${name} was exchanged during the load`,
+  );
 }
 
 async function openReader(
@@ -274,7 +276,8 @@ async function openReader(
     session.destroy();
     if (
       error instanceof ServiceError &&
-      (holder.failure || LOST_SNAPSHOT.has(error.sqlstate ?? ""))
+      (LOST_SNAPSHOT.has(error.sqlstate ?? "") ||
+        holder.failure?.code === "connection_lost")
     ) throw snapshotLost(table, error.message, error);
     throw error;
   }
