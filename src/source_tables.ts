@@ -37,7 +37,7 @@ export async function findReadable(
        case when c.relkind = 'r' then (pg_stat_get_tuples_inserted(c.oid)
          + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid))::text end as writes
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in ('r', 'p', 'v', 'm', 'f') and (n.nspname, c.relname) in (${
+     where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
       tables.map(({ source }) =>
         `(${literal(source.schema)}, ${literal(source.name)})`
       )
@@ -95,11 +95,11 @@ export interface Read {
   readonly table: TableName;
   readonly oid: number;
   readonly kind: string;
-  /** Schema-qualified, quoted where it has to be. */
+  /** Its name, schema-qualified, quoted where it has to be. */
   readonly relation: string;
   readonly isSource: boolean;
   readonly hasRowIds: boolean;
-  /** A materialized view or a foreign table that a query of the source plans to read. */
+  /** The source, or a materialized view or foreign table that a query of it plans to read, and so has locked. */
   readonly isAsked: boolean;
   readonly isPopulated: boolean;
 }
@@ -113,47 +113,74 @@ export async function findReads(
   tables: readonly Table[],
 ): Promise<Read[]> {
   if (tables.length === 0) return [];
-  const rows = await session.query(
-    `with recursive reads (name, oid, depth) as (
-       select s.name, c.oid, 0
-       from (values ${
-      tables.map(({ name, source }) =>
-        `(${literal(name)}, ${literal(source.schema)}::name, ${
-          literal(source.name)
-        }::name)`
+  const sources = await session.query(
+    `select n.nspname as schema, c.relname as relation, ${READ_COLUMNS}, c.relhassubclass as parent
+     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
+      tables.map(({ source }) =>
+        `(${literal(source.schema)}, ${literal(source.name)})`
       )
-    }) s (name, schema, relation)
-         join pg_catalog.pg_namespace n on n.nspname = s.schema
-         join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = s.relation
+    })`,
+  );
+  const reads = await Promise.all(tables.map(async ({ name, source }) => {
+    const row = sources.find((s) =>
+      s.schema === source.schema && s.relation === source.name
+    );
+    if (!row) return [];
+    const isAlone = row.kind === "r" && !row.parent;
+    return [
+      readOf(name, row, true),
+      ...isAlone ? [] : await findBeneath(session, name, row.oid),
+    ];
+  }));
+  return reads.flat();
+}
+
+/** Kinds of relations that have rows. */
+const KINDS = "'r', 'p', 'v', 'm', 'f'";
+
+const READ_COLUMNS =
+  `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
+  ${HAS_ROW_IDS} as rowids, c.relispopulated as populated`;
+
+function readOf(table: TableName, row: Row, isSource: boolean): Read {
+  return {
+    table,
+    isSource,
+    oid: row.oid,
+    kind: row.kind,
+    relation: row.name,
+    hasRowIds: row.rowids,
+    isPopulated: row.populated,
+    isAsked: isSource || row.asked,
+  };
+}
+
+/** The relations under a view, the partitions of a table and its children, however deep. */
+async function findBeneath(
+  session: Session,
+  table: TableName,
+  oid: number,
+): Promise<Read[]> {
+  const rows = await session.query(
+    `with recursive beneath (oid) as (
+       values (${oid}::oid)
        union
-       select reads.name, next.oid, 1
-       from reads join pg_catalog.pg_class c on c.oid = reads.oid, lateral (
+       select next.oid from beneath join pg_catalog.pg_class c on c.oid = beneath.oid, lateral (
          select i.inhrelid as oid from pg_catalog.pg_inherits i where i.inhparent = c.oid
          union all
          select d.refobjid from pg_catalog.pg_rewrite r join pg_catalog.pg_depend d
            on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
-             and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> c.oid
+             and d.refclassid = 'pg_catalog.pg_class'::regclass
          where r.ev_class = c.oid and r.ev_type = '1' and c.relkind = 'v'
        ) next)
-     select reads.name, c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as relation,
-       reads.depth = 0 as source, ${HAS_ROW_IDS} as rowids, c.relispopulated as populated,
-       c.relkind in ('m', 'f') and (reads.depth = 0 or exists (select from pg_catalog.pg_locks l
-         where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.relation = c.oid)) as asked
-     from reads join pg_catalog.pg_class c on c.oid = reads.oid
+     select ${READ_COLUMNS}, c.relkind in ('m', 'f') and exists (select from pg_catalog.pg_locks l
+         where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.relation = c.oid) as asked
+     from beneath join pg_catalog.pg_class c on c.oid = beneath.oid
        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in ('r', 'p', 'v', 'm', 'f')
-     order by reads.name, reads.depth, c.oid`,
+     where c.relkind in (${KINDS}) and c.oid <> ${oid} order by c.oid`,
   );
-  return rows.map((row) => ({
-    table: row.name,
-    oid: row.oid,
-    kind: row.kind,
-    relation: row.relation,
-    isSource: row.source,
-    hasRowIds: row.rowids,
-    isAsked: row.asked,
-    isPopulated: row.populated,
-  }));
+  return rows.map((row) => readOf(table, row, false));
 }
 
 /** Why a table cannot be loaded that reads these relations, or `undefined`. */
