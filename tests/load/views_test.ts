@@ -448,6 +448,40 @@ Deno.test("load: a view that reads only the local part of a table with foreign p
   assertEquals(await loaded(db), "20 old");
 });
 
+Deno.test("load: a materialized view of a foreign table is loaded, as its rows are the source's own", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  const [found] = await db.source.unsafe(
+    "select from pg_available_extensions where name = 'postgres_fdw'",
+  );
+  if (!found) return skip("a copy", "the server has no postgres_fdw");
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'old'",
+  );
+  const { hostname, port, username, password } = new URL(
+    Deno.env.get("TEST_DATABASE_URL")!,
+  );
+  await withLeadsAs(
+    db,
+    `create extension postgres_fdw; create server itself foreign data wrapper postgres_fdw
+       options (host '${hostname}', port '${
+      port || 5432
+    }', dbname '${db.environment.OLIST_DB_NAME}');
+     create user mapping for current_user server itself options (user '${
+      decodeURIComponent(username) || "postgres"
+    }', password '${decodeURIComponent(password)}');
+     create foreign table hidden.far (mql_id text, first_contact_date date, landing_page_id text, origin text)
+       server itself options (schema_name 'hidden', table_name 'raw');
+     create materialized view marketing.marketing_qualified_leads as
+       select * from hidden.far with no data`,
+  );
+  await db.source.unsafe(
+    "refresh materialized view marketing.marketing_qualified_leads",
+  );
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+  assertEquals(await loaded(db), "20 old");
+});
+
 Deno.test("load: a schema put in the place of the source's during the load is seen, and a new snapshot taken", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await using service = serviceOf(db);
