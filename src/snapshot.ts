@@ -20,6 +20,14 @@ import {
   type TableName,
 } from "./tables.ts";
 
+/** Where a source table was in its history when the snapshot was taken. */
+export interface SourceMark {
+  /** Rows ever deleted from it, by the server's statistics, which lag behind. */
+  readonly deletions: string;
+  /** 64-bit id of the oldest transaction that was not over. */
+  readonly xid: string;
+}
+
 /** A snapshot of the source, held open until it is disposed of. */
 export interface Snapshot extends AsyncDisposable {
   /** When it was taken, UTC, as `2025-08-26T21:19:33.123456`. */
@@ -27,8 +35,8 @@ export interface Snapshot extends AsyncDisposable {
   /** Value of {@linkcode HASH_PROBE} on the source. */
   readonly hashProbe: string;
   readonly encoding: string;
-  /** Per table, how many rows were ever written to it, by the server's statistics. */
-  readonly writes: ReadonlyMap<TableName, string>;
+  /** Per table whose server tells it, what the next load can begin its search with. */
+  readonly marks: ReadonlyMap<TableName, SourceMark>;
   /** Tables whose rows can be found again by their ctid. */
   readonly withRowIds: ReadonlySet<TableName>;
   /** Per table, warnings about its source, or why it cannot be loaded. */
@@ -73,7 +81,7 @@ export async function openSnapshot(
   tables: readonly Table[],
 ): Promise<Snapshot> {
   const found = new Map<TableName, readonly string[] | ServiceError>();
-  const writes = new Map<TableName, string>();
+  const deletions = new Map<TableName, string>();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
     try {
@@ -82,11 +90,12 @@ export async function openSnapshot(
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
       );
-      const readable = await findReadable(holder, pending, found, writes);
+      const readable = await findReadable(holder, pending, found, deletions);
       await beginLocked(config, holder, readable, found);
       const [taken] = await holder.query<
-        { id: string; takenat: string; probe: string }
+        { id: string; takenat: string; probe: string; xid: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
+           pg_snapshot_xmin(pg_current_snapshot())::text as xid,
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
       const open = (table: Readable) =>
         openReader(config, connection, table, taken!.id);
@@ -107,7 +116,12 @@ export async function openSnapshot(
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
-        writes,
+        marks: new Map(
+          Array.from(
+            deletions,
+            ([name, count]) => [name, { deletions: count, xid: taken!.xid }],
+          ),
+        ),
         withRowIds: new Set(
           readable.filter((t) => t.hasRowIds).map((t) => t.name),
         ),
@@ -190,13 +204,12 @@ async function findReadable(
   session: Session,
   tables: readonly Table[],
   found: Map<TableName, readonly string[] | ServiceError>,
-  writes: Map<TableName, string>,
+  deletions: Map<TableName, string>,
 ): Promise<Readable[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.relkind as kind,
        has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable, ${HAS_ROW_IDS} as rowids,
-       case when c.relkind = 'r' then (pg_stat_get_tuples_inserted(c.oid)
-         + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid))::text end as writes
+       case when ${HAS_ROW_IDS} then pg_stat_get_tuples_deleted(c.oid)::text end as deletions
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where c.relkind in ('r', 'p', 'v', 'm', 'f') and (n.nspname, c.relname) in (${
       tables.map(({ source }) =>
@@ -226,7 +239,7 @@ async function findReadable(
       found.set(table.name, error);
       return [];
     }
-    if (row.writes) writes.set(table.name, row.writes);
+    if (row.deletions) deletions.set(table.name, row.deletions);
     return [{
       ...table,
       isLockable: row.kind === "r" || row.kind === "p",
