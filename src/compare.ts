@@ -7,9 +7,9 @@
 import { pooledMap } from "@std/async/pool";
 import type { Config } from "./config.ts";
 import { qualified, Session } from "./db.ts";
-import { compareContent, selectRows, wholeFingerprint } from "./difference.ts";
+import { compareContent, type Plan, wholeFingerprint } from "./difference.ts";
 import { asServiceError, type ServiceError } from "./errors.ts";
-import type { Fingerprint, Plan } from "./fingerprint.ts";
+import type { Fingerprint } from "./fingerprint.ts";
 import { connectionOf } from "./service.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
@@ -108,7 +108,7 @@ export async function compareTable(
     checkTarget(table, found);
     const { plan, wanted, present } = await compareContent(sides);
     const rowsToCopy = plan.mode === "delta"
-      ? (await selectRows(sides, plan)).rows
+      ? plan.selection.rows
       : plan.mode === "full"
       ? wanted.count
       : 0;

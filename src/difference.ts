@@ -1,11 +1,12 @@
 /**
- * What differs between the two sides of a table: whole, then by bucket, then
- * by row, each one query on either side at the same time.
+ * What differs between the two sides of a table: whole, then among the rows
+ * written lately or by bucket, then by row, each one query on either side.
  *
  * @module
  */
 import type { Row, Session } from "./db.ts";
 import {
+  afterDelta,
   bucketCount,
   type BucketDifference,
   type Bucketing,
@@ -16,9 +17,10 @@ import {
   type Fingerprint,
   isLopsided,
   isWorthRefining,
+  modeFor,
+  MOST_ROWS_TOLD_APART,
   parseBuckets,
-  type Plan,
-  planFor,
+  type RowDifference,
   wholeOf,
 } from "./fingerprint.ts";
 import {
@@ -28,6 +30,8 @@ import {
   inBucketsSql,
   rowsSql,
   wholeTableSql,
+  withKeysSql,
+  writtenSinceSql,
 } from "./fingerprint_sql.ts";
 import type { Table } from "./tables.ts";
 
@@ -47,12 +51,20 @@ export interface Sides {
   readonly method: HashMethod;
 }
 
-/** What is known before, to begin with the step that will be needed. */
+/** What was known before. All of it is a hint: where it is wrong, that costs time, never a row. */
 export interface Expectation {
-  /** Whether a change is likely. A wrong guess costs time, never a row. */
-  readonly isChanged: boolean;
+  /** Rows at the last load. */
   readonly rows: number;
+  /** Whether rows were deleted from the source since then. */
+  readonly hasDeletions: boolean;
+  /** The last load saw all of the source's transactions before this 64-bit id. */
+  readonly since?: string | undefined;
 }
+
+/** What is to be done. */
+export type Plan =
+  | { readonly mode: "unchanged" | "full" }
+  | { readonly mode: "delta"; readonly selection: Selection };
 
 /** What is to be done, and what both sides hold. */
 export interface Compared {
@@ -61,44 +73,91 @@ export interface Compared {
   readonly present: Fingerprint;
 }
 
-/** Compares by content. Where a change is likely, whole tables are left out: they would only say that there is one. */
-export async function compareContent(
-  sides: Sides,
-  { isChanged, rows }: Expectation = { isChanged: false, rows: 0 },
-): Promise<Compared> {
-  if (!isChanged) {
-    const [wanted, present] = await Promise.all([
-      wholeFingerprint(sides.source, sides),
-      wholeFingerprint(sides.target, sides),
-    ]);
-    if (equal(wanted, present)) {
-      return { plan: { mode: "unchanged" }, wanted, present };
-    }
-    if (present.count === 0) return { plan: { mode: "full" }, wanted, present };
-    rows = wanted.count;
-  }
-  const buckets = bucketCount(rows);
-  const byFirst = await compareBuckets(sides, { by: "first column", buckets });
-  return byFirst.isLopsided
-    ? await compareBuckets(sides, { by: "row", buckets })
-    : byFirst;
+/** Which rows a delta takes away from the target and copies from the source, as SQL conditions. */
+export interface Selection {
+  readonly source: string;
+  readonly target: string;
+  /** Rows that will be copied. */
+  readonly rows: number;
 }
 
-async function compareBuckets(
+/**
+ * Compares by content, first whole tables. What differs is looked for among the
+ * rows that were written since the last load, and where these do not explain
+ * the difference, by bucket. Of rows that were deleted nothing is left to find,
+ * so where there are such, buckets are compared at once.
+ */
+export async function compareContent(
   sides: Sides,
-  bucketing: Bucketing,
-): Promise<Compared & { isLopsided: boolean }> {
+  expected: Expectation = { rows: 0, hasDeletions: false },
+): Promise<Compared> {
+  if (expected.hasDeletions) return await compareByBucket(sides, expected.rows);
+  const [wanted, present] = await Promise.all([
+    wholeFingerprint(sides.source, sides),
+    wholeFingerprint(sides.target, sides),
+  ]);
+  const whole = { wanted, present };
+  if (equal(wanted, present)) return { plan: { mode: "unchanged" }, ...whole };
+  if (present.count === 0) return { plan: { mode: "full" }, ...whole };
+  const plan = expected.since
+    ? await planFromRecent(sides, expected.since, whole)
+    : undefined;
+  return plan ? { plan, ...whole } : await compareByBucket(sides, wanted.count);
+}
+
+/**
+ * The plan that replaces the target's rows with the keys of recent source rows;
+ * `undefined` when that would not make the target equal to the source.
+ */
+async function planFromRecent(
+  sides: Sides,
+  since: string,
+  { wanted, present }: Omit<Compared, "plan">,
+): Promise<Plan | undefined> {
+  const { table: { columns }, source, target, method } = sides;
+  const recent = await rowsWhere(source, sides, writtenSinceSql(since));
+  if (!recent?.keys) return undefined;
+  const held = await rowsWhere(
+    target,
+    sides,
+    withKeysSql(columns, method, recent.keys),
+  );
+  if (!held) return undefined;
+  const difference = diffRows(recent.rows, held.rows);
+  const { deleted, copied } = difference;
+  const total = present.count - deleted.count + copied.count;
+  if (!equal(afterDelta(present, deleted, copied, total), wanted)) {
+    return undefined;
+  }
+  const rows = { sourceRows: copied.count, targetRows: deleted.count };
+  return modeFor(rows, wanted.count) === "full"
+    ? { mode: "full" }
+    : { mode: "delta", selection: selectionOf(sides, difference) };
+}
+
+async function compareByBucket(sides: Sides, rows: number): Promise<Compared> {
+  const buckets = bucketCount(rows);
+  const byFirst = await compareBuckets(sides, { by: "first column", buckets });
+  const { difference, wanted, present } =
+    isLopsided(byFirst.difference, byFirst.wanted.count)
+      ? await compareBuckets(sides, { by: "row", buckets })
+      : byFirst;
+  const mode = modeFor(difference, wanted.count);
+  const plan: Plan = mode === "delta"
+    ? { mode, selection: await selectInBuckets(sides, difference) }
+    : { mode };
+  return { plan, wanted, present };
+}
+
+async function compareBuckets(sides: Sides, bucketing: Bucketing) {
   const [source, target] = await Promise.all([
     bucketFingerprints(sides.source, sides, bucketing),
     bucketFingerprints(sides.target, sides, bucketing),
   ]);
-  const wanted = wholeOf(source);
-  const difference = differingBuckets(source, target, bucketing);
   return {
-    plan: planFor(difference, wanted.count),
-    wanted,
+    difference: differingBuckets(source, target, bucketing),
+    wanted: wholeOf(source),
     present: wholeOf(target),
-    isLopsided: isLopsided(difference, wanted.count),
   };
 }
 
@@ -129,36 +188,42 @@ export function fingerprintOf(row: Row): Fingerprint {
   return { count: Number(row.count), checksum: row.checksum };
 }
 
-/** Which rows a delta takes away from the target and copies from the source, as SQL conditions. */
-export interface Selection {
-  readonly source: string;
-  readonly target: string;
-  /** Rows that will be copied. */
-  readonly rows: number;
-}
-
 /** Narrows the buckets that differ down to the rows that do, where these are not too many. */
-export async function selectRows(
-  { table: { columns }, source, target, method }: Sides,
+async function selectInBuckets(
+  sides: Sides,
   difference: BucketDifference,
 ): Promise<Selection> {
-  if (!isWorthRefining(difference)) {
-    const condition = inBucketsSql(columns, method, difference);
-    return {
-      source: condition,
-      target: condition,
-      rows: difference.sourceRows,
-    };
+  const { table: { columns }, source, target, method } = sides;
+  const condition = inBucketsSql(columns, method, difference);
+  if (isWorthRefining(difference)) {
+    const [wanted, present] = await Promise.all([
+      rowsWhere(source, sides, condition),
+      rowsWhere(target, sides, condition),
+    ]);
+    if (wanted && present) {
+      return selectionOf(sides, diffRows(wanted.rows, present.rows));
+    }
   }
-  const rowsOf = async ({ session, relation, hasRowIds }: Side) => {
-    const [row] = await session.query(
-      rowsSql(relation, columns, method, difference, hasRowIds),
-    );
-    return row!.rows as string;
-  };
-  const { hashes, ...rows } = diffRows(
-    ...await Promise.all([rowsOf(source), rowsOf(target)]),
-  );
+  const rows = difference.sourceRows;
+  return { source: condition, target: condition, rows };
+}
+
+/** The rows of one side for which the condition holds; `undefined` where they are too many to be told apart. */
+async function rowsWhere(
+  { session, relation, hasRowIds }: Side,
+  { table, method }: Sides,
+  condition: string,
+): Promise<{ rows: string; keys: string } | undefined> {
+  const [row] = await session.query<
+    { count: string; rows: string; keys: string }
+  >(rowsSql(relation, table.columns, method, condition, hasRowIds));
+  return Number(row!.count) <= MOST_ROWS_TOLD_APART ? row! : undefined;
+}
+
+function selectionOf(
+  { table: { columns }, source, target, method }: Sides,
+  { hashes, ...rows }: RowDifference,
+): Selection {
   const condition = (side: "source" | "target", { hasRowIds }: Side) =>
     differingRowsSql(
       columns,

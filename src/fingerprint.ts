@@ -62,6 +62,9 @@ export interface RowDifference {
   /** Row ids of these rows on either side. */
   readonly source: readonly string[];
   readonly target: readonly string[];
+  /** What these rows hold, on either side. */
+  readonly copied: Fingerprint;
+  readonly deleted: Fingerprint;
 }
 
 /** The difference between two sides, from the texts that {@linkcode rowsSql} gives: both are walked along once. */
@@ -71,6 +74,8 @@ export function diffRows(source: string, target: string): RowDifference {
     source: [] as string[],
     target: [] as string[],
   };
+  let copied = 0n;
+  let deleted = 0n;
   const wanted = rowsByHash(source);
   const present = rowsByHash(target);
   let here = wanted.next().value;
@@ -86,11 +91,18 @@ export function diffRows(source: string, target: string): RowDifference {
       // Not by spreading: there is a limit to the arguments of a call.
       for (const id of ours) difference.source.push(id);
       for (const id of theirs) difference.target.push(id);
+      copied += BigInt(hash) * BigInt(ours.length);
+      deleted += BigInt(hash) * BigInt(theirs.length);
     }
     if (here?.hash === hash) here = wanted.next().value;
     if (there?.hash === hash) there = present.next().value;
   }
-  return difference;
+  const { source: ours, target: theirs } = difference;
+  return {
+    ...difference,
+    copied: { count: ours.length, checksum: copied.toString() },
+    deleted: { count: theirs.length, checksum: deleted.toString() },
+  };
 }
 
 interface RowsOfHash {
@@ -151,10 +163,7 @@ export function bucketCount(rows: number): number {
 }
 
 /** What has to be done to make the target equal to the source. */
-export type Plan =
-  | { readonly mode: "unchanged" }
-  | { readonly mode: "full" }
-  | ({ readonly mode: "delta" } & BucketDifference);
+export type LoadMode = "unchanged" | "delta" | "full";
 
 /** Buckets that differ. */
 export interface BucketDifference extends Bucketing {
@@ -165,7 +174,7 @@ export interface BucketDifference extends Bucketing {
 }
 
 /** Most rows, on one side, that are told apart one by one: they are held in memory. */
-const MOST_ROWS_TOLD_APART = 250_000;
+export const MOST_ROWS_TOLD_APART = 250_000;
 
 /** Whether the rows of the differing buckets are worth telling apart. */
 export function isWorthRefining(
@@ -198,13 +207,17 @@ export function differingBuckets(
 /** From this share of the rows on a delta costs more than it saves. */
 const MOST_DELTA_SHARE = 0.5;
 
-/** Decides what to copy, from the buckets that differ and the number of rows in the source. */
-export function planFor(difference: BucketDifference, rows: number): Plan {
-  const { changed, sourceRows, targetRows } = difference;
-  if (changed.length === 0) return { mode: "unchanged" };
-  return sourceRows + targetRows >= 2 * MOST_DELTA_SHARE * rows
-    ? { mode: "full" }
-    : { mode: "delta", ...difference };
+/** Decides what to do, from how many rows on either side may differ, and the number of rows in the source. */
+export function modeFor(
+  { sourceRows, targetRows }: Pick<
+    BucketDifference,
+    "sourceRows" | "targetRows"
+  >,
+  rows: number,
+): LoadMode {
+  const differing = sourceRows + targetRows;
+  if (differing === 0) return "unchanged";
+  return differing >= 2 * MOST_DELTA_SHARE * rows ? "full" : "delta";
 }
 
 /** So many times more rows than buckets of their size would have make a bucketing unfit. */

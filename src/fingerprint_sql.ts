@@ -5,7 +5,11 @@
  * @module
  */
 import { identifier } from "./db.ts";
-import type { BucketDifference, Bucketing } from "./fingerprint.ts";
+import {
+  type BucketDifference,
+  type Bucketing,
+  MOST_ROWS_TOLD_APART,
+} from "./fingerprint.ts";
 import type { Column } from "./tables.ts";
 
 /**
@@ -123,19 +127,23 @@ export function wholeTableSql(
   }), 0)::text as checksum from ${from}`;
 }
 
+/** The hash of the first column as an SQL expression. It need not tell NULL from anything. */
+function keyHash(columns: readonly Column[], method: HashMethod): string {
+  const first = columns.slice(0, 1);
+  return method === "text"
+    ? rowHash(first, method)
+    : `coalesce(${hashOf(bytesAsText(first[0]!), "0")}, 0)`;
+}
+
 /** The number of a row's bucket as an SQL expression. */
 function bucketNumber(
   columns: readonly Column[],
   method: HashMethod,
   { by, buckets }: Bucketing,
 ): string {
-  const first = columns.slice(0, 1);
   const hash = by === "row"
     ? rowHash(columns, method)
-    : method === "text"
-    ? rowHash(first, method)
-    // It need not tell NULL from anything.
-    : `coalesce(${hashOf(bytesAsText(first[0]!), "0")}, 0)`;
+    : keyHash(columns, method);
   return `(${hash} & ${buckets - 1})`;
 }
 
@@ -158,23 +166,42 @@ export function bucketsSql(
 }
 
 /**
- * SQL of the rows in the given buckets, as one text for {@linkcode diffRows}:
+ * SQL of the rows for which the condition holds, where they are too many to be
+ * told apart of one more than that: `count`; `rows`, one text for {@linkcode diffRows} with
  * each row's hash and, where the table has such, its row id, ordered by the
- * hash's bytes.
+ * hash's bytes; and `keys`, the hashes of their first columns.
  */
 export function rowsSql(
   from: string,
   columns: readonly Column[],
   method: HashMethod,
-  difference: BucketDifference,
+  condition: string,
   hasRowIds: boolean,
 ): string {
-  return `select coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows from (
+  return `select count(*)::text as count,
+      coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows,
+      coalesce(pg_catalog.string_agg(key::text, ','), '') as keys
+    from (
       select ${rowHash(columns, method)}::text collate "C" as hash, ${
     hasRowIds ? "ctid::text" : "''"
-  } as id from ${from} where ${
-    inBucketsSql(columns, method, difference)
-  } offset 0) rows`;
+  } as id, ${keyHash(columns, method)} as key
+      from ${from} where ${condition} limit ${MOST_ROWS_TOLD_APART + 1}) rows`;
+}
+
+/** SQL condition that holds for the rows that the transaction with this 64-bit id and later ones have written. Needs a table with row ids. */
+export function writtenSinceSql(xid8: string): string {
+  // In a row there are the lower 32 bits.
+  const xid = BigInt.asUintN(32, BigInt(xid8));
+  return `age(xmin) <= (select age('${xid}'::xid))`;
+}
+
+/** SQL condition that holds for the rows whose first columns have the given hashes, as {@linkcode rowsSql} tells them. */
+export function withKeysSql(
+  columns: readonly Column[],
+  method: HashMethod,
+  keys: string,
+): string {
+  return `${keyHash(columns, method)} = any ('{${keys}}'::int8[])`;
 }
 
 /** SQL condition that holds for the rows of one side that differ. */

@@ -25,6 +25,7 @@ import {
   type Trigger,
 } from "./events.ts";
 import type { PhaseTiming } from "./progress.ts";
+import type { SourceMark } from "./snapshot.ts";
 import type { LastLoad } from "./table_load.ts";
 import type { TableName } from "./tables.ts";
 
@@ -219,19 +220,19 @@ export async function recordTableLoad(
   entry: LoadedEntry,
   check: IntegrityCheck,
   phases: readonly PhaseTiming[],
-  sourceWrites: string | undefined,
+  mark: SourceMark | undefined,
 ): Promise<void> {
   await session.query(
     `insert into marketing_data_service.table_load
-       (run_id, table_name, state, result, integrity_check, phases, source_writes)
-     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6)`,
+       (run_id, table_name, state, result, integrity_check, phases, source_mark)
+     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6::text::json)`,
     [
       runId,
       entry.table,
       JSON.stringify(entry),
       JSON.stringify(check),
       JSON.stringify(phases),
-      sourceWrites ?? null,
+      mark ? JSON.stringify(mark) : null,
     ],
   );
 }
@@ -242,18 +243,18 @@ export async function lastLoads(
   tables: readonly TableName[],
 ): Promise<ReadonlyMap<string, LastLoad>> {
   const rows = await executor.query(
-    `select name, source_writes, (result ->> 'records_loaded')::float8 as rows
+    `select name, source_mark::text as mark, (result ->> 'records_loaded')::float8 as rows
      from json_array_elements_text($1::text::json) name,
-       lateral (select source_writes, result from marketing_data_service.table_load
+       lateral (select source_mark, result from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
          order by finished_at desc limit 1) latest
-     where source_writes is not null`,
+     where source_mark is not null`,
     [JSON.stringify(tables)],
   );
   return new Map(
     rows.map((
-      row,
-    ) => [row.name, { sourceWrites: row.source_writes, rows: row.rows }]),
+      { name, mark, rows },
+    ) => [name, { mark: JSON.parse(mark) as SourceMark, rows }]),
   );
 }
 

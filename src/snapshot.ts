@@ -20,6 +20,14 @@ import {
 } from "./source_tables.ts";
 import type { Table, TableName } from "./tables.ts";
 
+/** Where a source table was in its history when the snapshot was taken. */
+export interface SourceMark {
+  /** Rows ever deleted from it, by the server's statistics, which lag behind. */
+  readonly deletions: string;
+  /** 64-bit id of the oldest transaction that was not over. */
+  readonly xid: string;
+}
+
 /** A snapshot of the source, held open until it is disposed of. */
 export interface Snapshot extends AsyncDisposable {
   /** When it was taken, UTC, as `2025-08-26T21:19:33.123456`. */
@@ -27,8 +35,8 @@ export interface Snapshot extends AsyncDisposable {
   /** Value of {@linkcode HASH_PROBE} on the source. */
   readonly hashProbe: string;
   readonly encoding: string;
-  /** Per table, how many rows were ever written to it, by the server's statistics. */
-  readonly writes: ReadonlyMap<TableName, string>;
+  /** Per table whose server tells it, what the next load can begin its search with. */
+  readonly marks: ReadonlyMap<TableName, SourceMark>;
   /** Tables whose rows can be found again by their ctid. */
   readonly withRowIds: ReadonlySet<TableName>;
   /** Tables that the snapshot gives the same rows of each time: no view computes them. */
@@ -79,7 +87,7 @@ export async function openSnapshot(
   tables: readonly Table[],
 ): Promise<Snapshot> {
   const found: Shapes = new Map();
-  const writes = new Map<TableName, string>();
+  const deletions = new Map<TableName, string>();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
     try {
@@ -91,14 +99,15 @@ export async function openSnapshot(
       const locked = await beginLocked(
         config,
         holder,
-        await findReadable(holder, pending, found, writes),
+        await findReadable(holder, pending, found, deletions),
         found,
       );
       const reads = await findReads(holder, locked);
       const readable = withoutObstacles(locked, reads, found);
       const [taken] = await holder.query<
-        { id: string; takenat: string; probe: string }
+        { id: string; takenat: string; probe: string; xid: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
+           pg_snapshot_xmin(pg_current_snapshot())::text as xid,
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
       const open = (table: Readable) =>
         openReader(config, connection, table, holder, taken!.id);
@@ -120,7 +129,12 @@ export async function openSnapshot(
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
-        writes,
+        marks: new Map(
+          Array.from(
+            deletions,
+            ([name, count]) => [name, { deletions: count, xid: taken!.xid }],
+          ),
+        ),
         withRowIds: named((read) => read.hasRowIds),
         repeatable: named((read) => read.kind !== "v"),
         tables: found,

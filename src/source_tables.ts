@@ -29,13 +29,12 @@ export async function findReadable(
   session: Session,
   tables: readonly Table[],
   found: Shapes,
-  writes: Map<TableName, string>,
+  deletions: Map<TableName, string>,
 ): Promise<Readable[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind,
        has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable,
-       case when c.relkind = 'r' then (pg_stat_get_tuples_inserted(c.oid)
-         + pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid))::text end as writes
+       case when ${HAS_ROW_IDS} then pg_stat_get_tuples_deleted(c.oid)::text end as deletions
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
       tables.map(({ source }) =>
@@ -65,7 +64,7 @@ export async function findReadable(
       found.set(table.name, error);
       return [];
     }
-    if (row.writes) writes.set(table.name, row.writes);
+    if (row.deletions) deletions.set(table.name, row.deletions);
     return [{ ...table, oid: row.oid, kind: row.kind }];
   });
 }

@@ -14,22 +14,18 @@ import {
 } from "./db.ts";
 import {
   compareContent,
+  type Expectation,
   fingerprintOf,
+  type Plan,
   type Selection,
-  selectRows,
   type Sides,
   wholeFingerprint,
 } from "./difference.ts";
 import { ServiceError } from "./errors.ts";
-import {
-  afterDelta,
-  equal,
-  type Fingerprint,
-  type Plan,
-} from "./fingerprint.ts";
+import { afterDelta, equal, type Fingerprint } from "./fingerprint.ts";
 import { castToTarget, deleteSql, writtenRowsSql } from "./fingerprint_sql.ts";
 import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
-import type { Snapshot } from "./snapshot.ts";
+import type { Snapshot, SourceMark } from "./snapshot.ts";
 import type { Table } from "./tables.ts";
 import { lockTarget, putInPlace, type Target } from "./target.ts";
 
@@ -48,9 +44,8 @@ export interface TableLoadContext {
 
 /** What the last load of a table left to know. */
 export interface LastLoad {
-  /** The source's count of writes to the table at that time. */
-  readonly sourceWrites: string;
   readonly rows: number;
+  readonly mark: SourceMark;
 }
 
 /** A table that holds the source's rows, verified, in a transaction that is still open. */
@@ -197,24 +192,27 @@ async function compare(
 ): Promise<Decided> {
   return target.isNew || context.mode === "full"
     ? { plan: { mode: "full" } }
-    : await compareContent(sides, {
-      isChanged: expectsChange(context, sides.table),
-      rows: context.lastLoads.get(sides.table.name)?.rows ?? 0,
-    });
+    : await compareContent(sides, expectation(context, sides.table));
 }
 
-/**
- * Whether the source table was written to since it was last loaded, by the
- * server's own count of writes. Only a hint of what is worth asking first: a
- * wrong one costs time, never a row.
- */
-function expectsChange(
+/** Above this the server's own 32-bit ids have come round. */
+const MOST_TRANSACTIONS = 2n ** 31n - 1_000_000n;
+
+/** What can be told of the difference from what the source's server says of the table. */
+function expectation(
   { snapshot, lastLoads }: TableLoadContext,
   table: Table,
-): boolean {
-  const before = lastLoads.get(table.name)?.sourceWrites;
-  const now = snapshot.writes.get(table.name);
-  return before !== undefined && now !== undefined && before !== now;
+): Expectation | undefined {
+  const last = lastLoads.get(table.name);
+  const now = snapshot.marks.get(table.name);
+  if (!last || !now) return undefined;
+  const transactions = BigInt(now.xid) - BigInt(last.mark.xid);
+  const isSameServer = transactions >= 0n && transactions < MOST_TRANSACTIONS;
+  return {
+    rows: last.rows,
+    hasDeletions: now.deletions !== last.mark.deletions,
+    since: isSameServer ? last.mark.xid : undefined,
+  };
 }
 
 /** What was written, and what is to be found in the target afterwards. */
@@ -239,9 +237,7 @@ async function apply(
     return { ...nothing, wanted: wanted! };
   }
   const { table, source } = sides;
-  const selected = plan.mode === "delta"
-    ? await selectRows(sides, plan)
-    : undefined;
+  const selected = plan.mode === "delta" ? plan.selection : undefined;
 
   clock.enter("delete");
   // The source's fingerprint is taken while the warehouse deletes: the two servers work side by side.

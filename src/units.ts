@@ -125,7 +125,7 @@ async function prepareUnit(
           loadedEntry(result, attempts),
           integrityCheck(result),
           result.phases,
-          snapshot.writes.get(table.name),
+          snapshot.marks.get(table.name),
         );
         results.push(result);
         onProgress({

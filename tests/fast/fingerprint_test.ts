@@ -7,8 +7,8 @@ import {
   diffRows,
   equal,
   isLopsided,
+  modeFor,
   parseBuckets,
-  planFor,
   wholeOf,
 } from "../../src/fingerprint.ts";
 
@@ -21,18 +21,18 @@ const buckets = (entries: Record<number, [number, string]>): Buckets =>
 
 const BUCKETING = { by: "first column", buckets: 256 } as const;
 
-const planOf = (source: Buckets, target: Buckets) =>
-  planFor(
-    differingBuckets(source, target, BUCKETING),
-    wholeOf(source).count,
-  );
+const differenceOf = (source: Buckets, target: Buckets) =>
+  differingBuckets(source, target, BUCKETING);
 
-Deno.test("planFor() finds nothing to do when all buckets are equal", () => {
+const modeOf = (source: Buckets, target: Buckets) =>
+  modeFor(differenceOf(source, target), wholeOf(source).count);
+
+Deno.test("modeFor() finds nothing to do when all buckets are equal", () => {
   const side = buckets({ 1: [2, "5"], 7: [1, "-9"] });
-  assertEquals(planOf(side, side), { mode: "unchanged" });
+  assertEquals(modeOf(side, side), "unchanged");
 });
 
-Deno.test("planFor() finds a row that moved, came or went", () => {
+Deno.test("differingBuckets() finds a row that moved, came or went", () => {
   const source = buckets({
     1: [50, "5"],
     2: [50, "8"],
@@ -45,29 +45,26 @@ Deno.test("planFor() finds a row that moved, came or went", () => {
     4: [60, "6"],
     9: [1, "1"],
   });
-  assertEquals(planOf(source, target), {
-    mode: "delta",
+  assertEquals(differenceOf(source, target), {
     ...BUCKETING,
     changed: [2, 3, 9],
     sourceRows: 51,
     targetRows: 51,
   });
+  assertEquals(modeOf(source, target), "delta");
 });
 
-Deno.test("planFor() sees a changed number of twins, whose sum alone may be equal", () => {
+Deno.test("modeFor() sees a changed number of twins, whose sum alone may be equal", () => {
   const source = buckets({ 1: [2, "0"], 2: [100, "1"] });
   const target = buckets({ 1: [4, "0"], 2: [100, "1"] });
-  assertEquals(planOf(source, target).mode, "delta");
+  assertEquals(modeOf(source, target), "delta");
 });
 
-Deno.test("planFor() copies all when most differs or one side is empty", () => {
+Deno.test("modeFor() copies all when most differs or one side is empty", () => {
   const some = buckets({ 1: [10, "5"], 2: [10, "6"] });
-  assertEquals(planOf(some, buckets({})).mode, "full");
-  assertEquals(planOf(buckets({}), some).mode, "full");
-  assertEquals(
-    planOf(some, buckets({ 1: [10, "7"], 2: [10, "8"] })).mode,
-    "full",
-  );
+  assertEquals(modeOf(some, buckets({})), "full");
+  assertEquals(modeOf(buckets({}), some), "full");
+  assertEquals(modeOf(some, buckets({ 1: [10, "7"], 2: [10, "8"] })), "full");
 });
 
 Deno.test("isLopsided() tells one value in most rows from many changes", () => {
@@ -120,9 +117,18 @@ Deno.test("diffRows() finds the rows that differ, and twins whose number does", 
       hashes: ["2", "3", "4"],
       source: ["(0,2)", "(0,3)", "(0,4)"],
       target: ["(9,3)", "(9,2)"],
+      copied: { count: 3, checksum: "8" },
+      deleted: { count: 2, checksum: "7" },
     },
   );
-  assertEquals(diffRows("", ""), { hashes: [], source: [], target: [] });
+  const nothing = { count: 0, checksum: "0" };
+  assertEquals(diffRows("", ""), {
+    hashes: [],
+    source: [],
+    target: [],
+    copied: nothing,
+    deleted: nothing,
+  });
 });
 
 Deno.test("diffRows() takes any number of equal rows", () => {

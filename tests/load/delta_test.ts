@@ -1,7 +1,8 @@
 import { assertEquals } from "@std/assert";
+import { castToTarget } from "../../src/fingerprint_sql.ts";
 import { load } from "../../src/load.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
-import { createDatabases, serviceOf } from "../support/databases.ts";
+import { TABLE_NAMES, TABLES } from "../../src/tables.ts";
+import { createDatabases, serviceOf, type Sql } from "../support/databases.ts";
 
 const ALL = {
   tables: TABLE_NAMES,
@@ -104,3 +105,123 @@ Deno.test("a delta stays small where the first column has one value in all rows"
     [["delta", 1, 1], ["delta", 0, 1]],
   );
 });
+
+/** What may happen between two loads, and how many rows a load then copies. */
+const CHANGES: readonly {
+  what: string;
+  source?: string;
+  warehouse?: string;
+  copied: number;
+}[] = [
+  {
+    what: "rows are changed",
+    source:
+      "update marketing.closed_deals set has_gtin = 'new' where mql_id in ('a', 'b')",
+    copied: 2,
+  },
+  {
+    what: "a row is added",
+    source: "insert into marketing.closed_deals (mql_id) values ('c')",
+    copied: 1,
+  },
+  {
+    what: "a twin is added",
+    source:
+      "insert into marketing.closed_deals (mql_id, seller_id) values ('a', 'seller of a')",
+    copied: 2,
+  },
+  {
+    what: "a row with the key of another one is added",
+    source:
+      "insert into marketing.closed_deals (mql_id, has_gtin) values ('a', 'x')",
+    copied: 1,
+  },
+  {
+    what: "a key is changed",
+    source: "update marketing.closed_deals set mql_id = 'z' where mql_id = 'a'",
+    copied: 1,
+  },
+  {
+    what: "a row is deleted and another one changed",
+    source: `delete from marketing.closed_deals where mql_id = 'a';
+      update marketing.closed_deals set has_gtin = 'new' where mql_id = 'b'`,
+    copied: 1,
+  },
+  {
+    what: "two rows exchange a value",
+    source: `update marketing.closed_deals set seller_id =
+      case mql_id when 'a' then 'seller of b' else 'seller of a' end where mql_id in ('a', 'b')`,
+    copied: 2,
+  },
+  {
+    what: "a row is written anew as it was",
+    source:
+      "update marketing.closed_deals set has_gtin = has_gtin where mql_id = 'a'",
+    copied: 0,
+  },
+  {
+    what: "a row is changed here and another one is damaged there",
+    source:
+      "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'a'",
+    warehouse:
+      "update m_data.closed_deal set has_gtin = 'other' where mql_id = 'b'",
+    copied: 2,
+  },
+  {
+    what: "a row is damaged there",
+    warehouse: "delete from m_data.closed_deal where mql_id = 'b'",
+    copied: 1,
+  },
+  {
+    what: "a row is changed and the source's transactions are counted anew",
+    source:
+      "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'a'",
+    warehouse: `update marketing_data_service.table_load
+      set source_mark = json_build_object('deletions', source_mark ->> 'deletions', 'xid', '9223372036854775000')`,
+    copied: 1,
+  },
+  {
+    what: "a row is changed and the last load has left no mark",
+    source:
+      "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'a'",
+    warehouse:
+      "update marketing_data_service.table_load set source_mark = null",
+    copied: 1,
+  },
+];
+
+async function rowsOf(database: Sql, relation: string): Promise<string[]> {
+  const { columns } = TABLES.find((t) => t.name === "closed_deal")!;
+  const rows = await database.unsafe(
+    `select row(${
+      columns.map(castToTarget)
+    })::text collate "C" as line from ${relation} order by line`,
+  );
+  return rows.map((row) => row.line);
+}
+
+for (const { what, source, warehouse, copied } of CHANGES) {
+  Deno.test(`a load copies no more than ${copied} rows when ${what}`, async () => {
+    await using db = await createDatabases({ rows: { deals: 2000, leads: 5 } });
+    await using service = serviceOf(db);
+    await db.source.unsafe(
+      "insert into marketing.closed_deals (mql_id, seller_id) values ('a', 'seller of a'), ('b', 'seller of b')",
+    );
+    await load(service, "cli", ALL);
+    if (source) await db.source.unsafe(source);
+    if (warehouse) await db.warehouse.unsafe(warehouse);
+    for (const expected of [copied, 0]) {
+      const event = await load(service, "cli", ALL);
+      assertEquals(event.status, "success");
+      const [deals] = event.status === "success" ? event.results.results : [];
+      assertEquals(
+        [deals!.mode, deals!.rows_inserted],
+        [expected > 0 ? "delta" : "unchanged", expected],
+      );
+    }
+    assertEquals(
+      await rowsOf(db.warehouse, "m_data.closed_deal"),
+      await rowsOf(db.source, "marketing.closed_deals"),
+    );
+  });
+}
