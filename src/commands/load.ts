@@ -73,8 +73,9 @@ function exitCodeOf(event: LoadEvent): number {
   const codes = event.details.results.flatMap((r) =>
     r.status === "failure" ? [r.code] : []
   );
-  return ERRORS[codes.find((code) => code !== "rolled_back") ?? "internal"]
-    .exit;
+  const code = codes.find((code) => code !== "rolled_back") ?? "internal";
+  // A signal ended another process, which ran this load; of our own, the caller knows.
+  return code === "terminated" ? 1 : ERRORS[code].exit;
 }
 
 function printEvent({ output }: CommandContext, event: LoadEvent): void {
