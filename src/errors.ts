@@ -9,7 +9,7 @@
 /** What a kind of failure means to the outside. */
 export interface ErrorKind {
   /** Exit code of the command line. */
-  readonly exit: 1 | 64 | 69 | 75 | 78 | 130 | 143;
+  readonly exit: 1 | 64 | 69 | 74 | 75 | 78 | 130 | 143;
   /** Status of an HTTP answer. */
   readonly status:
     | 400
@@ -258,6 +258,12 @@ export const ERRORS = {
     500,
     false,
     "Make the file's folder writable for the service, or name another file.",
+  ),
+  output_unwritable: kind(
+    74,
+    500,
+    false,
+    "Make room where standard output goes, or send it elsewhere.",
   ),
   database_error: kind(1, 500, false, "See the cause and the server's log."),
   internal: kind(

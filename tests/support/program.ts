@@ -92,6 +92,30 @@ function inheritedVariables(): Record<string, string> {
   );
 }
 
+/** Runs the program to its end with its outputs redirected as the shell does it. */
+export async function runRedirected(
+  words: readonly string[],
+  redirection: string,
+  environment: Readonly<Record<string, string>> = {},
+): Promise<Finished> {
+  const process = new Deno.Command("sh", {
+    args: [
+      "-c",
+      `exec "$@" ${redirection}`,
+      "sh",
+      ...programCommand(environment),
+      ...words,
+    ],
+    clearEnv: true,
+    env: { ...inheritedVariables(), ...environment },
+    cwd: ROOT.pathname,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  return await finish(process);
+}
+
 /** The program on a terminal of its own, of so many columns; both outputs are its screen. */
 export function terminalCommand(
   words: string,
