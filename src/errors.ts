@@ -59,6 +59,12 @@ export const ERRORS = {
     false,
     "Ask from the service's own pages, or from a program that sends neither Origin nor Sec-Fetch-Site.",
   ),
+  foreign_host: kind(
+    1,
+    403,
+    false,
+    "Ask for localhost or 127.0.0.1; to serve under another name, as behind a proxy, set API_TOKEN.",
+  ),
   body_too_large: kind(1, 413, false, "Send at most 64 KiB."),
   body_too_slow: kind(1, 408, false, "Send the body without pauses."),
   connection_failed: kind(

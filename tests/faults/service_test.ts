@@ -144,7 +144,7 @@ Deno.test("a body that comes too slowly gets 408, and no load begins", async () 
   using connection = await Deno.connect({ hostname, port: Number(port) });
   await connection.write(
     new TextEncoder().encode(
-      `POST /load HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{"mode":`,
+      `POST /load HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"mode":`,
     ),
   );
   const bytes = new Uint8Array(4096);
