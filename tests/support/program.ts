@@ -45,12 +45,16 @@ function taskArguments(
   const { tasks } = JSON.parse(
     Deno.readTextFileSync(new URL("deno.json", ROOT)),
   );
+  // Substituted after the words are told apart: a path may have spaces.
   const text = (tasks.cli as string).replaceAll(
-    /\$\(printenv (\w+) \|\| echo ([\w.]+)\)/g,
-    (_, name, fallback) => environment[name] || fallback,
+    /"\$\(printenv (\w+) \| grep '\S+' \|\| echo ([\w.]+)\)"/g,
+    "{$1|$2}",
   );
   return text.split(" ").slice(1).map((word) =>
-    word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word
+    word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word.replaceAll(
+      /\{(\w+)\|([^}]+)\}/g,
+      (_, name, fallback) => environment[name]?.trim() || fallback,
+    )
   );
 }
 
@@ -89,6 +93,24 @@ function inheritedVariables(): Record<string, string> {
       const value = Deno.env.get(name);
       return value === undefined ? [] : [[name, value]];
     }),
+  );
+}
+
+/** Runs the task `cli` as a user does, its substitutions made by Deno's shell. */
+export async function runTask(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>>,
+): Promise<Finished> {
+  return await finish(
+    new Deno.Command(Deno.execPath(), {
+      args: ["task", "--quiet", "cli", ...words],
+      clearEnv: true,
+      env: { ...inheritedVariables(), ...environment },
+      cwd: ROOT.pathname,
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn(),
   );
 }
 
