@@ -2,7 +2,16 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
-import { interruptDeadRuns } from "../../src/runs.ts";
+import type { Parameter, Row } from "../../src/db.ts";
+import { ServiceError } from "../../src/errors.ts";
+import {
+  enqueueRun,
+  type Executor,
+  interruptDeadRuns,
+  type Ticket,
+  withdrawRun,
+} from "../../src/runs.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
 import {
   changeSource,
   loadedDatabases,
@@ -304,6 +313,41 @@ Deno.test("a service drains with a run of /load-async in the queue: the run stay
   await until(async () =>
     (await two.json(`/runs/${runId}`)).body.status === "succeeded"
   );
+});
+
+Deno.test("who joins while the last one goes keeps the run", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db);
+  const { warehouse } = service;
+  const options = {
+    tables: TABLE_NAMES,
+    mode: "auto",
+    atomic: false,
+    recreate: false,
+  } as const;
+  const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
+  const { runId } = await enqueueRun(warehouse, "cli", options, 60, "one");
+  const joined: Ticket[] = [];
+  // Between taking the wish back and closing the run.
+  const slow: Executor = {
+    async query<T extends Row>(
+      text: string,
+      parameters?: readonly Parameter[],
+    ): Promise<T[]> {
+      if (text.includes("pg_notify")) {
+        joined.push(await enqueueRun(warehouse, "cli", options, 60, "two"));
+      }
+      return await warehouse.query<T>(text, parameters);
+    },
+  };
+  assertEquals(await withdrawRun(slow, runId, "one", stop), undefined);
+  assertEquals(joined, [{ runId, isCertain: false }]);
+  assertEquals((await states(db))[0], "queued 0");
+  const event = await withdrawRun(warehouse, runId, "two", stop);
+  assertEquals(event?.run_id, runId);
+  assertEquals((await states(db))[0], "interrupted terminated 1");
+  // Once more, as after a lost answer.
+  assertEquals(await withdrawRun(warehouse, runId, "two", stop), undefined);
 });
 
 Deno.test("a queue of the schema before is brought over: who waits in it keeps its place", async () => {
