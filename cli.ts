@@ -62,7 +62,7 @@ const STOPPED_DELIVERY_SECONDS = 2;
 
 const encoder = new TextEncoder();
 
-/** Streams that nobody reads any more. */
+/** Streams that nobody reads any more, or that take no more. */
 const broken = new Set<unknown>();
 
 const print = (text: string) => writeAll(Deno.stdout, text);
@@ -148,11 +148,17 @@ export async function main(words: readonly string[]): Promise<number> {
     return signalExit ?? exit;
   } catch (cause) {
     const error = asServiceError(cause);
-    if (isJson) {
-      const { code, line, remedy, table } = error;
-      print(mask(`${JSON.stringify({ error: line, code, remedy, table })}\n`));
-    }
     printError(mask(`${error.line}\n`));
+    if (isJson && !broken.has(Deno.stdout)) {
+      const { code, line, remedy, table } = error;
+      try {
+        print(
+          mask(`${JSON.stringify({ error: line, code, remedy, table })}\n`),
+        );
+      } catch {
+        // The failure is told, and it is what the exit code is about.
+      }
+    }
     if (error.code === "internal" && error.cause instanceof Error) {
       printError(mask(`${error.cause.stack}\n`));
     }
@@ -331,11 +337,16 @@ function writeAll(
       written += stream.writeSync(bytes.subarray(written));
     }
   } catch (error) {
+    broken.add(stream);
     // Whoever read it has gone, as `head` does, or the log's disk is full: what the
     // command does stays as it is.
     const isLost = error instanceof Deno.errors.BrokenPipe ||
       stream === Deno.stderr;
-    if (!isLost) throw error;
-    broken.add(stream);
+    if (isLost) return;
+    throw new ServiceError(
+      "output_unwritable",
+      `Cannot write to standard output: ${(error as Error).message}`,
+      { cause: error },
+    );
   }
 }

@@ -10,6 +10,7 @@ import { Dispatcher } from "./src/dispatcher.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import { lastSuccess } from "./src/history.ts";
 import { createApp } from "./src/http/app.ts";
+import { isLoopback } from "./src/http/own_host.ts";
 import { LiveRuns } from "./src/live_runs.ts";
 import { connectionOf, type Service } from "./src/service.ts";
 import { Metrics } from "./src/metrics.ts";
@@ -150,8 +151,7 @@ export async function serve(options: ServeOptions): Promise<number> {
 
 /** @throws {ServiceError} `configuration` when anybody on the network could ask for loads. */
 function refuseOpenDoor({ config, log }: Service): void {
-  const isLoopback = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/.test(config.host);
-  if (isLoopback || config.apiToken) return;
+  if (isLoopback(config.host) || config.apiToken) return;
   if (config.allowUnauthenticated) {
     log.warn("Anybody who reaches {host} can ask for loads", {
       host: config.host,

@@ -50,6 +50,15 @@ const optional = <T>(of: Variable<T>): Variable<T | undefined> => ({
 
 const path = (description: string) => optional(text("", description));
 
+/** A file that is written. The task hands it to Deno, which takes lists of paths and whose shell folds white space. */
+const writtenPath = (fallback: string, description: string) =>
+  variable(
+    fallback,
+    "a path without commas, and with no white space but single spaces inside",
+    description,
+    (value) => /^[^\s,\0]+( [^\s,\0]+)*$/.test(value) ? value : undefined,
+  );
+
 const secret = (description: string) => ({
   ...optional(text("", description)),
   secret: true,
@@ -351,11 +360,11 @@ export const VARIABLES = {
     "database",
     "Where events go: the event table, or the table and EVENT_FILE",
   ),
-  EVENT_FILE: text(
+  EVENT_FILE: writtenPath(
     "events.jsonl",
     "File of the file publisher, one event a line",
   ),
-  EVENT_SPOOL_FILE: text(
+  EVENT_SPOOL_FILE: writtenPath(
     "events.spool.jsonl",
     "Where a failure event waits while the warehouse is out of reach",
   ),

@@ -18,6 +18,7 @@ import { migrate } from "./migrate.ts";
 import {
   enqueueRun,
   enqueueTick,
+  interruptDeadRuns,
   progressOf,
   type RunOptions,
   type Ticket,
@@ -29,7 +30,7 @@ const QUIET_MILLISECONDS = 25;
 /** Milliseconds after which it begins even though requests go on. */
 const GATHER_MILLISECONDS = 500;
 
-/** Milliseconds between two looks for queued runs that nobody waits for. */
+/** Milliseconds between two looks at the queue. */
 const RESUME_MILLISECONDS = 3000;
 
 /** A run that this process sees to. */
@@ -84,7 +85,8 @@ export class Dispatcher {
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(async () => {
       // Others may have joined and wait for longer; a run that has begun elsewhere is waited for.
-      const run = await progressOf(this.#service.warehouse, ticket.runId)
+      const { warehouse, runner } = this.#service;
+      const run = await progressOf(warehouse, ticket.runId, runner)
         .catch(() => undefined);
       if (!driver.hasBegun && run?.state === "queued") {
         late.reject(
@@ -142,15 +144,30 @@ export class Dispatcher {
     return { runId: ticket.runId };
   }
 
-  /** Takes up queued runs that nobody waits for, such as those of a process that is gone, until the signal. */
+  /**
+   * Looks after the queue until the signal: takes up runs that are to run in
+   * any case, such as those of a process that is gone, and closes those that
+   * were left by whoever waited for them.
+   */
   async resume(signal: AbortSignal): Promise<void> {
+    const { warehouse, log } = this.#service;
     while (!signal.aborted && !this.#draining) {
       try {
         await this.#migrate();
-        const tickets = await unattendedRuns(this.#service.warehouse);
+        const tickets = await unattendedRuns(warehouse);
         for (const ticket of this.#draining ? [] : tickets) this.#drive(ticket);
+        const closed = await interruptDeadRuns(warehouse, "queued");
+        for (const id of closed) {
+          log.warn(
+            "Run {run_id} was left in the queue and is now interrupted",
+            {
+              run_id: id,
+            },
+          );
+        }
+        if (closed.length > 0) this.#service.deliver();
       } catch (error) {
-        this.#service.log.debug("Cannot look for queued runs: {error}", {
+        log.debug("Cannot look after the queue: {error}", {
           error: asServiceError(error).message,
         });
       }
@@ -200,10 +217,11 @@ export class Dispatcher {
     const key = JSON.stringify([options, waitSeconds]);
     const gathering = this.#gathering.get(key);
     if (gathering) return gathering;
+    const { warehouse, runner } = this.#service;
     const next = Promise.resolve(this.#queueing.get(key)).then(() => {
       this.#gathering.delete(key);
       const ticket = this.#insistently(() =>
-        enqueueRun(this.#service.warehouse, trigger, options, waitSeconds)
+        enqueueRun(warehouse, trigger, options, waitSeconds, runner)
       );
       const settled = ticket.then(() => {}, () => {}).then(() => {
         if (this.#queueing.get(key) === settled) this.#queueing.delete(key);

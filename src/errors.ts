@@ -9,7 +9,7 @@
 /** What a kind of failure means to the outside. */
 export interface ErrorKind {
   /** Exit code of the command line. */
-  readonly exit: 1 | 64 | 69 | 75 | 78 | 130 | 143;
+  readonly exit: 1 | 64 | 69 | 74 | 75 | 78 | 130 | 143;
   /** Status of an HTTP answer. */
   readonly status:
     | 400
@@ -58,6 +58,12 @@ export const ERRORS = {
     403,
     false,
     "Ask from the service's own pages, or from a program that sends neither Origin nor Sec-Fetch-Site.",
+  ),
+  foreign_host: kind(
+    1,
+    403,
+    false,
+    "Ask for localhost or 127.0.0.1; to serve under another name, as behind a proxy, set API_TOKEN.",
   ),
   body_too_large: kind(1, 413, false, "Send at most 64 KiB."),
   body_too_slow: kind(1, 408, false, "Send the body without pauses."),
@@ -276,6 +282,12 @@ export const ERRORS = {
     500,
     false,
     "Make the file's folder writable for the service, or name another file.",
+  ),
+  output_unwritable: kind(
+    74,
+    500,
+    false,
+    "Make room where standard output goes, or send it elsewhere.",
   ),
   database_error: kind(1, 500, false, "See the cause and the server's log."),
   internal: kind(

@@ -13,12 +13,7 @@ import type {
 } from "./events.ts";
 import type { PhaseTiming } from "./progress.ts";
 import type { PublisherName } from "./publish/publisher.ts";
-import {
-  type Executor,
-  type RunState,
-  type Ticket,
-  WAIT_UNTIL,
-} from "./runs.ts";
+import type { Executor, RunState, Ticket } from "./runs.ts";
 import type { TableName } from "./tables.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */
@@ -258,10 +253,10 @@ export async function unattendedRuns(
   executor: Executor,
 ): Promise<readonly Ticket[]> {
   const rows = await executor.query(
-    `select id, ${WAIT_UNTIL} as wait_until from marketing_data_service.run
+    `select id from marketing_data_service.run
      where state = 'queued' and wait_until = 'infinity' order by seq`,
   );
-  return rows.map((row) => ({ runId: row.id, waitUntil: row.wait_until }));
+  return rows.map((row) => ({ runId: row.id, isCertain: true }));
 }
 
 /** Unix time of the last success, in seconds, or `undefined` when there was none. */

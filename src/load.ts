@@ -77,6 +77,7 @@ export async function load(
         trigger,
         options,
         config.lockTimeoutSeconds,
+        service.runner,
       );
     });
   } catch (error) {
@@ -110,14 +111,19 @@ async function runInTurn(
   ticket: Ticket,
   hooks: LoadHooks,
 ): Promise<LoadEvent> {
-  const { warehouse, log } = service;
+  const { warehouse, log, runner } = service;
   await using locks = new AsyncDisposableStack();
   let turn: { run: Run; lock: Lock } | LoadEvent;
   try {
     turn = await takeTurn(service, ticket, hooks, locks);
   } catch (error) {
     try {
-      const event = await withdrawRun(warehouse, ticket, asServiceError(error));
+      const event = await withdrawRun(
+        warehouse,
+        ticket.runId,
+        runner,
+        asServiceError(error),
+      );
       if (event) service.deliver();
     } catch (reason) {
       log.warn("Run {run_id} stays queued: {reason}", {
@@ -151,7 +157,7 @@ async function takeTurn(
   const { config, warehouse, log, runner } = service;
   const retries = retriesOf(service, hooks.signal);
   const turn = await withRetries(retries, async () => {
-    const turn = await waitForTurn(config, warehouse, ticket, hooks.signal);
+    const turn = await waitForTurn(service, ticket, hooks.signal);
     if (!isLock(turn)) return turn;
     try {
       // Before there are events that a new publisher has to be told of.

@@ -12,6 +12,7 @@ const MIGRATIONS = [
   "0001_initial.sql",
   "0002_deliveries.sql",
   "0003_last_change.sql",
+  "0004_askers.sql",
   "0005_source_mark.sql",
 ] as const;
 

@@ -61,38 +61,46 @@ const EVENT_LOCK = 5_714_292;
 const NOW =
   `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
 
-/** A place in the queue, and the time until which its asker waits. */
+/** A place in the queue. */
 export interface Ticket {
   readonly runId: string;
-  /** Unix time as the database writes it, to the microsecond; `Infinity` when it is to run in any case. */
-  readonly waitUntil: string;
+  /** Whether the run is waited for without limit, as it is to run in any case. */
+  readonly isCertain: boolean;
 }
 
-/** {@linkcode Ticket.waitUntil} in SQL: the text of a timestamp would depend on the role's DateStyle. */
-export const WAIT_UNTIL = "extract(epoch from wait_until)::text";
+/**
+ * True of a queued run that nobody waits for any more. Whoever waits takes the
+ * wish back in the end; one who is gone without that has some seconds on top.
+ */
+const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
  *
  * A queued run has not begun, so whoever joins it gets a load that began after
  * they asked. `waitSeconds` is how long the asker waits for it to begin;
- * `Infinity` has it run in any case.
+ * `Infinity` has it run in any case. `runner` is the process that asks: it has
+ * one wish, for all its askers, until the last of them stops waiting.
  */
 export async function enqueueRun(
   executor: Executor,
   trigger: Trigger,
   options: RunOptions,
   waitSeconds: number,
+  runner: string,
 ): Promise<Ticket> {
+  const isCertain = !Number.isFinite(waitSeconds);
   const [row] = await executor.query(
     `insert into marketing_data_service.run as run
-       (id, trigger, tables, mode, atomic, recreate, wait_until)
-     values ($1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
-       case when $7::float8 < 0 then 'infinity'::timestamptz
-         else clock_timestamp() + make_interval(secs => $7::float8) end)
+       (id, trigger, tables, mode, atomic, recreate, wait_until, askers)
+     select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
+       coalesce(until, 'infinity'),
+       case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end
+     from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wish
      on conflict (tables, mode, atomic, recreate) where state = 'queued'
-       do update set wait_until = greatest(run.wait_until, excluded.wait_until)
-     returning id, ${WAIT_UNTIL} as wait_until`,
+       do update set wait_until = greatest(run.wait_until, excluded.wait_until),
+         askers = run.askers || excluded.askers
+     returning id`,
     [
       crypto.randomUUID(),
       trigger,
@@ -100,10 +108,11 @@ export async function enqueueRun(
       options.mode,
       options.atomic,
       options.recreate,
-      Number.isFinite(waitSeconds) ? waitSeconds : -1,
+      isCertain ? null : waitSeconds,
+      runner,
     ],
   );
-  return { runId: row!.id, waitUntil: row!.wait_until };
+  return { runId: row!.id, isCertain };
 }
 
 /**
@@ -160,8 +169,9 @@ export interface RunEnd {
 
 /**
  * Closes a run: state, failed tables, event and notification, in one statement.
+ * A queued one only while nobody waits for it.
  *
- * @throws {ServiceError} `run_lost` when the run is closed already.
+ * @throws {ServiceError} `run_lost` when the run is closed already, or wanted again.
  */
 export async function closeRun(
   executor: Executor,
@@ -181,7 +191,8 @@ export async function closeRun(
      closed as (
        update marketing_data_service.run
        set state = $3, finished_at = clock_timestamp(), error = $4, code = $5, source_snapshot_at = $6
-       from ordered where id = $1::uuid and state = $2 returning id),
+       from ordered where id = $1::uuid and state = $2 and (state = 'running' or ${IS_UNWANTED})
+       returning id),
      failures as (
        insert into marketing_data_service.table_load (run_id, table_name, state, result)
        select closed.id, entry ->> 'table', 'failed', entry
@@ -372,24 +383,32 @@ export async function eventOf(
   return row && JSON.parse(row.payload);
 }
 
-/** What a run is doing and, when it is over, its event; `undefined` when there is no such run. */
+/** How far a run is. */
+export interface RunProgress {
+  readonly state: RunState;
+  /** Once it is over. */
+  readonly event: LoadEvent | undefined;
+  /** For which a process still waits for it to begin; 0 where it does not. */
+  readonly secondsLeft: number;
+}
+
+/** How far a run is, as seen by the process `runner`; `undefined` when there is no such run. */
 export async function progressOf(
   executor: Executor,
   runId: string,
-): Promise<
-  | { state: RunState; isAwaited: boolean; event: LoadEvent | undefined }
-  | undefined
-> {
+  runner: string,
+): Promise<RunProgress | undefined> {
   const [row] = await executor.query(
-    `select state, wait_until > clock_timestamp() as awaited, (select payload::text from marketing_data_service.event where run_id = run.id) as event
+    `select state, (select payload::text from marketing_data_service.event where run_id = run.id) as event,
+       greatest(0, coalesce((askers ->> $2)::float8, 0) - extract(epoch from clock_timestamp())::float8) as seconds_left
      from marketing_data_service.run where id = $1::uuid`,
-    [runId],
+    [runId, runner],
   );
   return row &&
     {
       state: row.state,
-      isAwaited: row.awaited,
       event: row.event ? JSON.parse(row.event) : undefined,
+      secondsLeft: row.seconds_left,
     };
 }
 
@@ -425,7 +444,7 @@ export async function enqueueTick(
          (select array_agg(t) from json_array_elements_text($2::text::json) t), $3, $4, $5, $6::text::timestamptz)
        on conflict (tables, mode, atomic, recreate) where state = 'queued'
          do update set wait_until = 'infinity', tick = coalesce(run.tick, excluded.tick)
-       returning id, ${WAIT_UNTIL} as wait_until`,
+       returning id`,
       [
         crypto.randomUUID(),
         JSON.stringify(options.tables),
@@ -435,7 +454,7 @@ export async function enqueueTick(
         tick.toISOString(),
       ],
     );
-    return { runId: row!.id, waitUntil: row!.wait_until };
+    return { runId: row!.id, isCertain: true };
   } catch (error) {
     // 23505: a replica with the same schedule was faster.
     if (error instanceof ServiceError && error.sqlstate === "23505") {
@@ -446,19 +465,22 @@ export async function enqueueTick(
 }
 
 /**
- * Closes the runs whose process is gone, each with its event. The caller holds
- * the service's lock, so a run that is `running` has nobody who runs it; a
- * queued one is dead when nobody waits for it any more.
+ * Closes the runs whose process is gone, each with its event. A queued one is
+ * dead when nobody waits for it any more; one that is `running` when the
+ * caller holds the service's lock, since then nobody runs it.
  *
  * @returns ids of the runs that were closed.
  */
 export async function interruptDeadRuns(
   executor: Executor,
+  states: "queued" | "queued and running" = "queued and running",
 ): Promise<readonly string[]> {
   const dead = await executor.query(
     `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
      from marketing_data_service.run
-     where state = 'running' or state = 'queued' and wait_until < clock_timestamp() - interval '5 s'
+     where state = 'queued' and ${IS_UNWANTED} ${
+      states === "queued" ? "" : "or state = 'running'"
+    }
      order by seq`,
   );
   const closed: string[] = [];
@@ -518,23 +540,26 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
 }
 
 /**
- * Takes a request out of the queue: the run fails with `error`, unless
- * somebody else has joined it and still waits, or it is to run in any case.
+ * Takes back a process's wish for a queued run. The run is closed with `error`
+ * when nobody else waits for it and it is not to run in any case.
  *
  * @returns its event, or `undefined` when the run stays queued or has begun.
  */
 export async function withdrawRun(
   executor: Executor,
-  ticket: Ticket,
+  runId: string,
+  runner: string,
   error: ServiceError,
 ): Promise<LoadEvent | undefined> {
   const [row] = await executor.query(
-    `select id, trigger, to_json(tables)::text as tables, ${NOW} as now from marketing_data_service.run
-     where id = $1::uuid and state = 'queued' and ${WAIT_UNTIL} = $2
-       and wait_until < 'infinity'`,
-    [ticket.runId, ticket.waitUntil],
+    `update marketing_data_service.run
+     set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
+       else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
+     where id = $1::uuid and state = 'queued' and askers ? $2
+     returning id, trigger, to_json(tables)::text as tables, ${NOW} as now, ${IS_UNWANTED} as is_unwanted`,
+    [runId, runner],
   );
-  if (!row) return undefined;
+  if (!row?.is_unwanted) return undefined;
   const entries = (JSON.parse(row.tables) as string[]).map((
     table,
   ): FailedEntry => ({
@@ -554,12 +579,21 @@ export async function withdrawRun(
     error.line,
     entries,
   );
-  await closeRun(executor, row.id, "queued", {
-    state: "failed",
-    event,
-    code: error.code,
-    failed: entries,
-    sourceSnapshotAt: null,
-  });
-  return event;
+  const isStop = error.code === "terminated" || error.code === "draining";
+  try {
+    await closeRun(executor, row.id, "queued", {
+      state: isStop ? "interrupted" : "failed",
+      event,
+      code: error.code,
+      failed: entries,
+      sourceSnapshotAt: null,
+    });
+    return event;
+  } catch (error) {
+    // Somebody has joined it since.
+    if (error instanceof ServiceError && error.code === "run_lost") {
+      return undefined;
+    }
+    throw error;
+  }
 }

@@ -7,7 +7,8 @@ import type { Config } from "./config.ts";
 import { APPLICATION_NAME, Session } from "./db.ts";
 import { ServiceError } from "./errors.ts";
 import type { LoadEvent } from "./events.ts";
-import { type Executor, progressOf, type Ticket } from "./runs.ts";
+import { progressOf, type Ticket } from "./runs.ts";
+import type { Service } from "./service.ts";
 
 /** Key of the advisory lock that a load holds. */
 const SERVICE_LOCK = 5_714_290;
@@ -95,28 +96,29 @@ const LONG_WAIT_SECONDS = 3600;
  * Waits until the lock is ours, or until another process has finished the run,
  * and then returns its event: requests are shared across processes.
  *
- * The time limit counts until the run begins, wherever that is.
+ * The time limit counts until the run begins, wherever that is; it is that of
+ * this process's own askers, however long others wait for the same run.
  *
  * @throws {ServiceError} `busy` when the run does not begin in time.
  */
 export async function waitForTurn(
-  config: Config,
-  warehouse: Executor,
+  { config, warehouse, runner }: Service,
   ticket: Ticket,
   signal?: AbortSignal,
 ): Promise<Lock | LoadEvent> {
   const finished = new AbortController();
   let event: LoadEvent | undefined;
   let isOver = false;
-  let hasBegun = ticket.waitUntil === "Infinity";
+  let hasNoLimit = ticket.isCertain;
+  let limitSeconds = config.lockTimeoutSeconds;
   const look = async () => {
     try {
-      const run = await progressOf(warehouse, ticket.runId);
+      const run = await progressOf(warehouse, ticket.runId, runner);
       if (isOver) return;
       if (run?.event) {
         event = run.event;
         finished.abort(new ServiceError("run_lost", "The run is finished"));
-      } else if (run?.state === "running") hasBegun = true;
+      } else if (run?.state === "running") hasNoLimit = true;
     } catch {
       // The wait for the lock tells of a lost connection.
     }
@@ -128,18 +130,21 @@ export async function waitForTurn(
       try {
         return await acquireLock(
           config,
-          hasBegun ? LONG_WAIT_SECONDS : config.lockTimeoutSeconds,
+          hasNoLimit ? LONG_WAIT_SECONDS : limitSeconds,
           AbortSignal.any([finished.signal, ...(signal ? [signal] : [])]),
         );
       } catch (error) {
         if (event) return event;
         const isBusy = error instanceof ServiceError && error.code === "busy";
         if (!isBusy) throw error;
-        const run = await progressOf(warehouse, ticket.runId);
+        const run = await progressOf(warehouse, ticket.runId, runner);
         if (run?.event) return run.event;
-        hasBegun ||= run?.state === "running";
-        // Others who joined the run may wait for longer.
-        if (!hasBegun && !run?.isAwaited) throw error;
+        hasNoLimit ||= run?.state === "running";
+        // Others of this process who joined the run may wait for longer.
+        limitSeconds = run?.secondsLeft ?? 0;
+        if (!hasNoLimit && limitSeconds === 0) {
+          throw busy(config.lockTimeoutSeconds, error);
+        }
       }
     }
   } finally {

@@ -60,7 +60,7 @@ export interface Output {
   readonly progress: (text: string) => void;
   /** Has the log written by `write` while bars are shown, which it would tear; back by `undefined`. */
   readonly divertLog: (write: ((text: string) => void) | undefined) => void;
-  /** Whether the reader of standard output has gone. */
+  /** Whether the reader of standard output has gone, or it takes no more. */
   readonly isUnread: () => boolean;
   readonly isJson: boolean;
   readonly isQuiet: boolean;

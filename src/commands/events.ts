@@ -55,7 +55,7 @@ export const eventsCommand: Command = {
         after = events.at(-1)?.seq ?? after;
         if (isFollowing && events.length === limit) continue;
       } catch (error) {
-        if (!isFollowing) throw error;
+        if (!isFollowing || output.isUnread()) throw error;
         // A restart of the warehouse is no reason to stop following.
         context.log().warn("Cannot read events: {error}", {
           error: (error as Error).message,

@@ -1,6 +1,6 @@
 /** `load`: makes the targets equal to the source. */
 import { compareTables } from "../compare.ts";
-import { ERRORS } from "../errors.ts";
+import { asServiceError, ERRORS, ServiceError } from "../errors.ts";
 import type { LoadEvent, TableEntry } from "../events.ts";
 import { load } from "../load.ts";
 import { checkEventFile } from "../publish/file.ts";
@@ -52,8 +52,7 @@ export const loadCommand: Command = {
         recreate: switches.has("recreate"),
       }, { signal: context.signal, onProgress: (_, p) => progress.update(p) });
       progress.stop();
-      printEvent(context, event);
-      return exitCodeOf(event);
+      return reportEvent(context, event);
     } finally {
       progress.stop();
     }
@@ -67,14 +66,39 @@ export function tablesOf(names: readonly string[]): readonly TableName[] {
     : TABLE_NAMES.filter((name) => names.includes(name));
 }
 
+/**
+ * Prints the event and returns the exit code. That the output cannot be
+ * written undoes no load, which the message then says.
+ */
+function reportEvent(context: CommandContext, event: LoadEvent): number {
+  try {
+    printEvent(context, event);
+  } catch (cause) {
+    const { code, message, remedy } = asServiceError(cause);
+    if (code !== "output_unwritable") throw cause;
+    if (event.status === "success") {
+      throw new ServiceError(
+        code,
+        `${message}; run ${event.run_id} succeeded and what it loaded is committed`,
+        { cause, remedy: `${remedy} \`runs --id\` shows the run.` },
+      );
+    }
+    context.output.progress(
+      `${message}; run ${event.run_id} failed: ${event.error}\n`,
+    );
+  }
+  return exitCodeOf(event);
+}
+
 /** What the process exits with after a run: the code of the first table that failed by itself. */
 function exitCodeOf(event: LoadEvent): number {
   if (event.status === "success") return 0;
   const codes = event.details.results.flatMap((r) =>
     r.status === "failure" ? [r.code] : []
   );
-  return ERRORS[codes.find((code) => code !== "rolled_back") ?? "internal"]
-    .exit;
+  const code = codes.find((code) => code !== "rolled_back") ?? "internal";
+  // A signal ended another process, which ran this load; of our own, the caller knows.
+  return code === "terminated" ? 1 : ERRORS[code].exit;
 }
 
 function printEvent({ output }: CommandContext, event: LoadEvent): void {

@@ -29,8 +29,14 @@ export const refused = (description: string) => ({
   description,
 });
 
+/** What every route may answer where there is no token. */
+export const ownHost = {
+  403: refused("Host names another host, and there is no token"),
+};
+
 /** What every route that needs the token may answer. */
 export const guarded = {
+  ...ownHost,
   401: refused("The token is missing or wrong; a browser gets a form for it"),
 };
 

@@ -1,5 +1,6 @@
 /** The frame of every page. */
 import type { Context } from "hono";
+import { accepts } from "hono/accepts";
 import { raw } from "hono/html";
 import type { Child } from "hono/jsx";
 import type { RunState } from "../runs.ts";
@@ -46,9 +47,14 @@ export function answerPage(
   return c.html(html, status);
 }
 
-/** Whether a browser asks for a page, rather than a program for data. */
+/** Whether a browser asks for a page, rather than a program for data: a page is for who would rather have it. */
 export function wantsPage(c: Context): boolean {
-  return c.req.header("accept")?.includes("text/html") ?? false;
+  const [data, page] = ["application/json", "text/html"] as const;
+  return accepts(c, {
+    header: "Accept",
+    supports: [data, "application/problem+json", page],
+    default: data,
+  }) === page;
 }
 
 function Frame(page: Page & { nonce: string }) {

@@ -2,7 +2,7 @@
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import { checkHealth } from "../health.ts";
 import { VERSION } from "../version.ts";
-import { guarded, json, text } from "./answers.ts";
+import { guarded, json, ownHost, text } from "./answers.ts";
 import type { HttpContext } from "./context.ts";
 import * as schemas from "./schemas.ts";
 
@@ -18,6 +18,7 @@ export function addHealthRoutes(
       path: "/health",
       summary: "Whether both databases answer",
       responses: {
+        ...ownHost,
         200: json(schemas.Health, "Both answer"),
         503: json(schemas.Health, "One does not"),
       },
@@ -36,7 +37,7 @@ export function addHealthRoutes(
       method: "get",
       path: "/health/live",
       summary: "Whether the process answers; touches no database",
-      responses: { 200: json(schemas.Status, "It does") },
+      responses: { ...ownHost, 200: json(schemas.Status, "It does") },
     }),
     (c) => c.json({ status: "live" }, 200),
   );
@@ -46,6 +47,7 @@ export function addHealthRoutes(
       path: "/health/ready",
       summary: "Whether loads are taken; touches no database",
       responses: {
+        ...ownHost,
         200: json(schemas.Status, "They are"),
         503: json(schemas.Status, "Starting up, or shutting down"),
       },

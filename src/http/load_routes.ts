@@ -15,7 +15,9 @@ const request = {
 const refusals = {
   ...stored,
   400: refused("The body is not allowed; it says why"),
-  403: refused("A page of another origin asks"),
+  403: refused(
+    "A page of another origin asks; or Host names another host, and there is no token",
+  ),
   408: refused("The body came too slowly"),
   413: refused("The body is larger than 64 KiB"),
 };

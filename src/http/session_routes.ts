@@ -15,7 +15,9 @@ export function addSessionRoutes(
   { service: { config: { apiToken } } }: HttpContext,
 ): void {
   const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
-  const crossOrigin = refused("A page of another origin asks");
+  const crossOrigin = refused(
+    "A page of another origin asks; or Host names another host, and there is no token",
+  );
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/session",

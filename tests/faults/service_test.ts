@@ -144,7 +144,7 @@ Deno.test("a body that comes too slowly gets 408, and no load begins", async () 
   using connection = await Deno.connect({ hostname, port: Number(port) });
   await connection.write(
     new TextEncoder().encode(
-      `POST /load HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{"mode":`,
+      `POST /load HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n{"mode":`,
     ),
   );
   const bytes = new Uint8Array(4096);
@@ -216,7 +216,7 @@ Deno.test("asked to stop between the lock and the run's begin: it has not begun"
   const stop = new ServiceError("draining", "The service is shutting down");
 
   for (const waits of [5, Infinity]) {
-    const expected = waits === Infinity ? "queued" : "failed draining";
+    const expected = waits === Infinity ? "queued" : "interrupted draining";
     await t.step(`before the claim, ${expected}`, async () => {
       const scene = await changeSource(db);
       const controller = new AbortController();
@@ -225,6 +225,7 @@ Deno.test("asked to stop between the lock and the run's begin: it has not begun"
         "http",
         OPTIONS,
         waits,
+        service.runner,
       );
       const outcome = await driveRun(service, ticket, {
         signal: controller.signal,
@@ -247,6 +248,7 @@ Deno.test("asked to stop between the lock and the run's begin: it has not begun"
         "http",
         OPTIONS,
         waits,
+        service.runner,
       );
       await using other = db.connect("warehouse");
       await other.unsafe(

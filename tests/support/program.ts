@@ -45,12 +45,16 @@ function taskArguments(
   const { tasks } = JSON.parse(
     Deno.readTextFileSync(new URL("deno.json", ROOT)),
   );
+  // Substituted after the words are told apart: a path may have spaces.
   const text = (tasks.cli as string).replaceAll(
-    /\$\(printenv (\w+) \|\| echo ([\w.]+)\)/g,
-    (_, name, fallback) => environment[name] || fallback,
+    /"\$\(printenv (\w+) \| grep '\S+' \|\| echo ([\w.]+)\)"/g,
+    "{$1|$2}",
   );
   return text.split(" ").slice(1).map((word) =>
-    word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word
+    word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word.replaceAll(
+      /\{(\w+)\|([^}]+)\}/g,
+      (_, name, fallback) => environment[name]?.trim() || fallback,
+    )
   );
 }
 
@@ -90,6 +94,48 @@ function inheritedVariables(): Record<string, string> {
       return value === undefined ? [] : [[name, value]];
     }),
   );
+}
+
+/** Runs the task `cli` as a user does, its substitutions made by Deno's shell. */
+export async function runTask(
+  words: readonly string[],
+  environment: Readonly<Record<string, string>>,
+): Promise<Finished> {
+  return await finish(
+    new Deno.Command(Deno.execPath(), {
+      args: ["task", "--quiet", "cli", ...words],
+      clearEnv: true,
+      env: { ...inheritedVariables(), ...environment },
+      cwd: ROOT.pathname,
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn(),
+  );
+}
+
+/** Runs the program to its end with its outputs redirected as the shell does it. */
+export async function runRedirected(
+  words: readonly string[],
+  redirection: string,
+  environment: Readonly<Record<string, string>> = {},
+): Promise<Finished> {
+  const process = new Deno.Command("sh", {
+    args: [
+      "-c",
+      `exec "$@" ${redirection}`,
+      "sh",
+      ...programCommand(environment),
+      ...words,
+    ],
+    clearEnv: true,
+    env: { ...inheritedVariables(), ...environment },
+    cwd: ROOT.pathname,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  return await finish(process);
 }
 
 /** The program on a terminal of its own, of so many columns; both outputs are its screen. */

@@ -1,0 +1,128 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { createDatabases } from "../support/databases.ts";
+import { type Server, startServer } from "../support/server.ts";
+
+/** Sends a request as it is written and returns the whole answer. */
+async function send(server: Server, lines: readonly string[]): Promise<string> {
+  const { hostname, port } = new URL(server.url);
+  using connection = await Deno.connect({ hostname, port: Number(port) });
+  await connection.write(
+    new TextEncoder().encode([...lines, "", ""].join("\r\n")),
+  );
+  return await new Response(connection.readable).text();
+}
+
+const ask = (server: Server, host: string, path = "/runs") =>
+  send(server, [
+    `GET ${path} HTTP/1.1`,
+    `Host: ${host}`,
+    "Connection: close",
+  ]);
+
+Deno.test("without a token, what is asked of another host's name is refused", async (t) => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using server = await startServer(db);
+
+  for (
+    const host of [
+      "localhost",
+      "LocalHost:80",
+      "127.0.0.1",
+      "127.8.9.10:8000",
+      "[::1]",
+      "[::1]:8000",
+    ]
+  ) {
+    await t.step(`${host} is answered`, async () => {
+      assertStringIncludes(await ask(server, host), "HTTP/1.1 200");
+    });
+  }
+
+  for (
+    const host of [
+      "rebound.example",
+      "rebound.example:8000",
+      "localhost.rebound.example",
+      "127.0.0.1.rebound.example",
+      "128.0.0.1",
+      "[::2]:8000",
+    ]
+  ) {
+    await t.step(`${host} is refused`, async () => {
+      for (const path of ["/", "/runs", "/health", "/metrics"]) {
+        const answer = await ask(server, host, path);
+        assertStringIncludes(answer, "HTTP/1.1 403");
+        assertStringIncludes(answer, "application/problem+json");
+        assertStringIncludes(answer, `"code":"foreign_host"`);
+        assertStringIncludes(answer, "API_TOKEN");
+      }
+    });
+  }
+
+  await t.step("a load that a rebound page asks for is refused", async () => {
+    const answer = await send(server, [
+      "POST /load-async HTTP/1.1",
+      "Host: rebound.example",
+      "Origin: http://rebound.example",
+      "Sec-Fetch-Site: same-origin",
+      "Content-Length: 0",
+      "Connection: close",
+    ]);
+    assertStringIncludes(answer, `"code":"foreign_host"`);
+    assertEquals((await server.json("/runs")).body.runs, []);
+  });
+
+  await t.step("HTTP/1.0, which names no host, is answered", async () => {
+    assertStringIncludes(
+      await send(server, ["GET /runs HTTP/1.0"]),
+      " 200 OK",
+    );
+  });
+});
+
+Deno.test("with a token, a service behind a proxy answers by any name", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using server = await startServer(db, { API_TOKEN: "tok-en-123456" });
+  assertStringIncludes(await ask(server, "loads.example"), "HTTP/1.1 401");
+  assertStringIncludes(
+    await send(server, [
+      "GET /runs HTTP/1.1",
+      "Host: loads.example",
+      "Authorization: Bearer tok-en-123456",
+      "Connection: close",
+    ]),
+    "HTTP/1.1 200",
+  );
+});
+
+Deno.test("a page is for who would rather have it than data", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using server = await startServer(db);
+  for (
+    const [accept, type] of [
+      ["*/*", "application/json"],
+      ["", "application/json"],
+      ["text/html;q=0", "application/json"],
+      ["text/html;q=0, */*", "application/json"],
+      ["application/json, text/html;q=0.9", "application/json"],
+      ["application/json, text/plain, */*", "application/json"],
+      ["text/html", "text/html"],
+      ["TEXT/HTML", "text/html"],
+      ["application/json;q=0.5, text/html", "text/html"],
+      // As browsers send it.
+      [
+        "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+        "text/html",
+      ],
+    ] as const
+  ) {
+    const response = await server.fetch("/", { headers: { accept } });
+    await response.body?.cancel();
+    const given = response.headers.get("content-type")!.split(";")[0];
+    assertEquals(given, type, accept);
+  }
+  const missing = await server.fetch("/nowhere", {
+    headers: { accept: "application/problem+json, text/html;q=0.5" },
+  });
+  assertEquals((await missing.json()).code, "not_found");
+});

@@ -1,0 +1,92 @@
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { createDatabases } from "../support/databases.ts";
+import { runJson, runRedirected } from "../support/program.ts";
+
+const ignore = Deno.build.os !== "linux"; // Only there is /dev/full.
+
+/** Without the log, whose lines are JSON. */
+const linesOf = (stderr: string) =>
+  stderr.split("\n").filter((line) => line !== "" && !line.startsWith("{"));
+
+Deno.test({
+  name:
+    "standard output that cannot be written is told in one line, with exit code 74",
+  ignore,
+  async fn(t) {
+    await using db = await createDatabases({ rows: { deals: 5, leads: 9 } });
+    const toFull = (words: string[], changes: Record<string, string> = {}) =>
+      runRedirected(words, ">/dev/full", { ...db.environment, ...changes });
+
+    for (const words of [["load", "--quiet"], ["load", "--quiet", "--json"]]) {
+      await t.step(
+        `${words.join(" ")}: what it loaded is committed`,
+        async () => {
+          const { code, stderr } = await toFull(words);
+          assertEquals(code, 74, stderr);
+          const lines = linesOf(stderr);
+          assertEquals(lines.length, 1, stderr);
+          assertMatch(
+            lines[0]!,
+            /^Cannot write to standard output: No space left.*; run (\S{36}) succeeded and what it loaded is committed\. /,
+          );
+          const { json } = await runJson(["runs"], db.environment);
+          const [newest] = json.runs ?? json;
+          assertEquals(newest.status, "succeeded");
+          assertStringIncludes(lines[0]!, newest.run_id);
+        },
+      );
+    }
+
+    await t.step("a load that fails ends with its own code", async () => {
+      for (
+        const words of [["load", "--quiet"], ["load", "--quiet", "--json"]]
+      ) {
+        await db.source.unsafe(
+          "alter table marketing.closed_deals rename won_date to won",
+        );
+        const { code, stderr } = await toFull(words);
+        await db.source.unsafe(
+          "alter table marketing.closed_deals rename won to won_date",
+        );
+        assertEquals(code, 1, stderr);
+        const lines = linesOf(stderr);
+        assertEquals(lines.length, 1, stderr);
+        assertMatch(lines[0]!, /; run \S{36} failed: .*won_date/);
+      }
+    });
+
+    await t.step("what cannot begin ends with its own code", async () => {
+      const { code, stderr } = await toFull(["load", "--json"], { PORT: "x" });
+      assertEquals(code, 78, stderr);
+      assertEquals(linesOf(stderr).length, 1, stderr);
+    });
+
+    for (
+      const words of [
+        ["verify"],
+        ["verify", "--json"],
+        ["load", "--dry-run"],
+        ["runs"],
+        ["runs", "--json"],
+        ["events"],
+        ["events", "--follow"],
+        ["health"],
+        ["config"],
+        ["config", "--json"],
+        ["schema", "print"],
+        ["version"],
+        ["--help"],
+        ["load", "--help"],
+        [],
+      ]
+    ) {
+      await t.step(words.join(" ") || "no words", async () => {
+        const { code, stderr } = await toFull(words);
+        assertEquals(code, 74, stderr);
+        const lines = linesOf(stderr);
+        assertEquals(lines.length, 1, stderr);
+        assertMatch(lines[0]!, /^Cannot write to standard output: No space/);
+      });
+    }
+  },
+});

@@ -1,0 +1,393 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { type Databases, serviceOf } from "../support/databases.ts";
+import { type Started, startProgram } from "../support/program.ts";
+import { startServer } from "../support/server.ts";
+import type { Parameter, Row } from "../../src/db.ts";
+import { ServiceError } from "../../src/errors.ts";
+import {
+  enqueueRun,
+  type Executor,
+  interruptDeadRuns,
+  type Ticket,
+  withdrawRun,
+} from "../../src/runs.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  recover,
+} from "../faults/support/scene.ts";
+import {
+  assertSound,
+  sourceContent,
+  until,
+} from "../faults/support/soundness.ts";
+
+const SMALL = { deals: 20, leads: 50 };
+
+/** Makes the next load wait for its table until it is disposed of. */
+async function holdTable(db: Databases): Promise<AsyncDisposable> {
+  const writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  return {
+    async [Symbol.asyncDispose]() {
+      await writer.end({ timeout: 0 });
+    },
+  };
+}
+
+/** Sessions that wait for the service's lock. */
+async function countWaiting(db: Databases): Promise<number> {
+  const [row] = await db.warehouse.unsafe(
+    `select count(*)::int as n from pg_locks where locktype = 'advisory' and objid = 5714290
+       and not granted and database = (select oid from pg_database where datname = current_database())`,
+  );
+  return row!.n;
+}
+
+/** Waits until so many wait for their turn. */
+const waiting = (db: Databases, count: number) =>
+  until(
+    async () => await countWaiting(db) === count,
+    async () => `${await countWaiting(db)} wait, not ${count}`,
+  );
+
+/** Starts a load and waits until it is held up by its table. */
+async function startRunning(db: Databases): Promise<Started> {
+  const started = startProgram(["load", "--json"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "60",
+  });
+  await until(async () =>
+    (await db.warehouse.unsafe(
+      "select from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
+    )).length > 0
+  );
+  return started;
+}
+
+/** Starts loads one after the other, each once the ones before it wait. */
+async function startQueued(
+  db: Databases,
+  lockTimeouts: readonly number[],
+): Promise<Started[]> {
+  const started: Started[] = [];
+  for (const seconds of lockTimeouts) {
+    started.push(startProgram(["load", "--json"], {
+      ...db.environment,
+      LOCK_TIMEOUT: String(seconds),
+    }));
+    await waiting(db, started.length);
+  }
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as n from marketing_data_service.run where state = 'queued'",
+  );
+  assertEquals(row!.n, 1, "they share one run");
+  return started;
+}
+
+/** States and codes of the runs, newest first, each with its count of events. */
+async function states(db: Databases): Promise<string[]> {
+  const rows = await db.warehouse.unsafe(
+    `select state || coalesce(' ' || code, '') || ' ' || count(event.seq) as state
+     from marketing_data_service.run left join marketing_data_service.event on run_id = run.id
+     group by run.id order by run.seq desc`,
+  );
+  return rows.map((row) => row.state);
+}
+
+const codesOf = async (started: readonly Started[]) =>
+  (await Promise.all(started.map((s) => s.finished))).map((f) => f.code);
+
+for (const [stopped, which] of [[1, "last"], [0, "first"]] as const) {
+  Deno.test(`of two who wait for one run the ${which} is stopped: the other one's load runs`, async () => {
+    await using db = await loadedDatabases(SMALL);
+    const scene = await changeSource(db);
+    let running: Started;
+    let queued: Started[];
+    {
+      await using _ = await holdTable(db);
+      running = await startRunning(db);
+      queued = await startQueued(db, [60, 60]);
+      queued[stopped]!.process.kill("SIGTERM");
+      assertEquals((await queued[stopped]!.finished).code, 143);
+    }
+    const other = await queued[1 - stopped]!.finished;
+    assertEquals(other.code, 0, other.stdout + other.stderr);
+    assertEquals((await running.finished).code, 0);
+    assertEquals(await states(db), [
+      "succeeded 1",
+      "succeeded 1",
+      "succeeded 1",
+    ]);
+    await assertSound(db, { contents: [scene.new] });
+  });
+}
+
+Deno.test("all who wait for one run are stopped: it is interrupted, with one event", async () => {
+  await using db = await loadedDatabases(SMALL);
+  {
+    await using _ = await holdTable(db);
+    const running = await startRunning(db);
+    const queued = await startQueued(db, [60, 60]);
+    for (const { process } of queued) process.kill("SIGTERM");
+    assertEquals(await codesOf(queued), [143, 143]);
+    assertEquals((await states(db)).slice(0, 2), [
+      "interrupted terminated 1",
+      "running 0",
+    ]);
+    running.process.kill("SIGTERM");
+    assertEquals((await running.finished).code, 143);
+  }
+  await recover(db);
+});
+
+Deno.test("of two who wait for one run one is killed: the other one's load runs", async (t) => {
+  await using db = await loadedDatabases(SMALL);
+  for (const killed of [0, 1]) {
+    await t.step(killed === 0 ? "the first" : "the last", async () => {
+      const scene = await changeSource(db);
+      let queued: Started[];
+      {
+        await using _ = await holdTable(db);
+        const running = await startRunning(db);
+        queued = await startQueued(db, [60, 60]);
+        queued[killed]!.process.kill("SIGKILL");
+        await queued[killed]!.finished;
+        running.process.kill("SIGTERM");
+        await running.finished;
+      }
+      const other = await queued[1 - killed]!.finished;
+      assertEquals(other.code, 0, other.stdout + other.stderr);
+      await assertSound(db, { contents: [scene.new] });
+    });
+  }
+});
+
+Deno.test("who shares a run fails when the process that runs it is stopped, but not as if stopped itself", async () => {
+  await using db = await loadedDatabases(SMALL);
+  {
+    await using _ = await holdTable(db);
+    const running = await startRunning(db);
+    const queued = await startQueued(db, [60, 60]);
+    running.process.kill("SIGTERM");
+    await running.finished;
+    await until(async () => (await states(db))[0] === "running 0");
+    queued[0]!.process.kill("SIGTERM");
+    assertEquals((await queued[0]!.finished).code, 143);
+    const { code, stdout } = await queued[1]!.finished;
+    assertEquals(code, 1);
+    assertStringIncludes(stdout, `"code":"terminated"`);
+    assertEquals((await states(db))[0], "interrupted terminated 1");
+  }
+  await recover(db);
+});
+
+Deno.test("all who wait are killed: the run is closed when their time is over, by a service that looks after the queue", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using server = await startServer(db);
+  {
+    await using _ = await holdTable(db);
+    const running = await startRunning(db);
+    const queued = await startQueued(db, [60, 60]);
+    for (const { process } of queued) process.kill("SIGKILL");
+    await codesOf(queued);
+    running.process.kill("SIGKILL");
+    await running.finished;
+  }
+  // A minute passes.
+  await db.warehouse.unsafe(
+    `update marketing_data_service.run set wait_until = wait_until - interval '2 min' where state = 'queued'`,
+  );
+  await until(async () =>
+    (await states(db))[0] === "interrupted interrupted 1"
+  );
+  assertEquals((await server.json("/load", { method: "POST" })).status, 200);
+  await assertSound(db, { contents: [await sourceContent(db)] });
+});
+
+Deno.test("LOCK_TIMEOUT is kept for who joins a run that others wait for longer", async () => {
+  await using db = await loadedDatabases(SMALL);
+  let running: Started;
+  let patient: Started;
+  {
+    await using _ = await holdTable(db);
+    running = await startRunning(db);
+    const [first, hasty] = await startQueued(db, [60, 1]);
+    patient = first!;
+    const { code, stdout, stderr } = await hasty!.finished;
+    assertEquals(code, 75, stderr);
+    assertEquals(JSON.parse(stdout).code, "busy");
+    assertEquals((await states(db))[0], "queued 0");
+  }
+  assertEquals(await codesOf([running, patient]), [0, 0]);
+});
+
+Deno.test("LOCK_TIMEOUT is kept for who joins a run that is to run in any case, which stays queued", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using server = await startServer(db, { LOCK_TIMEOUT: "1" });
+  let running: Started;
+  let runId: string;
+  {
+    await using _ = await holdTable(db);
+    running = await startRunning(db);
+    runId = (await server.json("/load-async", { method: "POST" })).body.run_id;
+    await waiting(db, 1);
+    const hasty = startProgram(["load", "--json"], {
+      ...db.environment,
+      LOCK_TIMEOUT: "1",
+    });
+    const joined = await server.fetch("/load", { method: "POST" });
+    assertEquals(joined.status, 503);
+    assert(Number(joined.headers.get("retry-after")) > 0);
+    assertEquals((await joined.json()).code, "busy");
+    const { code, stderr } = await hasty.finished;
+    assertEquals(code, 75, stderr);
+    assertEquals((await states(db))[0], "queued 0");
+  }
+  assertEquals((await running.finished).code, 0);
+  await until(async () =>
+    (await server.json(`/runs/${runId}`)).body.status === "succeeded"
+  );
+});
+
+Deno.test("of two services whose requests share a run one drains: its own are sent away, the other's load runs", async (t) => {
+  await using db = await loadedDatabases(SMALL);
+  for (const drained of [1, 0]) {
+    await t.step(drained === 0 ? "the first" : "the last", async () => {
+      await using one = await startServer(db, { LOCK_TIMEOUT: "60" });
+      await using two = await startServer(db, { LOCK_TIMEOUT: "60" });
+      const servers = [one, two];
+      let running: Started;
+      const answers: Promise<Response>[] = [];
+      {
+        await using _ = await holdTable(db);
+        running = await startRunning(db);
+        for (const [index, server] of servers.entries()) {
+          answers.push(server.fetch("/load", { method: "POST" }));
+          await waiting(db, index + 1);
+        }
+        servers[drained]!.kill("SIGTERM");
+        const away = await answers[drained]!;
+        assertEquals(away.status, 503);
+        assert(Number(away.headers.get("retry-after")) > 0);
+        assertEquals((await away.json()).code, "draining");
+        assertEquals((await servers[drained]!.finished).code, 143);
+      }
+      const other = await answers[1 - drained]!;
+      const body = await other.json();
+      assertEquals(other.status, 200, JSON.stringify(body));
+      assertEquals(body.status, "success");
+      assertEquals((await running.finished).code, 0);
+    });
+  }
+});
+
+Deno.test("a service drains with a run of /load-async in the queue: the run stays, whoever joined it and stopped, and the other service runs it", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using one = await startServer(db, { LOCK_TIMEOUT: "60" });
+  await using two = await startServer(db, { LOCK_TIMEOUT: "60" });
+  let running: Started;
+  let runId: string;
+  {
+    await using _ = await holdTable(db);
+    running = await startRunning(db);
+    runId = (await one.json("/load-async", { method: "POST" })).body.run_id;
+    await until(async () => await countWaiting(db) >= 1);
+    const joined = startProgram(["load", "--json"], {
+      ...db.environment,
+      LOCK_TIMEOUT: "60",
+    });
+    await until(async () => await countWaiting(db) >= 2);
+    joined.process.kill("SIGTERM");
+    const { code, stdout } = await joined.finished;
+    assertEquals(code, 143);
+    assertStringIncludes(stdout, "SIGTERM");
+    one.kill("SIGTERM");
+    assertEquals((await one.finished).code, 143);
+    assertEquals((await states(db))[0], "queued 0");
+  }
+  assertEquals((await running.finished).code, 0);
+  await until(async () =>
+    (await two.json(`/runs/${runId}`)).body.status === "succeeded"
+  );
+});
+
+Deno.test("who joins while the last one goes keeps the run", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db);
+  const { warehouse } = service;
+  const options = {
+    tables: TABLE_NAMES,
+    mode: "auto",
+    atomic: false,
+    recreate: false,
+  } as const;
+  const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
+  const { runId } = await enqueueRun(warehouse, "cli", options, 60, "one");
+  const joined: Ticket[] = [];
+  // Between taking the wish back and closing the run.
+  const slow: Executor = {
+    async query<T extends Row>(
+      text: string,
+      parameters?: readonly Parameter[],
+    ): Promise<T[]> {
+      if (text.includes("pg_notify")) {
+        joined.push(await enqueueRun(warehouse, "cli", options, 60, "two"));
+      }
+      return await warehouse.query<T>(text, parameters);
+    },
+  };
+  assertEquals(await withdrawRun(slow, runId, "one", stop), undefined);
+  assertEquals(joined, [{ runId, isCertain: false }]);
+  assertEquals((await states(db))[0], "queued 0");
+  const event = await withdrawRun(warehouse, runId, "two", stop);
+  assertEquals(event?.run_id, runId);
+  assertEquals((await states(db))[0], "interrupted terminated 1");
+  // Once more, as after a lost answer.
+  assertEquals(await withdrawRun(warehouse, runId, "two", stop), undefined);
+});
+
+Deno.test("a queue of the schema before is brought over: who waits in it keeps its place", async () => {
+  await using db = await loadedDatabases(SMALL);
+  const ids = { awaited: crypto.randomUUID(), certain: crypto.randomUUID() };
+  await db.warehouse.unsafe(
+    `delete from marketing_data_service.migration where version > 3;
+     alter table marketing_data_service.run drop column if exists askers;
+     insert into marketing_data_service.run (id, trigger, tables, mode, atomic, recreate, wait_until) values
+       ('${ids.awaited}', 'http', '{closed_deal}', 'auto', false, false, clock_timestamp() + interval '1 min'),
+       ('${ids.certain}', 'schedule', '{closed_deal}', 'full', false, false, 'infinity')`,
+  );
+  // Migrates, joins the run that another one waits for, and takes its wish back.
+  {
+    await using _ = await holdTable(db);
+    const running = await startRunning(db);
+    const joined = startProgram(["load", "--table", "closed_deal"], {
+      ...db.environment,
+      LOCK_TIMEOUT: "60",
+    });
+    await waiting(db, 1);
+    joined.process.kill("SIGTERM");
+    assertEquals((await joined.finished).code, 143);
+    running.process.kill("SIGTERM");
+    assertEquals((await running.finished).code, 143);
+  }
+  const stateOf = async (id: string) => {
+    const [row] = await db.warehouse.unsafe(
+      `select state from marketing_data_service.run where id = '${id}'`,
+    );
+    return row!.state;
+  };
+  assertEquals(await stateOf(ids.awaited), "queued");
+  // The new program runs what is to run in any case, and closes what nobody waits for any more.
+  await using service = serviceOf(db);
+  await using _server = await startServer(db);
+  await until(async () => await stateOf(ids.certain) === "succeeded");
+  assertEquals(await interruptDeadRuns(service.warehouse), []);
+  await db.warehouse.unsafe(
+    `update marketing_data_service.run set wait_until = clock_timestamp() - interval '1 min' where id = '${ids.awaited}'`,
+  );
+  await until(async () => await stateOf(ids.awaited) === "interrupted");
+});
