@@ -355,7 +355,8 @@ Deno.test("a queue of the schema before is brought over: who waits in it keeps i
   const ids = { awaited: crypto.randomUUID(), certain: crypto.randomUUID() };
   await db.warehouse.unsafe(
     `delete from marketing_data_service.migration where version > 3;
-     alter table marketing_data_service.run drop column if exists askers;
+     alter table marketing_data_service.run drop column askers;
+     alter table marketing_data_service.table_load drop column source_mark, add column source_writes text;
      insert into marketing_data_service.run (id, trigger, tables, mode, atomic, recreate, wait_until) values
        ('${ids.awaited}', 'http', '{closed_deal}', 'auto', false, false, clock_timestamp() + interval '1 min'),
        ('${ids.certain}', 'schedule', '{closed_deal}', 'full', false, false, 'infinity')`,
