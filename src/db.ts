@@ -184,6 +184,9 @@ export class Session implements AsyncDisposable, Disposable {
   #closing: Promise<void> | undefined;
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
+  /** When the server was last found at work, though no byte moved. */
+  #workedAt = -Infinity;
+  #looking: Promise<void> | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -495,7 +498,7 @@ export class Session implements AsyncDisposable, Disposable {
     const stallMilliseconds = this.#options.stallTimeoutSeconds * 1000;
     let moved = -1;
     let movedAt = performance.now();
-    let probing = false;
+    let isLooking = false;
     const tick = async () => {
       const now = performance.now();
       if (this.#pending === 0 || this.bytesMoved !== moved) {
@@ -504,13 +507,17 @@ export class Session implements AsyncDisposable, Disposable {
         if (this.#pending === 0 && this.#inTransaction) this.#heartbeat(now);
         return;
       }
-      if (probing || now - movedAt < stallMilliseconds) return;
-      probing = true;
       const ends = this.peer ? [this, this.peer] : [this];
-      const working = await Promise.all(ends.map((end) => end.#isWorking()));
-      probing = false;
-      if (working.includes(true)) movedAt = performance.now();
-      else if (this.#pending > 0 && this.bytesMoved === moved) {
+      const isStalled = () =>
+        performance.now() -
+            Math.max(movedAt, ...ends.map((end) => end.#workedAt)) >=
+          stallMilliseconds;
+      // How much of a COPY was taken says nothing without an earlier look.
+      if (isLooking || !this.peer && !isStalled()) return;
+      isLooking = true;
+      await Promise.all(ends.map((end) => end.#look()));
+      isLooking = false;
+      if (this.#pending > 0 && this.bytesMoved === moved && isStalled()) {
         this.destroy(
           new ServiceError(
             "stalled",
@@ -523,7 +530,7 @@ export class Session implements AsyncDisposable, Disposable {
     };
     const timer = setInterval(
       () => void tick(),
-      Math.min(stallMilliseconds / 4, 1000 * HEARTBEAT_SECONDS / 3),
+      Math.min(stallMilliseconds / 8, 1000 * HEARTBEAT_SECONDS / 3),
     );
     Deno.unrefTimer(timer as unknown as number);
     return timer;
@@ -532,6 +539,14 @@ export class Session implements AsyncDisposable, Disposable {
   #heartbeat(now: number): void {
     if (now - this.#idleSince < HEARTBEAT_SECONDS * 1000) return;
     this.query("select 1").catch((error) => this.destroy(error));
+  }
+
+  /** Notes whether the server is at work. Both ends of a COPY may ask at once, and share the answer. */
+  #look(): Promise<void> {
+    return this.#looking ??= this.#isWorking().then((isWorking) => {
+      if (isWorking) this.#workedAt = performance.now();
+      this.#looking = undefined;
+    });
   }
 
   /**
@@ -551,7 +566,8 @@ export class Session implements AsyncDisposable, Disposable {
         client.unsafe(
           `select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
            from pg_stat_activity left join pg_stat_progress_copy using (pid)
-           where pid = ${this.#pid} and state = 'active'
+           -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
+           where pid = ${this.#pid} and state in ('active', 'disabled')
              and application_name = ${literal(this.#options.applicationName)}`,
         ),
         this.#options.connectTimeoutSeconds,
@@ -561,7 +577,7 @@ export class Session implements AsyncDisposable, Disposable {
       const hasTaken = backend?.copied !== undefined &&
         backend.copied !== null && backend.copied !== this.#copied;
       this.#copied = backend?.copied;
-      return backend?.busy || hasTaken;
+      return Boolean(backend?.busy || hasTaken);
     } catch {
       return false;
     } finally {
