@@ -181,6 +181,8 @@ export class Session implements AsyncDisposable, Disposable {
   #idleSince = 0;
   #inTransaction = false;
   #pid = 0;
+  /** Set where the role's own would put another function or operator before PostgreSQL's. */
+  #searchPath: readonly string[] | undefined;
   #closing: Promise<void> | undefined;
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
@@ -227,7 +229,7 @@ export class Session implements AsyncDisposable, Disposable {
     try {
       // A timer of our own: the client's begins only with an answer to TLS and start-up.
       await withTimeout(
-        session.query("select 1"),
+        session.#learnSearchPath(),
         options.connectTimeoutSeconds,
         () =>
           new ServiceError(
@@ -243,6 +245,17 @@ export class Session implements AsyncDisposable, Disposable {
       session.destroy();
       throw asConnectFailure(error, config);
     }
+  }
+
+  /** Reads which schemas the role's names are looked up in, and in which order. */
+  async #learnSearchPath(): Promise<void> {
+    const [row] = await this.query(
+      "select pg_catalog.to_json(pg_catalog.current_schemas(false))::text as schemas",
+    );
+    const schemas = JSON.parse(row!.schemas) as string[];
+    if (schemas.indexOf("pg_catalog") <= 0) return;
+    // Left out, it is looked into first.
+    this.#searchPath = schemas.filter((name) => name !== "pg_catalog");
   }
 
   /** `server_version` of the server, such as `15.18 (Debian …)`. */
@@ -324,6 +337,9 @@ export class Session implements AsyncDisposable, Disposable {
     };
     const set = Object.entries(settings)
       .map(([name, value]) => `set local ${name} = ${literal(value)}`);
+    if (this.#searchPath) {
+      set.push(`set local search_path = ${this.#searchPath.map(identifier)}`);
+    }
     const began = this.query<T>(
       [`begin isolation level ${options.mode}`, ...set, script].join(";\n"),
     );
@@ -562,9 +578,11 @@ export class Session implements AsyncDisposable, Disposable {
       limitedDial(this.config),
     );
     try {
-      const rows = await withTimeout(
+      const result = await withTimeout(
         client.unsafe(
-          `select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
+          // A role that became another one at login may not look at its own sessions.
+          `set role none;
+           select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
            from pg_stat_activity left join pg_stat_progress_copy using (pid)
            -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
            where pid = ${this.#pid} and state in ('active', 'disabled')
@@ -573,7 +591,7 @@ export class Session implements AsyncDisposable, Disposable {
         this.#options.connectTimeoutSeconds,
         () => new Error("no answer"),
       );
-      const [backend] = rows;
+      const [backend] = lastRows(result);
       const hasTaken = backend?.copied !== undefined &&
         backend.copied !== null && backend.copied !== this.#copied;
       this.#copied = backend?.copied;
