@@ -86,6 +86,8 @@ export async function main(words: readonly string[]): Promise<number> {
       );
     });
   }
+  // Without a listener the process would end where a file reaches its limit; with one the write fails.
+  Deno.addSignalListener("SIGXFSZ", () => {});
   await using released = new AsyncDisposableStack();
   try {
     const command = findCommand(words);

@@ -182,9 +182,14 @@ export class Session implements AsyncDisposable, Disposable {
   #idleSince = 0;
   #inTransaction = false;
   #pid = 0;
+  /** Set where the role's own would put another function or operator before PostgreSQL's. */
+  #searchPath: readonly string[] | undefined;
   #closing: Promise<void> | undefined;
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
+  /** When the server was last found at work, though no byte moved. */
+  #workedAt = -Infinity;
+  #looking: Promise<void> | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -225,7 +230,7 @@ export class Session implements AsyncDisposable, Disposable {
     try {
       // A timer of our own: the client's begins only with an answer to TLS and start-up.
       await withTimeout(
-        session.query("select 1"),
+        session.#learnSearchPath(),
         options.connectTimeoutSeconds,
         () =>
           new ServiceError(
@@ -241,6 +246,17 @@ export class Session implements AsyncDisposable, Disposable {
       session.destroy();
       throw asConnectFailure(error, config);
     }
+  }
+
+  /** Reads which schemas the role's names are looked up in, and in which order. */
+  async #learnSearchPath(): Promise<void> {
+    const [row] = await this.query(
+      "select pg_catalog.to_json(pg_catalog.current_schemas(false))::text as schemas",
+    );
+    const schemas = JSON.parse(row!.schemas) as string[];
+    if (schemas.indexOf("pg_catalog") <= 0) return;
+    // Left out, it is looked into first.
+    this.#searchPath = schemas.filter((name) => name !== "pg_catalog");
   }
 
   /** `server_version` of the server, such as `15.18 (Debian …)`. */
@@ -322,6 +338,9 @@ export class Session implements AsyncDisposable, Disposable {
     };
     const set = Object.entries(settings)
       .map(([name, value]) => `set local ${name} = ${literal(value)}`);
+    if (this.#searchPath) {
+      set.push(`set local search_path = ${this.#searchPath.map(identifier)}`);
+    }
     const began = this.query<T>(
       [`begin isolation level ${options.mode}`, ...set, script].join(";\n"),
     );
@@ -493,7 +512,7 @@ export class Session implements AsyncDisposable, Disposable {
     const stallMilliseconds = this.#options.stallTimeoutSeconds * 1000;
     let moved = -1;
     let movedAt = performance.now();
-    let probing = false;
+    let isLooking = false;
     const tick = async () => {
       const now = performance.now();
       if (this.#pending === 0 || this.bytesMoved !== moved) {
@@ -502,13 +521,17 @@ export class Session implements AsyncDisposable, Disposable {
         if (this.#pending === 0 && this.#inTransaction) this.#heartbeat(now);
         return;
       }
-      if (probing || now - movedAt < stallMilliseconds) return;
-      probing = true;
       const ends = this.peer ? [this, this.peer] : [this];
-      const working = await Promise.all(ends.map((end) => end.#isWorking()));
-      probing = false;
-      if (working.includes(true)) movedAt = performance.now();
-      else if (this.#pending > 0 && this.bytesMoved === moved) {
+      const isStalled = () =>
+        performance.now() -
+            Math.max(movedAt, ...ends.map((end) => end.#workedAt)) >=
+          stallMilliseconds;
+      // How much of a COPY was taken says nothing without an earlier look.
+      if (isLooking || !this.peer && !isStalled()) return;
+      isLooking = true;
+      await Promise.all(ends.map((end) => end.#look()));
+      isLooking = false;
+      if (this.#pending > 0 && this.bytesMoved === moved && isStalled()) {
         this.destroy(
           new ServiceError(
             "stalled",
@@ -521,7 +544,7 @@ export class Session implements AsyncDisposable, Disposable {
     };
     const timer = setInterval(
       () => void tick(),
-      Math.min(stallMilliseconds / 4, 1000 * HEARTBEAT_SECONDS / 3),
+      Math.min(stallMilliseconds / 8, 1000 * HEARTBEAT_SECONDS / 3),
     );
     Deno.unrefTimer(timer as unknown as number);
     return timer;
@@ -530,6 +553,14 @@ export class Session implements AsyncDisposable, Disposable {
   #heartbeat(now: number): void {
     if (now - this.#idleSince < HEARTBEAT_SECONDS * 1000) return;
     this.query("select 1").catch((error) => this.destroy(error));
+  }
+
+  /** Notes whether the server is at work. Both ends of a COPY may ask at once, and share the answer. */
+  #look(): Promise<void> {
+    return this.#looking ??= this.#isWorking().then((isWorking) => {
+      if (isWorking) this.#workedAt = performance.now();
+      this.#looking = undefined;
+    });
   }
 
   /**
@@ -545,21 +576,24 @@ export class Session implements AsyncDisposable, Disposable {
       limitedDial(this.config),
     );
     try {
-      const rows = await withTimeout(
+      const result = await withTimeout(
         client.unsafe(
-          `select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
+          // A role that became another one at login may not look at its own sessions.
+          `set role none;
+           select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
            from pg_stat_activity left join pg_stat_progress_copy using (pid)
-           where pid = ${this.#pid} and state = 'active'
+           -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
+           where pid = ${this.#pid} and state in ('active', 'disabled')
              and application_name = ${literal(this.#options.applicationName)}`,
         ),
         this.#options.connectTimeoutSeconds,
         () => new Error("no answer"),
       );
-      const [backend] = rows;
+      const [backend] = lastRows(result);
       const hasTaken = backend?.copied !== undefined &&
         backend.copied !== null && backend.copied !== this.#copied;
       this.#copied = backend?.copied;
-      return backend?.busy || hasTaken;
+      return Boolean(backend?.busy || hasTaken);
     } catch {
       return false;
     } finally {

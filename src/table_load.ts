@@ -88,6 +88,7 @@ export async function loadTable(
   const { snapshot, recreate, onProgress } = context;
   const warnings = warningsOf(snapshot, table);
   const clock = new PhaseClock(table.name, onProgress);
+  let isLocked = false;
   try {
     clock.enter("lock");
     const [source, target] = await bothSides(
@@ -95,6 +96,7 @@ export async function loadTable(
       lockTarget(table, warehouse, recreate),
     );
     using _ = source;
+    isLocked = true;
     const sides = sidesOf(table, snapshot, source, warehouse, target);
 
     clock.enter("compare");
@@ -123,7 +125,7 @@ export async function loadTable(
       ...clock.stop(),
     };
   } catch (error) {
-    throw forTable(error, table, warehouse);
+    throw forTable(error, table, warehouse, isLocked);
   }
 }
 
@@ -399,6 +401,7 @@ export function forTable(
   error: unknown,
   table: Table,
   warehouse: Session,
+  isLocked = false,
 ): ServiceError {
   if (!(error instanceof ServiceError)) throw error;
   if (error.table) return error;
@@ -417,7 +420,11 @@ export function forTable(
     );
   }
   // 42P01 no such table, 3F000 no such schema; XX000 is how a wait for a lock ends when the table is dropped.
-  if (isTarget && ["42P01", "3F000", "XX000"].includes(error.sqlstate ?? "")) {
+  // Under the lock they say something else: of what a trigger uses, or of a file that may not grow.
+  const mayBeDropped = isTarget && !isLocked;
+  if (
+    mayBeDropped && ["42P01", "3F000", "XX000"].includes(error.sqlstate ?? "")
+  ) {
     return new ServiceError(
       "target_dropped",
       `Cannot load ${table.name}: ${schema}.${name} went away during the load (${error.message})`,

@@ -49,11 +49,18 @@ export async function appendLine(path: string, line: string): Promise<void> {
   await withFile(path, async (file) => {
     await file.lock(true);
     await repairLastLine(file);
-    await writeAll(
-      file,
-      new TextEncoder().encode(`${line.replaceAll("\n", " ")}\n`),
-    );
-    await file.sync();
+    const end = await file.seek(0, Deno.SeekMode.Current);
+    try {
+      await writeAll(
+        file,
+        new TextEncoder().encode(`${line.replaceAll("\n", " ")}\n`),
+      );
+      await file.sync();
+    } catch (error) {
+      // What did go in would be read as a torn line, or come twice.
+      await file.truncate(end).catch(() => {});
+      throw error;
+    }
   });
 }
 

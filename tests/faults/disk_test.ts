@@ -1,4 +1,5 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { chooseAccount, startPostgres } from "../../demo/postgres.ts";
 import type { Databases } from "../support/databases.ts";
 import { loadHere, sayOutcome } from "./support/local_load.ts";
 import { skip } from "./support/measure.ts";
@@ -111,4 +112,98 @@ Deno.test("the warehouse's disk full: the old rows stay, and the next load is wh
     );
   });
   await disk[Symbol.asyncDispose]();
+});
+
+/** Rows of which the leads' table grows beyond any of the limits here. */
+const MANY = `insert into marketing.${LEAD}s
+  select md5(n::text), current_date, md5(n::text), 'more' from generate_series(1, 100000) n`;
+
+Deno.test("the disk of the warehouse's log full: the server ends, and the load with it; all is well when there is room", async () => {
+  const owner = Deno.uid() === 0
+    ? chooseAccount(Deno.readTextFileSync("/etc/passwd"))
+    : undefined;
+  await using disk = await mountDisk(
+    "a full disk of the warehouse's log",
+    20 * 1024,
+    owner,
+  );
+  if (!disk) return;
+  await using source = await startPostgres();
+  await using warehouse = await startPostgres({
+    initdbArgs: [`--waldir=${disk.path}/wal`, "--wal-segsize=1"],
+    settings: { min_wal_size: "2MB", max_wal_size: "1GB" },
+  });
+  await using db = await loadedDatabases({ deals: 20, leads: 500 }, {
+    servers: { source: source.url(), warehouse: warehouse.url() },
+  });
+  const { old } = await changeSource(db);
+  await db.source.unsafe(MANY);
+  const scene = { old, new: await sourceContent(db) };
+  const filler = `${disk.path}/filler`;
+  await Deno.writeFile(filler, new Uint8Array(64 * 1024 * 1024)).catch(() => {
+    // That nothing more fits is what is wanted.
+  });
+  const outcome = await loadHere(db, { RETRY_ATTEMPTS: "2" });
+  assert(
+    /^exit (1|69), (connection_(lost|failed)|lock_lost|out_of_resources)$/
+      .test(sayOutcome(outcome)),
+    sayOutcome(outcome) + outcome.log,
+  );
+  await Deno.remove(filler);
+  await warehouse.restart();
+  await settle(db, {
+    group: GROUP,
+    fault: "the disk of its log (`pg_wal`)",
+    scene,
+    outcome,
+    mayHaveDeadRun: true,
+  });
+});
+
+/** A folder with programs of the server that let no file grow beyond 2 MB. */
+async function limitedPrograms(binDirectory: string): Promise<string> {
+  const folder = await Deno.makeTempDir();
+  await Deno.chmod(folder, 0o755);
+  for (const name of ["initdb", "postgres"]) {
+    const limit = name === "postgres" ? "ulimit -f 4096; " : "";
+    const path = `${folder}/${name}`;
+    await Deno.writeTextFile(
+      path,
+      `#!/bin/sh\n${limit}exec "${binDirectory}/${name}" "$@"\n`,
+    );
+    await Deno.chmod(path, 0o755);
+  }
+  return folder;
+}
+
+Deno.test("a warehouse whose files may not grow: the old rows stay, and the message has the server's reason", async () => {
+  await using source = await startPostgres();
+  const binDirectory = await limitedPrograms(source.binDirectory);
+  {
+    await using warehouse = await startPostgres({
+      binDirectory,
+      initdbArgs: ["--wal-segsize=1"],
+      settings: { min_wal_size: "2MB" },
+    });
+    await using db = await loadedDatabases({ deals: 20, leads: 500 }, {
+      servers: { source: source.url(), warehouse: warehouse.url() },
+    });
+    const { old } = await changeSource(db);
+    await db.source.unsafe(MANY);
+    const scene = { old, new: await sourceContent(db) };
+    const outcome = await loadHere(db, { RETRY_ATTEMPTS: "2" });
+    // It has no SQLSTATE of its own.
+    assertEquals(sayOutcome(outcome), "exit 1, database_error", outcome.log);
+    assertStringIncludes(outcome.log, "File too large");
+    await db.source.unsafe(
+      `delete from marketing.${LEAD}s where origin = 'more'`,
+    );
+    await settle(db, {
+      group: GROUP,
+      fault: "a file that may not grow (`ulimit -f`)",
+      scene,
+      outcome,
+    });
+  }
+  await Deno.remove(binDirectory, { recursive: true });
 });

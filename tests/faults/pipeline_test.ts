@@ -24,54 +24,94 @@ const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 /** Digest of an empty table. */
 const EMPTY = "0 d41d8cd98f00b204e9800998ecf8427e";
 
-for (const phase of PHASES) {
-  Deno.test(`a pipeline that drops and makes m_data anew while a load is in ${phase}`, async () => {
-    await using db = await loadedDatabases({ deals: 20, leads: 100 });
-    const scene = await changeSource(db);
-    await using other = db.connect("warehouse");
-    await using paused = await pauseLoad(db, { table: LEAD, phase }, {
-      LOCK_TIMEOUT: "1",
-    });
-    let isOver = false;
-    const pipeline = other.unsafe(
-      `begin; drop schema m_data cascade; create schema m_data;
-       grant all on schema m_data to ${db.loader};
+/** What a pipeline does in one transaction, and what it leaves in the targets' places. */
+const PIPELINES = {
+  "makes it anew": {
+    sql: (loader: string) =>
+      `create schema m_data; grant all on schema m_data to ${loader};
        ${
         TABLES.map((table) =>
           `${createTableSql(table)};
-           alter table m_data.${table.target.name} owner to ${db.loader}`
+           alter table m_data.${table.target.name} owner to ${loader}`
         ).join(";")
-      }; commit`,
-    ).then(() => isOver = true);
-    await until(async () =>
-      isOver ||
-      (await db.warehouse.unsafe(
+      };`,
+    leaves: EMPTY,
+  },
+  "leaves it so": { sql: () => "", leaves: "absent" },
+};
+
+for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
+  for (const phase of PHASES) {
+    Deno.test(`a pipeline that drops m_data while a load is in ${phase}, and ${what}`, async () => {
+      await using db = await loadedDatabases({ deals: 20, leads: 100 });
+      const scene = await changeSource(db);
+      await using other = db.connect("warehouse");
+      await using paused = await pauseLoad(db, { table: LEAD, phase }, {
+        LOCK_TIMEOUT: "1",
+      });
+      let isOver = false;
+      const pipeline = other.unsafe(
+        `begin; drop schema m_data cascade; ${sql(db.loader)} commit`,
+      ).then(() => isOver = true);
+      let isMadeToWait = false;
+      await until(async () => {
+        isMadeToWait = (await db.warehouse.unsafe(
           `select from pg_stat_activity where wait_event_type = 'Lock'
            and datname = current_database() and query like '%drop schema%' and pid <> pg_backend_pid()`,
-        )).length > 0
-    );
-    paused.resume();
-    const outcome = await paused.outcome;
-    await pipeline;
-    const made: Content = Object.fromEntries(
-      TABLES.map((table) => [table.name, EMPTY]),
-    );
-    if (outcome.event?.status === "failure") {
-      assert(
-        /target_(dropped|locked)/.test(sayOutcome(outcome)),
-        sayOutcome(outcome) + outcome.log,
+        )).length > 0;
+        return isOver || isMadeToWait;
+      });
+      // Once a target is locked the pipeline waits for the load.
+      if (phase !== "lock") assert(isMadeToWait);
+      paused.resume();
+      const outcome = await paused.outcome;
+      await pipeline;
+      const made: Content = Object.fromEntries(
+        TABLES.map((table) => [table.name, leaves]),
       );
-    }
-    // What the load had committed, the pipeline may have dropped right after.
-    const now = await assertSound(db, {
-      contents: [scene.old, scene.new, made],
+      if (outcome.event?.status === "failure") {
+        assert(
+          /target_(dropped|locked)/.test(sayOutcome(outcome)),
+          sayOutcome(outcome) + outcome.log,
+        );
+      }
+      // What the load had committed, the pipeline may have dropped right after.
+      const now = await assertSound(db, {
+        contents: [scene.old, scene.new, made],
+      });
+      measure({
+        group: `A pipeline drops m_data with CASCADE and ${what}`,
+        fault: `while the load is in ${phase}${
+          isMadeToWait ? ", for which the drop waits" : ""
+        }`,
+        holds: now[LEAD] === leaves ? "what the pipeline left" : "new",
+        sees: sayOutcome(outcome),
+        recoverySeconds: await recover(db),
+      });
     });
-    measure({
-      group: "Another pipeline drops m_data with CASCADE and makes it anew",
-      fault: `while the load is in ${phase}`,
-      holds: now[LEAD] === EMPTY ? "what the pipeline made" : "new",
-      sees: sayOutcome(outcome),
-      recoverySeconds: await recover(db),
+  }
+}
+
+for (const [what, { sql }] of Object.entries(PIPELINES)) {
+  Deno.test(`a pipeline that drops m_data before a load has locked it, and ${what}: the targets are filled anew`, async () => {
+    await using db = await loadedDatabases({ deals: 20, leads: 100 });
+    const scene = await changeSource(db);
+    await using other = db.connect("warehouse");
+    await other.unsafe(`begin; drop schema m_data cascade; ${sql(db.loader)}`);
+    const running = startLoad(db, { LOCK_TIMEOUT: "20" });
+    await duringLoad(running, async () =>
+      (await db.warehouse.unsafe(
+        `select from pg_stat_activity where wait_event_type = 'Lock'
+         and datname = current_database() and application_name like 'marketing-data-service/%'`,
+      )).length > 0);
+    await other.unsafe("commit");
+    const outcome = await running.outcome;
+    assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+    await settle(db, {
+      group: `A pipeline drops m_data with CASCADE and ${what}`,
+      fault: "at once, before the load has locked a target",
+      scene,
+      outcome,
     });
   });
 }

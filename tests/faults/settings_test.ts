@@ -1,5 +1,11 @@
 import { assertEquals } from "@std/assert";
-import { duringLoad, sayOutcome, startLoad } from "./support/local_load.ts";
+import { createDatabases } from "../support/databases.ts";
+import {
+  duringLoad,
+  loadHere,
+  sayOutcome,
+  startLoad,
+} from "./support/local_load.ts";
 import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
 
 const LEAD = "marketing_qualified_lead";
@@ -12,6 +18,7 @@ const SETTINGS: readonly {
   readonly sql: string;
   readonly waits?: boolean;
   readonly since?: number;
+  readonly before?: number;
   /** How the load ends; "exit 0" when not given. */
   readonly ends?: string;
 }[] = [
@@ -45,16 +52,52 @@ const SETTINGS: readonly {
   { sql: "set work_mem = '64kB'" },
   { sql: "set client_min_messages = 'debug5'" },
   { sql: "set enable_seqscan = off" },
+  { sql: "set enable_hashagg = off" },
+  { sql: "set enable_sort = off" },
+  { sql: "set jit_above_cost = 0" },
+  { sql: "set force_parallel_mode = on", before: 16 },
+  { sql: "set debug_parallel_query = on", since: 16 },
+  { sql: "set default_toast_compression = 'pglz'" },
+  { sql: "set track_activities = off" },
+  { sql: "set track_counts = off" },
+  { sql: "set exit_on_error = on" },
+  { sql: "set log_statement = 'all'" },
+  { sql: "set log_min_duration_statement = 0" },
+  { sql: "set temp_file_limit = 0" },
+  // No standby is named, so none is waited for.
+  { sql: "set synchronous_commit = 'remote_apply'" },
+  { sql: "set search_path = hostile, pg_catalog" },
   { sql: "set plan_cache_mode = 'force_generic_plan'" },
 ];
 
+/** A schema with functions and operators that have the names of PostgreSQL's own, and know nothing. */
+const HOSTILE = `create schema hostile;
+  create function hostile.nothing(numeric, bigint) returns numeric language sql as 'select 0::numeric';
+  create function hostile.nothing(bigint) returns bigint language sql as 'select 0::bigint';
+  create function hostile.nothing(bigint, bigint) returns bigint language sql as 'select 0::bigint';
+  create function hostile.nothing(bigint, integer) returns bigint language sql as 'select 0::bigint';
+  create aggregate hostile.sum(bigint) (sfunc = hostile.nothing, stype = numeric, initcond = '0');
+  create aggregate hostile.count(*) (sfunc = hostile.nothing, stype = bigint, initcond = '0');
+  create operator hostile.# (function = hostile.nothing, leftarg = bigint, rightarg = bigint);
+  create operator hostile.& (function = hostile.nothing, leftarg = bigint, rightarg = integer);
+  create function hostile.age(xid) returns integer language sql as 'select 1'`;
+
 Deno.test("settings of the roles do not change what a load does", async (t) => {
   await using db = await loadedDatabases({ deals: 30, leads: 100 });
+  for (const side of ["source", "warehouse"] as const) {
+    const role = side === "source" ? db.reader : db.loader;
+    await db[side].unsafe(
+      `${HOSTILE}; grant usage on schema hostile to ${role}`,
+    );
+  }
   const [server] = await db.warehouse.unsafe(
     "select current_setting('server_version_num')::int / 10000 as major",
   );
-  for (const { sql, waits, since, ends = "exit 0" } of SETTINGS) {
-    if (since && server!.major < since) continue;
+  for (
+    const { sql, waits, since = 0, before = Infinity, ends = "exit 0" }
+      of SETTINGS
+  ) {
+    if (server!.major < since || server!.major >= before) continue;
     await t.step(sql, async () => {
       await db.source.unsafe(`alter role ${db.reader} ${sql}`);
       await db.warehouse.unsafe(`alter role ${db.loader} ${sql}`);
@@ -117,4 +160,47 @@ Deno.test("a request that was busy leaves the queue, however the role writes tim
     scene,
     outcome,
   });
+});
+
+Deno.test("a server that computes is no stall, whatever the role hides of it", async (t) => {
+  await using db = await createDatabases({ rows: { deals: 10, leads: 30 } });
+  // As short-lived roles have it, which own nothing.
+  const owner = `${db.loader}_owner`;
+  await db.warehouse.unsafe(
+    `create role ${owner}; grant ${owner} to ${db.loader};
+     grant create on database ${db.environment.DWH_DB_NAME} to ${owner};
+     alter role ${db.loader} set role = '${owner}'`,
+  );
+  const first = await loadHere(db);
+  assertEquals(sayOutcome(first), "exit 0", first.log);
+  await db.warehouse.unsafe(
+    `create function public.slow() returns trigger language plpgsql as
+       $$ begin perform pg_sleep(3); return null; end $$;
+     create trigger slow before insert on m_data.${LEAD}
+       for each statement execute function public.slow()`,
+  );
+  const settings = { "role": `'${owner}'`, "track_activities": "off" };
+  for (const [name, value] of Object.entries(settings)) {
+    await t.step(name, async () => {
+      await db.warehouse.unsafe(
+        `alter role ${db.loader} reset all; alter role ${db.loader} set ${name} = ${value}`,
+      );
+      const scene = await changeSource(db);
+      const outcome = await loadHere(db, {
+        STALL_TIMEOUT: "1",
+        RETRY_ATTEMPTS: "1",
+      });
+      assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+      await settle(db, {
+        group: "Settings of the roles",
+        fault:
+          `\`${name}\`, and the warehouse computes for longer than \`STALL_TIMEOUT\``,
+        scene,
+        outcome,
+      });
+    });
+  }
+  await db.warehouse.unsafe(
+    `alter role ${db.loader} reset all; drop owned by ${owner} cascade; drop role ${owner}`,
+  );
 });

@@ -37,6 +37,33 @@ for (const side of SIDES) {
   });
 }
 
+Deno.test("a slow network that takes in at once what the warehouse gets by and by is no stall", async () => {
+  // Into the sockets' buffers goes all of it: from then on the program sees no byte move.
+  await using db = await loadedDatabases({ deals: 20, leads: 600 });
+  const scene = await changeSource(db);
+  await using network = proxied(db);
+  const running = startLoad(network, {
+    ...IMPATIENT,
+    RETRY_ATTEMPTS: "1",
+    LOAD_MODE: "full",
+  }, {
+    onProgress(_, { table, phase }) {
+      if (table !== LEAD || phase !== "copy") return;
+      network.warehouse.faults = { bytesPerSecond: 6_000 };
+    },
+  });
+  const started = performance.now();
+  const outcome = await running.outcome;
+  assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
+  assert(performance.now() - started > 4000);
+  await settle(db, {
+    group: "A slow network or server, `STALL_TIMEOUT=1`",
+    fault: "warehouse: 6 kB/s for what is written at once",
+    scene,
+    outcome,
+  });
+});
+
 Deno.test("a server that computes for longer than STALL_TIMEOUT is no stall", async (t) => {
   await using db = await loadedDatabases({ deals: 10, leads: 30 });
   const changes = { ...IMPATIENT, RETRY_ATTEMPTS: "1" };

@@ -173,6 +173,34 @@ export function runProgram(
   return startProgram(words, environment).finished;
 }
 
+/** Runs the program where no file may grow beyond this size; its log goes to a file where one is named. */
+export async function runWithFileLimit(
+  bytes: number,
+  words: readonly string[],
+  environment: Readonly<Record<string, string>>,
+  logFile = "/dev/stderr",
+): Promise<Finished> {
+  const process = new Deno.Command("/bin/sh", {
+    args: [
+      "-c",
+      'ulimit -f "$1"; log=$2; shift 2; exec "$@" 2>>"$log"',
+      "sh",
+      // POSIX has it in blocks.
+      String(bytes / 512),
+      logFile,
+      ...programCommand(environment),
+      ...words,
+    ],
+    clearEnv: true,
+    env: { ...inheritedVariables(), ...environment },
+    cwd: EMPTY_FOLDER ?? ROOT.pathname,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  return await finish(process);
+}
+
 /** Runs a command of the program with `--json` and parses what it prints. */
 export async function runJson(
   words: readonly string[],

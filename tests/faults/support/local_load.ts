@@ -30,6 +30,8 @@ export interface Outcome {
   readonly error?: ServiceError;
   /** What the load logged. */
   readonly log: string;
+  /** Moments of what was logged, by `performance.now()`. */
+  readonly logged: readonly { readonly line: string; readonly at: number }[];
 }
 
 /** A load that is under way. */
@@ -51,12 +53,16 @@ export function startLoad(
   const controller = new AbortController();
   const config = configOf(db as Databases, changes);
   let text = "";
+  const logged: { line: string; at: number }[] = [];
   const log = setUpLogging({
     level: "DEBUG",
     format: "text",
     colors: false,
     mask: (line) => line,
-    write: (line) => text += line,
+    write: (line) => {
+      text += line;
+      logged.push({ line, at: performance.now() });
+    },
   });
   const run = async (): Promise<Outcome> => {
     await using warehouse = new Pool(config.dwh, {
@@ -71,7 +77,7 @@ export function startLoad(
       runner: `test ${crypto.randomUUID()}`,
       deliver: () => {},
     };
-    const outcome: Omit<Outcome, "log"> = await load(
+    const outcome: Omit<Outcome, "log" | "logged"> = await load(
       service,
       hooks.trigger ?? "cli",
       {
@@ -89,7 +95,7 @@ export function startLoad(
     const printed = JSON.stringify(outcome.event ?? "") +
       (outcome.error?.line ?? "") + text;
     assert(!printed.includes(PASSWORD), "the password was told");
-    return { ...outcome, log: text };
+    return { ...outcome, log: text, logged };
   };
   return { outcome: run(), abort: (reason) => controller.abort(reason) };
 }

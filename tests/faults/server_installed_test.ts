@@ -1,0 +1,8 @@
+import { findInstalledPostgres } from "../../demo/postgres.ts";
+import { skip } from "./support/measure.ts";
+import { testStops } from "./support/server_stops.ts";
+
+// A file of its own, so that it runs beside the other one.
+const installed = findInstalledPostgres();
+if (installed) testStops("immediate", installed);
+else skip("stops of another server", "no other PostgreSQL is installed");
