@@ -335,7 +335,9 @@ async function terminate(
   for (let look = 1;; look++) {
     try {
       await executor.query(
-        `select pg_terminate_backend(pid, 5000) from pg_stat_activity
+        // A role that became another one at login may not end its own sessions.
+        `with itself as materialized (select set_config('role', 'none', true))
+         select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity
          where ${condition} and pid <> pg_backend_pid()`,
         parameters,
       );

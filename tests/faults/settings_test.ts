@@ -6,7 +6,9 @@ import {
   sayOutcome,
   startLoad,
 } from "./support/local_load.ts";
+import { watchProgram } from "./support/phases.ts";
 import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
+import { until } from "./support/soundness.ts";
 
 const LEAD = "marketing_qualified_lead";
 
@@ -200,6 +202,33 @@ Deno.test("a server that computes is no stall, whatever the role hides of it", a
       });
     });
   }
+  await t.step(
+    "role, and a process killed while the warehouse computes",
+    async () => {
+      await db.warehouse.unsafe(
+        `alter role ${db.loader} reset all; alter role ${db.loader} set role = '${owner}'`,
+      );
+      const scene = await changeSource(db);
+      const program = watchProgram(["load", "--json"], db.environment);
+      await until(async () =>
+        (await db.warehouse.unsafe(
+          `select from pg_stat_activity where wait_event = 'PgSleep'
+           and datname = current_database()`,
+        )).length > 0
+      );
+      program.kill("SIGKILL");
+      const outcome = await program.finished;
+      // While the backend of the killed one still computes.
+      const next = await loadHere(db);
+      assertEquals(sayOutcome(next), "exit 0", next.error?.line ?? next.log);
+      await settle(db, {
+        group: "Settings of the roles",
+        fault: "`role`, and the process killed while the warehouse computes",
+        scene: { ...scene, old: scene.new },
+        outcome,
+      });
+    },
+  );
   await db.warehouse.unsafe(
     `alter role ${db.loader} reset all; drop owned by ${owner} cascade; drop role ${owner}`,
   );
