@@ -149,13 +149,15 @@ export async function openSnapshot(
           return reader;
         },
         async confirm(table) {
-          let asked = holder;
-          if (holder.failure) {
+          try {
+            await confirmReads(holder, table, reads);
+          } catch (error) {
+            if (!isLost(error)) throw error;
             // The readers' own locks have outlived it.
-            asked = await Session.open(config.olist, connection);
-            sessions.push(asked);
+            const other = await Session.open(config.olist, connection);
+            sessions.push(other);
+            await confirmReads(other, table, reads);
           }
-          await confirmReads(asked, table, reads);
         },
         async [Symbol.asyncDispose]() {
           await Promise.all(sessions.map((session) => session.close()));
@@ -284,17 +286,24 @@ async function openReader(
       ].join(";\n"),
     );
     // That the snapshot was there after the lock says that no DDL came before it.
-    if (!isLockedFirst) await holder.query("select 1");
+    if (!isLockedFirst) {
+      await holder.query("select 1").catch((error) => {
+        throw isLost(error) ? snapshotLost(table, error.message, error) : error;
+      });
+    }
     return session;
   } catch (error) {
     session.destroy();
     if (
-      error instanceof ServiceError &&
-      (LOST_SNAPSHOT.has(error.sqlstate ?? "") ||
-        holder.failure?.code === "connection_lost")
+      error instanceof ServiceError && LOST_SNAPSHOT.has(error.sqlstate ?? "")
     ) throw snapshotLost(table, error.message, error);
     throw error;
   }
+}
+
+/** Whether the session is gone; its server may have said so before its end was noticed. */
+function isLost(error: unknown): error is ServiceError {
+  return error instanceof ServiceError && error.code === "connection_lost";
 }
 
 function snapshotLost(
