@@ -2,6 +2,9 @@
  * The SQL that fingerprints are computed with: the hash of a row, and what is
  * summed, found and deleted by it.
  *
+ * Operators are given the very types that they are declared for: one that fits
+ * better, in any schema of the search path, would be called instead.
+ *
  * @module
  */
 import { identifier } from "./db.ts";
@@ -89,7 +92,7 @@ function withLength(column: Column): string {
   const value = bytesAsText(column);
   return `coalesce(pg_catalog.octet_length(${
     bytesOf(value)
-  }) || ':' || ${value}, '~')`;
+  })::text || ':' || ${value}, '~')`;
 }
 
 /** The bytes that COPY moves, on every server the same; in a SQL_ASCII database as they are, valid or not. */
@@ -144,7 +147,7 @@ function bucketNumber(
   const hash = by === "row"
     ? rowHash(columns, method)
     : keyHash(columns, method);
-  return `(${hash} & ${buckets - 1})`;
+  return `(${hash} & ${buckets - 1}::bigint)`;
 }
 
 /**
@@ -159,7 +162,7 @@ export function bucketsSql(
 ): string {
   // "offset 0" keeps the planner from guessing that there is a bucket a row, and sorting.
   return `select coalesce(pg_catalog.string_agg(line, ',' order by bucket), '') as buckets from (
-      select bucket, bucket || ' ' || count(*) || ' ' || sum(hash) as line from (
+      select bucket, bucket::text || ' ' || count(*)::text || ' ' || sum(hash)::text as line from (
         select ${bucketNumber(columns, method, bucketing)}::int4 as bucket,
           ${rowHash(columns, method)} as hash from ${from} offset 0) hashes
       group by bucket) grouped`;

@@ -69,19 +69,31 @@ const SETTINGS: readonly {
   // No standby is named, so none is waited for.
   { sql: "set synchronous_commit = 'remote_apply'" },
   { sql: "set search_path = hostile, pg_catalog" },
+  { sql: "set search_path = public, hostile" },
   { sql: "set plan_cache_mode = 'force_generic_plan'" },
 ];
 
-/** A schema with functions and operators that have the names of PostgreSQL's own, and know nothing. */
+/**
+ * A schema with functions and operators that have the names of PostgreSQL's own.
+ * They know nothing; those whose operands PostgreSQL's own have only by a cast
+ * are called from any schema of the search path, and fail.
+ */
 const HOSTILE = `create schema hostile;
   create function hostile.nothing(numeric, bigint) returns numeric language sql as 'select 0::numeric';
   create function hostile.nothing(bigint) returns bigint language sql as 'select 0::bigint';
   create function hostile.nothing(bigint, bigint) returns bigint language sql as 'select 0::bigint';
-  create function hostile.nothing(bigint, integer) returns bigint language sql as 'select 0::bigint';
+  create function hostile.fail(bigint, integer) returns bigint language sql as 'select 1::bigint / 0';
+  create function hostile.fail(integer, text) returns text language sql as 'select (1 / 0)::text';
+  create function hostile.fail(bigint, text) returns text language sql as 'select (1 / 0)::text';
+  create function hostile.fail(numeric, text) returns text language sql as 'select (1 / 0)::text';
   create aggregate hostile.sum(bigint) (sfunc = hostile.nothing, stype = numeric, initcond = '0');
   create aggregate hostile.count(*) (sfunc = hostile.nothing, stype = bigint, initcond = '0');
   create operator hostile.# (function = hostile.nothing, leftarg = bigint, rightarg = bigint);
-  create operator hostile.& (function = hostile.nothing, leftarg = bigint, rightarg = integer);
+  create operator hostile.& (function = hostile.fail, leftarg = bigint, rightarg = integer);
+  create operator hostile.# (function = hostile.fail, leftarg = bigint, rightarg = integer);
+  create operator hostile.|| (function = hostile.fail, leftarg = integer, rightarg = text);
+  create operator hostile.|| (function = hostile.fail, leftarg = bigint, rightarg = text);
+  create operator hostile.|| (function = hostile.fail, leftarg = numeric, rightarg = text);
   create function hostile.age(xid) returns integer language sql as 'select 1'`;
 
 Deno.test("settings of the roles do not change what a load does", async (t) => {

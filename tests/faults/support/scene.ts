@@ -46,7 +46,11 @@ export async function changeSource(db: Databases): Promise<Scene> {
     `update marketing.closed_deals set has_gtin = '${mark}'
      where ctid in (select ctid from marketing.closed_deals order by random() limit 20);
      update marketing.marketing_qualified_leads set origin = '${mark}'
-     where ctid in (select ctid from marketing.marketing_qualified_leads order by random() limit 100)`,
+     where ctid in (select ctid from marketing.marketing_qualified_leads order by random() limit 100);
+     with gone as (delete from marketing.marketing_qualified_leads
+       where ctid in (select ctid from marketing.marketing_qualified_leads order by random() limit 3) returning *)
+     insert into marketing.marketing_qualified_leads
+       select md5(mql_id || '${mark}'), first_contact_date, landing_page_id, origin from gone`,
   );
   return { old: await targetContent(db), new: await sourceContent(db) };
 }
