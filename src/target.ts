@@ -36,6 +36,8 @@ export interface FoundTarget {
   readonly hasTriggers: boolean;
   /** Tables that inherit from it, quoted, schema-qualified; a partitioned table's own parts are none. */
   readonly children: readonly string[];
+  /** Foreign tables among a partitioned table's parts, likewise. */
+  readonly foreignParts: readonly string[];
 }
 
 /** Looks the target up. */
@@ -49,7 +51,11 @@ export async function findTarget(
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
           join pg_catalog.pg_namespace cn on cn.oid = child.relnamespace
-        where i.inhparent = c.oid and c.relkind = 'r') as children
+        where i.inhparent = c.oid and c.relkind = 'r') as children,
+       (select pg_catalog.json_agg(pg_catalog.format('%I.%I', pn.nspname, part.relname) order by part.oid)
+        from pg_catalog.pg_partition_tree(c.oid) p join pg_catalog.pg_class part on part.oid = p.relid
+          join pg_catalog.pg_namespace pn on pn.oid = part.relnamespace
+        where c.relkind = 'p' and part.relkind = 'f') as foreign_parts
      from (select 1) one
        left join pg_catalog.pg_namespace n on n.nspname = ${
       literal(table.target.schema)
@@ -72,6 +78,7 @@ export async function findTarget(
     hasRowIds: first?.rowids ?? false,
     hasTriggers: first?.triggers ?? false,
     children: first?.children ?? [],
+    foreignParts: first?.foreign_parts ?? [],
   };
 }
 
@@ -136,6 +143,13 @@ export function checkTarget(table: Table, found: FoundTarget): void {
     fail(`${schema}.${name} in the warehouse is not a table`);
   }
   checkChildren(table, found);
+  if (found.foreignParts.length > 0) {
+    fail(
+      `${schema}.${name} in the warehouse has foreign tables among its parts, which another server commits by itself: ${
+        found.foreignParts.join(", ")
+      }`,
+    );
+  }
   for (const column of table.columns) {
     const present = found.columns.find((c) => c.name === column.name);
     if (!present) {

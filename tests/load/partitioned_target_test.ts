@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
@@ -41,4 +41,35 @@ Deno.test("load keeps a partitioned target partitioned, by full copies and by de
     (select count(*)::int from m_data.lead_1) as second`);
   assertEquals(row!.first + row!.second, 400);
   assertEquals(row!.first > 0 && row!.second > 0, true);
+});
+
+Deno.test("a partitioned target with a foreign part is refused, and nothing is written", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await db.warehouse.unsafe(`
+    create schema m_data authorization ${db.loader};
+    create table m_data.marketing_qualified_lead (
+      mql_id text, first_contact_date timestamptz, landing_page_id text, origin text
+    ) partition by list (origin);
+    create table m_data.here partition of m_data.marketing_qualified_lead default;
+    create foreign data wrapper nowhere;
+    create server elsewhere foreign data wrapper nowhere;
+    create foreign table m_data.there partition of m_data.marketing_qualified_lead
+      for values in ('social') server elsewhere;
+    alter table m_data.marketing_qualified_lead owner to ${db.loader};
+    alter table m_data.here owner to ${db.loader}`);
+  for (const words of [["load"], ["verify"]]) {
+    const { code, stderr, stdout } = await runProgram(
+      [...words, "--table", "marketing_qualified_lead"],
+      db.environment,
+    );
+    assertEquals(code, 1, stdout);
+    assertStringIncludes(
+      stderr + stdout,
+      "has foreign tables among its parts, which another server commits by itself: m_data.there",
+    );
+  }
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as count from m_data.here",
+  );
+  assertEquals(row!.count, 0);
 });
