@@ -301,9 +301,10 @@ async function openReader(
   }
 }
 
-/** Whether the session is gone; its server may have said so before its end was noticed. */
+/** Whether the session is gone or out of reach; its server may have said so before its end was noticed. */
 function isLost(error: unknown): error is ServiceError {
-  return error instanceof ServiceError && error.code === "connection_lost";
+  return error instanceof ServiceError &&
+    (error.code === "connection_lost" || error.code === "stalled");
 }
 
 function snapshotLost(

@@ -5,6 +5,8 @@ import { Json } from "./json.tsx";
 // deno-lint-ignore no-explicit-any -- an OpenAPI document, read loosely
 type Document = any;
 
+const PROBLEM_TYPE = "application/problem+json";
+
 /** The page's content. */
 export function DocsPage({ document }: { document: Document }) {
   const operations = Object.entries<Document>(document.paths).flatMap((
@@ -20,7 +22,8 @@ export function DocsPage({ document }: { document: Document }) {
       <h1>API</h1>
       <p>
         {document.info.description} For programs:{" "}
-        <a href="/openapi.json">openapi.json</a>.
+        <a href="/openapi.json">openapi.json</a>. A{" "}
+        <a href="#Problem">Problem</a> is always <code>{PROBLEM_TYPE}</code>.
       </p>
       {operations.map(({ name, operation }) => (
         <Operation name={name} operation={operation} />
@@ -88,7 +91,8 @@ function Operation(
                   [type, { schema }],
                 ) => (
                   <span class="body">
-                    {type} <Shape schema={schema} />
+                    {type === PROBLEM_TYPE ? "" : `${type} `}
+                    <Shape schema={schema} />
                   </span>
                 ))}
               </td>
