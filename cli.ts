@@ -87,7 +87,9 @@ export async function main(words: readonly string[]): Promise<number> {
     });
   }
   // Without a listener the process would end where a file reaches its limit; with one the write fails.
-  Deno.addSignalListener("SIGXFSZ", () => {});
+  if (Deno.build.os !== "windows") {
+    Deno.addSignalListener("SIGXFSZ", () => {});
+  }
   await using released = new AsyncDisposableStack();
   try {
     const command = findCommand(words);
