@@ -244,6 +244,8 @@ export class Session implements AsyncDisposable, Disposable {
       return session;
     } catch (error) {
       session.destroy();
+      // An old server may not even know what it was asked.
+      checkVersion(config, session.serverVersion);
       throw asConnectFailure(error, config);
     }
   }
@@ -579,7 +581,7 @@ export class Session implements AsyncDisposable, Disposable {
       const result = await withTimeout(
         client.unsafe(
           // A role that became another one at login may not look at its own sessions.
-          `set role none;
+          `set local role none;
            select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
            from pg_stat_activity left join pg_stat_progress_copy using (pid)
            -- Disabled by track_activities: an idle backend waits for its client, whatever its state.

@@ -20,6 +20,7 @@ import {
   modeFor,
   MOST_ROWS_TOLD_APART,
   parseBuckets,
+  type PlanMode,
   type RowDifference,
   wholeOf,
 } from "./fingerprint.ts";
@@ -63,7 +64,7 @@ export interface Expectation {
 
 /** What is to be done. */
 export type Plan =
-  | { readonly mode: "unchanged" | "full" }
+  | { readonly mode: Exclude<PlanMode, "delta"> }
   | { readonly mode: "delta"; readonly selection: Selection };
 
 /** What is to be done, and what both sides hold. */

@@ -113,7 +113,7 @@ export const ERRORS = {
     1,
     500,
     true,
-    "The source ended the transaction that held the snapshot; load again.",
+    "The snapshot's transaction ended in the source, or what is read was exchanged there meanwhile; try again.",
   ),
   busy: kind(
     75,

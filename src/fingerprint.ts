@@ -163,7 +163,7 @@ export function bucketCount(rows: number): number {
 }
 
 /** What has to be done to make the target equal to the source. */
-export type LoadMode = "unchanged" | "delta" | "full";
+export type PlanMode = "unchanged" | "delta" | "full";
 
 /** Buckets that differ. */
 export interface BucketDifference extends Bucketing {
@@ -214,7 +214,7 @@ export function modeFor(
     "sourceRows" | "targetRows"
   >,
   rows: number,
-): LoadMode {
+): PlanMode {
   const differing = sourceRows + targetRows;
   if (differing === 0) return "unchanged";
   return differing >= 2 * MOST_DELTA_SHARE * rows ? "full" : "delta";

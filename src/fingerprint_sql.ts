@@ -169,8 +169,8 @@ export function bucketsSql(
 }
 
 /**
- * SQL of the rows for which the condition holds, where they are too many to be
- * told apart of one more than that: `count`; `rows`, one text for {@linkcode diffRows} with
+ * SQL of the rows for which the condition holds, of at most one more than can
+ * be told apart: `count`; `rows`, one text for {@linkcode diffRows} with
  * each row's hash and, where the table has such, its row id, ordered by the
  * hash's bytes; and `keys`, the hashes of their first columns.
  */

@@ -156,8 +156,9 @@ async function takeTurn(
 ): Promise<{ run: Run; lock: Lock } | LoadEvent> {
   const { config, warehouse, log, runner } = service;
   const retries = retriesOf(service, hooks.signal);
+  const askedAt = performance.now();
   const turn = await withRetries(retries, async () => {
-    const turn = await waitForTurn(service, ticket, hooks.signal);
+    const turn = await waitForTurn(service, ticket, askedAt, hooks.signal);
     if (!isLock(turn)) return turn;
     try {
       // Before there are events that a new publisher has to be told of.

@@ -67,12 +67,13 @@ export function setUpLogging(options: LogOptions): Logger {
 
 /** One JSON object: time, level, message, and the record's properties. */
 function jsonLine(record: LogRecord): string {
-  return JSON.stringify({
+  const own = {
     timestamp: new Date(record.timestamp).toISOString(),
     level: record.level.toUpperCase(),
     message: messageOf(record),
-    ...record.properties,
-  });
+  };
+  // First in the line, whatever properties of those names there are.
+  return JSON.stringify({ ...own, ...record.properties, ...own });
 }
 
 function textLine(colors: boolean): (record: LogRecord) => string {

@@ -38,7 +38,9 @@ export async function withRetries<T>(
         const isRetriable = kind.transient && code !== "snapshot_lost" &&
           !context.signal?.aborted;
         if (isRetriable) {
-          context.log.warn("A transient failure: {message}", { message });
+          context.log.warn("A transient failure: {reason}", {
+            reason: message,
+          });
         }
         return isRetriable;
       },

@@ -494,7 +494,7 @@ export async function interruptDeadRuns(
 
 async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
   // A backend of the dead process may still be committing: what it loaded is known when it is over.
-  await endBackends(executor, row.id);
+  if (row.state === "running") await endBackends(executor, row.id);
   const loaded = await loadedByRun(executor, row.id);
   const error = new ServiceError(
     "interrupted",

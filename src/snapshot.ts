@@ -14,9 +14,9 @@ import {
   isLockable,
   lockSql,
   obstacle,
-  type Read,
-  type Readable,
+  type ReadRelation,
   type Shapes,
+  type SourceTable,
 } from "./source_tables.ts";
 import type { Table, TableName } from "./tables.ts";
 
@@ -78,6 +78,8 @@ const MOST_SNAPSHOTS = 5;
  * Each table's reader is opened along with the snapshot: one that came later
  * would queue behind DDL that itself waits for the snapshot's lock.
  *
+ * @param isLastAttempt whether a lock that is not free fails its table alone,
+ * rather than the attempt.
  * @throws {ServiceError} when the source cannot be reached or read at all. What
  * is wrong with one table is in `tables`.
  */
@@ -85,9 +87,9 @@ export async function openSnapshot(
   config: Config,
   connection: ConnectionOptions,
   tables: readonly Table[],
+  isLastAttempt = true,
 ): Promise<Snapshot> {
   const found: Shapes = new Map();
-  const deletions = new Map<TableName, string>();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
     try {
@@ -96,20 +98,20 @@ export async function openSnapshot(
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
       );
-      const locked = await beginLocked(
-        config,
-        holder,
-        await findReadable(holder, pending, found, deletions),
-        found,
-      );
-      const reads = await findReads(holder, locked);
-      const readable = withoutObstacles(locked, reads, found);
+      await holder.begin({
+        mode: "read committed read only",
+        lockTimeoutSeconds: config.lockTimeoutSeconds,
+      });
+      const present = await findReadable(holder, pending, found);
+      await lockAll(config, holder, present, found, isLastAttempt);
+      const reads = await findReads(holder, present);
+      const readable = withoutObstacles(present, reads, found);
       const [taken] = await holder.query<
         { id: string; takenat: string; probe: string; xid: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
            pg_snapshot_xmin(pg_current_snapshot())::text as xid,
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
-      const open = (table: Readable) =>
+      const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<TableName, Session>();
       const opened = await Promise.allSettled(readable.map(async (table) => {
@@ -123,17 +125,16 @@ export async function openSnapshot(
       for (const [name, shape] of await checkShapes(holder, readable)) {
         found.set(name, shape);
       }
-      const named = (of: (read: Read) => boolean) =>
+      const named = (of: (read: ReadRelation) => boolean) =>
         new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));
       return {
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
         marks: new Map(
-          Array.from(
-            deletions,
-            ([name, count]) => [name, { deletions: count, xid: taken!.xid }],
-          ),
+          reads.filter((r) => r.isSource && r.hasRowIds).map((
+            { table, deletions },
+          ) => [table, { deletions, xid: taken!.xid }]),
         ),
         withRowIds: named((read) => read.hasRowIds),
         repeatable: named((read) => read.kind !== "v"),
@@ -178,17 +179,14 @@ const AT_ONCE_SECONDS = 0.001;
 /** One table could not be locked, which ended the transaction; the table is marked as failed. */
 class LockRefused extends Error {}
 
-/** Begins the transaction with all tables locked. */
-async function beginLocked(
+/** Locks all tables, in the transaction that is open. */
+async function lockAll(
   config: Config,
   session: Session,
-  tables: readonly Readable[],
+  tables: readonly SourceTable[],
   found: Shapes,
-): Promise<readonly Readable[]> {
-  await session.begin({
-    mode: "read committed read only",
-    lockTimeoutSeconds: config.lockTimeoutSeconds,
-  });
+  isLastAttempt: boolean,
+): Promise<void> {
   for (const table of tables) {
     // It will be refused, and only to plan its query may ask another server.
     if (table.kind === "f") continue;
@@ -198,16 +196,21 @@ async function beginLocked(
       if (
         !(error instanceof ServiceError) || !error.sqlstate || session.failure
       ) throw error;
-      found.set(table.name, lockFailure(config, table, error));
+      // It was there a moment ago: whether it still is, is for another look to say.
+      if (GONE.has(error.sqlstate)) {
+        throw snapshotLost(table, error.message, error);
+      }
+      const failure = lockFailure(config, table, error);
+      if (failure.kind.transient && !isLastAttempt) throw failure;
+      found.set(table.name, failure);
       throw new LockRefused();
     }
   }
-  return tables;
 }
 
 function lockFailure(
   { lockTimeoutSeconds }: Config,
-  { name: table, kind, source }: Readable,
+  { name: table, kind, source }: SourceTable,
   error: ServiceError,
 ): ServiceError {
   const name = `${source.schema}.${source.name}`;
@@ -226,10 +229,10 @@ function lockFailure(
 
 /** The tables that can be loaded; the others go to `found` with the reason. */
 function withoutObstacles(
-  tables: readonly Readable[],
-  reads: readonly Read[],
+  tables: readonly SourceTable[],
+  reads: readonly ReadRelation[],
   found: Shapes,
-): Readable[] {
+): SourceTable[] {
   return tables.filter((table) => {
     const ours = reads.filter((read) => read.table === table.name);
     if (!ours.some((read) => read.isSource && read.oid === table.oid)) {
@@ -246,9 +249,9 @@ function withoutObstacles(
 async function confirmReads(
   session: Session,
   table: Table,
-  before: readonly Read[],
+  before: readonly ReadRelation[],
 ): Promise<void> {
-  const oids = (reads: readonly Read[]) =>
+  const oids = (reads: readonly ReadRelation[]) =>
     reads.filter((read) => read.table === table.name)
       .map((read) => read.oid).sort().join();
   if (oids(await findReads(session, [table])) === oids(before)) return;
@@ -262,7 +265,7 @@ async function confirmReads(
 async function openReader(
   config: Config,
   connection: ConnectionOptions,
-  table: Readable,
+  table: SourceTable,
   holder: Session,
   snapshotId: string,
 ): Promise<Session> {
@@ -323,9 +326,12 @@ function snapshotLost(
   );
 }
 
+/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
+const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
+
 /**
  * SQLSTATEs that say that a snapshot can no longer be read from: 22023 invalid
  * or unknown identifier, 55000 its transaction is over, 42704 no such file,
- * 55P03 DDL is waiting for the table, 42P01 the table was dropped.
+ * 55P03 DDL is waiting for the table; or that the table is gone.
  */
-const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", "42P01"]);
+const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", ...GONE]);

@@ -15,7 +15,7 @@ import {
 } from "./tables.ts";
 
 /** A source table, or what stands in its place, that may be read. */
-export interface Readable extends Table {
+export interface SourceTable extends Table {
   readonly oid: number;
   /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
   readonly kind: string;
@@ -29,12 +29,10 @@ export async function findReadable(
   session: Session,
   tables: readonly Table[],
   found: Shapes,
-  deletions: Map<TableName, string>,
-): Promise<Readable[]> {
+): Promise<SourceTable[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind,
-       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable,
-       case when ${HAS_ROW_IDS} then pg_stat_get_tuples_deleted(c.oid)::text end as deletions
+       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
       tables.map(({ source }) =>
@@ -64,7 +62,6 @@ export async function findReadable(
       found.set(table.name, error);
       return [];
     }
-    if (row.deletions) deletions.set(table.name, row.deletions);
     return [{ ...table, oid: row.oid, kind: row.kind }];
   });
 }
@@ -78,7 +75,7 @@ export async function findReadable(
  * the query reads, and asks for what the query asks for. With `where false` it
  * would leave out what the planner then need not look at.
  */
-export function lockSql({ kind, source }: Readable): string {
+export function lockSql({ kind, source }: SourceTable): string {
   return isLockable(kind)
     ? `lock table ${qualified(source)} in access share mode`
     : `explain select * from ${qualified(source)}`;
@@ -90,7 +87,7 @@ export function isLockable(kind: string): boolean {
 }
 
 /** A relation that is read when a source table is: itself, under a view, a partition, a child. */
-export interface Read {
+export interface ReadRelation {
   readonly table: TableName;
   readonly oid: number;
   readonly kind: string;
@@ -98,6 +95,8 @@ export interface Read {
   readonly relation: string;
   readonly isSource: boolean;
   readonly hasRowIds: boolean;
+  /** Rows ever deleted from it, by the server's statistics. */
+  readonly deletions: string;
   /** The source, or a materialized view or foreign table that a query of it plans to read, and so has locked. */
   readonly isAsked: boolean;
   readonly isPopulated: boolean;
@@ -110,7 +109,7 @@ export interface Read {
 export async function findReads(
   session: Session,
   tables: readonly Table[],
-): Promise<Read[]> {
+): Promise<ReadRelation[]> {
   if (tables.length === 0) return [];
   const sources = await session.query(
     `select n.nspname as schema, c.relname as relation, ${READ_COLUMNS}, c.relhassubclass as parent
@@ -140,9 +139,10 @@ const KINDS = "'r', 'p', 'v', 'm', 'f'";
 
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
-  ${HAS_ROW_IDS} as rowids, c.relispopulated as populated`;
+  ${HAS_ROW_IDS} as rowids, c.relispopulated as populated,
+  pg_catalog.pg_stat_get_tuples_deleted(c.oid)::text as deletions`;
 
-function readOf(table: TableName, row: Row, isSource: boolean): Read {
+function readOf(table: TableName, row: Row, isSource: boolean): ReadRelation {
   return {
     table,
     isSource,
@@ -150,6 +150,7 @@ function readOf(table: TableName, row: Row, isSource: boolean): Read {
     kind: row.kind,
     relation: row.name,
     hasRowIds: row.rowids,
+    deletions: row.deletions,
     isPopulated: row.populated,
     isAsked: isSource || row.asked,
   };
@@ -160,7 +161,7 @@ async function findBeneath(
   session: Session,
   table: TableName,
   oid: number,
-): Promise<Read[]> {
+): Promise<ReadRelation[]> {
   const rows = await session.query(
     `with recursive beneath (oid) as (
        values (${oid}::oid)
@@ -185,7 +186,7 @@ async function findBeneath(
 /** Why a table cannot be loaded that reads these relations, or `undefined`. */
 export function obstacle(
   { name: table, source }: Table,
-  reads: readonly Read[],
+  reads: readonly ReadRelation[],
 ): ServiceError | undefined {
   const name = `${source.schema}.${source.name}`;
   const foreign = reads.find((r) => r.kind === "f" && r.isAsked);
@@ -216,7 +217,7 @@ export function obstacle(
 /** Checks every table's columns. */
 export async function checkShapes(
   session: Session,
-  tables: readonly Readable[],
+  tables: readonly SourceTable[],
 ): Promise<[TableName, readonly string[] | ServiceError][]> {
   if (tables.length === 0) return [];
   const columns = await session.query(

@@ -22,7 +22,12 @@ import {
   wholeFingerprint,
 } from "./difference.ts";
 import { ServiceError } from "./errors.ts";
-import { afterDelta, equal, type Fingerprint } from "./fingerprint.ts";
+import {
+  afterDelta,
+  equal,
+  type Fingerprint,
+  type PlanMode,
+} from "./fingerprint.ts";
 import { castToTarget, deleteSql, writtenRowsSql } from "./fingerprint_sql.ts";
 import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
 import type { Snapshot, SourceMark } from "./snapshot.ts";
@@ -51,7 +56,7 @@ export interface LastLoad {
 /** A table that holds the source's rows, verified, in a transaction that is still open. */
 export interface TableResult {
   readonly table: Table;
-  readonly mode: "unchanged" | "delta" | "full";
+  readonly mode: PlanMode;
   /** Rows in the source's snapshot, and in the target: equal, or the load would have failed. */
   readonly sourceCount: number;
   readonly targetCount: number;
@@ -125,8 +130,23 @@ export async function loadTable(
       ...clock.stop(),
     };
   } catch (error) {
+    if (isGoneInSource(error, warehouse)) await snapshot.confirm(table);
     throw forTable(error, table, warehouse, isLocked);
   }
+}
+
+/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
+const GONE = new Set(["42P01", "3F000"]);
+
+/** Whether the source's table can no longer be found by its name: its schema may have been renamed. */
+function isGoneInSource(error: unknown, warehouse: Session): boolean {
+  return error instanceof ServiceError && GONE.has(error.sqlstate ?? "") &&
+    !isOf(warehouse, error);
+}
+
+/** Whether it was that session's server that said so. */
+function isOf({ config }: Session, { message }: ServiceError): boolean {
+  return message.startsWith(`${config.label}:`);
 }
 
 /** What is to be told of the source table. Throws when it cannot be loaded. */
@@ -406,7 +426,7 @@ export function forTable(
   if (!(error instanceof ServiceError)) throw error;
   if (error.table) return error;
   const { schema, name } = table.target;
-  const isTarget = error.message.startsWith(`${warehouse.config.label}:`);
+  const isTarget = isOf(warehouse, error);
   const details = {
     table: table.name,
     cause: error,
@@ -419,11 +439,12 @@ export function forTable(
       details,
     );
   }
-  // 42P01 no such table, 3F000 no such schema; XX000 is how a wait for a lock ends when the table is dropped.
-  // Under the lock they say something else: of what a trigger uses, or of a file that may not grow.
+  // XX000 is how a wait for a lock ends when the table is dropped. Under the lock
+  // all of these say something else: of what a trigger uses, or of a file that may not grow.
   const mayBeDropped = isTarget && !isLocked;
   if (
-    mayBeDropped && ["42P01", "3F000", "XX000"].includes(error.sqlstate ?? "")
+    mayBeDropped &&
+    (GONE.has(error.sqlstate ?? "") || error.sqlstate === "XX000")
   ) {
     return new ServiceError(
       "target_dropped",

@@ -31,6 +31,8 @@ export interface Lock extends AsyncDisposable {
  * dies with the process and works behind a transaction pooler.
  *
  * @param waitSeconds how long to wait; 0 tries once.
+ * @param signal ends the wait; a lock that is held stays, so that nobody else
+ * takes a run that is being stopped for dead.
  * @throws {ServiceError} `busy` when another load holds it for longer.
  */
 export async function acquireLock(
@@ -38,11 +40,18 @@ export async function acquireLock(
   waitSeconds: number,
   signal?: AbortSignal,
 ): Promise<Lock> {
+  const wait = new AbortController();
+  const stop = () => wait.abort(signal!.reason);
+  signal?.throwIfAborted();
+  signal?.addEventListener("abort", stop);
+  using _ = {
+    [Symbol.dispose]: () => signal?.removeEventListener("abort", stop),
+  };
   const session = await Session.open(config.dwh, {
     applicationName: LOCK_APPLICATION_NAME,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
     stallTimeoutSeconds: config.stallTimeoutSeconds,
-    ...(signal ? { signal } : {}),
+    signal: wait.signal,
   });
   try {
     const [row] = await session.begin<{ locked: boolean }>(
@@ -59,8 +68,7 @@ export async function acquireLock(
     session.signal.addEventListener("abort", () => {
       const cause = session.signal.reason;
       lost.abort(
-        // An abort that was asked for is not a loss.
-        signal?.aborted ? cause : new ServiceError(
+        new ServiceError(
           "lock_lost",
           `The service's lock was lost: ${cause.message}`,
           { cause },
@@ -98,19 +106,22 @@ const LONG_WAIT_SECONDS = 3600;
  *
  * The time limit counts until the run begins, wherever that is; it is that of
  * this process's own askers, however long others wait for the same run.
+ * `askedAt` is when they began to, in milliseconds of `performance.now()`.
  *
  * @throws {ServiceError} `busy` when the run does not begin in time.
  */
 export async function waitForTurn(
   { config, warehouse, runner }: Service,
   ticket: Ticket,
+  askedAt: number,
   signal?: AbortSignal,
 ): Promise<Lock | LoadEvent> {
   const finished = new AbortController();
   let event: LoadEvent | undefined;
   let isOver = false;
   let hasNoLimit = ticket.isCertain;
-  let limitSeconds = config.lockTimeoutSeconds;
+  const waitedSeconds = (performance.now() - askedAt) / 1000;
+  let limitSeconds = Math.max(0, config.lockTimeoutSeconds - waitedSeconds);
   const look = async () => {
     try {
       const run = await progressOf(warehouse, ticket.runId, runner);
@@ -148,8 +159,7 @@ export async function waitForTurn(
       }
     }
   } finally {
-    // A look that is under way would set the timer anew. Not by the signal
-    // above: the session that holds the lock goes on listening to it.
+    // A look that is under way would set the timer anew.
     isOver = true;
     clearTimeout(timer);
   }

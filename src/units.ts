@@ -60,15 +60,22 @@ export async function prepareFromOneSnapshot(
   try {
     snapshot = await withRetries(context, () => {
       attempts++;
-      return openSnapshot(config, sourceConnection(context), tables);
+      const isLast = attempts >= config.retryAttempts;
+      return openSnapshot(config, sourceConnection(context), tables, isLast);
     });
   } catch (error) {
     const outcomes = groups.map((group) => failedUnit(group, error, attempts));
     const again = (unit: Unit) => Promise.resolve(unit);
     return { outcomes, snapshotAt: null, again, release: async () => {} };
   }
-  const prepare = (group: readonly Table[], before = 0) =>
-    prepareUnit(context, snapshot, group, before);
+  const prepare = async (group: readonly Table[], before = 0) => {
+    // What is wrong with a source table was settled with the snapshot.
+    const refusal = group.map(({ name }) => snapshot.tables.get(name))
+      .find((shape) => shape instanceof ServiceError);
+    return refusal
+      ? failedUnit(group, refusal, attempts)
+      : await prepareUnit(context, snapshot, group, before);
+  };
   return {
     // Results arrive in the order of the groups; a unit never rejects.
     outcomes: await Array.fromAsync(

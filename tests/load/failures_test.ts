@@ -338,8 +338,35 @@ Deno.test("load: a source table locked by DDL fails alone", async () => {
   });
   assertEquals(code, 1);
   const [deal, lead] = json.details.results;
-  assertEquals(deal.code, "source_locked");
+  assertEquals([deal.code, deal.attempts], ["source_locked", 3]);
   assertEquals(lead.status, "success");
+});
+
+Deno.test("load: a lock on a source table that is let go is taken by a later attempt, and both tables are loaded", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using ddl = db.connect("source");
+  await ddl.unsafe(
+    "begin; lock table marketing.closed_deals in access exclusive mode",
+  );
+  const running = runJson(["load"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.5",
+    RETRY_ATTEMPTS: "3",
+    RETRY_DELAY: "0.5",
+  });
+  const waits = async () => {
+    const [row] = await db.source.unsafe(
+      "select 1 as x from pg_locks where not granted and relation = 'marketing.closed_deals'::regclass",
+    );
+    return row !== undefined;
+  };
+  await until("the load waits for the lock", waits);
+  await until("the first attempt is over", async () => !await waits());
+  await ddl.unsafe("rollback");
+  const { code, json, stderr } = await running;
+  assertEquals(code, 0, stderr);
+  assertEquals(json.status, "success");
+  assertStringIncludes(stderr, "A transient failure: Cannot load closed_deal");
 });
 
 Deno.test("load: a source row changed during the load is in the next one, never half in this one", async () => {

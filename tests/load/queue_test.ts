@@ -350,6 +350,37 @@ Deno.test("who joins while the last one goes keeps the run", async () => {
   assertEquals(await withdrawRun(warehouse, runId, "two", stop), undefined);
 });
 
+Deno.test("a wait whose connection is cut ends when it would have ended", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using other = db.connect("warehouse");
+  await other.unsafe("begin; select pg_advisory_xact_lock(5714290)");
+  const [started] = await startQueued(db, [6]);
+  const [wish] = await db.warehouse.unsafe(
+    "select wait_until::text as until from marketing_data_service.run where state = 'queued'",
+  );
+  const isPast = (interval: string) => async () => {
+    const [row] = await db.warehouse.unsafe(
+      `select clock_timestamp() > '${
+        wish!.until
+      }'::timestamptz + interval '${interval}' as past`,
+    );
+    return row!.past as boolean;
+  };
+  await until(isPast("-3 s"));
+  await db.warehouse.unsafe(
+    `select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = 5714290
+       and not granted and database = (select oid from pg_database where datname = current_database())`,
+  );
+  // With a new limit for the second connection it would be longer by the time that the first one waited.
+  const ended = await Promise.race([
+    started!.finished,
+    until(isPast("2 s")).then(() => undefined),
+  ]);
+  await other.unsafe("rollback");
+  assertEquals(ended?.code, 75, ended?.stderr);
+  assertEquals((await states(db))[0], "failed busy 1");
+});
+
 Deno.test("a queue of the schema before is brought over: who waits in it keeps its place", async () => {
   await using db = await loadedDatabases(SMALL);
   const ids = { awaited: crypto.randomUUID(), certain: crypto.randomUUID() };

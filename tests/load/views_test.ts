@@ -332,7 +332,7 @@ for (const kind of ["table", "view", "materialized view"] as const) {
   });
 }
 
-Deno.test("load: a view with a locked table under it fails alone, and is tried again", async () => {
+Deno.test("load: a view with a locked table under it fails alone", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await withLeadsAs(db, VIEW);
   await using service = serviceOf(db, { LOCK_TIMEOUT: "0.3" });
@@ -497,6 +497,21 @@ Deno.test("load: a schema put in the place of the source's during the load is se
   );
   assertEquals((await waiting.letGo()).status, "success");
   assertEquals(await loaded(db), "1 new");
+});
+
+Deno.test("load: a source schema renamed during the load is told as what it is: the table is missing", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ALL)).status, "success");
+  const waiting = await waitingLoad(db, service);
+  await db.source.unsafe("alter schema marketing rename to before");
+  const event = await waiting.letGo();
+  assertEquals(event.status, "failure");
+  assertEquals(
+    event.status === "failure" &&
+      event.details.results.map((r) => r.status === "failure" && r.code),
+    ["source_table_missing", "source_table_missing"],
+  );
 });
 
 Deno.test("load: a partition attached during the load is never in one table without the rest of its transaction", async () => {
