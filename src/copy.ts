@@ -155,7 +155,7 @@ class Relay {
         }
         const isCopyData = data[at] === COPY_DATA;
         if (isCopyData !== this.#isCopyData) {
-          this.#send(data.subarray(start, at));
+          this.#send(data.subarray(start, at), false);
           start = at;
           this.#isCopyData = isCopyData;
         }
@@ -166,17 +166,21 @@ class Relay {
       this.#missing -= end - at;
       at = end;
     }
-    this.#send(data.subarray(start, at));
+    this.#send(data.subarray(start, at), true);
     // One message a row, the header being glued to the first, and one for the trailer.
     const rows = Math.max(0, this.#messages - 1);
     this.#onProgress({ rows, bytes: this.bytes });
   };
 
-  #send(messages: Buffer): void {
+  #send(messages: Buffer, isEndOfChunk: boolean): void {
     if (messages.length === 0) return;
     if (this.#isCopyData) {
       this.#bytes += messages.length;
-      const hasRoom = this.#target.write(messages, () => release(messages));
+      const hasRoom = this.#target.write(
+        messages,
+        // Writes end in their order: with this one all others of the chunk have.
+        isEndOfChunk ? () => release(messages) : undefined,
+      );
       if (!hasRoom) this.#source.pause();
     } else {
       for (const listener of this.#clientListeners) {

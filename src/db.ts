@@ -184,6 +184,8 @@ export class Session implements AsyncDisposable, Disposable {
   #pid = 0;
   /** Set where the role's own would put another function or operator before PostgreSQL's. */
   #searchPath: readonly string[] | undefined;
+  /** The role does not wait for its commits to be on disk. */
+  #isCareless = false;
   #closing: Promise<void> | undefined;
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
@@ -230,7 +232,7 @@ export class Session implements AsyncDisposable, Disposable {
     try {
       // A timer of our own: the client's begins only with an answer to TLS and start-up.
       await withTimeout(
-        session.#learnSearchPath(),
+        session.#learnSettings(),
         options.connectTimeoutSeconds,
         () =>
           new ServiceError(
@@ -250,11 +252,13 @@ export class Session implements AsyncDisposable, Disposable {
     }
   }
 
-  /** Reads which schemas the role's names are looked up in, and in which order. */
-  async #learnSearchPath(): Promise<void> {
+  /** Reads what the role has set: in which order schemas are looked into, and whether a commit waits for the disk. */
+  async #learnSettings(): Promise<void> {
     const [row] = await this.query(
-      "select pg_catalog.to_json(pg_catalog.current_schemas(false))::text as schemas",
+      `select pg_catalog.to_json(pg_catalog.current_schemas(false))::text as schemas,
+         pg_catalog.current_setting('synchronous_commit') as commit`,
     );
+    this.#isCareless = row!.commit === "off";
     const schemas = JSON.parse(row!.schemas) as string[];
     if (schemas.indexOf("pg_catalog") <= 0) return;
     // Left out, it is looked into first.
@@ -337,6 +341,8 @@ export class Session implements AsyncDisposable, Disposable {
       tcp_keepalives_interval: "10",
       tcp_keepalives_count: "3",
       ...(options.timezone ? { timezone: options.timezone } : {}),
+      // What is announced must outlive a crash of the server.
+      ...(this.#isCareless ? { synchronous_commit: "on" } : {}),
     };
     const set = Object.entries(settings)
       .map(([name, value]) => `set local ${name} = ${literal(value)}`);
@@ -731,6 +737,9 @@ function checkVersion(
     );
   }
 }
+
+/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
+export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
 
 /** SQLSTATE of a server's error, or `undefined` for any other. */
 export function sqlstateOf(error: unknown): string | undefined {

@@ -18,6 +18,7 @@ import {
   isLopsided,
   isWorthRefining,
   modeFor,
+  MOST_RECENT_ROWS,
   MOST_ROWS_TOLD_APART,
   parseBuckets,
   type PlanMode,
@@ -116,12 +117,14 @@ async function planFromRecent(
   { wanted, present }: Omit<Compared, "plan">,
 ): Promise<Plan | undefined> {
   const { table: { columns }, source, target, method } = sides;
-  const recent = await rowsWhere(source, sides, writtenSinceSql(since));
+  const most = MOST_RECENT_ROWS;
+  const recent = await rowsWhere(source, sides, writtenSinceSql(since), most);
   if (!recent?.keys) return undefined;
   const held = await rowsWhere(
     target,
     sides,
     withKeysSql(columns, method, recent.keys),
+    most,
   );
   if (!held) return undefined;
   const difference = diffRows(recent.rows, held.rows);
@@ -209,16 +212,17 @@ async function selectInBuckets(
   return { source: condition, target: condition, rows };
 }
 
-/** The rows of one side for which the condition holds; `undefined` where they are too many to be told apart. */
+/** The rows of one side for which the condition holds; `undefined` where they are more than `most`. */
 async function rowsWhere(
   { session, relation, hasRowIds }: Side,
   { table, method }: Sides,
   condition: string,
+  most = MOST_ROWS_TOLD_APART,
 ): Promise<{ rows: string; keys: string } | undefined> {
   const [row] = await session.query<
     { count: string; rows: string; keys: string }
-  >(rowsSql(relation, table.columns, method, condition, hasRowIds));
-  return Number(row!.count) <= MOST_ROWS_TOLD_APART ? row! : undefined;
+  >(rowsSql(relation, table.columns, method, condition, hasRowIds, most));
+  return Number(row!.count) <= most ? row! : undefined;
 }
 
 function selectionOf(

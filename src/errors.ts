@@ -179,7 +179,7 @@ export const ERRORS = {
     1,
     500,
     true,
-    "Another session dropped it during the load; it is made again by the next one.",
+    "Another session dropped or exchanged it during the load; the next one makes it again, or takes what is there.",
   ),
   target_in_use: kind(
     1,

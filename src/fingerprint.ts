@@ -176,6 +176,9 @@ export interface BucketDifference extends Bucketing {
 /** Most rows, on one side, that are told apart one by one: they are held in memory. */
 export const MOST_ROWS_TOLD_APART = 250_000;
 
+/** Most rows written since the last load that are looked at: from about here on copying all is the faster way. */
+export const MOST_RECENT_ROWS = 100_000;
+
 /** Whether the rows of the differing buckets are worth telling apart. */
 export function isWorthRefining(
   { sourceRows, targetRows }: BucketDifference,

@@ -8,11 +8,7 @@
  * @module
  */
 import { identifier } from "./db.ts";
-import {
-  type BucketDifference,
-  type Bucketing,
-  MOST_ROWS_TOLD_APART,
-} from "./fingerprint.ts";
+import type { BucketDifference, Bucketing } from "./fingerprint.ts";
 import type { Column } from "./tables.ts";
 
 /**
@@ -169,8 +165,8 @@ export function bucketsSql(
 }
 
 /**
- * SQL of the rows for which the condition holds, of at most one more than can
- * be told apart: `count`; `rows`, one text for {@linkcode diffRows} with
+ * SQL of the rows for which the condition holds, of at most one more than
+ * `most`: `count`; `rows`, one text for {@linkcode diffRows} with
  * each row's hash and, where the table has such, its row id, ordered by the
  * hash's bytes; and `keys`, the hashes of their first columns.
  */
@@ -180,6 +176,7 @@ export function rowsSql(
   method: HashMethod,
   condition: string,
   hasRowIds: boolean,
+  most: number,
 ): string {
   return `select count(*)::text as count,
       coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows,
@@ -188,7 +185,7 @@ export function rowsSql(
       select ${rowHash(columns, method)}::text collate "C" as hash, ${
     hasRowIds ? "ctid::text" : "''"
   } as id, ${keyHash(columns, method)} as key
-      from ${from} where ${condition} limit ${MOST_ROWS_TOLD_APART + 1}) rows`;
+      from ${from} where ${condition} limit ${most + 1}) rows`;
 }
 
 /** SQL condition that holds for the rows that the transaction with this 64-bit id and later ones have written. Needs a table with row ids. */

@@ -4,7 +4,7 @@
  * @module
  */
 import type { Config } from "./config.ts";
-import { type ConnectionOptions, literal, Session } from "./db.ts";
+import { type ConnectionOptions, GONE, literal, Session } from "./db.ts";
 import { ServiceError } from "./errors.ts";
 import { HASH_PROBE } from "./fingerprint_sql.ts";
 import {
@@ -325,9 +325,6 @@ function snapshotLost(
     },
   );
 }
-
-/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
-const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
 
 /**
  * SQLSTATEs that say that a snapshot can no longer be read from: 22023 invalid

@@ -8,6 +8,7 @@ import type { Config } from "./config.ts";
 import { copyRows } from "./copy.ts";
 import {
   type ConnectionOptions,
+  GONE,
   identifier,
   qualified,
   type Session,
@@ -18,6 +19,7 @@ import {
   fingerprintOf,
   type Plan,
   type Selection,
+  type Side,
   type Sides,
   wholeFingerprint,
 } from "./difference.ts";
@@ -32,7 +34,12 @@ import { castToTarget, deleteSql, writtenRowsSql } from "./fingerprint_sql.ts";
 import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
 import type { Snapshot, SourceMark } from "./snapshot.ts";
 import type { Table } from "./tables.ts";
-import { lockTarget, putInPlace, type Target } from "./target.ts";
+import {
+  confirmTarget,
+  lockTarget,
+  putInPlace,
+  type Target,
+} from "./target.ts";
 
 /** What a load needs to know of its surroundings. */
 export interface TableLoadContext {
@@ -42,6 +49,8 @@ export interface TableLoadContext {
   readonly mode: "auto" | "full";
   /** Drop the target and make it anew. */
   readonly recreate: boolean;
+  /** Whether the transaction loads no other table: then constraints that were deferred act before the table is verified. */
+  readonly isAlone: boolean;
   /** What is known of each table's last load; a hint only. */
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
   readonly onProgress: (progress: Progress) => void;
@@ -68,6 +77,14 @@ export interface TableResult {
   readonly warnings: readonly string[];
   readonly seconds: number;
   readonly phases: readonly PhaseTiming[];
+  /** Nothing acts on the target's rows but what is done to them. */
+  readonly isPlain: boolean;
+  /**
+   * Compares all of the target with the snapshot once more.
+   *
+   * @throws {ServiceError} `verification_failed`.
+   */
+  readonly verifyAgain: () => Promise<void>;
 }
 
 /** Settings of the warehouse's side of a load. */
@@ -111,11 +128,21 @@ export async function loadTable(
     clock.enter("verify");
     await snapshot.confirm(table);
     const verified = await verify(context, sides, target, compared, applied);
+    await confirmTarget(table, warehouse, target);
     if (recreate) await putInPlace(table, warehouse, target);
     return {
       table,
       mode: compared.plan.mode,
       ...verified,
+      isPlain: target.isPlain,
+      async verifyAgain() {
+        try {
+          const held = await measure(context, sides.target, sides);
+          checkHeld(context, sides, target, held, applied.wanted);
+        } catch (error) {
+          throw forTable(error, table, warehouse, true);
+        }
+      },
       rowsInserted: applied.rowsInserted,
       rowsDeleted: applied.rowsDeleted,
       bytesCopied: applied.bytesCopied,
@@ -134,9 +161,6 @@ export async function loadTable(
     throw forTable(error, table, warehouse, isLocked);
   }
 }
-
-/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
-const GONE = new Set(["42P01", "3F000"]);
 
 /** Whether the source's table can no longer be found by its name: its schema may have been renamed. */
 function isGoneInSource(error: unknown, warehouse: Session): boolean {
@@ -228,6 +252,7 @@ function expectation(
   const last = lastLoads.get(table.name);
   const now = snapshot.marks.get(table.name);
   if (!last || !now) return undefined;
+  if (!/^\d{1,20}$/.test(last.mark.xid)) return undefined;
   const transactions = BigInt(now.xid) - BigInt(last.mark.xid);
   const isSameServer = transactions >= 0n && transactions < MOST_TRANSACTIONS;
   return {
@@ -318,28 +343,57 @@ async function deleteRows(
  * @throws {ServiceError} `verification_failed`.
  */
 async function verify(
-  { config, snapshot }: TableLoadContext,
+  context: TableLoadContext,
   sides: Sides,
-  { isPlain }: Target,
+  target: Target,
   { plan, present }: Decided,
   { wanted, deleted, rowsInserted, rowsDeleted }: Applied,
 ): Promise<Pick<TableResult, "sourceCount" | "targetCount" | "checksum">> {
-  const { table, target } = sides;
   if (plan.mode === "unchanged") {
     // The comparison was the verification.
     const { count, checksum } = wanted;
     return { sourceCount: count, targetCount: count, checksum };
   }
-  // Deferred constraints and triggers act now, so that the comparison sees what they do.
-  await target.session.query("set constraints all immediate");
+  if (context.isAlone) await settleConstraints(sides.target.session);
+  const byContent = context.config.verify === "content";
+  const held = !byContent && target.isPlain
+    // What the server said that it deleted and took is what there is.
+    ? countAs((present?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
+    : (byContent && present && deleted &&
+      await heldAfterDelta(sides, present, deleted)) ||
+      await measure(context, sides.target, sides);
+  checkHeld(context, sides, target, held, wanted);
+  return {
+    sourceCount: wanted.count,
+    targetCount: held.count,
+    checksum: byContent ? held.checksum : null,
+  };
+}
+
+/** Has deferred constraints and triggers act now, so that a comparison sees what they do. */
+export async function settleConstraints(warehouse: Session): Promise<void> {
+  await warehouse.query("set constraints all immediate");
+}
+
+/** What a side holds, as far as VERIFY asks for it. */
+async function measure(
+  { config }: TableLoadContext,
+  side: Side,
+  sides: Sides,
+): Promise<Fingerprint> {
+  return config.verify === "content"
+    ? await wholeFingerprint(side, sides)
+    : await countRows(side.session, side.relation);
+}
+
+function checkHeld(
+  { config, snapshot, isAlone }: TableLoadContext,
+  { table }: Sides,
+  { isPlain }: Target,
+  held: Fingerprint,
+  wanted: Fingerprint,
+): void {
   const byContent = config.verify === "content";
-  const held = !byContent
-    ? isPlain
-      // What the server said that it deleted and took is what there is.
-      ? countAs((present?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
-      : await countRows(target.session, target.relation)
-    : (present && deleted && await heldAfterDelta(sides, present, deleted)) ??
-      await wholeFingerprint(target, sides);
   if (held.count !== wanted.count || (byContent && !equal(held, wanted))) {
     const tell = ({ count, checksum }: Fingerprint, what: string) =>
       `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
@@ -353,16 +407,11 @@ async function verify(
         remedy: mismatchRemedy(
           table,
           snapshot.repeatable.has(table.name),
-          isPlain,
+          isPlain && isAlone,
         ),
       },
     );
   }
-  return {
-    sourceCount: wanted.count,
-    targetCount: held.count,
-    checksum: byContent ? held.checksum : null,
-  };
 }
 
 /** What to look for, as far as it can be known which side is to blame. */
@@ -374,7 +423,7 @@ function mismatchRemedy(
   const view =
     `${source.schema}.${source.name} is a view: look for what makes it give other rows each time it is read, such as random() or clock_timestamp()`;
   const triggers =
-    `look for triggers or rules on ${target.schema}.${target.name} that change or drop rows`;
+    `look for triggers, rules or foreign keys on ${target.schema}.${target.name}, or leading there, that change or drop rows`;
   if (isRepeatable) {
     return isPlain
       ? "Nothing on either side explains it: report this with the log."
@@ -432,6 +481,17 @@ export function forTable(
     cause: error,
     ...(error.sqlstate ? { sqlstate: error.sqlstate } : {}),
   };
+  if (error.sqlstate === "55P03" && isTarget && isLocked) {
+    return new ServiceError(
+      "target_locked",
+      `Cannot load ${table.name}: a trigger or foreign key of ${schema}.${name} waits for a lock that is not free (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Where it leads to the service's other table, set LOAD_ATOMIC=true: one transaction does not wait for itself. Else find the lock in pg_locks, or raise LOCK_TIMEOUT.",
+      },
+    );
+  }
   if (error.sqlstate === "55P03" && isTarget) {
     return new ServiceError(
       "target_locked",

@@ -18,6 +18,7 @@ import { type Table, TARGET_SCHEMA } from "./tables.ts";
 export interface Target {
   /** Quoted, schema-qualified. */
   readonly relation: string;
+  readonly oid: number;
   /** Made in this transaction, so empty and seen by nobody. */
   readonly isNew: boolean;
   readonly hashProbe: string;
@@ -29,6 +30,7 @@ export interface Target {
 /** What the warehouse has in the target's place. */
 export interface FoundTarget {
   readonly exists: boolean;
+  readonly oid: number | null;
   readonly kind: string;
   readonly columns: readonly { readonly name: string; readonly type: string }[];
   readonly hashProbe: string;
@@ -46,7 +48,7 @@ export async function findTarget(
   warehouse: Session,
 ): Promise<FoundTarget> {
   const rows = await warehouse.query(
-    `select c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
+    `select c.oid, c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
        ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
@@ -69,6 +71,7 @@ export async function findTarget(
   const [first] = rows;
   return {
     exists: Boolean(first?.kind),
+    oid: first?.oid ?? null,
     kind: first?.kind ?? "",
     columns: rows.filter((row) => row.name).map(({ name, type }) => ({
       name,
@@ -86,7 +89,7 @@ export async function findTarget(
  * Makes sure that the target exists and takes the lock that holds off writers
  * and DDL, but no reader. To recreate it, a table beside it is made.
  *
- * @throws {ServiceError} `target_incompatible`, `target_inherited`.
+ * @throws {ServiceError} `target_incompatible`, `target_inherited`, `target_dropped`.
  */
 export async function lockTarget(
   table: Table,
@@ -104,6 +107,7 @@ export async function lockTarget(
     await warehouse.query(createTableSql(table, fresh));
     return {
       relation: fresh,
+      oid: await oidOf(warehouse, fresh) ?? 0,
       isNew: true,
       hashProbe: found.hashProbe,
       hasRowIds: false,
@@ -113,11 +117,45 @@ export async function lockTarget(
   checkTarget(table, found);
   // And once more under the lock: what was found before may have changed.
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
+  const { oid } = found;
   found = await findTarget(table, warehouse);
+  if (!oid || found.oid !== oid) throw exchanged(table);
   checkTarget(table, found);
   const { hashProbe, hasRowIds, hasTriggers } = found;
   const isPlain = hasRowIds && !hasTriggers;
-  return { relation, isNew: false, hashProbe, hasRowIds, isPlain };
+  return { relation, oid, isNew: false, hashProbe, hasRowIds, isPlain };
+}
+
+/**
+ * Makes sure that the name still leads to the table that was locked: no lock on
+ * a table holds off who renames its schema.
+ *
+ * @throws {ServiceError} `target_dropped`.
+ */
+export async function confirmTarget(
+  table: Table,
+  warehouse: Session,
+  { relation, oid }: Target,
+): Promise<void> {
+  if (await oidOf(warehouse, relation) !== oid) throw exchanged(table);
+}
+
+async function oidOf(
+  warehouse: Session,
+  relation: string,
+): Promise<number | null> {
+  const [row] = await warehouse.query(
+    `select to_regclass(${literal(relation)})::oid as oid`,
+  );
+  return row!.oid;
+}
+
+function exchanged({ name: table, target }: Table): ServiceError {
+  return new ServiceError(
+    "target_dropped",
+    `Cannot load ${table}: another table was put in the place of ${target.schema}.${target.name} during the load`,
+    { table },
+  );
 }
 
 /** DDL of a target table; also what `schema print` shows. */

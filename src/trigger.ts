@@ -152,7 +152,10 @@ export async function waitForTurn(
         if (run?.event) return run.event;
         hasNoLimit ||= run?.state === "running";
         // Others of this process who joined the run may wait for longer.
-        limitSeconds = run?.secondsLeft ?? 0;
+        limitSeconds = Math.min(
+          run?.secondsLeft ?? 0,
+          config.lockTimeoutSeconds,
+        );
         if (!hasNoLimit && limitSeconds === 0) {
           throw busy(config.lockTimeoutSeconds, error);
         }

@@ -23,6 +23,7 @@ import { endBackend, lastLoads, recordTableLoad } from "./runs.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
   loadTable,
+  settleConstraints,
   type TableResult,
   warehouseTransaction,
 } from "./table_load.ts";
@@ -121,6 +122,7 @@ async function prepareUnit(
             onProgress,
             mode: run.mode,
             recreate: run.recreate,
+            isAlone: tables.length === 1,
             lastLoads: known,
           },
           table,
@@ -142,6 +144,11 @@ async function prepareUnit(
           bytes: result.bytesCopied,
           totalRows: result.targetCount,
         });
+      }
+      if (tables.length > 1 && !results.every((r) => r.isPlain)) {
+        // What hangs on one table may have acted on another one after that was verified.
+        await settleConstraints(session);
+        for (const result of results) await result.verifyAgain();
       }
       return { tables, results, session, failures: [], attempts };
     } catch (error) {

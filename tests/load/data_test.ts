@@ -305,3 +305,19 @@ Deno.test("a source in another encoding is compared by text and loaded whole", a
     await db.source.unsafe(`drop database ${name} with (force)`);
   }
 });
+
+Deno.test("notices of the source between the rows of a COPY do no harm", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using service = serviceOf(db);
+  await db.source.unsafe(
+    `alter table marketing.marketing_qualified_leads rename to leads;
+     create function marketing.loud(text) returns text language plpgsql as
+       $f$ begin if random() < 0.05 then raise notice '%', repeat('n', 50); end if; return $1; end $f$;
+     create view marketing.marketing_qualified_leads as
+       select marketing.loud(mql_id) as mql_id, first_contact_date, landing_page_id, origin from marketing.leads;
+     insert into marketing.leads (mql_id, origin) select i, repeat(md5(i::text), 10) from generate_series(1, 60000) i;
+     grant select on marketing.marketing_qualified_leads to ${db.reader}`,
+  );
+  const event = await load(service, "cli", { ...ALL, mode: "full" });
+  assertEquals(event.status, "success", JSON.stringify(event));
+});

@@ -181,6 +181,14 @@ const CHANGES: readonly {
     copied: 1,
   },
   {
+    what: "a row is changed and the last load's mark is damaged",
+    source:
+      "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'a'",
+    warehouse:
+      `update marketing_data_service.table_load set source_mark = '{"xid": "abc"}'`,
+    copied: 1,
+  },
+  {
     what: "a row is changed and the last load has left no mark",
     source:
       "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'a'",

@@ -149,7 +149,7 @@ const CASES: readonly Case[] = [
     says: [
       "after the copy the target holds",
       "the source has 20",
-      "look for triggers or rules on m_data.closed_deal that",
+      "look for triggers, rules or foreign keys on m_data.closed_deal, or leading there, that",
     ],
   },
   {
@@ -177,7 +177,7 @@ const CASES: readonly Case[] = [
     code: "verification_failed",
     says: [
       "marketing.closed_deals is a view: look for",
-      "or look for triggers or rules on m_data.closed_deal",
+      "or look for triggers, rules or foreign keys on m_data.closed_deal",
     ],
   },
   {

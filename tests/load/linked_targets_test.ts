@@ -1,0 +1,179 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import type { LoadEvent } from "../../src/events.ts";
+import { load } from "../../src/load.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
+import {
+  createDatabases,
+  type Databases,
+  serviceOf,
+} from "../support/databases.ts";
+import { until } from "../faults/support/soundness.ts";
+
+const ATOMIC = {
+  tables: TABLE_NAMES,
+  mode: "auto",
+  atomic: true,
+  recreate: false,
+} as const;
+
+const KEY =
+  "alter table m_data.marketing_qualified_lead add primary key (mql_id)";
+const REFERENCE =
+  "alter table m_data.closed_deal add foreign key (mql_id) references m_data.marketing_qualified_lead";
+
+/** Deals and leads of which each deal has its lead, loaded. */
+async function linked(link: string): Promise<Databases> {
+  const db = await createDatabases({ rows: { deals: 20, leads: 5 } });
+  await db.source.unsafe(
+    `delete from marketing.marketing_qualified_leads;
+     insert into marketing.marketing_qualified_leads (mql_id, origin) select distinct mql_id, 'old' from marketing.closed_deals`,
+  );
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ATOMIC)).status, "success");
+  await db.warehouse.unsafe(`${KEY}; ${link}`);
+  return db;
+}
+
+const CHANGE = `update marketing.marketing_qualified_leads set origin = 'new'
+   where mql_id in (select mql_id from marketing.closed_deals order by 1 limit 2);
+   update marketing.closed_deals set has_gtin = 'new' where mql_id in (select max(mql_id) from marketing.closed_deals)`;
+
+const codesOf = (event: LoadEvent) =>
+  event.status === "failure"
+    ? event.details.results.map((r) => r.status === "failure" && r.code)
+    : [];
+
+const heldDeals = async (db: Databases) =>
+  (await db.warehouse.unsafe(
+    "select md5(string_agg(d::text, ',' order by d::text)) as held from m_data.closed_deal d",
+  ))[0]!.held;
+
+for (
+  const [what, link] of Object.entries({
+    "a foreign key deletes its deals": `${REFERENCE} on delete cascade`,
+    "a foreign key empties their column": `${REFERENCE} on delete set null`,
+    "a trigger changes its deals":
+      `create function public.meddle() returns trigger language plpgsql as
+         $f$ begin update m_data.closed_deal set has_company = 'other' where mql_id = old.mql_id; return null; end $f$;
+       create trigger meddle after delete on m_data.marketing_qualified_lead for each row execute function public.meddle()`,
+  })
+) {
+  Deno.test(`load --atomic: when a lead is replaced and ${what}, nothing is loaded`, async () => {
+    await using db = await linked(link);
+    await using service = serviceOf(db);
+    await db.source.unsafe(CHANGE);
+    const before = await heldDeals(db);
+    const event = await load(service, "cli", ATOMIC);
+    assertEquals(codesOf(event), ["verification_failed", "rolled_back"]);
+    assertStringIncludes(
+      event.status === "failure" ? event.error : "",
+      "foreign keys on m_data.closed_deal, or leading there",
+    );
+    assertEquals(await heldDeals(db), before);
+  });
+}
+
+Deno.test("load --atomic keeps to a foreign key that is checked in the end", async () => {
+  await using db = await linked(
+    `${REFERENCE} deferrable initially deferred`,
+  );
+  await using service = serviceOf(db);
+  await db.source.unsafe(
+    `${CHANGE}; insert into marketing.marketing_qualified_leads (mql_id) values ('fresh');
+     insert into marketing.closed_deals (mql_id) values ('fresh')`,
+  );
+  const event = await load(service, "cli", ATOMIC);
+  assertEquals(event.status, "success", JSON.stringify(event));
+  await db.source.unsafe(
+    "insert into marketing.closed_deals (mql_id) values ('nowhere')",
+  );
+  const broken = await load(service, "cli", ATOMIC);
+  assertEquals(codesOf(broken).includes("constraint_violated"), true);
+});
+
+Deno.test("load: a foreign key between the targets that waits for the other table is told with the way out", async () => {
+  await using db = await linked(`${REFERENCE} on delete cascade`);
+  await using service = serviceOf(db, {
+    LOCK_TIMEOUT: "0.5",
+    RETRY_ATTEMPTS: "1",
+  });
+  await db.source.unsafe(CHANGE);
+  const event = await load(service, "cli", { ...ATOMIC, atomic: false });
+  assertEquals(codesOf(event).includes("target_locked"), true);
+  assertStringIncludes(
+    event.status === "failure" ? event.error : "",
+    "set LOAD_ATOMIC=true",
+  );
+});
+
+for (const verify of ["content", "count"]) {
+  Deno.test(`load, VERIFY=${verify}: a schema put in the place of the target's during the load is seen, and its table loaded`, async () => {
+    await using db = await createDatabases({ rows: { deals: 200, leads: 5 } });
+    await using service = serviceOf(db, { VERIFY: verify });
+    const options = {
+      ...ATOMIC,
+      atomic: false,
+      tables: ["closed_deal"],
+    } as const;
+    assertEquals((await load(service, "cli", options)).status, "success");
+    // Reading takes so long that something can happen meanwhile.
+    await db.source.unsafe(
+      `alter table marketing.closed_deals rename to deals;
+       create view marketing.closed_deals as
+         select d.* from marketing.deals d, (select pg_sleep(0.7) offset 0) pause;
+       grant select on marketing.closed_deals to ${db.reader};
+       update marketing.deals set has_gtin = 'new' where ctid = '(0,1)'`,
+    );
+    // The same rows in the same places, but for one that is another.
+    await db.warehouse.unsafe(
+      `create schema other authorization ${db.loader};
+       create table other.closed_deal (like m_data.closed_deal);
+       insert into other.closed_deal select * from m_data.closed_deal order by ctid;
+       alter table other.closed_deal owner to ${db.loader}`,
+    );
+    await db.warehouse.unsafe(
+      `delete from other.closed_deal where ctid = '(0,5)';
+       insert into other.closed_deal (mql_id, lead_type) select mql_id, 'damaged' from m_data.closed_deal where ctid = '(0,5)'`,
+    );
+    const running = load(service, "cli", options);
+    // By now the target has been compared by bucket: what is asked for are the rows.
+    await until(async () =>
+      (await db.source.unsafe(
+        `select from pg_stat_activity where state = 'active' and datname = current_database()
+           and application_name like 'marketing-data-service/%' and query like '%string_agg(hash ||%'`,
+      )).length > 0
+    );
+    await db.warehouse.unsafe(
+      "alter schema m_data rename to before; alter schema other rename to m_data",
+    );
+    const event = await running;
+    assertEquals(event.status, "success", JSON.stringify(event));
+    const held = async (relation: string, sql: Databases["source"]) =>
+      (await sql.unsafe(
+        `select md5(string_agg(d, ',' order by d)) as held from (select row(mql_id, lead_type, has_company, has_gtin)::text as d from ${relation}) rows`,
+      ))[0]!.held;
+    assertEquals(
+      await held("m_data.closed_deal", db.warehouse),
+      await held("marketing.deals", db.source),
+    );
+  });
+}
+
+Deno.test("load waits for the disk, whatever the role does without it", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using service = serviceOf(db);
+  assertEquals((await load(service, "cli", ATOMIC)).status, "success");
+  await db.warehouse.unsafe(
+    `alter role ${db.loader} set synchronous_commit = off;
+     create table public.seen (setting text); grant insert on public.seen to public;
+     create function public.see() returns trigger language plpgsql as
+       $f$ begin insert into public.seen values (current_setting('synchronous_commit')); return null; end $f$;
+     create trigger see after insert on m_data.closed_deal for each statement execute function public.see()`,
+  );
+  await db.source.unsafe("update marketing.closed_deals set has_gtin = 'new'");
+  assertEquals((await load(service, "cli", ATOMIC)).status, "success");
+  const rows = await db.warehouse.unsafe(
+    "select distinct setting from public.seen",
+  );
+  assertEquals(rows.map((row) => row.setting), ["on"]);
+});
