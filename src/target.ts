@@ -99,6 +99,7 @@ export async function lockTarget(
   const relation = qualified(table.target);
   let found = await findTarget(table, warehouse);
   if (recreate || !found.exists) {
+    if (found.exists) checkKind(table, found);
     checkChildren(table, found);
     const name = recreate
       ? `${table.target.name}__recreate`
@@ -177,9 +178,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       { table: table.name },
     );
   };
-  if (found.kind !== "r" && found.kind !== "p") {
-    fail(`${schema}.${name} in the warehouse is not a table`);
-  }
+  checkKind(table, found);
   checkChildren(table, found);
   if (found.foreignParts.length > 0) {
     fail(
@@ -208,6 +207,19 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       `${schema}.${name} in the warehouse has a column "${extra.name}" that the source table does not feed`,
     );
   }
+}
+
+function checkKind(table: Table, { kind }: FoundTarget): void {
+  if (kind === "r" || kind === "p") return;
+  const { schema, name } = table.target;
+  throw new ServiceError(
+    "target_incompatible",
+    `Cannot load ${table.name}: ${schema}.${name} in the warehouse is not a table`,
+    {
+      table: table.name,
+      remedy: "Drop or rename it: the next load makes the table.",
+    },
+  );
 }
 
 function checkChildren(table: Table, { children }: FoundTarget): void {

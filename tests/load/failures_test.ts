@@ -18,6 +18,7 @@ interface Case {
   /** Makes the fault; `$reader` and `$loader` stand for the roles. */
   readonly source?: string;
   readonly warehouse?: string;
+  readonly words?: readonly string[];
   readonly environment?: Record<string, string>;
   readonly exit: number;
   readonly code: string;
@@ -127,7 +128,21 @@ const CASES: readonly Case[] = [
     warehouse: `${M_DATA} create view m_data.closed_deal as select 1 as mql_id`,
     exit: 1,
     code: "target_incompatible",
-    says: ["m_data.closed_deal in the warehouse is not a table"],
+    says: [
+      "m_data.closed_deal in the warehouse is not a table",
+      "Drop or rename it",
+    ],
+  },
+  {
+    name: "a view in place of a target that is to be recreated",
+    warehouse: `${M_DATA} create view m_data.closed_deal as select 1 as mql_id`,
+    words: ["--recreate"],
+    exit: 1,
+    code: "target_incompatible",
+    says: [
+      "m_data.closed_deal in the warehouse is not a table",
+      "Drop or rename it",
+    ],
   },
   {
     name: "a constraint of the target that a row breaks",
@@ -229,7 +244,8 @@ const CASES: readonly Case[] = [
 ];
 
 for (
-  const { name, source, warehouse, environment, exit, code, says } of CASES
+  const { name, source, warehouse, words = [], environment, exit, code, says }
+    of CASES
 ) {
   Deno.test(`load: ${name} is told with table, cause and remedy`, async () => {
     await using db = await createDatabases({ rows: ROWS });
@@ -237,7 +253,7 @@ for (
       sql.replaceAll("$reader", db.reader).replaceAll("$loader", db.loader);
     if (source) await db.source.unsafe(named(source));
     if (warehouse) await db.warehouse.unsafe(named(warehouse));
-    const result = await runJson(["load"], {
+    const result = await runJson(["load", ...words], {
       ...db.environment,
       ...ONCE,
       ...environment,
