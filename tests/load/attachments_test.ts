@@ -1,14 +1,11 @@
 import { assertEquals } from "@std/assert";
 import { load } from "../../src/load.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
-import { createDatabases, serviceOf, type Sql } from "../support/databases.ts";
-
-const AUTO = {
-  tables: TABLE_NAMES,
-  mode: "auto",
-  atomic: false,
-  recreate: false,
-} as const;
+import {
+  ALL,
+  createDatabases,
+  serviceOf,
+  type Sql,
+} from "../support/databases.ts";
 
 /** All that hangs on the target tables, as the catalog tells it. */
 async function attachments(sql: Sql): Promise<string> {
@@ -31,7 +28,7 @@ async function attachments(sql: Sql): Promise<string> {
 Deno.test("what hangs on a target table is as before after any load", async () => {
   await using db = await createDatabases({ rows: { deals: 50, leads: 50 } });
   await using service = serviceOf(db);
-  await load(service, "cli", AUTO);
+  await load(service, "cli", ALL);
   const publication = `mds_${crypto.randomUUID().slice(0, 8)}`;
   await db.warehouse.unsafe(
     `create table public.seen (n int);
@@ -59,7 +56,7 @@ Deno.test("what hangs on a target table is as before after any load", async () =
         ? "update marketing.closed_deals set has_gtin = 'x' where ctid = (select min(ctid) from marketing.closed_deals)"
         : "select 1",
     );
-    const event = await load(service, "cli", { ...AUTO, mode });
+    const event = await load(service, "cli", { ...ALL, mode });
     assertEquals(event.status, "success", JSON.stringify(event));
     if (event.status === "success") modes.push(event.results.results[0]!.mode);
     assertEquals(await attachments(db.warehouse), before);
@@ -70,7 +67,7 @@ Deno.test("what hangs on a target table is as before after any load", async () =
 Deno.test("the service's roles may do no more than is needed", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", AUTO)).status, "success");
+  assertEquals((await load(service, "cli", ALL)).status, "success");
   for (
     const [sql, role] of [[db.source, db.reader], [
       db.warehouse,
@@ -93,5 +90,5 @@ Deno.test("schemas made by an administrator are enough for a role that may make 
      create schema m_data authorization ${db.loader}`,
   );
   await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", AUTO)).status, "success");
+  assertEquals((await load(service, "cli", ALL)).status, "success");
 });

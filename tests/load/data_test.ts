@@ -1,20 +1,13 @@
 import { assertEquals } from "@std/assert";
 import { compareTables } from "../../src/compare.ts";
 import { load } from "../../src/load.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
 import {
+  ALL,
   createDatabases,
   type Databases,
   serviceOf,
   type Sql,
 } from "../support/databases.ts";
-
-const ALL = {
-  tables: TABLE_NAMES,
-  mode: "auto",
-  atomic: false,
-  recreate: false,
-} as const;
 
 /** Every row of the table, each value as the bytes that it is sent as, in an order of their own. */
 async function bytesOf(

@@ -1,15 +1,13 @@
 import { assertEquals } from "@std/assert";
 import { castToTarget } from "../../src/fingerprint_sql.ts";
 import { load } from "../../src/load.ts";
-import { TABLE_NAMES, TABLES } from "../../src/tables.ts";
-import { createDatabases, serviceOf, type Sql } from "../support/databases.ts";
-
-const ALL = {
-  tables: TABLE_NAMES,
-  mode: "auto",
-  atomic: false,
-  recreate: false,
-} as const;
+import { TABLES } from "../../src/tables.ts";
+import {
+  ALL,
+  createDatabases,
+  serviceOf,
+  type Sql,
+} from "../support/databases.ts";
 
 /** What a trigger on the target does when the delta inserts a row, and whether the load may end well. */
 const TRIGGERS: Readonly<

@@ -4,19 +4,13 @@ import { compareTables } from "../../src/compare.ts";
 import { load } from "../../src/load.ts";
 import { TABLE_NAMES } from "../../src/tables.ts";
 import {
+  ALL,
   configOf,
   connectAs,
   createDatabases,
   serviceOf,
   type Sql,
 } from "../support/databases.ts";
-
-const ALL = {
-  tables: TABLE_NAMES,
-  mode: "auto",
-  atomic: false,
-  recreate: false,
-} as const;
 
 /** Source and warehouse in databases of these encodings. */
 async function encoded(encodings: { source: string; warehouse: string }) {

@@ -1,20 +1,15 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import type { LoadEvent } from "../../src/events.ts";
 import { load } from "../../src/load.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
 import {
+  ALL,
   createDatabases,
   type Databases,
   serviceOf,
 } from "../support/databases.ts";
 import { until } from "../faults/support/soundness.ts";
 
-const ATOMIC = {
-  tables: TABLE_NAMES,
-  mode: "auto",
-  atomic: true,
-  recreate: false,
-} as const;
+const ATOMIC = { ...ALL, atomic: true };
 
 const KEY =
   "alter table m_data.marketing_qualified_lead add primary key (mql_id)";

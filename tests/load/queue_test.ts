@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { type Databases, serviceOf } from "../support/databases.ts";
+import { ALL, type Databases, serviceOf } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 import type { Parameter, Row } from "../../src/db.ts";
@@ -11,7 +11,6 @@ import {
   type Ticket,
   withdrawRun,
 } from "../../src/runs.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
 import {
   changeSource,
   loadedDatabases,
@@ -319,14 +318,8 @@ Deno.test("who joins while the last one goes keeps the run", async () => {
   await using db = await loadedDatabases(SMALL);
   await using service = serviceOf(db);
   const { warehouse } = service;
-  const options = {
-    tables: TABLE_NAMES,
-    mode: "auto",
-    atomic: false,
-    recreate: false,
-  } as const;
   const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
-  const { runId } = await enqueueRun(warehouse, "cli", options, 60, "one");
+  const { runId } = await enqueueRun(warehouse, "cli", ALL, 60, "one");
   const joined: Ticket[] = [];
   // Between taking the wish back and closing the run.
   const slow: Executor = {
@@ -335,7 +328,7 @@ Deno.test("who joins while the last one goes keeps the run", async () => {
       parameters?: readonly Parameter[],
     ): Promise<T[]> {
       if (text.includes("pg_notify")) {
-        joined.push(await enqueueRun(warehouse, "cli", options, 60, "two"));
+        joined.push(await enqueueRun(warehouse, "cli", ALL, 60, "two"));
       }
       return await warehouse.query<T>(text, parameters);
     },

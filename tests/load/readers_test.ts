@@ -1,14 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { load } from "../../src/load.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
-import { createDatabases, serviceOf } from "../support/databases.ts";
+import { ALL, createDatabases, serviceOf } from "../support/databases.ts";
 
-const FULL = {
-  tables: TABLE_NAMES,
-  mode: "full",
-  atomic: false,
-  recreate: false,
-} as const;
+const FULL = { ...ALL, mode: "full" } as const;
 const ROWS = { deals: 2000, leads: 6000 };
 
 Deno.test("readers never wait and never count anything but a whole table while loads run in a loop", async () => {

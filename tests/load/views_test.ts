@@ -7,18 +7,12 @@ import { TABLE_NAMES } from "../../src/tables.ts";
 import { proxied } from "../faults/support/phases.ts";
 import { skip } from "../faults/support/measure.ts";
 import {
+  ALL,
   createDatabases,
   type Databases,
   serviceOf,
 } from "../support/databases.ts";
 import { until } from "../support/server.ts";
-
-const ALL = {
-  tables: TABLE_NAMES,
-  mode: "auto",
-  atomic: false,
-  recreate: false,
-} as const;
 
 const COLUMNS = "mql_id, first_contact_date, landing_page_id, origin";
 

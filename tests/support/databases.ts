@@ -15,6 +15,8 @@ import { identifier, Pool } from "../../src/db.ts";
 import type { Service } from "../../src/service.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
+import type { RunOptions } from "../../src/runs.ts";
+import { TABLE_NAMES } from "../../src/tables.ts";
 
 /** A connection as the server's superuser. */
 export type Sql = ReturnType<typeof postgres>;
@@ -183,6 +185,14 @@ function databaseVariables(
     [`${prefix}_PASSWORD`]: PASSWORD,
   };
 }
+
+/** What a plain `load` asks for. */
+export const ALL: RunOptions = {
+  tables: TABLE_NAMES,
+  mode: "auto",
+  atomic: false,
+  recreate: false,
+};
 
 /** The parsed configuration of the databases, with changes. */
 export function configOf(
