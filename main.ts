@@ -146,7 +146,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   );
   if (!isDrained) {
     log.warn(
-      "The warehouse does not answer: the next load puts on record what became of the last run",
+      "The last run did not end in time: the next load puts on record what became of it",
     );
   }
   await endsWithin(CLOSE_SECONDS, server.shutdown(), background);
