@@ -27,7 +27,10 @@ import { VERSION } from "./src/version.ts";
 /** Seconds between two attempts to reach the databases at the start. */
 const RETRY_SECONDS = 2;
 
-/** Seconds that open requests get after the last run has ended, and its event to be delivered. */
+/** Seconds that a run gets to be put on record when SHUTDOWN_GRACE is over. */
+const RECORD_SECONDS = 5;
+
+/** Seconds that open requests get after the last run has ended, and then its event to be delivered. */
 const CLOSE_SECONDS = 2;
 
 const DAY_MILLISECONDS = 86_400_000;
@@ -137,16 +140,41 @@ export async function serve(options: ServeOptions): Promise<number> {
   log.info("Stopping: no more loads are taken");
   // Streams would keep the server open for ever.
   streams.abort();
-  await dispatcher.drain(config.shutdownGraceSeconds);
-  await Promise.race([server.shutdown(), delay(CLOSE_SECONDS * 1000)]);
-  await background;
+  const isDrained = await endsWithin(
+    config.shutdownGraceSeconds + RECORD_SECONDS,
+    dispatcher.drain(config.shutdownGraceSeconds),
+  );
+  if (!isDrained) {
+    log.warn(
+      "The last run did not end in time: the next load puts on record what became of it",
+    );
+  }
+  await endsWithin(CLOSE_SECONDS, server.shutdown(), background);
   // What the last run announced; the rest is left to the next process.
-  await deliverer.deliver(
+  const delivered = deliverer.deliver(
     CLOSE_SECONDS,
     AbortSignal.timeout(CLOSE_SECONDS * 1000),
   );
+  await endsWithin(CLOSE_SECONDS, delivered, source[Symbol.asyncDispose]());
   log.info("Stopped");
   return 0;
+}
+
+/** Waits until all the work has ended, and no longer than `seconds`; returns whether it has. */
+async function endsWithin(
+  seconds: number,
+  ...work: readonly Promise<unknown>[]
+): Promise<boolean> {
+  const timer = new AbortController();
+  try {
+    return await Promise.race([
+      Promise.all(work).then(() => true),
+      // A database that has stopped to answer may be waited for much longer.
+      delay(seconds * 1000, { signal: timer.signal }).then(() => false),
+    ]);
+  } finally {
+    timer.abort();
+  }
 }
 
 /** @throws {ServiceError} `configuration` when anybody on the network could ask for loads. */

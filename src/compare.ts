@@ -10,6 +10,7 @@ import { qualified, Session } from "./db.ts";
 import { compareContent, type Plan, wholeFingerprint } from "./difference.ts";
 import { asServiceError, type ServiceError } from "./errors.ts";
 import type { Fingerprint } from "./fingerprint.ts";
+import type { RunOptions } from "./runs.ts";
 import { connectionOf } from "./service.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
@@ -20,12 +21,12 @@ import {
   warningsOf,
 } from "./table_load.ts";
 import { type Table, type TableName, tablesNamed } from "./tables.ts";
-import { checkTarget, findTarget } from "./target.ts";
+import { checkTarget, findTarget, type FoundTarget } from "./target.ts";
 
 /** What comparing one table found. */
 export interface Comparison {
   readonly source: Fingerprint;
-  /** `null` where the target does not exist. */
+  /** `null` where the target does not exist, or has another shape and is to be made anew. */
   readonly target: Fingerprint | null;
   readonly plan: Plan;
   /** Rows that a load would copy. */
@@ -81,11 +82,20 @@ export async function compareTables<T = Comparison>(
   );
 }
 
+/** What is asked of the load whose work is to be foretold. */
+export type LoadToPlan = Pick<RunOptions, "mode" | "recreate">;
+
+/** Compares as a load would that does what is asked: one that is full, or makes the tables anew, copies every row. */
+export function comparedForLoad(load: LoadToPlan): CompareTable<Comparison> {
+  return (...parts) => compareTable(...parts, load);
+}
+
 /** Compares one table by content. */
 export async function compareTable(
   snapshot: Snapshot,
   table: Table,
   warehouse: Session,
+  { mode, recreate }: LoadToPlan = { mode: "auto", recreate: false },
 ): Promise<Comparison> {
   warningsOf(snapshot, table);
   try {
@@ -96,16 +106,18 @@ export async function compareTable(
     using _ = source;
     const target = { ...found, relation: qualified(table.target) };
     const sides = sidesOf(table, snapshot, source, warehouse, target);
-    if (!found.exists) {
+    if (!found.exists || recreate && hasOtherShape(table, found)) {
       const wanted = await wholeFingerprint(sides.source, sides);
-      return {
-        source: wanted,
-        target: null,
-        plan: { mode: "full" },
-        rowsToCopy: wanted.count,
-      };
+      return copyingAll(wanted, null);
     }
     checkTarget(table, found);
+    if (mode === "full" || recreate) {
+      const [wanted, present] = await Promise.all([
+        wholeFingerprint(sides.source, sides),
+        wholeFingerprint(sides.target, sides),
+      ]);
+      return copyingAll(wanted, present);
+    }
     const { plan, wanted, present } = await compareContent(sides);
     const rowsToCopy = plan.mode === "delta"
       ? plan.selection.rows
@@ -115,5 +127,26 @@ export async function compareTable(
     return { source: wanted, target: present, plan, rowsToCopy };
   } catch (error) {
     throw forTable(error, table, warehouse);
+  }
+}
+
+function copyingAll(
+  source: Fingerprint,
+  target: Fingerprint | null,
+): Comparison {
+  return { source, target, plan: { mode: "full" }, rowsToCopy: source.count };
+}
+
+/** Whether only a table that is made anew in its place could take the rows. */
+function hasOtherShape(table: Table, found: FoundTarget): boolean {
+  try {
+    checkTarget(table, found);
+    return false;
+  } catch (error) {
+    const isTable = found.kind === "r" || found.kind === "p";
+    if (isTable && asServiceError(error).code === "target_incompatible") {
+      return true;
+    }
+    throw error;
   }
 }

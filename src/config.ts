@@ -64,6 +64,20 @@ const secret = (description: string) => ({
   secret: true,
 });
 
+/**
+ * A token for `Authorization: Bearer`. RFC 6750 names fewer characters; more
+ * than what RFC 9110 has a header's value take as it is, nobody could send.
+ */
+const bearerToken = (description: string) => ({
+  ...optional(variable(
+    "",
+    "visible ASCII characters with no white space (openssl rand -hex 32)",
+    description,
+    (value) => /^[\x21-\x7e]+$/.test(value) ? value : undefined,
+  )),
+  secret: true,
+});
+
 /** An address to post to. It may hold a secret, so that only its origin is ever shown. */
 const webhookUrl = (description: string) => ({
   ...optional(variable(
@@ -377,7 +391,7 @@ export const VARIABLES = {
   EVENT_WEBHOOK_SECRET_FILE: path("File that holds the key of the signatures"),
   HOST: text("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
-  API_TOKEN: secret("Bearer token that every request but /health* needs"),
+  API_TOKEN: bearerToken("Bearer token that every request but /health* needs"),
   API_TOKEN_FILE: path("File that holds the bearer token"),
   ALLOW_UNAUTHENTICATED: boolean(
     false,
@@ -508,16 +522,18 @@ export function parseConfig(
   function fileOf(name: FileVariable): string | undefined {
     const path = read(name);
     if (path === undefined) return undefined;
+    const shown = `${name}=${JSON.stringify(path)}`;
     try {
-      return readFile(path);
-    } catch (error) {
+      const text = readFile(path);
+      if (text.trim() !== "") return text;
+      // Taken for unset, it would open what it was to close.
       problems.push(
-        `${name}=${JSON.stringify(path)} cannot be read: ${
-          (error as Error).message
-        }`,
+        `${shown} is an empty file: write into it what it is to hold, or unset ${name}`,
       );
-      return undefined;
+    } catch (error) {
+      problems.push(`${shown} cannot be read: ${(error as Error).message}`);
     }
+    return undefined;
   }
 
   function secretOf(name: SecretVariable): string | undefined {

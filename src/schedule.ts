@@ -94,7 +94,10 @@ export async function listenForTriggers(
         signal,
         onNotify: () => void loadNotified(context),
       });
-      await session.query(`listen ${identifier(channel)}`);
+      // A role's limit on idle sessions would end it over and over, with a load each time.
+      await session.query(
+        `set idle_session_timeout = 0; listen ${identifier(channel)}`,
+      );
       log.info("Listening on channel {channel}", { channel });
       // What was notified while there was no connection is lost, so it may have been.
       if (!isFirst) void loadNotified(context);

@@ -1,5 +1,6 @@
 /** Printing what a comparison of source and target gave. */
 import type { ComparisonOutcome } from "../compare.ts";
+import { equal as holdSame } from "../fingerprint.ts";
 import { TABLE_NAMES } from "../tables.ts";
 import type { Output } from "./command.ts";
 
@@ -43,7 +44,7 @@ function describe(outcome: ComparisonOutcome) {
     };
   }
   const { source, target, plan, rowsToCopy: rows } = outcome.comparison;
-  const equal = plan.mode === "unchanged";
+  const equal = target !== null && holdSame(source, target);
   return {
     table: outcome.table,
     equal,
@@ -59,7 +60,7 @@ function describe(outcome: ComparisonOutcome) {
       ? `MISSING    the target does not exist; the source has ${source.count} rows`
       : `DIFFERENT  ${source.count} rows in the source, ${target.count} in the target; ` +
         `${rows} rows to copy`,
-    planned: equal
+    planned: plan.mode === "unchanged"
       ? `unchanged  nothing to copy, ${source.count} rows`
       : `${plan.mode.padEnd(9)}  would copy ${rows} of ${source.count} rows`,
   };

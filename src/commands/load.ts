@@ -1,9 +1,10 @@
 /** `load`: makes the targets equal to the source. */
-import { compareTables } from "../compare.ts";
+import { comparedForLoad, compareTables } from "../compare.ts";
 import { asServiceError, ERRORS, ServiceError } from "../errors.ts";
 import type { LoadEvent, TableEntry } from "../events.ts";
 import { load } from "../load.ts";
 import { checkEventFile } from "../publish/file.ts";
+import type { RunOptions } from "../runs.ts";
 import { TABLE_NAMES, type TableName } from "../tables.ts";
 import { readableBytes, readableCount, readableSeconds } from "../readable.ts";
 import type { Command, CommandContext, Terminal } from "./command.ts";
@@ -34,9 +35,19 @@ export const loadCommand: Command = {
   async run(context) {
     const config = context.config();
     const { switches, values } = context.arguments;
-    const tables = tablesOf(values.table ?? []);
+    const options: RunOptions = {
+      tables: tablesOf(values.table ?? []),
+      mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
+      atomic: switches.has("atomic") || config.loadAtomic,
+      recreate: switches.has("recreate"),
+    };
     if (switches.has("dry-run")) {
-      const outcomes = await compareTables(config, tables, context.signal);
+      const outcomes = await compareTables(
+        config,
+        options.tables,
+        context.signal,
+        comparedForLoad(options),
+      );
       return printComparisons(context.output, outcomes, "plan");
     }
     if (config.eventPublisherType === "file") {
@@ -45,12 +56,10 @@ export const loadCommand: Command = {
     const service = context.service();
     const progress = await startProgress(context.output);
     try {
-      const event = await load(service, "cli", {
-        tables,
-        mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
-        atomic: switches.has("atomic") || config.loadAtomic,
-        recreate: switches.has("recreate"),
-      }, { signal: context.signal, onProgress: (_, p) => progress.update(p) });
+      const event = await load(service, "cli", options, {
+        signal: context.signal,
+        onProgress: (_, p) => progress.update(p),
+      });
       progress.stop();
       return reportEvent(context, event);
     } finally {

@@ -14,7 +14,7 @@ import { addHistoryRoutes } from "./history_routes.tsx";
 import { issues } from "./load_request.ts";
 import { addLoadRoutes } from "./load_routes.ts";
 import { addOverviewRoute } from "./overview_routes.tsx";
-import { isLoopback, ownHostOnly } from "./own_host.ts";
+import { isLoopback, ownHostOnly, validHostOnly } from "./own_host.ts";
 import { badRequest, problem } from "./problem.tsx";
 import { sameOriginOnly } from "./same_origin.ts";
 import { addSessionRoutes } from "./session_routes.ts";
@@ -30,6 +30,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   app.use(requestId());
   app.use(measured(context.metrics));
   app.use(headers());
+  app.use(validHostOnly());
   if (!config.apiToken && isLoopback(config.host)) app.use(ownHostOnly());
   app.use(sameOriginOnly());
   if (config.apiToken) app.use(tokenRequired(config.apiToken));

@@ -1,7 +1,39 @@
-/** Refuses requests for another host: where no token is asked for, its name may have been made to lead here. */
+/**
+ * What a request says which host it is for. It must say it well; and where no
+ * token is asked for, it must be ours: another name may have been made to lead here.
+ */
 import type { MiddlewareHandler } from "hono";
 import { ServiceError } from "../errors.ts";
-import { problem } from "./problem.tsx";
+import { problem, problemDocument } from "./problem.tsx";
+
+/**
+ * Refuses a Host that is none. The address of a request is put together from
+ * it and the path, so that one that holds more, such as `x/health?`, would ask
+ * for another path than the request line does.
+ *
+ * What names no host, as HTTP/1.0 does, is let through.
+ */
+export function validHostOnly(): MiddlewareHandler {
+  return (c, next) => {
+    const host = c.req.header("host");
+    if (host === undefined || isHost(host)) return next();
+    return Promise.resolve(problemDocument(
+      c,
+      new ServiceError(
+        "usage",
+        `The Host header is ${JSON.stringify(host.slice(0, 100))}`,
+        { remedy: "Send one Host header that holds a host, or host:port." },
+      ),
+    ));
+  };
+}
+
+/** Whether a Host header is a host and a port as RFC 9110 has them. */
+export function isHost(header: string): boolean {
+  // The characters first, because the parser of URLs takes a path or a user for what they are.
+  return /^(?:\[[\da-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+)(?::\d*)?$/i
+    .test(header) && URL.parse(`http://${header}/`) !== null;
+}
 
 /** Whether only this machine reaches a listener on that address. */
 export function isLoopback(host: string): boolean {

@@ -29,6 +29,12 @@ export function problem(c: Context, error: ServiceError): Response {
       }, status);
     }
   }
+  return problemDocument(c, error);
+}
+
+/** Answers with what went wrong as a problem document, whoever asks. */
+export function problemDocument(c: Context, error: ServiceError): Response {
+  const { status } = error.kind;
   return c.body(
     JSON.stringify({
       type: "about:blank",

@@ -85,6 +85,66 @@ Deno.test("parseConfig() reads a password from a file and leaves out the last ne
   assertEquals(config.dwh.password, "p w\n");
 });
 
+Deno.test("parseConfig() refuses a file that holds nothing, which would count as unset", () => {
+  const names = [
+    "API_TOKEN_FILE",
+    "EVENT_WEBHOOK_SECRET_FILE",
+    "OLIST_DB_PASSWORD_FILE",
+    "DWH_DB_PASSWORD_FILE",
+    "OLIST_DB_SSLROOTCERT",
+    "DWH_DB_SSLROOTCERT",
+  ];
+  for (const name of names) {
+    for (const text of ["", "\n", " \t\r\n\n"]) {
+      const error = assertThrows(
+        () => parseConfig({ [name]: "/run/secret" }, () => text),
+        ServiceError,
+        `${name}="/run/secret" is an empty file: write into it what it is to hold, or unset ${name}`,
+      );
+      assertEquals(error.kind.exit, 78);
+    }
+  }
+});
+
+Deno.test("parseConfig() refuses a token that no header can carry, and does not show it", () => {
+  const given = (token: string) => [
+    () => parseConfig({ API_TOKEN: token }, noFile),
+    () => parseConfig({ API_TOKEN_FILE: "/t" }, () => token),
+  ];
+  for (
+    const token of [
+      "zqjö",
+      "zqj en",
+      " zqj",
+      "zqj ",
+      "zqj\ten",
+      "zqj\nen",
+      "zqj\n\n",
+      "zqj\x7f",
+      "zqj\u00a0",
+      "zqjключ",
+    ]
+  ) {
+    for (const parse of given(token)) {
+      const error = assertThrows(
+        parse,
+        ServiceError,
+        "must be visible ASCII characters with no white space",
+      );
+      assertEquals(error.kind.exit, 78);
+      assertStringIncludes(error.message, "API_TOKEN");
+      assert(!error.line.includes("zqj"), error.line);
+    }
+  }
+  for (const token of ["mF_9.B5f-4.1JqM~+/==", `!"#$%&'()*,:;<>?@[\\]^{|}`]) {
+    for (const parse of given(token)) assertEquals(parse().apiToken, token);
+  }
+  assertEquals(
+    parseConfig({ API_TOKEN_FILE: "/t" }, () => "tok-en\r\n").apiToken,
+    "tok-en",
+  );
+});
+
 Deno.test("parseConfig() refuses a password and a password file at once", () => {
   const error = assertThrows(
     () =>

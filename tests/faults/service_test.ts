@@ -9,15 +9,20 @@ import { runTick } from "../../src/schedule.ts";
 import { TABLE_NAMES } from "../../src/tables.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
-import { freePort, startServer } from "../support/server.ts";
-import { watchProgram } from "./support/phases.ts";
+import { freePort, type Server, startServer } from "../support/server.ts";
+import { proxied, watchProgram } from "./support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
   recover,
   settle,
 } from "./support/scene.ts";
-import { assertEnded, assertSound, until } from "./support/soundness.ts";
+import {
+  assertEnded,
+  assertOneEndPerRun,
+  assertSound,
+  until,
+} from "./support/soundness.ts";
 
 const SMALL = { deals: 5, leads: 5 };
 const GROUP = "The service (`serve`)";
@@ -43,6 +48,14 @@ async function holdTable(db: Databases) {
     "begin; lock table m_data.closed_deal in row exclusive mode",
   );
   return other;
+}
+
+/** How the process ended, which has far less time for it than the settings of the case allow a statement. */
+async function endOf(server: Server) {
+  let isOver = false;
+  server.finished.then(() => isOver = true);
+  await until(() => isOver, () => "the process goes on", 60);
+  return await server.finished;
 }
 
 async function isWaiting(db: Databases): Promise<boolean> {
@@ -107,6 +120,77 @@ Deno.test("serve: SHUTDOWN_GRACE over ends the load: 500 with the event, exit 14
     scene,
     outcome,
   });
+});
+
+Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, long before STALL_TIMEOUT", async (t) => {
+  // For minutes, nobody gives up a statement by itself.
+  const patience = { CONNECT_TIMEOUT: "300", STALL_TIMEOUT: "300" };
+
+  await t.step("with no load running", async () => {
+    await using db = await loadedDatabases(SMALL);
+    await using proxies = proxied(db);
+    const file = await Deno.makeTempFile();
+    await using server = await startServer(db, {
+      ...patience,
+      ...proxies.environment,
+      SHUTDOWN_GRACE: "1",
+      EVENT_PUBLISHER_TYPE: "file",
+      EVENT_FILE: file,
+    });
+    proxies.warehouse.faults = { stalled: ["up", "down"] };
+    // What looks after the queue, and a request.
+    const answer = server.fetch("/runs").then(
+      (r) => r.body?.cancel(),
+      () => {},
+    );
+    await until(() => proxies.warehouse.held >= 2);
+    server.kill("SIGTERM");
+    assertEnded(await endOf(server), 143);
+    await answer;
+    await assertOneEndPerRun(db);
+    await Deno.remove(file);
+  });
+
+  await t.step(
+    "with a load running, whose run the next load closes",
+    async () => {
+      await using db = await loadedDatabases(SMALL);
+      const scene = await changeSource(db);
+      await using other = await holdTable(db);
+      await using proxies = proxied(db);
+      await using server = await startServer(db, {
+        ...patience,
+        ...proxies.environment,
+        SHUTDOWN_GRACE: "1",
+        LOCK_TIMEOUT: "300",
+      });
+      const answer = server.fetch("/load", { method: "POST" })
+        .then((r) => r.body?.cancel(), () => {});
+      await until(() => isWaiting(db));
+      proxies.warehouse.faults = { stalled: ["up", "down"] };
+      server.kill("SIGTERM");
+      const outcome = await endOf(server);
+      assertEnded(outcome, 143, /the next load puts on record/);
+      await answer;
+      await proxies[Symbol.asyncDispose]();
+      await other.unsafe("rollback");
+      await settle(db, {
+        group: GROUP,
+        fault: "SIGTERM while the warehouse has stopped to answer",
+        scene,
+        outcome,
+        mayHaveDeadRun: true,
+      });
+      const rows = await db.warehouse.unsafe(
+        "select state from marketing_data_service.run order by seq",
+      );
+      assertEquals(rows.map((row) => row.state), [
+        "succeeded",
+        "interrupted",
+        "succeeded",
+      ]);
+    },
+  );
 });
 
 Deno.test("serve: a second SIGTERM ends the process at once", async () => {

@@ -95,6 +95,73 @@ Deno.test("with a token, a service behind a proxy answers by any name", async ()
   );
 });
 
+Deno.test("a Host that is no host and port is refused before all else", async (t) => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using closed = await startServer(db, { API_TOKEN: "tok-en-123456" });
+  await using open = await startServer(db);
+  const invalid = [
+    "a b",
+    "[",
+    "[]",
+    "[::1",
+    "[::g]",
+    "[1:2]",
+    "x:99999",
+    "x:80:80",
+    "x:y",
+    "x/health?",
+    "x/health#",
+    "x/session?",
+    "localhost/health?",
+    "x?",
+    "x#",
+    "x\\y",
+    "user@localhost",
+    "x%2fhealth%3f",
+    "x%",
+    "1.2.3.999",
+    "<x>",
+    "h\u00f6st",
+    ":80",
+    "",
+  ];
+  for (const host of invalid) {
+    await t.step(JSON.stringify(host), async () => {
+      for (const server of [closed, open]) {
+        for (const accept of ["text/html", "application/json"]) {
+          const answer = await send(server, [
+            "GET /runs HTTP/1.1",
+            `Host: ${host}`,
+            `Accept: ${accept}`,
+            "Connection: close",
+          ]);
+          assertStringIncludes(answer, "HTTP/1.1 400 Bad Request");
+          assertStringIncludes(answer, "application/problem+json");
+          assertStringIncludes(answer, `"code":"usage"`);
+          assertStringIncludes(answer, "Host header");
+        }
+      }
+    });
+  }
+
+  for (
+    const host of [
+      "loads.example",
+      "loads_1.example.:8000",
+      "LOADS.example:",
+      "10.0.0.1:8000",
+      "[2001:db8::1]:8000",
+      "[::ffff:10.0.0.1]",
+      "xn--hst-sna.example",
+    ]
+  ) {
+    await t.step(`${host} is taken`, async () => {
+      const answer = await ask(closed, host, "/health/live");
+      assertStringIncludes(answer, "HTTP/1.1 200");
+    });
+  }
+});
+
 Deno.test("a page is for who would rather have it than data", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db);

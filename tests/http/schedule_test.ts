@@ -130,3 +130,43 @@ Deno.test("the service outlives a restart of its databases", async () => {
     return status === 200;
   });
 });
+
+Deno.test("a role's idle_session_timeout does not end the connection that listens", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await db.warehouse.unsafe(
+    `alter role ${db.loader} set idle_session_timeout = '1s'`,
+  );
+  await using server = await startServer(db, { LISTEN_CHANNEL: "Load now" });
+  const listener = async (condition: string) => {
+    const [row] = await db.warehouse.unsafe(
+      `select pid from pg_stat_activity where datname = current_database()
+         and application_name = 'marketing-data-service/listen' and state = 'idle'
+         and query ilike '%listen "Load now"%' and ${condition}`,
+    );
+    return row?.pid as number | undefined;
+  };
+  const runs = async () => {
+    const { body } = await server.json("/runs");
+    return body.runs.map((run: { trigger: string; status: string }) =>
+      `${run.trigger} ${run.status}`
+    );
+  };
+  let pid: number | undefined;
+  await until("it listens", async () => {
+    pid = await listener("true");
+    return pid !== undefined;
+  });
+  await until(
+    "it has been idle for far longer than the role's sessions may",
+    async () =>
+      await listener(
+        `pid = ${pid} and clock_timestamp() - state_change > interval '3 s'`,
+      ) !== undefined,
+  );
+  assertEquals(await runs(), []);
+  await db.warehouse.unsafe(`notify "Load now"`);
+  await until(
+    "one load has run",
+    async () => String(await runs()) === "notify succeeded",
+  );
+});

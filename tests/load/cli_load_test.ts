@@ -105,6 +105,58 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
     assertEquals(await writesTo(db.warehouse), before);
   });
 
+  for (
+    const [words, changes] of [
+      [["--mode", "full"], {}],
+      [["--recreate"], {}],
+      [["--recreate", "--mode", "auto"], {}],
+      [[], { LOAD_MODE: "full" }],
+    ] as const
+  ) {
+    const name = [...words, ...Object.keys(changes)].join(" ");
+    await t.step(`--dry-run foretells what ${name} copies`, async () => {
+      const before = await writesTo(db.warehouse);
+      const variables = { ...environment, ...changes };
+      const dry = await runJson(["load", "--dry-run", ...words], variables);
+      assertEquals(dry.code, 0, dry.stderr);
+      const text = await runProgram(["load", "--dry-run", ...words], variables);
+      assertEquals(text.code, 0, text.stderr);
+      await sessionsEnd(db);
+      assertEquals(await writesTo(db.warehouse), before);
+      assertEquals(dry.json.equal, true);
+      const { json } = await runJson(["load", ...words], variables);
+      for (const [index, loaded] of json.results.results.entries()) {
+        const planned = dry.json.tables[index];
+        const { rows_inserted: rows } = loaded;
+        assertEquals(
+          [planned.table, planned.mode, planned.rows_to_copy, planned.equal],
+          [loaded.table, loaded.mode, rows, true],
+        );
+        assertEquals(
+          text.stdout.split("\n")[index],
+          `${
+            loaded.table.padEnd(24)
+          }  full       would copy ${rows} of ${rows} rows`,
+        );
+      }
+    });
+  }
+
+  await t.step(
+    "LOAD_MODE does not make verify call equal tables different",
+    async () => {
+      const { code, json } = await runJson(["verify"], {
+        ...environment,
+        LOAD_MODE: "full",
+      });
+      assertEquals([code, json.equal, json.tables[0].mode], [
+        0,
+        true,
+        "unchanged",
+      ]);
+    },
+  );
+
   await t.step("five changed rows cost a small part", async () => {
     await db.source.unsafe(
       `update marketing.marketing_qualified_leads set origin = 'changed'
@@ -239,6 +291,20 @@ Deno.test("load --recreate replaces a table of another shape", async () => {
     `column "mql_id" of m_data.closed_deal`,
   );
   assertStringIncludes(refused.json.error, "schema recreate");
+  const dry = await runJson(["load", "--dry-run"], db.environment);
+  assertEquals(dry.json.tables[0].code, "target_incompatible");
+  const anew = await runJson(
+    ["load", "--dry-run", "--recreate"],
+    db.environment,
+  );
+  assertEquals(anew.code, 0, anew.stderr);
+  const { mode, rows_to_copy, target_count, equal } = anew.json.tables[0];
+  assertEquals([mode, rows_to_copy, target_count, equal], [
+    "full",
+    10,
+    null,
+    false,
+  ]);
   const { code } = await runJson(["schema", "recreate"], db.environment);
   assertEquals(code, 0);
   assertEquals((await runProgram(["verify"], db.environment)).code, 0);

@@ -36,6 +36,8 @@ export class Proxy implements AsyncDisposable {
   moved = 0;
   /** Cuts that were made by a fault. */
   cuts = 0;
+  /** Pieces that were sent and have not gone through, since nothing moves. */
+  held = 0;
   readonly #listener: Deno.TcpListener;
   readonly #server: { hostname: string; port: number };
   #isClosed = false;
@@ -177,6 +179,9 @@ export class Proxy implements AsyncDisposable {
       this.faults.stalled?.includes(direction) ||
       this.#frozen.get(from)?.includes(direction) ||
       this.moved >= (this.faults.stallAfterBytes ?? Infinity);
+    if (!isStalled()) return;
+    this.held++;
     while (isStalled() && this.#open.has(from)) await delay(20);
+    this.held--;
   }
 }
