@@ -36,7 +36,7 @@ export function DocsPage({ document }: { document: Document }) {
           <summary>
             <code>{name}</code>
           </summary>
-          <Json value={schema} />
+          <Json value={schema} indent={1} />
         </details>
       ))}
     </>

@@ -180,7 +180,7 @@ Deno.test("compose.yaml fits the Compose Specification, and its service has a va
   const files: string[] = [];
   parseConfig(
     { HOST: "0.0.0.0", ...environment },
-    (path) => `content of ${files[files.push(path) - 1]}`,
+    (path) => `content-of-${files[files.push(path) - 1]}`,
   );
   assertEquals(
     files.map((path) => path.replace("/run/secrets/", "")).sort(),
