@@ -64,29 +64,8 @@ Deno.test("an event file that may not grow: the load is done, no line is torn, a
   };
   assertEnded(await runJson(["load"], environment), 0);
   await Deno.remove(file);
-  for (const room of ROOMS) {
-    await t.step(`room for ${room} bytes`, async () => {
-      await fillFile(file, room);
-      const scene = await changeSource(db);
-      const outcome = await runWithFileLimit(
-        LIMIT_BYTES,
-        ["load", "--json"],
-        environment,
-      );
-      assertEnded(outcome, 0, /did not go to the event file/);
-      assertEquals(await linesOf(file), []);
-      await settle(db, {
-        group: FILE,
-        fault: `may not grow, room for ${room} bytes`,
-        scene,
-        outcome,
-      });
-    });
-  }
-
-  await t.step("room for the line, but not for its end", async () => {
-    const [next] = await pendingPayloads(db);
-    await fillFile(file, encoder.encode(next).length);
+  const loadWithRoom = async (bytes: number, fault: string) => {
+    await fillFile(file, bytes);
     const scene = await changeSource(db);
     const outcome = await runWithFileLimit(
       LIMIT_BYTES,
@@ -95,12 +74,21 @@ Deno.test("an event file that may not grow: the load is done, no line is torn, a
     );
     assertEnded(outcome, 0, /did not go to the event file/);
     assertEquals(await linesOf(file), []);
-    await settle(db, {
-      group: FILE,
-      fault: "may not grow, room for all of a line but its end",
-      scene,
-      outcome,
-    });
+    await settle(db, { group: FILE, fault, scene, outcome });
+  };
+  for (const room of ROOMS) {
+    await t.step(
+      `room for ${room} bytes`,
+      () => loadWithRoom(room, `may not grow, room for ${room} bytes`),
+    );
+  }
+
+  await t.step("room for the line, but not for its end", async () => {
+    const [next] = await pendingPayloads(db);
+    await loadWithRoom(
+      encoder.encode(next).length,
+      "may not grow, room for all of a line but its end",
+    );
   });
 
   const pending = await pendingPayloads(db);

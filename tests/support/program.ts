@@ -74,16 +74,11 @@ export function spawnProgram(
   environment: Readonly<Record<string, string>>,
   cwd?: string,
 ): Deno.ChildProcess {
-  const [command, ...args] = programCommand(environment);
-  return new Deno.Command(command!, {
-    args: [...args, ...words],
-    clearEnv: true,
-    env: { ...inheritedVariables(), ...environment },
-    cwd: cwd ?? EMPTY_FOLDER ?? ROOT.pathname,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
+  return spawnPiped(
+    [...programCommand(environment), ...words],
+    environment,
+    cwd ?? EMPTY_FOLDER,
+  );
 }
 
 /** What Deno needs of the environment to find its cache; a compiled program gets nothing. */
@@ -101,17 +96,25 @@ export async function runTask(
   words: readonly string[],
   environment: Readonly<Record<string, string>>,
 ): Promise<Finished> {
-  return await finish(
-    new Deno.Command(Deno.execPath(), {
-      args: ["task", "--quiet", "cli", ...words],
-      clearEnv: true,
-      env: { ...inheritedVariables(), ...environment },
-      cwd: ROOT.pathname,
-      stdin: "null",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn(),
-  );
+  const line = [Deno.execPath(), "task", "--quiet", "cli", ...words];
+  return await finish(spawnPiped(line, environment));
+}
+
+/** Starts a command with nothing but these variables and what any program needs. */
+function spawnPiped(
+  [command, ...args]: readonly string[],
+  environment: Readonly<Record<string, string>>,
+  cwd = ROOT.pathname,
+): Deno.ChildProcess {
+  return new Deno.Command(command!, {
+    args,
+    clearEnv: true,
+    env: { ...inheritedVariables(), ...environment },
+    cwd,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
 }
 
 /** Runs the program to its end with its outputs redirected as the shell does it. */
@@ -120,22 +123,13 @@ export async function runRedirected(
   redirection: string,
   environment: Readonly<Record<string, string>> = {},
 ): Promise<Finished> {
-  const process = new Deno.Command("sh", {
-    args: [
-      "-c",
-      `exec "$@" ${redirection}`,
-      "sh",
-      ...programCommand(environment),
-      ...words,
-    ],
-    clearEnv: true,
-    env: { ...inheritedVariables(), ...environment },
-    cwd: ROOT.pathname,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-  }).spawn();
-  return await finish(process);
+  const line = ["sh", "-c", `exec "$@" ${redirection}`, "sh"];
+  return await finish(
+    spawnPiped(
+      [...line, ...programCommand(environment), ...words],
+      environment,
+    ),
+  );
 }
 
 /** The program on a terminal of its own, of so many columns; both outputs are its screen. */
