@@ -792,8 +792,8 @@ export function toServiceError(
       .filter(Boolean).join("; ");
     return new ServiceError(
       code,
-      `${config.label}: ${message}${context ? ` (${context})` : ""}`,
-      { sqlstate, cause: error },
+      `${message}${context ? ` (${context})` : ""}`,
+      { server: config.label, sqlstate, cause: error },
     );
   }
   const { code, message } = (error ?? {}) as {
@@ -830,10 +830,9 @@ function asConnectFailure(
     );
   }
   if (known.code === "connection_lost") {
-    return new ServiceError("connection_failed", known.message, {
-      cause: known.cause,
-      ...(known.sqlstate ? { sqlstate: known.sqlstate } : {}),
-    });
+    const { reason, server, sqlstate, cause } = known;
+    const details = { server, sqlstate, cause };
+    return new ServiceError("connection_failed", reason, details);
   }
   return known;
 }

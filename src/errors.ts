@@ -301,34 +301,44 @@ export const ERRORS = {
 /** Code of a failure, as in events, answers and logs. */
 export type ErrorCode = keyof typeof ERRORS;
 
-/** What is known about a failure besides its code and message. */
+/** What is known about a failure besides its code and reason. */
 export interface ErrorDetails {
+  /** The server that reported it: `olist` or `dwh`. */
+  readonly server?: string | undefined;
   /** The table that the failure belongs to. */
-  readonly table?: string;
+  readonly table?: string | undefined;
   /** SQLSTATE of the server's error. */
-  readonly sqlstate?: string;
+  readonly sqlstate?: string | undefined;
   readonly cause?: unknown;
   /** A remedy that is better than the kind's. */
-  readonly remedy?: string;
+  readonly remedy?: string | undefined;
 }
 
-/** A failure that the service understands: code, message, remedy, cause. */
+/** A failure that the service understands: code, reason, where it happened, remedy. */
 export class ServiceError extends Error {
   override readonly name = "ServiceError";
   readonly code: ErrorCode;
+  /** What happened, without the table and the server. */
+  readonly reason: string;
+  readonly server: string | undefined;
   readonly table: string | undefined;
   readonly sqlstate: string | undefined;
   readonly remedy: string;
 
-  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
+  constructor(code: ErrorCode, reason: string, details: ErrorDetails = {}) {
+    const { server, table, sqlstate, remedy, cause } = details;
+    const text = oneLine(reason);
     super(
-      oneLine(message),
-      details.cause === undefined ? {} : { cause: details.cause },
+      [table && `Cannot load ${table}`, server, text].filter(Boolean)
+        .join(": "),
+      cause === undefined ? {} : { cause },
     );
     this.code = code;
-    this.table = details.table;
-    this.sqlstate = details.sqlstate;
-    this.remedy = details.remedy ?? ERRORS[code].remedy;
+    this.reason = text;
+    this.server = server;
+    this.table = table;
+    this.sqlstate = sqlstate;
+    this.remedy = oneLine(remedy ?? ERRORS[code].remedy);
   }
 
   get kind(): ErrorKind {
@@ -342,6 +352,14 @@ export class ServiceError extends Error {
       : `${this.message}.`;
     return `${sentence} ${this.remedy}`;
   }
+
+  /** Returns the same failure as one of the table. */
+  of(table: string): ServiceError {
+    if (this.table === table) return this;
+    const { server, sqlstate, remedy } = this;
+    const details = { server, table, sqlstate, remedy, cause: this };
+    return new ServiceError(this.code, this.reason, details);
+  }
 }
 
 /** The error as a {@linkcode ServiceError}: itself, or an `internal` one that keeps it as cause. */
@@ -351,17 +369,6 @@ export function asServiceError(error: unknown): ServiceError {
   return new ServiceError("internal", message || "unknown failure", {
     cause: error,
   });
-}
-
-/** The parts of an error's line: what happened, and what to do about it where that is the kind's remedy. */
-export function partsOf(
-  line: string,
-  code: string | null,
-): { readonly message: string; readonly remedy: string | undefined } {
-  const remedy = ERRORS[code as ErrorCode]?.remedy;
-  return remedy && line.length > remedy.length && line.endsWith(remedy)
-    ? { message: line.slice(0, -remedy.length).trimEnd(), remedy }
-    : { message: line, remedy: undefined };
 }
 
 /** Folds white space and control characters so that a message stays one line. */

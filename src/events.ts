@@ -37,8 +37,12 @@ export interface LoadedEntry {
 export interface FailedEntry {
   readonly table: string;
   readonly status: "failure";
-  /** One line: what, where and the remedy. */
+  /** One line: message and remedy. */
   readonly error: string;
+  /** What failed, where and why. Absent in entries of versions before 0.2. */
+  readonly message?: string;
+  /** What to do about it. Absent where `message` is. */
+  readonly remedy?: string;
   readonly code: ErrorCode;
   readonly attempts: number;
 }
@@ -142,6 +146,8 @@ export function failedEntry(
     table,
     status: "failure",
     error: error.line,
+    message: error.message,
+    remedy: error.remedy,
     code: error.code,
     attempts,
   };

@@ -16,6 +16,7 @@ import { type ErrorCode, ServiceError } from "./errors.ts";
 import {
   EVENT_CHANNEL,
   type FailedEntry,
+  failedEntry,
   failedEvent,
   failureLine,
   type IntegrityCheck,
@@ -506,13 +507,7 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
     table,
   ): TableEntry =>
     loaded.find((entry) => entry.table === table) ??
-      {
-        table,
-        status: "failure",
-        error: error.line,
-        code: error.code,
-        attempts: 1,
-      }
+      failedEntry(table, error, 1)
   );
   try {
     await closeRun(executor, row.id, row.state, {
@@ -562,15 +557,9 @@ export async function withdrawRun(
     [runId, runner],
   );
   if (!row?.is_unwanted) return undefined;
-  const entries = (JSON.parse(row.tables) as string[]).map((
-    table,
-  ): FailedEntry => ({
-    table,
-    status: "failure",
-    error: error.line,
-    code: error.code,
-    attempts: 0,
-  }));
+  const entries = (JSON.parse(row.tables) as string[]).map((table) =>
+    failedEntry(table, error, 0)
+  );
   const event = failedEvent(
     {
       runId: row.id,

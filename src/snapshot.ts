@@ -214,16 +214,12 @@ function lockFailure(
   error: ServiceError,
 ): ServiceError {
   const name = `${source.schema}.${source.name}`;
-  const isLocked = error.sqlstate === "55P03";
+  if (error.sqlstate !== "55P03") return error.of(table);
   const what = kind === "v" ? `${name} or what is under it` : name;
   return new ServiceError(
-    isLocked ? "source_locked" : error.code,
-    `Cannot load ${table}: ${
-      isLocked
-        ? `${what} is locked by another session in the source for more than ${lockTimeoutSeconds} s`
-        : error.message
-    }`,
-    { table, cause: error, sqlstate: error.sqlstate! },
+    "source_locked",
+    `${what} is locked by another session in the source for more than ${lockTimeoutSeconds} s`,
+    { table, cause: error, sqlstate: error.sqlstate },
   );
 }
 
@@ -317,12 +313,8 @@ function snapshotLost(
 ): ServiceError {
   return new ServiceError(
     "snapshot_lost",
-    `Cannot load ${table}: the source's snapshot is gone or overtaken by DDL (${reason})`,
-    {
-      table,
-      cause,
-      ...(cause?.sqlstate ? { sqlstate: cause.sqlstate } : {}),
-    },
+    `the source's snapshot is gone or overtaken by DDL (${reason})`,
+    { table, cause, sqlstate: cause?.sqlstate },
   );
 }
 

@@ -47,7 +47,7 @@ export async function findReadable(
       const error = row
         ? new ServiceError(
           "permission_denied",
-          `Cannot load ${table.name}: role "${session.config.user}" may not read ${schema}.${name} in the source`,
+          `role "${session.config.user}" may not read ${schema}.${name} in the source`,
           {
             table: table.name,
             remedy:
@@ -56,7 +56,7 @@ export async function findReadable(
         )
         : new ServiceError(
           "source_table_missing",
-          `Cannot load ${table.name}: table ${schema}.${name} is missing in the source database "${session.config.database}"`,
+          `table ${schema}.${name} is missing in the source database "${session.config.database}"`,
           { table: table.name },
         );
       found.set(table.name, error);
@@ -193,7 +193,7 @@ export function obstacle(
   if (foreign) {
     return new ServiceError(
       "source_foreign",
-      `Cannot load ${table}: ${name} ${
+      `${name} ${
         foreign.isSource
           ? "is a foreign table"
           : `reads the foreign table ${foreign.relation}`
@@ -204,7 +204,7 @@ export function obstacle(
   const empty = reads.find((r) => r.isAsked && !r.isPopulated);
   return empty && new ServiceError(
     "source_unpopulated",
-    `Cannot load ${table}: the materialized view ${empty.relation}${
+    `the materialized view ${empty.relation}${
       empty.isSource ? "" : `, which ${name} reads,`
     } has never been filled`,
     {
@@ -245,7 +245,7 @@ function checkShape(
     if (!found) {
       return new ServiceError(
         "source_column_missing",
-        `Cannot load ${table.name}: column "${column.name}" is missing in ${schema}.${name}`,
+        `column "${column.name}" is missing in ${schema}.${name}`,
         { table: table.name },
       );
     }
@@ -253,7 +253,7 @@ function checkShape(
     if (reason) {
       return new ServiceError(
         "source_column_incompatible",
-        `Cannot load ${table.name}: column "${column.name}" of ${schema}.${name} cannot be used: ${reason}`,
+        `column "${column.name}" of ${schema}.${name} cannot be used: ${reason}`,
         { table: table.name },
       );
     }

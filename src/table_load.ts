@@ -168,9 +168,9 @@ function isGoneInSource(error: unknown, warehouse: Session): boolean {
     !isOf(warehouse, error);
 }
 
-/** Whether it was that session's server that said so. */
-function isOf({ config }: Session, { message }: ServiceError): boolean {
-  return message.startsWith(`${config.label}:`);
+/** Whether that session's server reported it. */
+function isOf({ config }: Session, { server }: ServiceError): boolean {
+  return server === config.label;
 }
 
 /** What is to be told of the source table. Throws when it cannot be loaded. */
@@ -399,7 +399,7 @@ function checkHeld(
       `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
     throw new ServiceError(
       "verification_failed",
-      `Cannot load ${table.name}: after the copy the target holds ${
+      `after the copy the target holds ${
         tell(held, " rows")
       } where the source has ${tell(wanted, "")}`,
       {
@@ -479,12 +479,12 @@ export function forTable(
   const details = {
     table: table.name,
     cause: error,
-    ...(error.sqlstate ? { sqlstate: error.sqlstate } : {}),
+    sqlstate: error.sqlstate,
   };
   if (error.sqlstate === "55P03" && isTarget && isLocked) {
     return new ServiceError(
       "target_locked",
-      `Cannot load ${table.name}: a trigger or foreign key of ${schema}.${name} waits for a lock that is not free (${error.message})`,
+      `a trigger or foreign key of ${schema}.${name} waits for a lock that is not free (${error.message})`,
       {
         ...details,
         remedy:
@@ -495,7 +495,7 @@ export function forTable(
   if (error.sqlstate === "55P03" && isTarget) {
     return new ServiceError(
       "target_locked",
-      `Cannot load ${table.name}: ${schema}.${name} in the warehouse is locked by another session`,
+      `${schema}.${name} in the warehouse is locked by another session`,
       details,
     );
   }
@@ -508,14 +508,14 @@ export function forTable(
   ) {
     return new ServiceError(
       "target_dropped",
-      `Cannot load ${table.name}: ${schema}.${name} went away during the load (${error.message})`,
+      `${schema}.${name} went away during the load (${error.message})`,
       details,
     );
   }
   if (!isTarget && error.sqlstate === "22021") {
     return new ServiceError(
       "value_invalid",
-      `Cannot load ${table.name}: ${table.source.schema}.${table.source.name} holds bytes that are no UTF-8 (${error.message})`,
+      `${table.source.schema}.${table.source.name} holds bytes that are no UTF-8 (${error.message})`,
       {
         ...details,
         remedy:
@@ -526,7 +526,7 @@ export function forTable(
   if (isTarget && error.sqlstate === "22P05") {
     return new ServiceError(
       "value_invalid",
-      `Cannot load ${table.name}: the encoding of the warehouse, ${warehouse.serverEncoding}, has no place for a character (${error.message})`,
+      `the encoding of the warehouse, ${warehouse.serverEncoding}, has no place for a character (${error.message})`,
       {
         ...details,
         remedy:
@@ -534,12 +534,5 @@ export function forTable(
       },
     );
   }
-  return new ServiceError(
-    error.code,
-    `Cannot load ${table.name}: ${error.message}`,
-    {
-      ...details,
-      remedy: error.remedy,
-    },
-  );
+  return error.of(table.name);
 }

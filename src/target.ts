@@ -154,7 +154,7 @@ async function oidOf(
 function exchanged({ name: table, target }: Table): ServiceError {
   return new ServiceError(
     "target_dropped",
-    `Cannot load ${table}: another table was put in the place of ${target.schema}.${target.name} during the load`,
+    `another table was put in the place of ${target.schema}.${target.name} during the load`,
     { table },
   );
 }
@@ -174,7 +174,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   const fail = (what: string) => {
     throw new ServiceError(
       "target_incompatible",
-      `Cannot load ${table.name}: ${what}`,
+      what,
       { table: table.name },
     );
   };
@@ -214,7 +214,7 @@ function checkKind(table: Table, { kind }: FoundTarget): void {
   const { schema, name } = table.target;
   throw new ServiceError(
     "target_incompatible",
-    `Cannot load ${table.name}: ${schema}.${name} in the warehouse is not a table`,
+    `${schema}.${name} in the warehouse is not a table`,
     {
       table: table.name,
       remedy: "Drop or rename it: the next load makes the table.",
@@ -227,7 +227,7 @@ function checkChildren(table: Table, { children }: FoundTarget): void {
   const { schema, name } = table.target;
   throw new ServiceError(
     "target_inherited",
-    `Cannot load ${table.name}: ${children.join(", ")} ${
+    `${children.join(", ")} ${
       children.length === 1 ? "inherits" : "inherit"
     } from ${schema}.${name} in the warehouse, whose rows a load would delete as well`,
     {

@@ -174,29 +174,18 @@ export function failedUnit(
   attempts: number,
 ): Unit {
   const error = asServiceError(cause);
-  const failures = tables.map((table) => {
-    const isCause = !error.table || error.table === table.name;
-    const own = isCause ? error : new ServiceError(
-      "rolled_back",
-      `Cannot load ${table.name}: it was rolled back with ${error.table}`,
-    );
-    return failedEntry(table.name, named(own, table), attempts);
+  const culprit = tables.find(({ name }) => name === error.table);
+  const failures = tables.map(({ name: table }) => {
+    const isTakenAlong = culprit && culprit.name !== table;
+    const reason = isTakenAlong
+      ? new ServiceError(
+        "rolled_back",
+        `it was rolled back with ${culprit.name}`,
+      )
+      : error;
+    return failedEntry(table, reason.of(table), attempts);
   });
   return { tables, results: [], session: undefined, failures, attempts };
-}
-
-/** The error with the table in its message, as every failure of a table has it. */
-function named(error: ServiceError, table: Table): ServiceError {
-  if (error.table || error.message.startsWith("Cannot load")) return error;
-  return new ServiceError(
-    error.code,
-    `Cannot load ${table.name}: ${error.message}`,
-    {
-      table: table.name,
-      cause: error,
-      remedy: error.remedy,
-    },
-  );
 }
 
 export function hasLostSnapshot(unit: Unit): boolean {

@@ -1,6 +1,5 @@
 /** One run: what it is doing, or did, and why it failed. */
 import type { Child } from "hono/jsx";
-import { partsOf } from "../errors.ts";
 import type { LoadedEntry } from "../events.ts";
 import type { RunDetails } from "../history.ts";
 import type { LiveRun } from "../live_runs.ts";
@@ -161,9 +160,12 @@ function failuresOf(run: RunDetails) {
   // A table that was only taken along is not the cause.
   const causes = entries.filter(({ code }) => code !== "rolled_back");
   const failures = causes.length > 0
-    ? causes.map(({ error, code }) => partsOf(error, code))
+    ? causes.map(({ error, message, remedy }) => ({
+      message: message ?? error,
+      remedy,
+    }))
     : run.error !== null
-    ? [partsOf(run.error, run.code)]
+    ? [{ message: run.error, remedy: undefined }]
     : [];
   return failures.filter(({ message }, i) =>
     failures.findIndex((other) => other.message === message) === i

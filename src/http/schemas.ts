@@ -53,6 +53,8 @@ const FailedEntry = z.looseObject({
   table: z.string(),
   status: z.literal("failure"),
   error: z.string(),
+  message: z.string().optional(),
+  remedy: z.string().optional(),
   code: z.string(),
   attempts: z.int(),
 }).openapi("FailedEntry");
