@@ -11,7 +11,8 @@ import net from "node:net";
 import type { Readable, Writable } from "node:stream";
 import postgres from "postgres";
 import type { DatabaseConfig } from "./config.ts";
-import { type ErrorCode, ServiceError } from "./errors.ts";
+import { ServiceError } from "./errors.ts";
+import { meaningOf } from "./server_errors.ts";
 
 /** A row by column name. Values are as postgres.js decodes them: int8 and numeric are strings. */
 // deno-lint-ignore no-explicit-any -- the shape of a row is known where its SQL is
@@ -349,10 +350,17 @@ export class Session implements AsyncDisposable, Disposable {
     if (this.#searchPath) {
       set.push(`set local search_path = ${this.#searchPath.map(identifier)}`);
     }
-    const began = this.query<T>(
-      [`begin isolation level ${options.mode}`, ...set, script].join(";\n"),
+    const began = this.query(
+      [`begin isolation level ${options.mode}`, ...set].join(";\n"),
+    ).catch((error) => {
+      throw asBeginFailure(error, options, this.config);
+    });
+    // Sent along in the same round trip. The first failure is the one that counts.
+    const [, rows] = await allInOrder(
+      began,
+      script ? this.query<T>(script) : Promise.resolve([]),
+      this.#learnBackend(),
     );
-    const [rows] = await Promise.all([began, this.#learnBackend()]);
     this.#inTransaction = true;
     return rows;
   }
@@ -720,6 +728,36 @@ async function withTimeout<T>(
   }
 }
 
+/** Waits for all promises and throws the failure of the earliest, whichever fails first. */
+async function allInOrder<T extends readonly unknown[]>(
+  ...promises: { [K in keyof T]: Promise<T[K]> }
+): Promise<T> {
+  await Promise.allSettled(promises);
+  return await Promise.all(promises) as unknown as T;
+}
+
+/** Names LOAD_TIMEZONE as the cause where the server does not know it: all other settings are constants. */
+function asBeginFailure(
+  error: unknown,
+  { timezone }: TransactionOptions,
+  config: DatabaseConfig,
+): unknown {
+  const isTimezone = timezone !== undefined &&
+    error instanceof ServiceError && error.sqlstate === "22023";
+  if (!isTimezone) return error;
+  return new ServiceError(
+    "configuration",
+    `LOAD_TIMEZONE ${JSON.stringify(timezone)} is unknown to ${
+      address(config)
+    }`,
+    {
+      cause: error,
+      remedy:
+        "Set LOAD_TIMEZONE to a name that pg_timezone_names lists on both servers.",
+    },
+  );
+}
+
 /** Where a database is, as messages say it. Holds no secret. */
 export function address(config: DatabaseConfig): string {
   return `database "${config.database}" on ${config.host}:${config.port} (${config.label})`;
@@ -746,26 +784,6 @@ export function sqlstateOf(error: unknown): string | undefined {
   return error instanceof postgres.PostgresError ? error.code : undefined;
 }
 
-/** Codes by SQLSTATE, or by its first two characters. */
-const CODES: Readonly<Record<string, ErrorCode>> = {
-  "08": "connection_lost",
-  "28": "authentication_failed",
-  "3D000": "database_missing",
-  "22": "value_invalid",
-  "23": "constraint_violated",
-  "2BP01": "target_in_use",
-  "25P03": "connection_lost",
-  "40": "serialization",
-  "42501": "permission_denied",
-  "53": "out_of_resources",
-  "55P03": "serialization",
-  "57P01": "connection_lost",
-  "57P02": "connection_lost",
-  "57P03": "connection_lost",
-  "57P05": "connection_lost",
-  "58": "out_of_resources",
-};
-
 const LOST = new Set([
   "CONNECTION_CLOSED",
   "CONNECTION_DESTROYED",
@@ -785,15 +803,15 @@ export function toServiceError(
   if (error instanceof ServiceError) return error;
   const sqlstate = sqlstateOf(error);
   if (sqlstate) {
-    const code = CODES[sqlstate] ?? CODES[sqlstate.slice(0, 2)] ??
-      "database_error";
-    const { message, detail, where } = error as postgres.PostgresError;
+    const known = error as postgres.PostgresError;
+    const { code, remedy } = meaningOf(known, config);
+    const { message, detail, where } = known;
     const context = [detail, code === "value_invalid" ? where : undefined]
       .filter(Boolean).join("; ");
     return new ServiceError(
       code,
       `${message}${context ? ` (${context})` : ""}`,
-      { server: config.label, sqlstate, cause: error },
+      { server: config.label, sqlstate, remedy, cause: error },
     );
   }
   const { code, message } = (error ?? {}) as {
@@ -809,6 +827,21 @@ export function toServiceError(
   );
 }
 
+/** Codes of a failed handshake or certificate check. A message may hold the host's name, a code does not. */
+const TLS_CODES =
+  /CERT|TLS|SSL|^UNABLE_TO_|^INVALID_CA$|^INVALID_PURPOSE$|^HOSTNAME_MISMATCH$|^PATH_LENGTH_EXCEEDED$|^EPROTO$/;
+
+/** What a socket says that is closed before its handshake is done: a server without TLS does that. */
+const NO_HANDSHAKE =
+  "Client network socket disconnected before secure TLS connection was established";
+
+function isTlsFailure(
+  { name, code, message }: { name?: string; code?: string; message?: string },
+): boolean {
+  return TLS_CODES.test(code ?? "") || message === NO_HANDSHAKE ||
+    name === "InvalidData";
+}
+
 /** The same for a failure while connecting, where a lost connection is one that never stood. */
 function asConnectFailure(
   error: unknown,
@@ -818,11 +851,8 @@ function asConnectFailure(
   const cause = known.cause as { code?: string; message?: string } | undefined;
   // A lost connection without a word of the server, or a time-out without a cause, which is told as it is.
   if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
-    const isTls = /certificate|tls|ssl|handshake/i.test(
-      `${cause.code} ${cause.message}`,
-    );
     return new ServiceError(
-      isTls ? "tls_failed" : "connection_failed",
+      isTlsFailure(cause) ? "tls_failed" : "connection_failed",
       `Cannot connect to ${address(config)}: ${
         cause.message || cause.code || "no answer"
       }`,

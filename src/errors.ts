@@ -91,6 +91,12 @@ export const ERRORS = {
     false,
     "Check the database's name (*_DB_NAME).",
   ),
+  connection_forbidden: kind(
+    69,
+    503,
+    false,
+    "Allow the role to connect to the database.",
+  ),
   server_too_old: kind(
     78,
     500,

@@ -1,0 +1,217 @@
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { startPostgres } from "../../demo/postgres.ts";
+import { parseConfig } from "../../src/config.ts";
+import { Session } from "../../src/db.ts";
+import { asServiceError } from "../../src/errors.ts";
+import { CONNECTIONS_PER_LOAD } from "../../src/server_errors.ts";
+import { connectAs, createDatabases } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+
+const ROWS = { deals: 20, leads: 20 };
+const ONCE = { RETRY_ATTEMPTS: "1" };
+const M_DATA = "create schema m_data authorization $loader;";
+const LEAD = `${M_DATA} create table m_data.marketing_qualified_lead (
+  mql_id text, first_contact_date timestamptz, landing_page_id text, origin text);
+  insert into m_data.marketing_qualified_lead values ('old');
+  alter table m_data.marketing_qualified_lead owner to $loader;`;
+
+interface Refusal {
+  readonly name: string;
+  /** SQL for a superuser in another database. Names: `$source`, `$warehouse`, `$reader`, `$loader`. */
+  readonly admin?: string;
+  readonly source?: string;
+  readonly warehouse?: string;
+  readonly environment?: Record<string, string>;
+  readonly exit: number;
+  readonly code: string;
+  readonly says: readonly string[];
+}
+
+const REFUSALS: readonly Refusal[] = [
+  {
+    name: "revoked CONNECT on the warehouse",
+    admin: "revoke connect on database $warehouse from public",
+    exit: 69,
+    code: "connection_forbidden",
+    says: ["dwh: ", "GRANT CONNECT ON DATABASE $warehouse TO $loader"],
+  },
+  {
+    name: "revoked CONNECT on the source",
+    admin: "revoke connect on database $source from public",
+    exit: 69,
+    code: "connection_forbidden",
+    says: ["olist: ", "GRANT CONNECT ON DATABASE $source TO $reader"],
+  },
+  {
+    name: "a database that accepts no connections",
+    admin: "alter database $warehouse with allow_connections false",
+    exit: 69,
+    code: "connection_forbidden",
+    says: ["ALTER DATABASE $warehouse WITH ALLOW_CONNECTIONS true"],
+  },
+  {
+    name: "the connection limit of a role",
+    admin: "alter role $reader connection limit 0",
+    exit: 1,
+    code: "out_of_resources",
+    says: [
+      "ALTER ROLE $reader CONNECTION LIMIT",
+      `A load needs up to ${CONNECTIONS_PER_LOAD.olist} connections`,
+    ],
+  },
+  {
+    name: "the connection limit of a database",
+    admin: "alter database $warehouse connection limit 0",
+    exit: 1,
+    code: "out_of_resources",
+    says: [
+      "ALTER DATABASE $warehouse CONNECTION LIMIT",
+      `A load needs up to ${CONNECTIONS_PER_LOAD.dwh} connections`,
+    ],
+  },
+  {
+    name: "row-level security under a source view",
+    source: `alter table marketing.closed_deals rename to deals;
+      create view marketing.closed_deals as select * from marketing.deals;
+      alter table marketing.deals owner to $reader;
+      alter view marketing.closed_deals owner to $reader;
+      alter table marketing.deals enable row level security;
+      alter table marketing.deals force row level security`,
+    exit: 1,
+    code: "permission_denied",
+    says: ["Cannot load closed_deal: olist: ", "BYPASSRLS"],
+  },
+  {
+    name: "a warehouse role whose transactions are read-only",
+    admin: "alter role $loader set default_transaction_read_only = on",
+    exit: 1,
+    code: "database_error",
+    says: ["dwh: ", "default_transaction_read_only off", "DWH_DB_HOST"],
+  },
+  {
+    name: "a time zone that the server does not know",
+    environment: { LOAD_TIMEZONE: "AST" },
+    exit: 78,
+    code: "configuration",
+    says: [`LOAD_TIMEZONE "AST" is unknown to database`, "(olist)"],
+  },
+  {
+    name: "a host that does not exist and has words of TLS in its name",
+    environment: {
+      DWH_DB_HOST: "ssl-tls-certificate-handshake.invalid",
+      DWH_DB_SSLMODE: "verify-full",
+    },
+    exit: 69,
+    code: "connection_failed",
+    says: ["Check that the server is up"],
+  },
+  {
+    name: "a server that hints",
+    warehouse: `${LEAD}
+      create function public.refuse() returns trigger language plpgsql as $f$
+        begin raise exception 'no rows today' using hint = 'Come back on Monday'; end $f$;
+      create trigger refuse before insert on m_data.marketing_qualified_lead
+        for each row execute function public.refuse()`,
+    exit: 1,
+    code: "database_error",
+    says: ["no rows today", "The server's hint: Come back on Monday."],
+  },
+];
+
+for (
+  const { name, admin, source, warehouse, environment, exit, code, says }
+    of REFUSALS
+) {
+  Deno.test(`load names cause and remedy: ${name}`, async () => {
+    await using db = await createDatabases({ rows: ROWS });
+    const named = (sql: string) =>
+      sql
+        .replaceAll("$source", `"${db.environment.OLIST_DB_NAME}"`)
+        .replaceAll("$warehouse", `"${db.environment.DWH_DB_NAME}"`)
+        .replaceAll("$reader", `"${db.reader}"`)
+        .replaceAll("$loader", `"${db.loader}"`);
+    if (source) await db.source.unsafe(named(source));
+    if (warehouse) await db.warehouse.unsafe(named(warehouse));
+    if (admin) {
+      const url = new URL(Deno.env.get("TEST_DATABASE_URL")!);
+      const client = connectAs(url, "postgres", 1);
+      await client.unsafe(named(admin));
+      await client.end({ timeout: 1 });
+    }
+    const { code: exitCode, json, stdout, stderr } = await runJson(["load"], {
+      ...db.environment,
+      ...ONCE,
+      ...environment,
+    });
+    const codes = json.code
+      ? [json.code]
+      : json.details.results.map((r: { code?: string }) => r.code);
+    assertEquals(
+      [exitCode, codes.find((c: string) => c !== undefined)],
+      [exit, code],
+      stdout + stderr,
+    );
+    for (const part of says) assertStringIncludes(json.error, named(part));
+  });
+}
+
+Deno.test("load needs no more connections than its remedy says", async () => {
+  await using db = await createDatabases({ rows: { deals: 300, leads: 300 } });
+  await db.source.unsafe(
+    `alter role "${db.reader}" connection limit ${CONNECTIONS_PER_LOAD.olist}`,
+  );
+  await db.warehouse.unsafe(
+    `alter role "${db.loader}" connection limit ${CONNECTIONS_PER_LOAD.dwh}`,
+  );
+  for (const words of [["load"], ["load", "--mode", "full"], ["verify"]]) {
+    const { code, stderr } = await runProgram(words, {
+      ...db.environment,
+      ...ONCE,
+    });
+    assertEquals(code, 0, stderr);
+  }
+});
+
+Deno.test("load names max_locks_per_transaction where the server's table of locks is full", async () => {
+  const settings = { max_locks_per_transaction: "10", max_connections: "12" };
+  await using source = await startPostgres({ settings });
+  await using warehouse = await startPostgres();
+  await using db = await createDatabases({
+    rows: ROWS,
+    servers: { source: source.url(), warehouse: warehouse.url() },
+  });
+  await db.source.unsafe(
+    `alter table marketing.closed_deals rename to deals;
+     create table marketing.closed_deals (like marketing.deals) partition by list (seller_id);
+     grant select on marketing.closed_deals to "${db.reader}"`,
+  );
+  // One transaction each: the server that makes them has no more room than the load.
+  await db.source.unsafe(`do $d$ begin for part in 1..1500 loop
+    execute format('create table marketing.part_%s partition of marketing.closed_deals for values in (%L)', part, part);
+    commit; end loop; end $d$`);
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    ...ONCE,
+  });
+  assertEquals(code, 1);
+  const [deal] = json.details.results;
+  assertEquals(deal.code, "out_of_resources");
+  assertStringIncludes(deal.remedy, "max_locks_per_transaction");
+});
+
+Deno.test("Session.begin() reports a time zone that the warehouse does not know", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  const { dwh } = parseConfig({ ...db.environment }, () => "");
+  await using session = await Session.open(dwh, {
+    applicationName: "test",
+    connectTimeoutSeconds: 5,
+    stallTimeoutSeconds: 5,
+  });
+  const error = await session.begin({
+    mode: "read committed",
+    timezone: "AST",
+    lockTimeoutSeconds: 1,
+  }, "select 1 / 0").then(() => undefined, asServiceError);
+  assertEquals(error?.code, "configuration");
+  assertStringIncludes(error!.message, `"AST" is unknown to database`);
+});
