@@ -1,6 +1,6 @@
 /**
  * The command line. Wires the process (arguments, environment, signals, exit
- * code) to the commands in `src/commands/`.
+ * code) to the commands in `src/cli/commands/`.
  *
  * @module
  */
@@ -15,29 +15,29 @@ import {
   parseArguments,
   suggest,
   usage,
-} from "./src/commands/command.ts";
-import { configCommand } from "./src/commands/config.ts";
-import { eventsCommand } from "./src/commands/events.ts";
-import { healthCommand } from "./src/commands/health.ts";
-import { loadCommand } from "./src/commands/load.ts";
-import { runsCommand } from "./src/commands/runs.ts";
-import { schemaCommand } from "./src/commands/schema.ts";
-import { serveCommand } from "./src/commands/serve.ts";
-import { verifyCommand } from "./src/commands/verify.ts";
-import { versionCommand } from "./src/commands/version.ts";
+} from "./src/cli/command.ts";
+import { configCommand } from "./src/cli/commands/config.ts";
+import { eventsCommand } from "./src/cli/commands/events.ts";
+import { healthCommand } from "./src/cli/commands/health.ts";
+import { loadCommand } from "./src/cli/commands/load.ts";
+import { runsCommand } from "./src/cli/commands/runs.ts";
+import { schemaCommand } from "./src/cli/commands/schema.ts";
+import { serveCommand } from "./src/cli/commands/serve.ts";
+import { verifyCommand } from "./src/cli/commands/verify.ts";
+import { versionCommand } from "./src/cli/commands/version.ts";
 import {
   type Config,
   type Environment,
   parseConfig,
   secretsOf,
   VARIABLES,
-} from "./src/config.ts";
-import { APPLICATION_NAME, Pool } from "./src/db.ts";
+} from "./src/config/config.ts";
+import { APPLICATION_NAME, Pool } from "./src/postgres/session.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
-import type { Service } from "./src/service.ts";
-import { pruneHistory } from "./src/history.ts";
+import type { Service } from "./src/context.ts";
+import { pruneHistory } from "./src/runs/history.ts";
 import { maskOf, setUpLogging } from "./src/log.ts";
-import { Deliverer, publisherNames } from "./src/publish/deliverer.ts";
+import { Deliverer, publisherNames } from "./src/delivery/deliverer.ts";
 
 const COMMANDS: readonly Command[] = [
   loadCommand,

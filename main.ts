@@ -5,24 +5,24 @@
  * @module
  */
 import { delay } from "@std/async/delay";
-import { Pool } from "./src/db.ts";
-import { Dispatcher } from "./src/dispatcher.ts";
+import { Pool } from "./src/postgres/session.ts";
+import { Dispatcher } from "./src/service/dispatcher.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
-import { lastSuccess } from "./src/history.ts";
+import { lastSuccess } from "./src/runs/history.ts";
 import { createApp } from "./src/http/app.ts";
 import { isLoopback } from "./src/http/own_host.ts";
-import { LiveRuns } from "./src/live_runs.ts";
-import { connectionOf, type Service } from "./src/service.ts";
-import { Metrics } from "./src/metrics.ts";
-import { migrate } from "./src/migrate.ts";
-import { Deliverer, publisherNames } from "./src/publish/deliverer.ts";
+import { LiveRuns } from "./src/service/live_runs.ts";
+import { connectionOf, type Service } from "./src/context.ts";
+import { Metrics } from "./src/service/metrics.ts";
+import { migrate } from "./src/runs/schema.ts";
+import { Deliverer, publisherNames } from "./src/delivery/deliverer.ts";
 import {
   registerPublishers,
   undeliveredEvents,
-} from "./src/publish/deliveries.ts";
-import { checkEventFile } from "./src/publish/file.ts";
-import { listenForTriggers, startSchedule } from "./src/schedule.ts";
-import { VERSION } from "./src/version.ts";
+} from "./src/delivery/outbox.ts";
+import { checkEventFile } from "./src/delivery/file.ts";
+import { listenForTriggers, startSchedule } from "./src/service/schedule.ts";
+import { VERSION } from "./src/identity.ts";
 
 /** Seconds between two attempts to reach the databases at the start. */
 const RETRY_SECONDS = 2;
@@ -69,7 +69,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   });
   const live = new LiveRuns();
   const tracer = options.isTraced
-    ? (await import("./src/tracing.ts")).traceRuns(VERSION)
+    ? (await import("./src/service/tracing.ts")).traceRuns(VERSION)
     : undefined;
   const deliverer = new Deliverer(
     options.service,

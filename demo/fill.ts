@@ -7,7 +7,7 @@
  * @module
  */
 import postgres from "postgres";
-import { parseConfig } from "../src/config.ts";
+import { parseConfig } from "../src/config/config.ts";
 import { fillSource, SOURCE_TABLES } from "./sample_data.ts";
 
 /** As many as the published data set has. */

@@ -3,12 +3,12 @@
  *
  * Usage: `deno task compile [--target TRIPLE] [--output FILE] [--write PATHS]`,
  * `deno task compile:all`. The permissions are baked in: those of the task
- * `cli`, with the variables taken from `src/config.ts`.
+ * `cli`, with the variables taken from `src/config/config.ts`.
  *
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { VARIABLES } from "../src/config.ts";
+import { VARIABLES } from "../src/config/config.ts";
 
 /** The platforms of `compile:all`. */
 export const TARGETS = [
@@ -132,7 +132,7 @@ function compileArguments(
     write ? `--allow-write=${write}` : "--allow-write",
     `--allow-env=${variables}`,
     "--ignore-env",
-    "--include=src/migrations",
+    "--include=src/runs/migrations",
     "--include=src/http/dashboard.css",
     "--include=src/http/dashboard.js",
     ...unparsablePaths().map((path) => `--exclude=${path}`),

@@ -11,8 +11,8 @@ import {
   type LogLevel,
   type LogRecord,
 } from "@logtape/logtape";
-import type { Config } from "./config.ts";
-import { APPLICATION_NAME } from "./db.ts";
+import type { Config } from "./config/config.ts";
+import { APPLICATION_NAME } from "./postgres/session.ts";
 
 /** Replaces every secret in a text. */
 export type Mask = (text: string) => string;

@@ -1,7 +1,7 @@
 /** Charts of the last runs, as inline SVG that stretches to its place. */
-import type { RunOutcome } from "../history.ts";
-import { readableCount, readableMoment, readableSeconds } from "../readable.ts";
-import type { TableName } from "../tables.ts";
+import type { RunOutcome } from "../runs/history.ts";
+import { readableCount, readableMoment, readableSeconds } from "../format.ts";
+import type { TableName } from "../tables/declaration.ts";
 
 /** What one run has in a chart; the oldest comes first. */
 interface Column {

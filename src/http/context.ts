@@ -1,9 +1,9 @@
 /** What the HTTP edge is handed. */
-import type { Pool } from "../db.ts";
-import type { Dispatcher } from "../dispatcher.ts";
-import type { LiveRuns } from "../live_runs.ts";
-import type { Service } from "../service.ts";
-import type { Metrics } from "../metrics.ts";
+import type { Pool } from "../postgres/session.ts";
+import type { Dispatcher } from "../service/dispatcher.ts";
+import type { LiveRuns } from "../service/live_runs.ts";
+import type { Service } from "../context.ts";
+import type { Metrics } from "../service/metrics.ts";
 
 /** The parts of the process that requests work with. */
 export interface HttpContext {

@@ -1,6 +1,6 @@
 /** The API, described: for programs and for people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
-import { VERSION } from "../version.ts";
+import { VERSION } from "../identity.ts";
 import { hasSession } from "./access.ts";
 import { guarded, json, text } from "./answers.ts";
 import type { HttpContext } from "./context.ts";

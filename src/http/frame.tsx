@@ -3,8 +3,8 @@ import type { Context } from "hono";
 import { accepts } from "hono/accepts";
 import { raw } from "hono/html";
 import type { Child } from "hono/jsx";
-import type { RunState } from "../runs.ts";
-import { VERSION } from "../version.ts";
+import type { RunState } from "../runs/queue.ts";
+import { VERSION } from "../identity.ts";
 import { nonceOf } from "./guards.ts";
 import { Icons } from "./icons.tsx";
 

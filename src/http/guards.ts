@@ -6,7 +6,7 @@ import { routePath } from "hono/route";
 import { NONCE, secureHeaders } from "hono/secure-headers";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, ServiceError } from "../errors.ts";
-import type { Metrics } from "../metrics.ts";
+import type { Metrics } from "../service/metrics.ts";
 import { problem } from "./problem.tsx";
 
 /** Counts and times requests by route pattern. */

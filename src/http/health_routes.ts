@@ -1,7 +1,7 @@
 /** How the service is: health checks and metrics. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
-import { checkHealth } from "../health.ts";
-import { VERSION } from "../version.ts";
+import { checkHealth } from "../service/health.ts";
+import { VERSION } from "../identity.ts";
 import { guarded, json, ownHost, text } from "./answers.ts";
 import type { HttpContext } from "./context.ts";
 import * as schemas from "./schemas.ts";

@@ -1,7 +1,12 @@
 /** What has been, and what is going on: runs and events. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
 import { ServiceError } from "../errors.ts";
-import { findRun, listEvents, listOutcomes, listRuns } from "../history.ts";
+import {
+  findRun,
+  listEvents,
+  listOutcomes,
+  listRuns,
+} from "../runs/history.ts";
 import { hasSession } from "./access.ts";
 import { json, jsonOrPage, refused, stored, text } from "./answers.ts";
 import type { HttpContext } from "./context.ts";

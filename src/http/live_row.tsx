@@ -1,6 +1,6 @@
 /** What a table's load is doing at this moment. Has its place also when nothing goes on. */
-import { readableBytes, readableCount } from "../readable.ts";
-import type { Progress } from "../progress.ts";
+import { readableBytes, readableCount } from "../format.ts";
+import type { Progress } from "../sync/progress.ts";
 
 /** The row; the page's script fills it with what the stream tells. */
 export function LiveRow(

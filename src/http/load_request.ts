@@ -1,8 +1,8 @@
 /** What a request for a load may say. */
 import type { z } from "@hono/zod-openapi";
-import type { Config } from "../config.ts";
-import type { RunOptions } from "../runs.ts";
-import { TABLE_NAMES } from "../tables.ts";
+import type { Config } from "../config/config.ts";
+import type { RunOptions } from "../runs/queue.ts";
+import { TABLE_NAMES } from "../tables/declaration.ts";
 import { readBody } from "./body.ts";
 import { badRequest } from "./problem.tsx";
 import * as schemas from "./schemas.ts";

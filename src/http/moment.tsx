@@ -1,5 +1,5 @@
 /** Moments on a page: how long ago, and when exactly. */
-import { readableDistance, readableMoment } from "../readable.ts";
+import { readableDistance, readableMoment } from "../format.ts";
 
 /** A moment with its distance from now. */
 export function Distance({ at, now }: { at: string | Date; now: Date }) {

@@ -1,11 +1,11 @@
 /** The dashboard: is all well, what do the tables hold, what have the last runs done. */
 import type { Child } from "hono/jsx";
-import type { Check, Health } from "../health.ts";
-import type { RunOutcome, TableHistory } from "../history.ts";
-import type { LiveRun } from "../live_runs.ts";
-import { readableChange, readableCount, readableSeconds } from "../readable.ts";
-import type { RunState } from "../runs.ts";
-import { TABLE_NAMES, TABLES } from "../tables.ts";
+import type { Check, Health } from "../service/health.ts";
+import type { RunOutcome, TableHistory } from "../runs/history.ts";
+import type { LiveRun } from "../service/live_runs.ts";
+import { readableChange, readableCount, readableSeconds } from "../format.ts";
+import type { RunState } from "../runs/queue.ts";
+import { TABLE_NAMES, TABLES } from "../tables/declaration.ts";
 import { DurationChart, RowsChart, TableDurationChart } from "./charts.tsx";
 import { Icon, Status } from "./icons.tsx";
 import { LiveRow } from "./live_row.tsx";

@@ -1,9 +1,9 @@
 /** The first thing that is asked: what this is, and how it is. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
-import { checkHealth } from "../health.ts";
-import { listOutcomes, listRuns, listTableHistory } from "../history.ts";
-import { TABLE_NAMES } from "../tables.ts";
-import { VERSION } from "../version.ts";
+import { checkHealth } from "../service/health.ts";
+import { listOutcomes, listRuns, listTableHistory } from "../runs/history.ts";
+import { TABLE_NAMES } from "../tables/declaration.ts";
+import { VERSION } from "../identity.ts";
 import { hasSession } from "./access.ts";
 import { guarded, jsonOrPage } from "./answers.ts";
 import type { HttpContext } from "./context.ts";

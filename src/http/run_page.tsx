@@ -1,15 +1,15 @@
 /** One run: what it is doing, or did, and why it failed. */
 import type { Child } from "hono/jsx";
-import type { LoadedEntry } from "../events.ts";
-import type { RunDetails } from "../history.ts";
-import type { LiveRun } from "../live_runs.ts";
+import type { LoadedEntry } from "../runs/event.ts";
+import type { RunDetails } from "../runs/history.ts";
+import type { LiveRun } from "../service/live_runs.ts";
 import {
   readableBytes,
   readableChange,
   readableCount,
   readableSeconds,
-} from "../readable.ts";
-import { tablesNamed } from "../tables.ts";
+} from "../format.ts";
+import { tablesNamed } from "../tables/declaration.ts";
 import { Icon, Status } from "./icons.tsx";
 import { Json } from "./json.tsx";
 import { LiveRow } from "./live_row.tsx";

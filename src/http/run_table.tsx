@@ -1,6 +1,6 @@
 /** Runs as a table, newest first. */
-import type { RunOutcome } from "../history.ts";
-import { readableChange, readableSeconds } from "../readable.ts";
+import type { RunOutcome } from "../runs/history.ts";
+import { readableChange, readableSeconds } from "../format.ts";
 import { Status } from "./icons.tsx";
 import { Distance, Moment } from "./moment.tsx";
 

@@ -1,6 +1,6 @@
 /** The history, page by page. */
-import type { RunOutcome } from "../history.ts";
-import type { RunState } from "../runs.ts";
+import type { RunOutcome } from "../runs/history.ts";
+import type { RunState } from "../runs/queue.ts";
 import { RunTable } from "./run_table.tsx";
 
 /** What the list shows. */

@@ -1,8 +1,8 @@
 /** Server-sent events of one run. */
 import { delay } from "@std/async/delay";
-import type { Pool } from "../db.ts";
-import { findRun } from "../history.ts";
-import type { LiveRuns } from "../live_runs.ts";
+import type { Pool } from "../postgres/session.ts";
+import { findRun } from "../runs/history.ts";
+import type { LiveRuns } from "../service/live_runs.ts";
 
 /** Milliseconds between two looks at a run of another process. */
 const POLL_MILLISECONDS = 1000;

@@ -1,12 +1,12 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { Parameter } from "../../src/db.ts";
+import type { Parameter } from "../../src/postgres/session.ts";
 import {
   listOutcomes,
   listTableHistory,
   type RunFilter,
-} from "../../src/history.ts";
-import type { Executor } from "../../src/runs.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
+} from "../../src/runs/history.ts";
+import type { Executor } from "../../src/runs/queue.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { isSkipped } from "./support/browser.ts";
 import { writeHistory } from "./support/history.ts";
 import {

@@ -2,7 +2,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
-const MIGRATIONS = new URL("../../src/migrations/", import.meta.url);
+const MIGRATIONS = new URL("../../src/runs/migrations/", import.meta.url);
 
 /** Brings the warehouse to version 1, as the first release left it, with three events. */
 async function makeVersionOne(

@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { VERSION } from "../../src/version.ts";
+import { VERSION } from "../../src/identity.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
 Deno.test("no arguments and --help print the commands", async () => {

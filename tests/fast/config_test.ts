@@ -9,7 +9,7 @@ import {
   parseConfig,
   secretsOf,
   VARIABLES,
-} from "../../src/config.ts";
+} from "../../src/config/config.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { maskOf } from "../../src/log.ts";
 

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { ServiceError } from "../../src/errors.ts";
-import { TABLES } from "../../src/tables.ts";
-import { failedUnit } from "../../src/units.ts";
+import { TABLES } from "../../src/tables/declaration.ts";
+import { failedUnit } from "../../src/load/prepare.ts";
 
 Deno.test("ServiceError renders its line from table, server, reason and remedy", () => {
   const error = new ServiceError("permission_denied", "denied\nhere", {

@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { ServiceError } from "../../src/errors.ts";
-import { appendLine, checkEventFile } from "../../src/publish/file.ts";
+import { appendLine, checkEventFile } from "../../src/delivery/file.ts";
 
 async function inFolder(work: (file: string) => Promise<void>): Promise<void> {
   const folder = await Deno.makeTempDir();

@@ -10,7 +10,7 @@ import {
   modeFor,
   parseBuckets,
   wholeOf,
-} from "../../src/fingerprint.ts";
+} from "../../src/diff/fingerprint.ts";
 
 const buckets = (entries: Record<number, [number, string]>): Buckets =>
   new Map(

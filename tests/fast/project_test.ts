@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { VARIABLES } from "../../src/config.ts";
+import { VARIABLES } from "../../src/config/config.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
@@ -28,20 +28,25 @@ async function importsOf(path: string): Promise<string[]> {
 }
 
 Deno.test("the import rules hold", async () => {
-  const pure = ["src/config.ts", "src/errors.ts", "src/tables.ts"];
+  const pure = [
+    "src/config/config.ts",
+    "src/errors.ts",
+    "src/tables/declaration.ts",
+  ];
   for await (const path of modules("src/")) {
     const imports = await importsOf(path);
     const text = await Deno.readTextFile(new URL(path, ROOT));
-    if (path !== "src/db.ts") {
+    if (path !== "src/postgres/session.ts") {
       assert(!imports.includes("postgres"), `${path} imports postgres`);
     }
     if (pure.includes(path)) {
       for (const i of imports) assert(pure.includes(i), `${path} imports ${i}`);
     }
-    for (const edge of ["src/http/", "src/commands/", "src/schedule.ts"]) {
-      const others = ["src/http/", "src/commands/", "src/schedule.ts"].filter((
-        e,
-      ) => e !== edge);
+    for (const edge of ["src/http/", "src/cli/", "src/service/schedule.ts"]) {
+      const others = ["src/http/", "src/cli/", "src/service/schedule.ts"]
+        .filter((
+          e,
+        ) => e !== edge);
       if (!path.startsWith(edge)) continue;
       for (const i of imports) {
         assert(

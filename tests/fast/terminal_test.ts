@@ -1,13 +1,13 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import fc from "fast-check";
-import { barLine } from "../../src/commands/progress.ts";
-import { tableLines } from "../../src/commands/terminal_table.ts";
+import { barLine } from "../../src/cli/progress_bars.ts";
+import { tableLines } from "../../src/cli/terminal_table.ts";
 import {
   readableBytes,
   readableCount,
   readableDistance,
   readableSeconds,
-} from "../../src/readable.ts";
+} from "../../src/format.ts";
 
 const COLUMNS = [
   { name: "Run" },

@@ -3,7 +3,7 @@ import {
   cloudEvent,
   retryAfterOf,
   webhookPublisher,
-} from "../../src/publish/webhook.ts";
+} from "../../src/delivery/webhook.ts";
 
 Deno.test("cloudEvent() carries the stored text unchanged, numbers that JavaScript would round included", () => {
   const payload =

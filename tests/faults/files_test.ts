@@ -1,15 +1,15 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { runJson } from "../support/program.ts";
-import { appendLine } from "../../src/publish/file.ts";
-import { drainSpool, spoolFailure } from "../../src/publish/spool.ts";
+import { appendLine } from "../../src/delivery/file.ts";
+import { drainSpool, spoolFailure } from "../../src/runs/spool.ts";
 import { startLoad } from "./support/local_load.ts";
 import { watchProgram } from "./support/phases.ts";
 import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
 import { mountDisk } from "./support/small_disk.ts";
 import { assertEnded, assertOneEndPerRun, until } from "./support/soundness.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
-import { failedEvent } from "../../src/events.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { failedEvent } from "../../src/runs/event.ts";
 
 const FILE = "The event file (`EVENT_PUBLISHER_TYPE=file`)";
 const SPOOL = "The spool";

@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { runJson } from "../support/program.ts";
-import { TABLES } from "../../src/tables.ts";
-import { createTableSql } from "../../src/target.ts";
+import { TABLES } from "../../src/tables/declaration.ts";
+import { createTableSql } from "../../src/sync/target.ts";
 import {
   duringLoad,
   pauseLoad,

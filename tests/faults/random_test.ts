@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { ServiceError } from "../../src/errors.ts";
-import type { Phase } from "../../src/progress.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
+import type { Phase } from "../../src/sync/progress.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import type { Databases } from "../support/databases.ts";
 import {
   type Outcome,

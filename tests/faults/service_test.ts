@@ -1,12 +1,12 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
-import { Dispatcher } from "../../src/dispatcher.ts";
+import { Dispatcher } from "../../src/service/dispatcher.ts";
 import { ServiceError } from "../../src/errors.ts";
-import { pruneHistory } from "../../src/history.ts";
-import { driveRun } from "../../src/load.ts";
-import { enqueueRun } from "../../src/runs.ts";
-import { runTick } from "../../src/schedule.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
+import { pruneHistory } from "../../src/runs/history.ts";
+import { driveRun } from "../../src/load/load.ts";
+import { enqueueRun } from "../../src/runs/queue.ts";
+import { runTick } from "../../src/service/schedule.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { freePort, type Server, startServer } from "../support/server.ts";

@@ -1,7 +1,7 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { cronExpression } from "../../src/config.ts";
-import { Dispatcher } from "../../src/dispatcher.ts";
-import { runTick } from "../../src/schedule.ts";
+import { cronExpression } from "../../src/config/config.ts";
+import { Dispatcher } from "../../src/service/dispatcher.ts";
+import { runTick } from "../../src/service/schedule.ts";
 import { createDatabases, serviceOf } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { load } from "../../src/load.ts";
+import { load } from "../../src/load/load.ts";
 import {
   ALL,
   createDatabases,

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { compareTables } from "../../src/compare.ts";
-import { load } from "../../src/load.ts";
+import { compareTables } from "../../src/sync/compare_tables.ts";
+import { load } from "../../src/load/load.ts";
 import {
   ALL,
   createDatabases,

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
-import { castToTarget } from "../../src/fingerprint_sql.ts";
-import { load } from "../../src/load.ts";
-import { TABLES } from "../../src/tables.ts";
+import { castToTarget } from "../../src/diff/queries.ts";
+import { load } from "../../src/load/load.ts";
+import { TABLES } from "../../src/tables/declaration.ts";
 import {
   ALL,
   createDatabases,

@@ -1,8 +1,8 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { SOURCE_TABLES } from "../../demo/sample_data.ts";
-import { compareTables } from "../../src/compare.ts";
-import { load } from "../../src/load.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
+import { compareTables } from "../../src/sync/compare_tables.ts";
+import { load } from "../../src/load/load.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import {
   ALL,
   configOf,

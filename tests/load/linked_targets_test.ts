@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import type { LoadEvent } from "../../src/events.ts";
-import { load } from "../../src/load.ts";
+import type { LoadEvent } from "../../src/runs/event.ts";
+import { load } from "../../src/load/load.ts";
 import {
   ALL,
   createDatabases,

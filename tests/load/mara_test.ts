@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { createTableSql } from "../../src/target.ts";
-import { TABLES } from "../../src/tables.ts";
+import { createTableSql } from "../../src/sync/target.ts";
+import { TABLES } from "../../src/tables/declaration.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { ALL, type Databases, serviceOf } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
-import type { Parameter, Row } from "../../src/db.ts";
+import type { Parameter, Row } from "../../src/postgres/session.ts";
 import { ServiceError } from "../../src/errors.ts";
 import {
   enqueueRun,
@@ -10,7 +10,7 @@ import {
   interruptDeadRuns,
   type Ticket,
   withdrawRun,
-} from "../../src/runs.ts";
+} from "../../src/runs/queue.ts";
 import {
   changeSource,
   loadedDatabases,

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { load } from "../../src/load.ts";
+import { load } from "../../src/load/load.ts";
 import { ALL, createDatabases, serviceOf } from "../support/databases.ts";
 
 const FULL = { ...ALL, mode: "full" } as const;

@@ -1,9 +1,9 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
-import { parseConfig } from "../../src/config.ts";
-import { Session } from "../../src/db.ts";
+import { parseConfig } from "../../src/config/config.ts";
+import { Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
-import { CONNECTIONS_PER_LOAD } from "../../src/server_errors.ts";
+import { CONNECTIONS_PER_LOAD } from "../../src/postgres/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 

@@ -1,7 +1,7 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
-import { parseConfig } from "../../src/config.ts";
-import { Session } from "../../src/db.ts";
+import { parseConfig } from "../../src/config/config.ts";
+import { Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
 import { connectAs } from "../support/databases.ts";
 import { until } from "../support/server.ts";

@@ -1,9 +1,9 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { compareTables } from "../../src/compare.ts";
-import type { LoadEvent } from "../../src/events.ts";
-import { load } from "../../src/load.ts";
-import type { Service } from "../../src/service.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
+import { compareTables } from "../../src/sync/compare_tables.ts";
+import type { LoadEvent } from "../../src/runs/event.ts";
+import { load } from "../../src/load/load.ts";
+import type { Service } from "../../src/context.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { proxied } from "../faults/support/phases.ts";
 import { skip } from "../faults/support/measure.ts";
 import {

@@ -4,7 +4,11 @@ import { CronJob } from "kubernetes-models/batch/v1/CronJob";
 import { ConfigMap } from "kubernetes-models/v1/ConfigMap";
 import { Service } from "kubernetes-models/v1/Service";
 import { parse, parseAllDocuments } from "yaml";
-import { cronExpression, parseConfig, VARIABLES } from "../../src/config.ts";
+import {
+  cronExpression,
+  parseConfig,
+  VARIABLES,
+} from "../../src/config/config.ts";
 import { createDatabases } from "../support/databases.ts";
 import { startServer } from "../support/server.ts";
 

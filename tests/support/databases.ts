@@ -10,13 +10,13 @@ import {
   type Config,
   type Environment,
   parseConfig,
-} from "../../src/config.ts";
-import { identifier, Pool } from "../../src/db.ts";
-import type { Service } from "../../src/service.ts";
+} from "../../src/config/config.ts";
+import { identifier, Pool } from "../../src/postgres/session.ts";
+import type { Service } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
-import type { RunOptions } from "../../src/runs.ts";
-import { TABLE_NAMES } from "../../src/tables.ts";
+import type { RunOptions } from "../../src/runs/queue.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 
 /** A connection as the server's superuser. */
 export type Sql = ReturnType<typeof postgres>;

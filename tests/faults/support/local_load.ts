@@ -7,19 +7,19 @@
  */
 import { assert } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { Pool } from "../../../src/db.ts";
+import { Pool } from "../../../src/postgres/session.ts";
 import {
   asServiceError,
   ERRORS,
   type ServiceError,
 } from "../../../src/errors.ts";
-import type { LoadEvent, Trigger } from "../../../src/events.ts";
-import { load, type LoadHooks } from "../../../src/load.ts";
-import type { Service } from "../../../src/service.ts";
+import type { LoadEvent, Trigger } from "../../../src/runs/event.ts";
+import { load, type LoadHooks } from "../../../src/load/load.ts";
+import type { Service } from "../../../src/context.ts";
 import { setUpLogging } from "../../../src/log.ts";
-import type { RunOptions } from "../../../src/runs.ts";
-import { TABLE_NAMES } from "../../../src/tables.ts";
-import type { Phase } from "../../../src/progress.ts";
+import type { RunOptions } from "../../../src/runs/queue.ts";
+import { TABLE_NAMES } from "../../../src/tables/declaration.ts";
+import type { Phase } from "../../../src/sync/progress.ts";
 import { configOf, type Databases, PASSWORD } from "../../support/databases.ts";
 import type { Finished } from "../../support/program.ts";
 import { proxied, type Proxies } from "./phases.ts";

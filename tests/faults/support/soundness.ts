@@ -7,7 +7,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { TABLES } from "../../../src/tables.ts";
+import { TABLES } from "../../../src/tables/declaration.ts";
 import { type Databases, PASSWORD, type Sql } from "../../support/databases.ts";
 import type { Finished } from "../../support/program.ts";
 

@@ -1,0 +1,98 @@
+/** `events`: what was announced, and what will be. */
+import { delay } from "@std/async/delay";
+import { listEvents, type StoredEvent } from "../../runs/history.ts";
+import { requireHistory } from "../../runs/schema.ts";
+import { resumePublisher } from "../../delivery/outbox.ts";
+import { readableMoment, readableOutcome } from "../../format.ts";
+import type { Command, Terminal } from "../command.ts";
+import { countOf } from "./runs.ts";
+import { tableLines } from "../terminal_table.ts";
+
+/** Milliseconds between two looks for new events. */
+const POLL_MILLISECONDS = 500;
+
+export const eventsCommand: Command = {
+  name: "events",
+  summary:
+    "Prints events, oldest first: a table on a terminal, one JSON line each elsewhere.",
+  flags: {
+    after: { value: "SEQ", description: "Only events after this cursor" },
+    limit: { value: "NUMBER", description: "How many; 100 when not given" },
+    "resume-webhook": {
+      description: "Send to the webhook again after it answered 410, and end",
+    },
+    follow: { description: "Go on with the events that are still to come" },
+  },
+  async run(context) {
+    const { switches, values } = context.arguments;
+    const { output, signal } = context;
+    const isFollowing = switches.has("follow");
+    let after = countOf("after", values.after?.[0] ?? "0");
+    const limit = countOf("limit", values.limit?.[0] ?? "100");
+    const { warehouse } = context.service();
+    await requireHistory(warehouse);
+    if (switches.has("resume-webhook")) {
+      const resumed = await resumePublisher(warehouse, "webhook");
+      output.json({ resumed });
+      return 0;
+    }
+    let hasHead = false;
+    do {
+      try {
+        const events = await listEvents(warehouse, after, limit);
+        if (output.terminal && !output.isJson) {
+          const [head, ...rows] = tableOf(events, output.terminal);
+          for (const line of hasHead ? rows : [head!, ...rows]) {
+            output.line(line);
+          }
+          hasHead = true;
+        } else {
+          // With --json the cursor comes along; without, the line is the event.
+          for (const stored of events) {
+            output.json(output.isJson ? stored : stored.event);
+          }
+        }
+        after = events.at(-1)?.seq ?? after;
+        if (isFollowing && events.length === limit) continue;
+      } catch (error) {
+        if (!isFollowing || output.isUnread()) throw error;
+        // A restart of the warehouse is no reason to stop following.
+        context.log().warn("Cannot read events: {error}", {
+          error: (error as Error).message,
+        });
+      }
+      if (isFollowing) {
+        await delay(POLL_MILLISECONDS, { signal }).catch(() => {});
+      }
+    } while (isFollowing && !signal.aborted && !output.isUnread());
+    return 0;
+  },
+};
+
+/** Events as a table. Its columns have a set width, as more rows may follow. */
+function tableOf(
+  events: readonly StoredEvent[],
+  terminal: Terminal,
+): readonly string[] {
+  return tableLines(
+    [
+      { name: "Cursor", isNumber: true },
+      { name: "Status", width: 7 },
+      { name: "Time (UTC)", width: 20 },
+      { name: "What it says", isFlexible: true, width: 60 },
+      { name: "Run", width: 8 },
+      { name: "By", width: 8 },
+    ],
+    events.map(({ seq, event }) => [
+      String(seq),
+      { text: event.status, tone: event.status === "success" ? "good" : "bad" },
+      readableMoment(new Date(`${event.timestamp}Z`)),
+      event.status === "failure"
+        ? event.error
+        : readableOutcome(event.results.results),
+      event.run_id.slice(0, 8),
+      event.trigger,
+    ]),
+    terminal,
+  );
+}

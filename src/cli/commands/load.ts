@@ -1,0 +1,178 @@
+/** `load`: makes the targets equal to the source. */
+import { comparedForLoad, compareTables } from "../../sync/compare_tables.ts";
+import { asServiceError, ERRORS, ServiceError } from "../../errors.ts";
+import type { LoadEvent, TableEntry } from "../../runs/event.ts";
+import { load } from "../../load/load.ts";
+import { checkEventFile } from "../../delivery/file.ts";
+import type { RunOptions } from "../../runs/queue.ts";
+import { TABLE_NAMES, type TableName } from "../../tables/declaration.ts";
+import { readableBytes, readableCount, readableSeconds } from "../../format.ts";
+import type { Command, CommandContext, Terminal } from "../command.ts";
+import { printComparisons } from "../comparison_report.ts";
+import { startProgress } from "../progress_bars.ts";
+import { mark, tableLines } from "../terminal_table.ts";
+
+export const loadCommand: Command = {
+  name: "load",
+  summary:
+    "Makes the warehouse tables equal to the source tables and announces it by an event.",
+  flags: {
+    table: {
+      value: "NAME",
+      allowed: TABLE_NAMES,
+      isRepeatable: true,
+      description: "Load only this table; may be given several times",
+    },
+    mode: {
+      value: "MODE",
+      allowed: ["auto", "full"],
+      description: "auto copies what differs, full copies everything",
+    },
+    atomic: { description: "All tables become visible together or not at all" },
+    recreate: { description: "Drop the target tables and make them anew" },
+    "dry-run": { description: "Say what a load would do and change nothing" },
+  },
+  async run(context) {
+    const config = context.config();
+    const { switches, values } = context.arguments;
+    const options: RunOptions = {
+      tables: tablesOf(values.table ?? []),
+      mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
+      atomic: switches.has("atomic") || config.loadAtomic,
+      recreate: switches.has("recreate"),
+    };
+    if (switches.has("dry-run")) {
+      const outcomes = await compareTables(
+        config,
+        options.tables,
+        context.signal,
+        comparedForLoad(options),
+      );
+      return printComparisons(context.output, outcomes, "plan");
+    }
+    if (config.eventPublisherType === "file") {
+      await checkEventFile(config.eventFile);
+    }
+    const service = context.service();
+    const progress = await startProgress(context.output);
+    try {
+      const event = await load(service, "cli", options, {
+        signal: context.signal,
+        onProgress: (_, p) => progress.update(p),
+      });
+      progress.stop();
+      return reportEvent(context, event);
+    } finally {
+      progress.stop();
+    }
+  },
+};
+
+/** The named tables, each once; all of them when none is named. */
+export function tablesOf(names: readonly string[]): readonly TableName[] {
+  return names.length === 0
+    ? TABLE_NAMES
+    : TABLE_NAMES.filter((name) => names.includes(name));
+}
+
+/**
+ * Prints the event and returns the exit code. That the output cannot be
+ * written undoes no load, which the message then says.
+ */
+function reportEvent(context: CommandContext, event: LoadEvent): number {
+  try {
+    printEvent(context, event);
+  } catch (cause) {
+    const { code, message, remedy } = asServiceError(cause);
+    if (code !== "output_unwritable") throw cause;
+    if (event.status === "success") {
+      throw new ServiceError(
+        code,
+        `${message}; run ${event.run_id} succeeded and what it loaded is committed`,
+        { cause, remedy: `${remedy} \`runs --id\` shows the run.` },
+      );
+    }
+    context.output.progress(
+      `${message}; run ${event.run_id} failed: ${event.error}\n`,
+    );
+  }
+  return exitCodeOf(event);
+}
+
+/** What the process exits with after a run: the code of the first table that failed by itself. */
+function exitCodeOf(event: LoadEvent): number {
+  if (event.status === "success") return 0;
+  const codes = event.details.results.flatMap((r) =>
+    r.status === "failure" ? [r.code] : []
+  );
+  const code = codes.find((code) => code !== "rolled_back") ?? "internal";
+  // A signal ended another process, which ran this load; of our own, the caller knows.
+  return code === "terminated" ? 1 : ERRORS[code].exit;
+}
+
+function printEvent({ output }: CommandContext, event: LoadEvent): void {
+  if (output.isJson) return output.json(event);
+  const entries: readonly TableEntry[] = event.status === "success"
+    ? event.results.results
+    : event.details.results;
+  const lines = output.terminal
+    ? tableOf(entries, output.terminal)
+    : entries.map(describe);
+  for (const line of lines) output.line(line);
+  output.line(
+    `run ${event.run_id} ${
+      event.status === "success" ? "succeeded" : "failed"
+    }, event ${event.event_id}`,
+  );
+}
+
+/** The results as a table, and below it what failed, with the remedy, whole. */
+function tableOf(
+  entries: readonly TableEntry[],
+  terminal: Terminal,
+): readonly string[] {
+  const table = tableLines(
+    [
+      { name: "Table" },
+      { name: "Result" },
+      { name: "Rows", isNumber: true },
+      { name: "Inserted", isNumber: true },
+      { name: "Deleted", isNumber: true },
+      { name: "Took", isNumber: true },
+      { name: "Copied", isNumber: true },
+    ],
+    entries.map((entry) =>
+      entry.status === "failure"
+        ? [entry.table, { text: "failed", tone: "bad" }, "", "", "", "", ""]
+        : [
+          entry.table,
+          { text: entry.mode, tone: "good" },
+          readableCount(entry.records_loaded),
+          readableCount(entry.rows_inserted),
+          readableCount(entry.rows_deleted),
+          readableSeconds(entry.duration),
+          readableBytes(entry.bytes_copied),
+        ]
+    ),
+    terminal,
+  );
+  const failures = entries.flatMap((entry) =>
+    entry.status === "failure"
+      ? [`${mark(terminal, "bad")} ${entry.error}`]
+      : entry.warnings.map((warning) =>
+        `${mark(terminal, "warn")} ${entry.table}: ${warning}`
+      )
+  );
+  return [...table, ...failures];
+}
+
+function describe(entry: TableEntry): string {
+  const name = entry.table.padEnd(
+    Math.max(...TABLE_NAMES.map((n) => n.length)),
+  );
+  return entry.status === "failure"
+    ? `${name}  FAILED  ${entry.error}`
+    : `${name}  ${entry.mode.padEnd(9)}  ${entry.records_loaded} rows, ` +
+      `+${entry.rows_inserted} -${entry.rows_deleted}, ` +
+      `${entry.bytes_copied} bytes, ${entry.duration.toFixed(3)} s`;
+}

@@ -1,0 +1,181 @@
+/** `runs`: the history. */
+import { ServiceError } from "../../errors.ts";
+import {
+  findRun,
+  findRunIds,
+  listOutcomes,
+  listRuns,
+  type RunDetails,
+  type RunOutcome,
+} from "../../runs/history.ts";
+import {
+  readableChange,
+  readableMoment,
+  readableOutcome,
+  readableSeconds,
+} from "../../format.ts";
+import { requireHistory } from "../../runs/schema.ts";
+import type { RunState } from "../../runs/queue.ts";
+import {
+  columns,
+  type Command,
+  type CommandContext,
+  type Output,
+  type Terminal,
+  usage,
+} from "../command.ts";
+import { tableLines, type Tone } from "../terminal_table.ts";
+
+/** Characters of an id that a table shows: enough for `--id`. */
+const SHORT_ID = 8;
+
+export const runsCommand: Command = {
+  name: "runs",
+  summary: "Lists the newest runs, or shows one of them.",
+  flags: {
+    id: {
+      value: "ID",
+      description: "Show this run alone; the beginning of its id is enough",
+    },
+    limit: { value: "NUMBER", description: "How many; 20 when not given" },
+    status: {
+      value: "STATUS",
+      allowed: ["queued", "running", "succeeded", "failed", "interrupted"],
+      description: "Only runs in this state",
+    },
+  },
+  async run(context) {
+    const { values } = context.arguments;
+    const id = values.id?.[0];
+    if (id !== undefined) return await showRun(context, id);
+    const limit = countOf("limit", values.limit?.[0] ?? "20");
+    const status = values.status?.[0] as RunState | undefined;
+    const { warehouse } = context.service();
+    await requireHistory(warehouse);
+    const { output } = context;
+    if (output.terminal && !output.isJson) {
+      printTable(
+        output,
+        output.terminal,
+        await listOutcomes(warehouse, { limit, status }),
+      );
+      return 0;
+    }
+    const runs = await listRuns(warehouse, { limit, status });
+    if (output.isJson) output.json({ runs });
+    else {
+      const lines = columns(
+        runs.map((run) => [
+          run.run_id,
+          run.status.padEnd(11),
+          run.trigger.padEnd(8),
+          run.requested_at,
+          run.error ?? "",
+        ]),
+      );
+      for (const line of runs.length > 0 ? lines : []) {
+        output.line(line.trimStart());
+      }
+    }
+    return 0;
+  },
+};
+
+/** What a state is told in besides its word. */
+const TONES: Readonly<Record<RunState, Tone>> = {
+  queued: "soft",
+  running: "go",
+  succeeded: "good",
+  failed: "bad",
+  interrupted: "warn",
+};
+
+function printTable(
+  output: Output,
+  terminal: Terminal,
+  runs: readonly RunOutcome[],
+): void {
+  if (runs.length === 0) return output.line("No run.");
+  const lines = tableLines(
+    [
+      { name: "Run" },
+      { name: "Status" },
+      { name: "Requested (UTC)" },
+      { name: "What it did", isFlexible: true },
+      { name: "Took", isNumber: true },
+      { name: "By" },
+    ],
+    runs.map((run) => [
+      run.run_id.slice(0, SHORT_ID),
+      { text: run.status, tone: TONES[run.status] },
+      readableMoment(new Date(run.requested_at)),
+      run.error ??
+        (run.entries.length === 0
+          ? run.tables.join(", ")
+          : readableOutcome(run.entries)),
+      run.duration === null ? "" : readableSeconds(run.duration),
+      run.trigger,
+    ]),
+    terminal,
+  );
+  for (const line of lines) output.line(line);
+}
+
+/** @throws {ServiceError} `not_found`, `usage` when several runs begin like that. */
+async function showRun(context: CommandContext, id: string): Promise<number> {
+  const { output } = context;
+  if (!/^[0-9a-f-]{1,36}$/i.test(id)) {
+    throw usage(`--id must be a run's id, not ${JSON.stringify(id)}`, "runs");
+  }
+  const { warehouse } = context.service();
+  await requireHistory(warehouse);
+  const [found, another] = await findRunIds(warehouse, id.toLowerCase());
+  if (another) throw usage(`several runs begin with ${id}`, "runs");
+  const run = found && await findRun(warehouse, found);
+  if (!run) {
+    throw new ServiceError("not_found", `There is no run ${id}`, {
+      remedy: "See the command `runs` for what there is.",
+    });
+  }
+  if (output.isJson) output.json(run);
+  else for (const line of describeRun(run)) output.line(line);
+  return 0;
+}
+
+function describeRun(run: RunDetails): string[] {
+  return columns([
+    ["run", run.run_id],
+    ["status", run.status],
+    ["requested", `${run.requested_at} by ${run.trigger}`],
+    ...(run.started_at ? [["started", run.started_at]] : []),
+    ...(run.finished_at
+      ? [["finished", run.finished_at, readableSeconds(run.duration ?? 0)]]
+      : []),
+    ...(run.error ? [["error", run.error]] : []),
+    ...run.table_loads.flatMap(({ table, result, phases }) => [
+      [table, readableChange(result)],
+      ...(result.status === "success"
+        ? result.warnings.map((warning) => ["", warning])
+        : []),
+      ...(phases.length > 0
+        ? [[
+          "",
+          phases.map(({ phase, seconds }) =>
+            `${phase} ${readableSeconds(seconds)}`
+          ).join(", "),
+        ]]
+        : []),
+    ]),
+    ...(run.event ? [["event", run.event.event_id]] : []),
+  ]).map((line) => line.slice(2));
+}
+
+/** The value of a flag that counts something. */
+export function countOf(flag: string, text: string): number {
+  if (!/^\d{1,9}$/.test(text)) {
+    throw usage(
+      `--${flag} must be a whole number, not ${JSON.stringify(text)}`,
+    );
+  }
+  return Number(text);
+}

@@ -1,0 +1,69 @@
+/** `schema`: the warehouse objects. */
+import { literal, Session } from "../../postgres/session.ts";
+import { connectionOf } from "../../context.ts";
+import { migrate } from "../../runs/schema.ts";
+import { TABLES, TARGET_SCHEMA } from "../../tables/declaration.ts";
+import { createTableSql, ensureTargetSchema } from "../../sync/target.ts";
+import type { Command, CommandContext } from "../command.ts";
+import { loadCommand } from "./load.ts";
+
+export const schemaCommand: Command = {
+  name: "schema",
+  summary:
+    "print shows the DDL of the target tables, ensure makes what is missing, recreate drops and reloads the tables.",
+  flags: {},
+  action: { allowed: ["print", "ensure", "recreate"], default: "print" },
+  async run(context) {
+    switch (context.arguments.action) {
+      case "ensure":
+        return await ensure(context);
+      case "recreate":
+        return await loadCommand.run({
+          ...context,
+          arguments: { ...context.arguments, switches: new Set(["recreate"]) },
+        });
+      default:
+        return print(context);
+    }
+  },
+};
+
+function print({ output }: CommandContext): number {
+  const statements = [
+    `create schema if not exists ${TARGET_SCHEMA}`,
+    ...TABLES.map((table) => createTableSql(table)),
+  ];
+  if (output.isJson) output.json({ statements });
+  else for (const statement of statements) output.line(`${statement};`);
+  return 0;
+}
+
+/** Makes the schemas and the tables that are missing; existing ones stay as they are. */
+async function ensure(context: CommandContext): Promise<number> {
+  const { config, warehouse } = context.service();
+  const connection = connectionOf(config, "schema", context.signal);
+  await migrate(warehouse, connection);
+  await ensureTargetSchema(warehouse);
+  const created: string[] = [];
+  await using session = await Session.open(config.dwh, connection);
+  await session.begin({
+    mode: "read committed",
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
+  });
+  for (const table of TABLES) {
+    const [row] = await session.query(
+      `select to_regclass(${
+        literal(`${table.target.schema}.${table.target.name}`)
+      }) is not null as exists`,
+    );
+    if (row!.exists) continue;
+    await session.query(createTableSql(table));
+    created.push(`${table.target.schema}.${table.target.name}`);
+  }
+  await session.commit();
+  if (context.output.isJson) context.output.json({ created });
+  else {context.output.line(
+      created.length > 0 ? `created ${created.join(", ")}` : "nothing to do",
+    );}
+  return 0;
+}

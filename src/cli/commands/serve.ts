@@ -1,0 +1,9 @@
+/** `serve`: the HTTP service, with its schedule. */
+import type { Command } from "../command.ts";
+
+export const serveCommand: Command = {
+  name: "serve",
+  summary: "Serves the HTTP API and loads by schedule, until it is stopped.",
+  flags: {},
+  run: (context) => context.serve(),
+};

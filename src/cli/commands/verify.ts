@@ -1,0 +1,59 @@
+/** `verify`: compares source and target now. */
+import { compareTables } from "../../sync/compare_tables.ts";
+import { VARIABLES } from "../../config/config.ts";
+import { compareWithMara } from "../../mara/comparison.ts";
+import { type Command, usage } from "../command.ts";
+import { printComparisons } from "../comparison_report.ts";
+import { loadCommand, tablesOf } from "./load.ts";
+import { printMaraComparisons } from "../mara_report.ts";
+
+/** Mara's own default. */
+const MARA_TIMEZONE = "Europe/Berlin";
+
+export const verifyCommand: Command = {
+  name: "verify",
+  summary:
+    "Compares the warehouse tables with the source tables; exits with 1 when they differ.",
+  flags: {
+    table: {
+      ...loadCommand.flags.table!,
+      description: "Compare only this table",
+    },
+    "against-mara": {
+      description:
+        "The tables were loaded by a Mara pipeline: explain what differs by its habits; exits with 1 for what is left",
+    },
+    "mara-timezone": {
+      value: "ZONE",
+      description:
+        `Time zone of that pipeline; ${MARA_TIMEZONE} when not given`,
+    },
+  },
+  async run({ arguments: { values, switches }, config, output, signal }) {
+    const tables = tablesOf(values.table ?? []);
+    if (!switches.has("against-mara")) {
+      if (values["mara-timezone"]?.length) {
+        throw usage("--mara-timezone needs --against-mara", "verify");
+      }
+      const outcomes = await compareTables(config(), tables, signal);
+      return printComparisons(output, outcomes, "verdict");
+    }
+    const zone = timezoneOf(values["mara-timezone"]?.[0] ?? MARA_TIMEZONE);
+    const zones = { mara: zone, ours: config().loadTimezone };
+    const outcomes = await compareTables(
+      config(),
+      tables,
+      signal,
+      compareWithMara(zones),
+    );
+    return printMaraComparisons(output, outcomes, zones);
+  },
+};
+
+function timezoneOf(text: string): string {
+  try {
+    return VARIABLES.LOAD_TIMEZONE.parse(text);
+  } catch (error) {
+    throw usage(`--mara-timezone ${(error as Error).message}`, "verify");
+  }
+}

@@ -1,0 +1,123 @@
+/** Printing what a comparison with a Mara pipeline's tables gave. */
+import type { ComparisonOutcome } from "../sync/compare_tables.ts";
+import type {
+  Habit,
+  MaraComparison,
+  Unexplained,
+  Zones,
+} from "../mara/comparison.ts";
+import { TABLE_NAMES } from "../tables/declaration.ts";
+import type { Output } from "./command.ts";
+
+/** Prints the outcomes and returns the exit code: 0 when everything is equal or explained. */
+export function printMaraComparisons(
+  output: Output,
+  outcomes: readonly ComparisonOutcome<MaraComparison>[],
+  zones: Zones,
+): number {
+  const isExplained = outcomes.every((outcome) =>
+    "comparison" in outcome && outcome.comparison.unexplained === null
+  );
+  if (output.isJson) {
+    output.json({ explained: isExplained, tables: outcomes.map(asJson) });
+  } else {
+    const width = Math.max(...TABLE_NAMES.map((name) => name.length));
+    for (const outcome of outcomes) {
+      const [first, ...more] = describe(outcome, zones);
+      output.line(`${outcome.table.padEnd(width)}  ${first}`);
+      for (const line of more) output.line(`${" ".repeat(width)}  ${line}`);
+    }
+  }
+  const failed = outcomes.find((outcome) => "error" in outcome);
+  if (failed && "error" in failed) return failed.error.kind.exit;
+  return isExplained ? 0 : 1;
+}
+
+function asJson(outcome: ComparisonOutcome<MaraComparison>) {
+  const { table } = outcome;
+  if ("error" in outcome) {
+    const { line, code } = outcome.error;
+    return { table, verdict: "failed", error: line, code };
+  }
+  const { sourceCount, targetCount, habits, unexplained } = outcome.comparison;
+  return {
+    table,
+    verdict: verdictOf(outcome.comparison),
+    source_count: sourceCount,
+    target_count: targetCount,
+    habits: Object.fromEntries(habits.map(({ habit, rows }) => [habit, rows])),
+    missing: unexplained?.missing ?? 0,
+    surplus: unexplained?.surplus ?? 0,
+    at_least: unexplained?.isAtLeast ?? false,
+    missing_keys: unexplained?.missingKeys ?? [],
+    surplus_keys: unexplained?.surplusKeys ?? [],
+  };
+}
+
+function verdictOf({ habits, unexplained }: MaraComparison) {
+  return unexplained ? "different" : habits.length > 0 ? "explained" : "equal";
+}
+
+function describe(
+  outcome: ComparisonOutcome<MaraComparison>,
+  zones: Zones,
+): string[] {
+  if ("error" in outcome) return [`FAILED     ${outcome.error.line}`];
+  const { comparison } = outcome;
+  const { sourceCount, targetCount, habits, unexplained } = comparison;
+  const explained = habits.map(({ habit, rows }) =>
+    `${rows} rows: ${HABIT_TEXTS[habit](zones)}`
+  );
+  switch (verdictOf(comparison)) {
+    case "equal":
+      return [`equal      ${sourceCount} rows, as the service loads them`];
+    case "explained":
+      return [
+        `explained  ${sourceCount} rows, equal but for Mara's habits`,
+        ...explained,
+      ];
+    case "different":
+      return targetCount === null
+        ? [
+          `MISSING    the target does not exist; the source has ${sourceCount} rows`,
+        ]
+        : [
+          `DIFFERENT  ${sourceCount} rows in the source, ${targetCount} in the target`,
+          ...explained,
+          ...unexplainedLines(unexplained!),
+        ];
+  }
+}
+
+const HABIT_TEXTS: Readonly<Record<Habit, (zones: Zones) => string>> = {
+  timezone: ({ mara, ours }) =>
+    `a DATE is midnight in ${mara}, and would be in ${ours} (LOAD_TIMEZONE)`,
+  blank_lines: () => "blank lines inside a text are gone",
+  empty_texts: () => "an empty text is NULL",
+};
+
+function unexplainedLines(unexplained: Unexplained): string[] {
+  const some = unexplained.isAtLeast ? "at least " : "";
+  const line = (
+    what: string,
+    count: number,
+    keys: readonly (string | null)[],
+  ) =>
+    count === 0
+      ? []
+      : [`${some}${count} rows ${what}, such as ${
+        keys.map((key) => JSON.stringify(key)).join(", ")
+      }`];
+  return [
+    ...line(
+      "of the source are not in the target",
+      unexplained.missing,
+      unexplained.missingKeys,
+    ),
+    ...line(
+      "of the target are not in the source",
+      unexplained.surplus,
+      unexplained.surplusKeys,
+    ),
+  ];
+}

@@ -1,0 +1,128 @@
+/** Progress of a load on standard error: a bar per table on a terminal, plain lines elsewhere. */
+import type { Progress } from "../sync/progress.ts";
+import { readableCount, readableSeconds } from "../format.ts";
+import { TABLE_NAMES } from "../tables/declaration.ts";
+import type { Output } from "./command.ts";
+
+/** Shows progress until it is stopped. */
+export interface ProgressDisplay {
+  update(progress: Progress): void;
+  stop(): void;
+}
+
+/** Starts the display that fits the output. The bars' library is only loaded where there is a terminal. */
+export async function startProgress(output: Output): Promise<ProgressDisplay> {
+  if (output.isQuiet) return { update() {}, stop() {} };
+  return output.isInteractive ? await startBars(output) : startLines(output);
+}
+
+/** What a bar is made of. */
+interface BarState {
+  readonly progress: Progress;
+  /** Seconds since the phase began. */
+  readonly seconds: number;
+}
+
+async function startBars(output: Output): Promise<ProgressDisplay> {
+  const { MultiBar } = (await import("cli-progress")).default;
+  const bars = new MultiBar({
+    format: (_options: unknown, _bar: unknown, state: BarState) =>
+      barLine(state.progress, state.seconds, Deno.consoleSize().columns),
+    hideCursor: true,
+    clearOnComplete: true,
+  });
+  // Written above the bars with their next drawing, which this asks for. Its types do not know of either.
+  const drawing = bars as unknown as {
+    log(text: string): void;
+    update(): void;
+  };
+  output.divertLog((text) => {
+    drawing.log(text);
+    drawing.update();
+  });
+  const byTable = new Map<string, ReturnType<typeof bars.create>>();
+  const phases = new Map<string, { phase: string; began: number }>();
+  return {
+    update(progress) {
+      const { table, phase, rows, totalRows } = progress;
+      const now = performance.now();
+      let current = phases.get(table);
+      if (current?.phase !== phase) {
+        phases.set(table, current = { phase, began: now });
+      }
+      const state = { progress, seconds: (now - current.began) / 1000 };
+      const total = Math.max(totalRows ?? rows, 1);
+      const bar = byTable.get(table);
+      if (bar) {
+        bar.setTotal(total);
+        bar.update(rows, state);
+      } else byTable.set(table, bars.create(total, rows, state));
+    },
+    stop() {
+      output.divertLog(undefined);
+      bars.stop();
+    },
+  };
+}
+
+/** Phases after which nothing is left to move. */
+const MOVED = new Set(["verify", "wait", "commit"]);
+
+/** Characters of everything beside the bar, at the most. */
+const BESIDE_BAR = 78;
+
+/**
+ * One table's line: bar, phase, rows, rows a second and time left, as far as
+ * they are known; no longer than the terminal is wide.
+ */
+export function barLine(
+  { table, phase, rows, totalRows }: Progress,
+  seconds: number,
+  width: number,
+): string {
+  const share = MOVED.has(phase)
+    ? 1
+    : totalRows
+    ? Math.min(1, rows / totalRows)
+    : 0;
+  const size = Math.min(30, Math.max(6, width - BESIDE_BAR));
+  const full = Math.round(share * size);
+  // A rate of the first moments says nothing.
+  const rate = rows > 0 && seconds >= 0.25 && !MOVED.has(phase)
+    ? rows / seconds
+    : undefined;
+  const left = rate && totalRows && totalRows > rows
+    ? Math.ceil((totalRows - rows) / rate)
+    : undefined;
+  const line = [
+    table.padEnd(Math.max(...TABLE_NAMES.map((name) => name.length))),
+    "█".repeat(full) + "░".repeat(size - full),
+    phase.padEnd(7),
+    rows > 0 || totalRows
+      ? readableCount(rows) +
+        (totalRows ? ` / ${readableCount(totalRows)}` : "") + " rows"
+      : "",
+    rate ? `${readableCount(Math.round(rate))}/s` : "",
+    left === undefined
+      ? ""
+      : `${left < 60 ? `${left} s` : readableSeconds(left)} left`,
+  ].join(" ").trimEnd();
+  return [...line].slice(0, width).join("");
+}
+
+/** One line per phase, as a log file wants it. */
+function startLines(output: Output): ProgressDisplay {
+  const phases = new Map<string, string>();
+  return {
+    update({ table, phase, totalRows }) {
+      if (phases.get(table) === phase) return;
+      phases.set(table, phase);
+      output.progress(
+        `${table}: ${phase}${
+          totalRows === null ? "" : ` (${totalRows} rows)`
+        }\n`,
+      );
+    },
+    stop() {},
+  };
+}

@@ -1,0 +1,38 @@
+/**
+ * What a process of the service works with, and how it connects.
+ *
+ * @module
+ */
+import type { Logger } from "@logtape/logtape";
+import type { Config } from "./config/config.ts";
+import {
+  APPLICATION_NAME,
+  type ConnectionOptions,
+  type Pool,
+} from "./postgres/session.ts";
+
+/** What a load works with; made once by the process. */
+export interface Service {
+  readonly config: Config;
+  /** The warehouse, for everything that is not a load. */
+  readonly warehouse: Pool;
+  readonly log: Logger;
+  /** Names this process in the history. */
+  readonly runner: string;
+  /** Begins to hand finished events to files and endpoints; must not wait or throw. */
+  readonly deliver: () => void;
+}
+
+/** How the sessions of a run, or of something else by its name, connect. */
+export function connectionOf(
+  config: Config,
+  name: string,
+  signal?: AbortSignal,
+): ConnectionOptions {
+  return {
+    applicationName: `${APPLICATION_NAME}/${name}`,
+    connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
+    ...(signal ? { signal } : {}),
+  };
+}

@@ -1,0 +1,218 @@
+/**
+ * Hands events to the publishers: once, as after a load on the command line,
+ * or for as long as the service runs.
+ *
+ * @module
+ */
+import type { Logger } from "@logtape/logtape";
+import { delay } from "@std/async/delay";
+import type { Config } from "../config/config.ts";
+import { APPLICATION_NAME, type Pool, Session } from "../postgres/session.ts";
+import { asServiceError } from "../errors.ts";
+import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
+import { filePublisher } from "./file.ts";
+import type { Publisher, PublisherName } from "./publisher.ts";
+
+/** Seconds between two looks for events that other processes have added. */
+const POLL_SECONDS = 5;
+
+/** Seconds for which a delivery of another process is waited for; it has 15 s for an attempt. */
+const LOCK_SECONDS = 20;
+
+/** What a deliverer works with. */
+export interface DeliveryContext {
+  readonly config: Config;
+  readonly warehouse: Pool;
+  readonly log: Logger;
+}
+
+/** What is counted of deliveries. */
+export type DeliveryOutcome = "delivered" | "failed" | "stopped" | "given_up";
+
+/** Hears of each attempt. */
+export type DeliveryListener = (
+  publisher: PublisherName,
+  outcome: DeliveryOutcome,
+  events: number,
+) => void;
+
+/** The publishers that are configured. */
+export function publisherNames(config: Config): readonly PublisherName[] {
+  return [
+    ...(config.eventPublisherType === "file" ? ["file"] as const : []),
+    ...(config.eventWebhookUrl ? ["webhook"] as const : []),
+  ];
+}
+
+async function publishersOf(config: Config): Promise<readonly Publisher[]> {
+  const { eventWebhookUrl: url, eventWebhookSecret: secret } = config;
+  const publishers: Publisher[] = [];
+  if (config.eventPublisherType === "file") {
+    publishers.push(filePublisher(config.eventFile));
+  }
+  if (url && secret) {
+    // Its library is only loaded where there is one.
+    const { webhookPublisher } = await import("./webhook.ts");
+    const { retryDelaySeconds } = config;
+    publishers.push(await webhookPublisher({ url, secret, retryDelaySeconds }));
+  }
+  return publishers;
+}
+
+/** Hands events to the publishers of a configuration, each at its own pace. */
+export class Deliverer {
+  readonly #context: DeliveryContext;
+  readonly #onOutcome: DeliveryListener | undefined;
+  readonly #publishers: Promise<readonly Publisher[]>;
+  readonly #stopped = new Set<PublisherName>();
+  #waker = new AbortController();
+
+  constructor(context: DeliveryContext, onOutcome?: DeliveryListener) {
+    this.#context = context;
+    this.#onOutcome = onOutcome;
+    this.#publishers = publishersOf(context.config);
+  }
+
+  /**
+   * Hands over what is pending. No attempt at a remote receiver begins after
+   * `seconds`, and none follows on a failure: the rest is left to the next
+   * call. Never throws.
+   */
+  async deliver(seconds: number, signal: AbortSignal): Promise<void> {
+    const until = performance.now() + seconds * 1000;
+    const publishers = await this.#publishers;
+    await Promise.all(
+      publishers.map((publisher) =>
+        this.#deliver(publisher, publisher.isRemote ? until : Infinity, signal)
+      ),
+    );
+  }
+
+  /** Delivers in the background until the signal. Never throws. */
+  async run(signal: AbortSignal): Promise<void> {
+    const publishers = await this.#publishers;
+    await Promise.all(
+      publishers.map(async (publisher) => {
+        while (!signal.aborted) {
+          const waker = this.#waker.signal;
+          const seconds = await this.#deliver(publisher, Infinity, signal);
+          await delay(seconds * 1000, {
+            signal: AbortSignal.any([signal, waker]),
+          }).catch(() => {});
+        }
+      }),
+    );
+  }
+
+  /** Has the background look for events now. */
+  wake(): void {
+    this.#waker.abort();
+    this.#waker = new AbortController();
+  }
+
+  /** Returns the seconds until the next look is worth while. */
+  async #deliver(
+    publisher: Publisher,
+    until: number,
+    signal: AbortSignal,
+  ): Promise<number> {
+    const { warehouse, log } = this.#context;
+    try {
+      const backlog = await backlogOf(warehouse, publisher);
+      if (backlog.state === "stopped") this.#tellStop(publisher, backlog.error);
+      else this.#stopped.delete(publisher.name);
+      if (backlog.state !== "pending") return POLL_SECONDS;
+      if (backlog.dueSeconds > 0) {
+        return Math.min(backlog.dueSeconds, POLL_SECONDS);
+      }
+      return await this.#deliverAll(publisher, until, signal);
+    } catch (error) {
+      const known = asServiceError(error);
+      if (signal.aborted) return 0;
+      // Another process is at it.
+      if (known.sqlstate === "55P03") return POLL_SECONDS;
+      log.warn("Events did not go to {label}: {error}", {
+        label: publisher.label,
+        error: known.line,
+      });
+      return POLL_SECONDS;
+    }
+  }
+
+  async #deliverAll(
+    publisher: Publisher,
+    until: number,
+    signal: AbortSignal,
+  ): Promise<number> {
+    const { config } = this.#context;
+    await using session = await Session.open(config.dwh, {
+      applicationName: `${APPLICATION_NAME}/deliver`,
+      connectTimeoutSeconds: config.connectTimeoutSeconds,
+      stallTimeoutSeconds: config.stallTimeoutSeconds,
+      signal,
+    });
+    while (performance.now() < until) {
+      const lockTimeoutSeconds = Math.min(
+        LOCK_SECONDS,
+        // Less than what would be taken for a connection without life.
+        config.stallTimeoutSeconds / 2,
+        Math.max(0.1, (until - performance.now()) / 1000),
+      );
+      const options = { signal, lockTimeoutSeconds };
+      const attempt = await deliverNext(session, publisher, options);
+      if (!attempt) break;
+      this.#tell(publisher, attempt);
+      if (attempt.outcome.kind === "gone") break;
+      if (attempt.outcome.kind === "failed") {
+        return publisher.isRemote
+          ? Math.min(attempt.delaySeconds, POLL_SECONDS)
+          : attempt.delaySeconds;
+      }
+    }
+    return POLL_SECONDS;
+  }
+
+  #tell(publisher: Publisher, attempt: Attempt): void {
+    const { log } = this.#context;
+    const { name, label } = publisher;
+    const { outcome, eventId, attempts, delaySeconds, givenUp } = attempt;
+    if (outcome.kind === "delivered") {
+      this.#onOutcome?.(name, "delivered", 1);
+      log.debug("Event {event_id} is delivered to {label}", {
+        event_id: eventId,
+        label,
+      });
+      return;
+    }
+    this.#onOutcome?.(name, "failed", 1);
+    log.warn(
+      "Event {event_id} did not go to {label} (attempt {attempts}): {error}",
+      { event_id: eventId, label, attempts, error: outcome.error },
+    );
+    if (outcome.kind === "gone") {
+      this.#onOutcome?.(name, "stopped", 1);
+      this.#tellStop(publisher, outcome.error);
+      return;
+    }
+    log.debug("The next attempt is due in {seconds} s", {
+      seconds: delaySeconds.toFixed(1),
+    });
+    if (givenUp > 0) {
+      this.#onOutcome?.(name, "given_up", givenUp);
+      log.error("{label} failed for too long: {count} events are given up", {
+        label,
+        count: givenUp,
+      });
+    }
+  }
+
+  /** Once for as long as it lasts. */
+  #tellStop({ name, label }: Publisher, error: string): void {
+    if (this.#stopped.has(name)) return;
+    this.#stopped.add(name);
+    this.#context.log.error(
+      "Nothing more is sent to {label}: {error}. Change EVENT_WEBHOOK_URL, or run `events --resume-webhook`",
+      { label, error },
+    );
+  }
+}

@@ -1,0 +1,264 @@
+/**
+ * Deliveries on record: how far each publisher has come, and what became of
+ * each event there.
+ *
+ * A publisher's row holds a cursor. Events are numbered in the order of their
+ * commits, so all before the cursor is settled and all after it is not. The
+ * row is locked from the look at the next event to the mark, so that several
+ * processes hand over one event at a time, in order; a process that dies in
+ * between leaves the event to be handed over again.
+ *
+ * @module
+ */
+import { literal, type Session } from "../postgres/session.ts";
+import type { Executor } from "../runs/queue.ts";
+import type {
+  Outcome,
+  OutgoingEvent,
+  Publisher,
+  PublisherName,
+} from "./publisher.ts";
+
+/**
+ * Puts publishers on record that are new. The file gets every event there is;
+ * the webhook gets those that come after this, since its receiver was told
+ * of no others.
+ */
+export async function registerPublishers(
+  executor: Executor,
+  names: readonly PublisherName[],
+): Promise<void> {
+  if (names.length === 0) return;
+  // Never an update: it would wait for a delivery that is under way.
+  await executor.query(
+    `insert into marketing_data_service.publisher (name, cursor)
+     select name, case name when 'file' then 0
+       else (select coalesce(max(seq), 0) from marketing_data_service.event) end
+     from json_array_elements_text($1::text::json) name
+     on conflict do nothing`,
+    [JSON.stringify(names)],
+  );
+}
+
+/** What there is to do for a publisher. */
+export type Backlog =
+  | { readonly state: "nothing" }
+  | { readonly state: "stopped"; readonly error: string }
+  /** Seconds until the next attempt may be made; 0 when it may be now. */
+  | { readonly state: "pending"; readonly dueSeconds: number };
+
+/** Looks up what there is to do, without a lock. */
+export async function backlogOf(
+  executor: Executor,
+  { name, target }: Publisher,
+): Promise<Backlog> {
+  const [row] = await executor.query(
+    `select stopped_at is not null as stopped, last_error, target is not distinct from $2 as same,
+       exists (select from marketing_data_service.event where event.seq > cursor) as pending,
+       greatest(0, extract(epoch from next_attempt_at - clock_timestamp()))::float8 as due
+     from marketing_data_service.publisher where name = $1`,
+    [name, target],
+  );
+  if (row?.stopped && row.same) {
+    return { state: "stopped", error: row.last_error };
+  }
+  if (!row?.pending) return { state: "nothing" };
+  return { state: "pending", dueSeconds: row.same ? row.due ?? 0 : 0 };
+}
+
+/** One attempt, and what follows from it. */
+export interface Attempt {
+  readonly eventId: string;
+  /** How many there have been for this event, this one included. */
+  readonly attempts: number;
+  readonly outcome: Outcome;
+  /** Seconds until the next one may be made, after a failure. */
+  readonly delaySeconds: number;
+  /** Events that are given up with this failure. */
+  readonly givenUp: number;
+}
+
+/**
+ * Hands over the next event, in a transaction that marks it.
+ *
+ * @returns `undefined` when there is none that may be handed over now.
+ * @throws {ServiceError} with SQLSTATE 55P03 when other processes hand over
+ * for longer than `lockTimeoutSeconds`; when aborted, or when the warehouse is
+ * lost, the event is not marked and is handed over again.
+ */
+export async function deliverNext(
+  session: Session,
+  publisher: Publisher,
+  options: { signal: AbortSignal; lockTimeoutSeconds: number },
+): Promise<Attempt | undefined> {
+  const next = await claimNext(session, publisher, options.lockTimeoutSeconds);
+  if (!next) {
+    await session.commit();
+    return undefined;
+  }
+  const outcome = await publisher.publish(
+    next,
+    AbortSignal.any([options.signal, session.signal]),
+  );
+  const attempt = outcome.kind === "delivered"
+    ? await recordDelivery(session, publisher, next)
+    : await recordFailure(session, publisher, next, outcome);
+  await session.commit();
+  return { eventId: next.eventId, outcome, ...attempt };
+}
+
+interface ClaimedEvent extends OutgoingEvent {
+  readonly seq: string;
+  readonly failures: number;
+}
+
+/** Locks the publisher's row and reads the first event that is not settled, if it may be handed over. */
+async function claimNext(
+  session: Session,
+  { name, target }: Publisher,
+  lockTimeoutSeconds: number,
+): Promise<ClaimedEvent | undefined> {
+  const own = `name = ${literal(name)}`;
+  const aim = target === null ? "null" : literal(target);
+  // Another receiver begins without the failures of the one before. A statement
+  // of its own looks for the event: it must see the row as it is under the lock.
+  const [row] = await session.begin(
+    { mode: "read committed", lockTimeoutSeconds },
+    `select from marketing_data_service.publisher where ${own} for update;
+     update marketing_data_service.publisher
+       set target = ${aim}, stopped_at = null, failures = 0, failing_since = null,
+         next_attempt_at = null, last_error = null
+       where ${own} and target is distinct from ${aim};
+     select event.seq::text as seq, event_id as "eventId", run_id as "runId",
+       event_type as "eventType", payload ->> 'timestamp' as timestamp, payload::text, failures
+     from marketing_data_service.publisher, marketing_data_service.event
+     where ${own} and stopped_at is null and event.seq > cursor
+       and (next_attempt_at is null or next_attempt_at <= clock_timestamp())
+     order by event.seq limit 1`,
+  );
+  return row as ClaimedEvent | undefined;
+}
+
+async function recordDelivery(
+  session: Session,
+  { name }: Publisher,
+  { seq }: ClaimedEvent,
+) {
+  const [row] = await session.query(
+    `with done as (
+       insert into marketing_data_service.delivery as d (seq, publisher, delivered_at)
+       values ($1::text::bigint, $2, clock_timestamp())
+       on conflict (seq, publisher) do update
+         set attempts = d.attempts + 1, delivered_at = excluded.delivered_at, given_up_at = null
+       returning attempts)
+     update marketing_data_service.publisher
+     set cursor = $1::text::bigint, failures = 0, failing_since = null, next_attempt_at = null, last_error = null
+     from done where name = $2 returning attempts`,
+    [seq, name],
+  );
+  return { attempts: row!.attempts as number, delaySeconds: 0, givenUp: 0 };
+}
+
+async function recordFailure(
+  session: Session,
+  publisher: Publisher,
+  { seq, failures }: ClaimedEvent,
+  outcome: Exclude<Outcome, { kind: "delivered" }>,
+) {
+  const { name, patience } = publisher;
+  const isGone = outcome.kind === "gone";
+  const delaySeconds = isGone ? 0 : Math.max(
+    publisher.delaySeconds(failures + 1),
+    outcome.retryAfterSeconds ?? 0,
+  );
+  const [row] = await session.query(
+    `with tried as (
+       insert into marketing_data_service.delivery as d (seq, publisher, last_error)
+       values ($1::text::bigint, $2, $3)
+       on conflict (seq, publisher) do update
+         set attempts = d.attempts + 1, last_error = excluded.last_error
+       returning attempts)
+     update marketing_data_service.publisher
+     set failures = failures + 1, failing_since = coalesce(failing_since, clock_timestamp()), last_error = $3,
+       next_attempt_at = clock_timestamp() + make_interval(secs => $4::float8),
+       stopped_at = case when $5 then clock_timestamp() end
+     from tried where name = $2
+     returning attempts, failures, extract(epoch from clock_timestamp() - failing_since)::float8 as failing_seconds`,
+    [
+      seq,
+      name,
+      outcome.error,
+      publisher.isRemote && !isGone ? delaySeconds : null,
+      isGone,
+    ],
+  );
+  const isOver = patience !== undefined && !isGone &&
+    row!.failing_seconds > patience.seconds &&
+    row!.failures >= patience.failures;
+  return {
+    attempts: row!.attempts as number,
+    delaySeconds,
+    givenUp: isOver ? await giveUp(session, name, patience.seconds) : 0,
+  };
+}
+
+/** Gives up the events that are older than the receiver is waited for, so that its way back is not ever longer. */
+async function giveUp(
+  session: Session,
+  name: PublisherName,
+  patienceSeconds: number,
+): Promise<number> {
+  const [row] = await session.query(
+    `with bounds as (
+       select cursor as low, coalesce((select min(seq) from marketing_data_service.event
+           where seq > cursor and created_at >= clock_timestamp() - make_interval(secs => $2::float8)),
+         9223372036854775807) as high
+       from marketing_data_service.publisher where name = $1),
+     given_up as (
+       insert into marketing_data_service.delivery (seq, publisher, attempts, given_up_at)
+       select seq, $1, 0, clock_timestamp() from marketing_data_service.event, bounds
+       where seq > low and seq < high
+       on conflict (seq, publisher) do update set given_up_at = excluded.given_up_at
+       returning seq),
+     total as (select count(*)::int as count, max(seq) as last from given_up),
+     moved as (
+       update marketing_data_service.publisher set cursor = last from total
+       where name = $1 and count > 0)
+     select count from total`,
+    [name, patienceSeconds],
+  );
+  return row!.count;
+}
+
+/**
+ * Lets a publisher go on that its receiver has stopped, with the events that
+ * came since.
+ *
+ * @returns whether it was stopped.
+ */
+export async function resumePublisher(
+  executor: Executor,
+  name: PublisherName,
+): Promise<boolean> {
+  const rows = await executor.query(
+    `update marketing_data_service.publisher
+     set stopped_at = null, failures = 0, failing_since = null, next_attempt_at = null, last_error = null
+     where name = $1 and stopped_at is not null returning 1`,
+    [name],
+  );
+  return rows.length > 0;
+}
+
+/** Events that are not settled yet, by publisher. */
+export async function undeliveredEvents(
+  executor: Executor,
+  names: readonly PublisherName[],
+): Promise<Readonly<Record<string, number>>> {
+  const rows = await executor.query(
+    `select name, (select count(*) from marketing_data_service.event where seq > cursor)::int as count
+     from marketing_data_service.publisher
+     where name in (select json_array_elements_text($1::text::json))`,
+    [JSON.stringify(names)],
+  );
+  return Object.fromEntries(rows.map(({ name, count }) => [name, count]));
+}

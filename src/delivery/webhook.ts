@@ -1,0 +1,157 @@
+/**
+ * The webhook publisher: each event is posted as a CloudEvent, signed as
+ * Standard Webhooks.
+ *
+ * @module
+ */
+import { Webhook } from "standardwebhooks";
+import { VERSION } from "../identity.ts";
+import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
+
+/** Seconds that the receiver has to answer, as Standard Webhooks advise. */
+const TIMEOUT_SECONDS = 15;
+
+/** Most seconds between two attempts. */
+const MAX_DELAY_SECONDS = 3600;
+
+/** Least seconds before the second attempt, so that a delay of 0 is no flood. */
+const MIN_DELAY_SECONDS = 0.05;
+
+/** Most seconds that a receiver may ask to be left alone. */
+const MAX_RETRY_AFTER_SECONDS = 86_400;
+
+/** When events are given up; where only a rare load delivers, days alone would be too few attempts. */
+const PATIENCE = { seconds: 3 * 86_400, failures: 10 } as const;
+
+/** `source` of every CloudEvent. */
+const SOURCE = "/marketing-data-service";
+
+/** Where to post, and how. */
+export interface WebhookOptions {
+  readonly url: string;
+  /** `whsec_` and base64. */
+  readonly secret: string;
+  /** Seconds before the second attempt, doubled for each one after it. */
+  readonly retryDelaySeconds: number;
+}
+
+/** A publisher that posts to the URL. */
+export async function webhookPublisher(
+  options: WebhookOptions,
+): Promise<Publisher> {
+  const url = new URL(options.url);
+  const signer = new Webhook(options.secret);
+  return {
+    name: "webhook",
+    target: await digestOf(url.href),
+    label: `the webhook at ${url.origin}`,
+    isRemote: true,
+    patience: PATIENCE,
+    delaySeconds(failures) {
+      const base = Math.max(options.retryDelaySeconds, MIN_DELAY_SECONDS);
+      const delay = Math.min(MAX_DELAY_SECONDS, base * 2 ** (failures - 1));
+      // Jitter of a quarter, so that those who failed together do not come back together.
+      return delay * (0.75 + Math.random() / 2);
+    },
+    publish: (event, signal) => post(url, signer, event, signal),
+  };
+}
+
+/** The event as a CloudEvent in structured mode; its data is the stored text, not a copy by way of objects. */
+export function cloudEvent(event: OutgoingEvent): string {
+  const attributes = JSON.stringify({
+    specversion: "1.0",
+    id: event.eventId,
+    source: SOURCE,
+    type: event.eventType,
+    subject: event.runId,
+    time: `${event.timestamp}Z`,
+    datacontenttype: "application/json",
+  });
+  return `${attributes.slice(0, -1)},"data":${event.payload}}`;
+}
+
+async function post(
+  url: URL,
+  signer: Webhook,
+  event: OutgoingEvent,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  const body = cloudEvent(event);
+  const now = new Date();
+  const timeout = AbortSignal.timeout(TIMEOUT_SECONDS * 1000);
+  let response: Response;
+  try {
+    response = await fetch(url, {
+      method: "POST",
+      headers: {
+        "content-type": "application/cloudevents+json; charset=utf-8",
+        "user-agent": `marketing-data-service/${VERSION}`,
+        "webhook-id": event.eventId,
+        "webhook-timestamp": String(Math.floor(now.getTime() / 1000)),
+        "webhook-signature": signer.sign(event.eventId, now, body),
+      },
+      body,
+      // Another address was not meant to get the event.
+      redirect: "manual",
+      signal: AbortSignal.any([signal, timeout]),
+    });
+  } catch (error) {
+    signal.throwIfAborted();
+    return {
+      kind: "failed",
+      error: timeout.aborted
+        ? `no answer within ${TIMEOUT_SECONDS} s`
+        : causeOf(error, url),
+    };
+  }
+  // Only the status counts: an answer may be long, or never end.
+  response.body?.cancel().catch(() => {});
+  return outcomeOf(response);
+}
+
+/** What a status means for the event. */
+function outcomeOf({ status, headers }: Response): Outcome {
+  if (status >= 200 && status < 300) return { kind: "delivered" };
+  if (status === 410) return { kind: "gone", error: "it answered 410 Gone" };
+  const retryAfterSeconds = retryAfterOf(headers.get("retry-after"));
+  const isRedirect = status >= 300 && status < 400;
+  return {
+    kind: "failed",
+    error: `it answered ${status}${
+      isRedirect ? ", and redirects are not followed" : ""
+    }`,
+    ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
+  };
+}
+
+/** Seconds that a Retry-After header asks for: a number of them, or a date. */
+export function retryAfterOf(
+  header: string | null,
+  now = Date.now(),
+): number | undefined {
+  if (header === null) return undefined;
+  const seconds = /^\d+$/.test(header.trim())
+    ? Number(header)
+    : (Date.parse(header) - now) / 1000;
+  return seconds > 0 ? Math.min(seconds, MAX_RETRY_AFTER_SECONDS) : undefined;
+}
+
+/** What went wrong, without the URL that `fetch` puts into its messages. */
+function causeOf(error: unknown, url: URL): string {
+  const { message, cause } = error as Error;
+  const text = cause instanceof Error ? cause.message : message;
+  return text.replace(/ for url \(\S*\)/, "")
+    .replaceAll(url.href, url.origin);
+}
+
+async function digestOf(text: string): Promise<string> {
+  const bytes = await crypto.subtle.digest(
+    "SHA-256",
+    new TextEncoder().encode(text),
+  );
+  return Array.from(
+    new Uint8Array(bytes),
+    (byte) => byte.toString(16).padStart(2, "0"),
+  ).join("");
+}

@@ -1,0 +1,244 @@
+/**
+ * What differs between the two sides of a table: whole, then among the rows
+ * written lately or by bucket, then by row, each one query on either side.
+ *
+ * @module
+ */
+import type { Row, Session } from "../postgres/session.ts";
+import {
+  afterDelta,
+  bucketCount,
+  type BucketDifference,
+  type Bucketing,
+  type Buckets,
+  differingBuckets,
+  diffRows,
+  equal,
+  type Fingerprint,
+  isLopsided,
+  isWorthRefining,
+  modeFor,
+  MOST_RECENT_ROWS,
+  MOST_ROWS_TOLD_APART,
+  parseBuckets,
+  type PlanMode,
+  type RowDifference,
+  wholeOf,
+} from "./fingerprint.ts";
+import {
+  bucketsSql,
+  differingRowsSql,
+  type HashMethod,
+  inBucketsSql,
+  rowsSql,
+  wholeTableSql,
+  withKeysSql,
+  writtenSinceSql,
+} from "./queries.ts";
+import type { Table } from "../tables/declaration.ts";
+
+/** One side of the comparison: a session that sees the rows, and where they are. */
+export interface Side {
+  readonly session: Session;
+  /** Quoted, schema-qualified. */
+  readonly relation: string;
+  readonly hasRowIds: boolean;
+}
+
+/** Both sides of a table, and the hash that they can be compared by. */
+export interface Sides {
+  readonly table: Table;
+  readonly source: Side;
+  readonly target: Side;
+  readonly method: HashMethod;
+}
+
+/** What was known before. All of it is a hint: where it is wrong, that costs time, never a row. */
+export interface Expectation {
+  /** Rows at the last load. */
+  readonly rows: number;
+  /** Whether rows were deleted from the source since then. */
+  readonly hasDeletions: boolean;
+  /** The last load saw all of the source's transactions before this 64-bit id. */
+  readonly since?: string | undefined;
+}
+
+/** What is to be done. */
+export type Plan =
+  | { readonly mode: Exclude<PlanMode, "delta"> }
+  | { readonly mode: "delta"; readonly selection: Selection };
+
+/** What is to be done, and what both sides hold. */
+export interface Compared {
+  readonly plan: Plan;
+  readonly wanted: Fingerprint;
+  readonly present: Fingerprint;
+}
+
+/** Which rows a delta takes away from the target and copies from the source, as SQL conditions. */
+export interface Selection {
+  readonly source: string;
+  readonly target: string;
+  /** Rows that will be copied. */
+  readonly rows: number;
+}
+
+/**
+ * Compares by content, first whole tables. What differs is looked for among the
+ * rows that were written since the last load, and where these do not explain
+ * the difference, by bucket. Of rows that were deleted nothing is left to find,
+ * so where there are such, buckets are compared at once.
+ */
+export async function compareContent(
+  sides: Sides,
+  expected: Expectation = { rows: 0, hasDeletions: false },
+): Promise<Compared> {
+  if (expected.hasDeletions) return await compareByBucket(sides, expected.rows);
+  const [wanted, present] = await Promise.all([
+    wholeFingerprint(sides.source, sides),
+    wholeFingerprint(sides.target, sides),
+  ]);
+  const whole = { wanted, present };
+  if (equal(wanted, present)) return { plan: { mode: "unchanged" }, ...whole };
+  if (present.count === 0) return { plan: { mode: "full" }, ...whole };
+  const plan = expected.since
+    ? await planFromRecent(sides, expected.since, whole)
+    : undefined;
+  return plan ? { plan, ...whole } : await compareByBucket(sides, wanted.count);
+}
+
+/**
+ * The plan that replaces the target's rows with the keys of recent source rows;
+ * `undefined` when that would not make the target equal to the source.
+ */
+async function planFromRecent(
+  sides: Sides,
+  since: string,
+  { wanted, present }: Omit<Compared, "plan">,
+): Promise<Plan | undefined> {
+  const { table: { columns }, source, target, method } = sides;
+  const most = MOST_RECENT_ROWS;
+  const recent = await rowsWhere(source, sides, writtenSinceSql(since), most);
+  if (!recent?.keys) return undefined;
+  const held = await rowsWhere(
+    target,
+    sides,
+    withKeysSql(columns, method, recent.keys),
+    most,
+  );
+  if (!held) return undefined;
+  const difference = diffRows(recent.rows, held.rows);
+  const { deleted, copied } = difference;
+  const total = present.count - deleted.count + copied.count;
+  if (!equal(afterDelta(present, deleted, copied, total), wanted)) {
+    return undefined;
+  }
+  const rows = { sourceRows: copied.count, targetRows: deleted.count };
+  return modeFor(rows, wanted.count) === "full"
+    ? { mode: "full" }
+    : { mode: "delta", selection: selectionOf(sides, difference) };
+}
+
+async function compareByBucket(sides: Sides, rows: number): Promise<Compared> {
+  const buckets = bucketCount(rows);
+  const byFirst = await compareBuckets(sides, { by: "first column", buckets });
+  const { difference, wanted, present } =
+    isLopsided(byFirst.difference, byFirst.wanted.count)
+      ? await compareBuckets(sides, { by: "row", buckets })
+      : byFirst;
+  const mode = modeFor(difference, wanted.count);
+  const plan: Plan = mode === "delta"
+    ? { mode, selection: await selectInBuckets(sides, difference) }
+    : { mode };
+  return { plan, wanted, present };
+}
+
+async function compareBuckets(sides: Sides, bucketing: Bucketing) {
+  const [source, target] = await Promise.all([
+    bucketFingerprints(sides.source, sides, bucketing),
+    bucketFingerprints(sides.target, sides, bucketing),
+  ]);
+  return {
+    difference: differingBuckets(source, target, bucketing),
+    wanted: wholeOf(source),
+    present: wholeOf(target),
+  };
+}
+
+/** What a side holds. */
+export async function wholeFingerprint(
+  { session, relation }: Side,
+  { table, method }: Pick<Sides, "table" | "method">,
+): Promise<Fingerprint> {
+  const [row] = await session.query(
+    wholeTableSql(relation, table.columns, method),
+  );
+  return fingerprintOf(row!);
+}
+
+async function bucketFingerprints(
+  { session, relation }: Side,
+  { table, method }: Sides,
+  bucketing: Bucketing,
+): Promise<Buckets> {
+  const [row] = await session.query(
+    bucketsSql(relation, table.columns, method, bucketing),
+  );
+  return parseBuckets(row!.buckets);
+}
+
+/** The fingerprint in a row with `count` and `checksum`. */
+export function fingerprintOf(row: Row): Fingerprint {
+  return { count: Number(row.count), checksum: row.checksum };
+}
+
+/** Narrows the buckets that differ down to the rows that do, where these are not too many. */
+async function selectInBuckets(
+  sides: Sides,
+  difference: BucketDifference,
+): Promise<Selection> {
+  const { table: { columns }, source, target, method } = sides;
+  const condition = inBucketsSql(columns, method, difference);
+  if (isWorthRefining(difference)) {
+    const [wanted, present] = await Promise.all([
+      rowsWhere(source, sides, condition),
+      rowsWhere(target, sides, condition),
+    ]);
+    if (wanted && present) {
+      return selectionOf(sides, diffRows(wanted.rows, present.rows));
+    }
+  }
+  const rows = difference.sourceRows;
+  return { source: condition, target: condition, rows };
+}
+
+/** The rows of one side for which the condition holds; `undefined` where they are more than `most`. */
+async function rowsWhere(
+  { session, relation, hasRowIds }: Side,
+  { table, method }: Sides,
+  condition: string,
+  most = MOST_ROWS_TOLD_APART,
+): Promise<{ rows: string; keys: string } | undefined> {
+  const [row] = await session.query<
+    { count: string; rows: string; keys: string }
+  >(rowsSql(relation, table.columns, method, condition, hasRowIds, most));
+  return Number(row!.count) <= most ? row! : undefined;
+}
+
+function selectionOf(
+  { table: { columns }, source, target, method }: Sides,
+  { hashes, ...rows }: RowDifference,
+): Selection {
+  const condition = (side: "source" | "target", { hasRowIds }: Side) =>
+    differingRowsSql(
+      columns,
+      method,
+      hashes,
+      hasRowIds ? rows[side] : undefined,
+    );
+  return {
+    source: condition("source", source),
+    target: condition("target", target),
+    rows: rows.source.length,
+  };
+}

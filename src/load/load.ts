@@ -1,0 +1,287 @@
+/**
+ * The story of a load:
+ *
+ * ```
+ * trigger → lock → open run → snapshot ─┬─ table: compare → apply → verify ─┐
+ *                                       └─ table: compare → apply → verify ─┴→ commit → event → answer
+ * ```
+ *
+ * Read from top to bottom. `units.ts` brings the tables to the point where only
+ * their commit is missing, `commit.ts` commits; what one table goes through is in
+ * `table_load.ts`.
+ *
+ * @module
+ */
+import { commitUnits } from "./commit.ts";
+import { asServiceError, ServiceError } from "../errors.ts";
+import {
+  failedEntry,
+  failedEvent,
+  type LoadEvent,
+  timestampOf,
+  type Trigger,
+} from "../runs/event.ts";
+import { migrate } from "../runs/schema.ts";
+import type { Progress } from "../sync/progress.ts";
+import { publisherNames } from "../delivery/deliverer.ts";
+import { registerPublishers } from "../delivery/outbox.ts";
+import { drainSpool, spoolFailure } from "../runs/spool.ts";
+import { retriesOf, withRetries } from "./retry.ts";
+import type { RunContext } from "./run_context.ts";
+import {
+  claimRun,
+  enqueueRun,
+  eventOf,
+  interruptDeadRuns,
+  requeueRun,
+  type Run,
+  type RunOptions,
+  type Ticket,
+  withdrawRun,
+} from "../runs/queue.ts";
+import { connectionOf, type Service } from "../context.ts";
+import { isLock, type Lock, waitForTurn } from "../runs/lock.ts";
+import { hasLostSnapshot, prepareFromOneSnapshot } from "./prepare.ts";
+
+/** Listeners and limits of one request for a load. */
+export interface LoadHooks {
+  /** Aborts the load; the reason should be a {@linkcode ServiceError}. */
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (runId: string, progress: Progress) => void;
+  /** Called while the lock is held and before the run begins: the last moment to join it. */
+  readonly beforeStart?: () => Promise<void>;
+  /** Called when the run has begun, so that no later request may join it. */
+  readonly onStart?: (run: Run) => void;
+}
+
+/**
+ * Asks for a load, waits for its turn, and runs it.
+ *
+ * @returns the run's event, also when the run failed.
+ * @throws {ServiceError} when no run came to be: `busy`, no connection, no permission.
+ */
+export async function load(
+  service: Service,
+  trigger: Trigger,
+  options: RunOptions,
+  hooks: LoadHooks = {},
+): Promise<LoadEvent> {
+  const { config, warehouse } = service;
+  let ticket: Ticket;
+  try {
+    // Queueing twice is queueing once: the second request joins the first.
+    ticket = await withRetries(retriesOf(service, hooks.signal), async () => {
+      await migrate(warehouse, connectionOf(config, "migrate", hooks.signal));
+      return await enqueueRun(
+        warehouse,
+        trigger,
+        options,
+        config.lockTimeoutSeconds,
+        service.runner,
+      );
+    });
+  } catch (error) {
+    // Any other failure is one of a request that never became a run.
+    if (asServiceError(error).kind.exit === 69) {
+      await announceUnrecorded(
+        service,
+        { ...options, id: crypto.randomUUID(), trigger },
+        error,
+      );
+    }
+    throw error;
+  }
+  return await driveRun(service, ticket, hooks);
+}
+
+/** Sees to it that a queued run is run, by this process or by another one, and returns its event. */
+export async function driveRun(
+  service: Service,
+  ticket: Ticket,
+  hooks: LoadHooks = {},
+): Promise<LoadEvent> {
+  const event = await runInTurn(service, ticket, hooks);
+  // Only now: whoever is slow to take the event must not hold the lock.
+  service.deliver();
+  return event;
+}
+
+async function runInTurn(
+  service: Service,
+  ticket: Ticket,
+  hooks: LoadHooks,
+): Promise<LoadEvent> {
+  const { warehouse, log, runner } = service;
+  await using locks = new AsyncDisposableStack();
+  let turn: { run: Run; lock: Lock } | LoadEvent;
+  try {
+    turn = await takeTurn(service, ticket, hooks, locks);
+  } catch (error) {
+    try {
+      const event = await withdrawRun(
+        warehouse,
+        ticket.runId,
+        runner,
+        asServiceError(error),
+      );
+      if (event) service.deliver();
+    } catch (reason) {
+      log.warn("Run {run_id} stays queued: {reason}", {
+        run_id: ticket.runId,
+        reason: asServiceError(reason).message,
+      });
+    }
+    throw error;
+  }
+  if (!("run" in turn)) return turn;
+  const { run, lock } = turn;
+  hooks.onStart?.(run);
+  try {
+    return await executeRun(service, run, lock, locks, hooks);
+  } catch (error) {
+    await announceUnrecorded(service, run, error);
+    throw error;
+  }
+}
+
+/**
+ * Waits for the lock, brings the history up to date under it, and claims the
+ * run; or returns the event of a run that another process has finished.
+ */
+async function takeTurn(
+  service: Service,
+  ticket: Ticket,
+  hooks: LoadHooks,
+  locks: AsyncDisposableStack,
+): Promise<{ run: Run; lock: Lock } | LoadEvent> {
+  const { config, warehouse, log, runner } = service;
+  const retries = retriesOf(service, hooks.signal);
+  const askedAt = performance.now();
+  const turn = await withRetries(retries, async () => {
+    const turn = await waitForTurn(service, ticket, askedAt, hooks.signal);
+    if (!isLock(turn)) return turn;
+    try {
+      // Before there are events that a new publisher has to be told of.
+      await registerPublishers(warehouse, publisherNames(config));
+      await drainSpool(warehouse, config.eventSpoolFile, log);
+      for (const id of await interruptDeadRuns(warehouse)) {
+        log.warn("Run {run_id} was found dead and is now interrupted", {
+          run_id: id,
+        });
+      }
+      return turn;
+    } catch (error) {
+      await turn[Symbol.asyncDispose]();
+      throw error;
+    }
+  });
+  if (!isLock(turn)) return turn;
+  const lock = locks.use(turn);
+  await hooks.beforeStart?.();
+  hooks.signal?.throwIfAborted();
+  const run = await withRetries(
+    retries,
+    () => claimRun(warehouse, ticket.runId, runner),
+  );
+  if (!run) {
+    const event = await eventOf(warehouse, ticket.runId);
+    if (event) return event;
+    throw new ServiceError(
+      "run_lost",
+      `Run ${ticket.runId} is no longer in the history`,
+    );
+  }
+  if (hooks.signal?.aborted) {
+    // Asked to stop in between: the run has not begun, and others may still want it.
+    await requeueRun(warehouse, run.id, runner);
+    throw hooks.signal.reason;
+  }
+  return { run, lock };
+}
+
+/** Runs a claimed run to its event. */
+async function executeRun(
+  service: Service,
+  run: Run,
+  lock: Lock,
+  locks: AsyncDisposableStack,
+  hooks: LoadHooks,
+): Promise<LoadEvent> {
+  const { config } = service;
+  const log = service.log.with({ run_id: run.id });
+  const context: RunContext = {
+    service,
+    run,
+    log,
+    lock,
+    locks,
+    renewal: undefined,
+    signal: hooks.signal,
+    onProgress: (progress) => hooks.onProgress?.(run.id, progress),
+  };
+  log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
+    tables: run.tables.join(", "),
+    trigger: run.trigger,
+  });
+  for (let round = 1;; round++) {
+    const units = await prepareFromOneSnapshot(context);
+    if (round < config.retryAttempts && units.outcomes.some(hasLostSnapshot)) {
+      // Two snapshots must never be mixed, so what is prepared is given up too.
+      log.warn("The source's snapshot was lost: starting over with a new one");
+      for (const unit of units.outcomes) unit.session?.destroy();
+      await units.release();
+      continue;
+    }
+    const event = await commitUnits(context, units);
+    logEnd(context, event);
+    return event;
+  }
+}
+
+function logEnd({ log }: RunContext, event: LoadEvent): void {
+  if (event.status === "failure") {
+    log.error("Run {run_id} failed: {error}", { error: event.error });
+  } else {
+    for (const entry of event.results.results) {
+      log.info(
+        "{table}: {records_loaded} rows, {mode} (+{rows_inserted} -{rows_deleted}) in {duration} s",
+        { ...entry },
+      );
+      for (const warning of entry.warnings) {
+        log.warn("{table}: {warning}", { table: entry.table, warning });
+      }
+    }
+  }
+}
+
+/** Keeps a failure that the warehouse did not take, for the next load to put on record there. */
+export async function announceUnrecorded(
+  service: Service,
+  run: Run,
+  cause: unknown,
+): Promise<void> {
+  const error = asServiceError(cause);
+  const entries = run.tables.map((table) => failedEntry(table, error, 1));
+  const event = failedEvent(
+    {
+      runId: run.id,
+      trigger: run.trigger,
+      timestamp: timestampOf(new Date()),
+      sourceSnapshotAt: null,
+    },
+    error.line,
+    entries,
+  );
+  try {
+    await spoolFailure(service.config.eventSpoolFile, {
+      run,
+      event,
+      code: error.code,
+    });
+  } catch (reason) {
+    service.log.error("The failure of run {run_id} is on no record: {reason}", {
+      run_id: run.id,
+      reason: asServiceError(reason).line,
+    });
+  }
+}

@@ -1,0 +1,241 @@
+/**
+ * Moves rows from one server to another by COPY, binary from end to end: no
+ * row is decoded here.
+ *
+ * @module
+ */
+import { Buffer } from "node:buffer";
+import type net from "node:net";
+import type { Readable, Writable } from "node:stream";
+import type { Session } from "./session.ts";
+
+/** Bytes gathered before they are written. One CopyData message per row takes four times as long. */
+const CHUNK_BYTES = 64 * 1024;
+
+/** Bytes that may wait for the target before the source is paused. */
+const MOST_BUFFERED_BYTES = 4 * CHUNK_BYTES;
+
+/** What a copy moved. */
+export interface Copied {
+  readonly rows: number;
+  /** Bytes of row data, without the protocol's framing. */
+  readonly bytes: number;
+}
+
+/** What both servers said of a finished copy. */
+export interface CopyResult extends Copied {
+  /** Rows that the source sent; `rows` are those that the target took. */
+  readonly sourceRows: number;
+}
+
+/** Called with the running total after each chunk. */
+export type CopyProgress = (moved: Copied) => void;
+
+/**
+ * Copies the rows of `select` into `into` (a table with its column list).
+ *
+ * On failure both sessions are cut, since neither end of a broken COPY can be
+ * brought back in order. After success the source session closes: a COPY that
+ * paused its socket can leave the next query hanging.
+ *
+ * @throws {ServiceError} of the side that failed first.
+ */
+export async function copyRows(
+  source: Session,
+  select: string,
+  target: Session,
+  into: string,
+  onProgress: CopyProgress,
+): Promise<CopyResult> {
+  source.peer = target;
+  target.peer = source;
+  try {
+    const writer = await target.copyFrom(
+      `copy ${into} from stdin (format binary)`,
+    );
+    const [from, to] = [source.plainSocket, target.plainSocket];
+    const relay = from && to ? new Relay(from, to, onProgress) : undefined;
+    const reader = await source.copyTo(
+      `copy (${select}) to stdout (format binary)`,
+    );
+    const pumped = relay
+      ? undefined
+      : pump(reader.stream, writer.stream, onProgress);
+    // The target may fail first; that it succeeds first cannot be.
+    const sourceRows = await Promise.race([
+      reader.done,
+      writer.done.then(() => new Promise<never>(() => {})),
+    ]);
+    const bytes = relay?.bytes ?? await pumped!;
+    relay?.stop();
+    writer.stream.end();
+    const rows = await writer.done;
+    void source.close();
+    return { rows, bytes, sourceRows };
+  } catch (error) {
+    source.destroy();
+    target.destroy();
+    throw error;
+  } finally {
+    source.peer = undefined;
+    target.peer = undefined;
+  }
+}
+
+/** First byte of a message that carries COPY data, in either direction. */
+const COPY_DATA = "d".charCodeAt(0);
+
+/** Bytes of a message's type and length. */
+const HEADER_BYTES = 5;
+
+/**
+ * Passes the COPY data that come from the source on to the target, without the
+ * client and as they are: a CopyData message is the same in either direction.
+ * All other messages go to the client as ever.
+ *
+ * Must be in place before the source begins to send, and the target must be
+ * ready to receive.
+ */
+class Relay {
+  readonly #source: net.Socket;
+  readonly #target: net.Socket;
+  readonly #clientListeners: ((data: Buffer) => void)[];
+  readonly #onProgress: CopyProgress;
+  #bytes = 0;
+  #messages = 0;
+  /** Bytes of the current message that are still to come, and whether they are COPY data. */
+  #missing = 0;
+  #isCopyData = false;
+  /** A header that the end of a chunk has cut. */
+  #header: Buffer | undefined;
+
+  constructor(
+    source: net.Socket,
+    target: net.Socket,
+    onProgress: CopyProgress,
+  ) {
+    this.#source = source;
+    this.#target = target;
+    this.#onProgress = onProgress;
+    this.#clientListeners = source.listeners(
+      "data",
+    ) as ((data: Buffer) => void)[];
+    for (const listener of this.#clientListeners) source.off("data", listener);
+    source.on("data", this.#onData);
+    target.on("drain", this.#onDrain);
+  }
+
+  /** Bytes of row data passed on so far. */
+  get bytes(): number {
+    return this.#bytes - this.#messages * HEADER_BYTES;
+  }
+
+  /** Gives the sockets back to their clients. */
+  stop(): void {
+    this.#source.off("data", this.#onData);
+    this.#target.off("drain", this.#onDrain);
+    for (const listener of this.#clientListeners) {
+      this.#source.on("data", listener);
+    }
+  }
+
+  #onDrain = () => this.#source.resume();
+
+  #onData = (chunk: Buffer) => {
+    const data = this.#header ? Buffer.concat([this.#header, chunk]) : chunk;
+    this.#header = undefined;
+    /** Where the stretch of messages began that go to the same receiver. */
+    let start = 0;
+    let at = 0;
+    while (at < data.length) {
+      if (this.#missing === 0) {
+        if (data.length - at < HEADER_BYTES) {
+          this.#header = Buffer.from(data.subarray(at));
+          break;
+        }
+        const isCopyData = data[at] === COPY_DATA;
+        if (isCopyData !== this.#isCopyData) {
+          this.#send(data.subarray(start, at), false);
+          start = at;
+          this.#isCopyData = isCopyData;
+        }
+        this.#missing = data.readUInt32BE(at + 1) + 1;
+        if (isCopyData) this.#messages++;
+      }
+      const end = Math.min(at + this.#missing, data.length);
+      this.#missing -= end - at;
+      at = end;
+    }
+    this.#send(data.subarray(start, at), true);
+    // One message a row, the header being glued to the first, and one for the trailer.
+    const rows = Math.max(0, this.#messages - 1);
+    this.#onProgress({ rows, bytes: this.bytes });
+  };
+
+  #send(messages: Buffer, isEndOfChunk: boolean): void {
+    if (messages.length === 0) return;
+    if (this.#isCopyData) {
+      this.#bytes += messages.length;
+      const hasRoom = this.#target.write(
+        messages,
+        // Writes end in their order: with this one all others of the chunk have.
+        isEndOfChunk ? () => release(messages) : undefined,
+      );
+      if (!hasRoom) this.#source.pause();
+    } else {
+      for (const listener of this.#clientListeners) {
+        listener.call(this.#source, Buffer.from(messages));
+      }
+    }
+  }
+}
+
+/** Bytes from which on a buffer has its memory to itself; smaller ones are cut from a shared pool. */
+const OWN_MEMORY_BYTES = 16 * 1024;
+
+/** Frees the memory of a chunk that has been written: the collector would let some 60 MB of them gather first. */
+function release(chunk: Buffer): void {
+  const memory = chunk.buffer as ArrayBuffer;
+  if (memory.byteLength >= OWN_MEMORY_BYTES) memory.transfer(0);
+}
+
+/** Gathers the rows of `reader` into chunks for `writer`; resolves with the bytes moved. */
+function pump(
+  reader: Readable,
+  writer: Writable,
+  onProgress: CopyProgress,
+): Promise<number> {
+  const { promise, resolve } = Promise.withResolvers<number>();
+  let chunk = Buffer.allocUnsafe(CHUNK_BYTES);
+  let filled = 0;
+  let bytes = 0;
+  // One message a row, the header being glued to the first, and one for the trailer.
+  let messages = 0;
+
+  const send = (data: Buffer) => {
+    bytes += data.length;
+    writer.write(data);
+    onProgress({ rows: Math.max(0, messages - 1), bytes });
+    if (writer.writableLength > MOST_BUFFERED_BYTES) {
+      reader.pause();
+      writer.once("drain", () => reader.resume());
+    }
+  };
+  const flush = () => {
+    if (filled > 0) send(chunk.subarray(0, filled));
+    chunk = Buffer.allocUnsafe(CHUNK_BYTES);
+    filled = 0;
+  };
+
+  reader.on("data", (row: Buffer) => {
+    messages++;
+    if (filled + row.length > CHUNK_BYTES) flush();
+    if (row.length >= CHUNK_BYTES) send(row);
+    else filled += row.copy(chunk, filled);
+  });
+  reader.on("end", () => {
+    flush();
+    resolve(bytes);
+  });
+  return promise;
+}

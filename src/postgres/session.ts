@@ -1,0 +1,868 @@
+/**
+ * Connections to PostgreSQL. The only module that knows postgres.js.
+ *
+ * Two kinds: a {@linkcode Session} is one physical connection that is never
+ * reopened, so that a transaction on it is either whole or gone; a
+ * {@linkcode Pool} reconnects and serves single statements.
+ *
+ * @module
+ */
+import net from "node:net";
+import type { Readable, Writable } from "node:stream";
+import postgres from "postgres";
+import type { DatabaseConfig } from "../config/config.ts";
+import { ServiceError } from "../errors.ts";
+import { meaningOf } from "./errors.ts";
+
+/** A row by column name. Values are as postgres.js decodes them: int8 and numeric are strings. */
+// deno-lint-ignore no-explicit-any -- the shape of a row is known where its SQL is
+export type Row = Record<string, any>;
+
+/** A value that a statement takes as a parameter. */
+export type Parameter = string | number | boolean | Date | null;
+
+/** Quotes an identifier. */
+export function identifier(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`;
+}
+
+/** Quotes a schema-qualified name. */
+export function qualified(of: { schema: string; name: string }): string {
+  return `${identifier(of.schema)}.${identifier(of.name)}`;
+}
+
+/** Quotes a string as a literal, whatever `standard_conforming_strings` is. */
+export function literal(text: string): string {
+  const quoted = `'${text.replaceAll("'", "''")}'`;
+  return text.includes("\\") ? ` E${quoted.replaceAll("\\", "\\\\")}` : quoted;
+}
+
+/** Every session and pool of the service has a name that begins so in `pg_stat_activity`. */
+export const APPLICATION_NAME = "marketing-data-service";
+
+/** Seconds of idleness in a transaction after which a session sends a sign of life. */
+const HEARTBEAT_SECONDS = 15;
+
+/** Seconds of idleness in a transaction after which the server ends it: we are gone. */
+const IDLE_TIMEOUT_SECONDS = 8 * HEARTBEAT_SECONDS;
+
+/** How a connection is made and given up. Durations are seconds. */
+export interface ConnectionOptions {
+  readonly applicationName: string;
+  readonly connectTimeoutSeconds: number;
+  readonly stallTimeoutSeconds: number;
+  /** Destroys the session when aborted; the signal's reason becomes the error. */
+  readonly signal?: AbortSignal;
+  /** Hears what is notified on the channels that the session listens on. */
+  readonly onNotify?: (channel: string, payload: string) => void;
+}
+
+/** Settings of a transaction on a {@linkcode Session}. */
+export interface TransactionOptions {
+  readonly mode:
+    | "read committed"
+    | "read committed read only"
+    | "repeatable read read only";
+  /** Session time zone; decides what instant a DATE becomes. */
+  readonly timezone?: string;
+  readonly lockTimeoutSeconds: number;
+}
+
+type Client = ReturnType<typeof postgres>;
+
+/**
+ * A client with every option given, so that it reads nothing from PG*
+ * variables, whose sockets `dial` makes.
+ */
+function connect(
+  config: DatabaseConfig,
+  options: {
+    applicationName: string;
+    connectTimeoutSeconds: number;
+    max: number;
+    onNotify?: (channel: string, payload: string) => void;
+  },
+  dial: () => net.Socket,
+): Client {
+  const driverOptions = {
+    host: config.host,
+    port: config.port,
+    user: config.user,
+    database: config.database,
+    // A function, because an empty password would be looked up in PGPASSWORD.
+    password: () => config.password ?? "",
+    ssl: tlsOptions(config),
+    sslnegotiation: "postgres",
+    max: options.max,
+    connect_timeout: options.connectTimeoutSeconds,
+    idle_timeout: options.max === 1 ? 0 : 30,
+    max_lifetime: null,
+    max_pipeline: 100,
+    keep_alive: 30,
+    backoff: () => 0,
+    prepare: false,
+    fetch_types: false,
+    debug: false,
+    publications: "none",
+    connection: { application_name: options.applicationName },
+    onnotice: () => {},
+    ...(options.onNotify ? { onnotify: options.onNotify } : {}),
+    socket: dial,
+  };
+  return postgres(
+    driverOptions as unknown as postgres.Options<Record<string, never>>,
+  );
+}
+
+function tlsOptions(config: DatabaseConfig) {
+  switch (config.sslMode) {
+    case "disable":
+      return false;
+    case "prefer":
+    case "require":
+      return config.sslMode;
+    case "verify-full":
+      return {
+        rejectUnauthorized: true,
+        host: config.host,
+        ...(net.isIP(config.host) ? {} : { servername: config.host }),
+        ...(config.sslRootCertificate ? { ca: config.sslRootCertificate } : {}),
+      };
+  }
+}
+
+/** Begins to connect a socket. Nagle's algorithm stays on: without it COPY takes twice the time. */
+function openSocket(config: DatabaseConfig): net.Socket {
+  const socket = config.host.startsWith("/")
+    ? net.connect(`${config.host}/.s.PGSQL.${config.port}`)
+    : net.connect(config.port, config.host);
+  // postgres.js takes the server name for TLS from here.
+  return Object.assign(socket, { host: config.host, port: config.port });
+}
+
+/** A socket that fails at once: how a client is kept from dialling again. */
+function refusedSocket(message: string): net.Socket {
+  const socket = new net.Socket();
+  queueMicrotask(() =>
+    socket.destroy(Object.assign(new Error(message), { code: "ECONNRESET" }))
+  );
+  return socket;
+}
+
+/** Rows of the last statement of a script, or of the only one. */
+function lastRows<T extends Row>(result: unknown): T[] {
+  const sets = result as T[] | T[][];
+  return ("command" in sets ? sets : sets.at(-1)) as T[];
+}
+
+/** A setting that the server reported when the connection began. */
+function parameterOf(client: Client, name: string): string {
+  return (client.parameters as Record<string, string | undefined>)[name] ?? "";
+}
+
+/** A running COPY: its stream, and a promise of the number of rows. */
+export interface CopyStream<S> {
+  readonly stream: S;
+  /** Resolves with the server's row count; rejects with the server's error. */
+  readonly done: Promise<number>;
+}
+
+/** One physical connection. When it fails it stays failed: nothing is ever sent on a second one. */
+export class Session implements AsyncDisposable, Disposable {
+  readonly config: DatabaseConfig;
+  /** The other end of a COPY, which may be what this end waits for. */
+  peer: Session | undefined;
+  readonly #options: ConnectionOptions;
+  readonly #client: Client;
+  readonly #watch: ReturnType<typeof setInterval>;
+  #socket: net.Socket | undefined;
+  #failure: ServiceError | undefined;
+  readonly #lost = new AbortController();
+  readonly #rejectors = new Set<(error: ServiceError) => void>();
+  #pending = 0;
+  #idleSince = 0;
+  #inTransaction = false;
+  #pid = 0;
+  /** Set where the role's own would put another function or operator before PostgreSQL's. */
+  #searchPath: readonly string[] | undefined;
+  /** The role does not wait for its commits to be on disk. */
+  #isCareless = false;
+  #closing: Promise<void> | undefined;
+  /** Bytes of a COPY that the server had taken when it was last asked. */
+  #copied: string | undefined;
+  /** When the server was last found at work, though no byte moved. */
+  #workedAt = -Infinity;
+  #looking: Promise<void> | undefined;
+
+  private constructor(config: DatabaseConfig, options: ConnectionOptions) {
+    this.config = config;
+    this.#options = options;
+    this.#client = connect(config, { ...options, max: 1 }, () => {
+      if (this.#socket) {
+        return refusedSocket("the server closed the connection");
+      }
+      this.#socket = openSocket(config);
+      // Noticed at once, even while no query is under way.
+      let cause: unknown = {
+        code: "ECONNRESET",
+        message: "the connection was closed",
+      };
+      this.#socket.once("error", (error) => cause = error);
+      this.#socket.once(
+        "close",
+        () => this.destroy(toServiceError(cause, config)),
+      );
+      return this.#socket;
+    });
+    options.signal?.addEventListener("abort", this.#abort, { once: true });
+    this.#watch = this.#startWatch();
+  }
+
+  /**
+   * Connects.
+   *
+   * @throws {ServiceError} `connection_failed`, `authentication_failed`,
+   * `database_missing`, `tls_failed`, `server_too_old`.
+   */
+  static async open(
+    config: DatabaseConfig,
+    options: ConnectionOptions,
+  ): Promise<Session> {
+    options.signal?.throwIfAborted();
+    const session = new Session(config, options);
+    try {
+      // A timer of our own: the client's begins only with an answer to TLS and start-up.
+      await withTimeout(
+        session.#learnSettings(),
+        options.connectTimeoutSeconds,
+        () =>
+          new ServiceError(
+            "connection_failed",
+            `Cannot connect to ${
+              address(config)
+            }: no answer within ${options.connectTimeoutSeconds} s`,
+          ),
+      );
+      checkVersion(config, session.serverVersion);
+      return session;
+    } catch (error) {
+      session.destroy();
+      // An old server may not even know what it was asked.
+      checkVersion(config, session.serverVersion);
+      throw asConnectFailure(error, config);
+    }
+  }
+
+  /** Reads what the role has set: in which order schemas are looked into, and whether a commit waits for the disk. */
+  async #learnSettings(): Promise<void> {
+    const [row] = await this.query(
+      `select pg_catalog.to_json(pg_catalog.current_schemas(false))::text as schemas,
+         pg_catalog.current_setting('synchronous_commit') as commit`,
+    );
+    this.#isCareless = row!.commit === "off";
+    const schemas = JSON.parse(row!.schemas) as string[];
+    if (schemas.indexOf("pg_catalog") <= 0) return;
+    // Left out, it is looked into first.
+    this.#searchPath = schemas.filter((name) => name !== "pg_catalog");
+  }
+
+  /** `server_version` of the server, such as `15.18 (Debian …)`. */
+  get serverVersion(): string {
+    return parameterOf(this.#client, "server_version");
+  }
+
+  /** `server_encoding` of the database. */
+  get serverEncoding(): string {
+    return parameterOf(this.#client, "server_encoding");
+  }
+
+  /** Process id of the backend: as it greeted, and of the transaction's once that has begun. */
+  get pid(): number {
+    return this.#pid;
+  }
+
+  /** Aborts when the connection is lost or given up, with the reason. */
+  get signal(): AbortSignal {
+    return this.#lost.signal;
+  }
+
+  /** Why the session is unusable, or `undefined` while it is not. */
+  get failure(): ServiceError | undefined {
+    return this.#failure;
+  }
+
+  /**
+   * Runs one statement with parameters, or a script of several without, and
+   * returns the rows of the last.
+   */
+  async query<T extends Row = Row>(
+    text: string,
+    parameters: readonly Parameter[] = [],
+  ): Promise<T[]> {
+    const result = await this.#run(() =>
+      this.#client.unsafe(text, [...parameters])
+    );
+    // Behind a pooler this is the pooler's; `begin` asks the server itself.
+    this.#pid ||= result.state?.pid ?? 0;
+    return lastRows<T>(result);
+  }
+
+  /** Runs one statement and returns the number of rows that it affected. */
+  async execute(text: string): Promise<number> {
+    const result = await this.#run(() => this.#client.unsafe(text));
+    return result.count ?? 0;
+  }
+
+  /**
+   * Begins a transaction and runs `script` in it, in one round trip; returns
+   * the rows of the script's last statement.
+   *
+   * Timeouts that the role may carry are lifted for the transaction. That it
+   * ends when we die is seen to by the server's check of the connection and
+   * by a limit on idleness that heartbeats keep at bay.
+   */
+  async begin<T extends Row = Row>(
+    options: TransactionOptions,
+    script = "",
+  ): Promise<T[]> {
+    const isNew = Number.parseInt(this.serverVersion) >= 17;
+    const settings: Record<string, string> = {
+      lock_timeout: `${Math.round(options.lockTimeoutSeconds * 1000)}ms`,
+      statement_timeout: "0",
+      idle_in_transaction_session_timeout: `${IDLE_TIMEOUT_SECONDS}s`,
+      ...(isNew ? { transaction_timeout: "0" } : {}),
+      // Rows that a policy hides would be missing with success reported.
+      row_security: "off",
+      client_encoding: "UTF8",
+      // How types and values are written: both sides and this program must read the same.
+      quote_all_identifiers: "off",
+      datestyle: "ISO",
+      extra_float_digits: "1",
+      tcp_keepalives_idle: "30",
+      tcp_keepalives_interval: "10",
+      tcp_keepalives_count: "3",
+      ...(options.timezone ? { timezone: options.timezone } : {}),
+      // What is announced must outlive a crash of the server.
+      ...(this.#isCareless ? { synchronous_commit: "on" } : {}),
+    };
+    const set = Object.entries(settings)
+      .map(([name, value]) => `set local ${name} = ${literal(value)}`);
+    if (this.#searchPath) {
+      set.push(`set local search_path = ${this.#searchPath.map(identifier)}`);
+    }
+    const began = this.query(
+      [`begin isolation level ${options.mode}`, ...set].join(";\n"),
+    ).catch((error) => {
+      throw asBeginFailure(error, options, this.config);
+    });
+    // Sent along in the same round trip. The first failure is the one that counts.
+    const [, rows] = await allInOrder(
+      began,
+      script ? this.query<T>(script) : Promise.resolve([]),
+      this.#learnBackend(),
+    );
+    this.#inTransaction = true;
+    return rows;
+  }
+
+  /** Learns the process id of the transaction's backend. */
+  async #learnBackend(): Promise<void> {
+    const [backend] = await this.query<{ pid: number }>(
+      // Only Linux servers can notice a client that is gone while they compute.
+      `select pg_backend_pid() as pid, case when version() like '%linux%'
+         then set_config('client_connection_check_interval', '10s', true) end`,
+    );
+    this.#pid = backend!.pid;
+  }
+
+  /** Commits. A lost connection leaves the outcome unknown; see the code `connection_lost`. */
+  async commit(): Promise<void> {
+    await this.query("commit");
+    this.#inTransaction = false;
+  }
+
+  /** Starts `COPY … TO STDOUT`. The session must be closed afterwards, not used again. */
+  copyTo(text: string): Promise<CopyStream<Readable>> {
+    return this.#copy<Readable>(text);
+  }
+
+  /** Starts `COPY … FROM STDIN`. */
+  copyFrom(text: string): Promise<CopyStream<Writable>> {
+    return this.#copy<Writable>(text);
+  }
+
+  /**
+   * The socket, where the protocol runs over it as it is; `undefined` under
+   * TLS, whose socket is the client's own.
+   */
+  get plainSocket(): net.Socket | undefined {
+    return this.#socket?.listeners("data").some((listener) =>
+        listener.name === "data"
+      )
+      ? this.#socket
+      : undefined;
+  }
+
+  /** Bytes received and sent so far. */
+  get bytesMoved(): number {
+    return (this.#socket?.bytesRead ?? 0) + (this.#socket?.bytesWritten ?? 0);
+  }
+
+  /**
+   * Ends the session in good order; an open transaction is rolled back by the
+   * server. Settles when the server has hung up, which it may take its time for.
+   */
+  close(): Promise<void> {
+    return this.#closing ??= this.#close();
+  }
+
+  async #close(): Promise<void> {
+    if (this.#failure) return;
+    // Marks the session used up, so that no late heartbeat reaches for it.
+    this.#failure = new ServiceError(
+      "connection_lost",
+      "The session is closed",
+    );
+    this.#release();
+    await this.#client.end({ timeout: 1 });
+    this.#socket?.destroy();
+  }
+
+  /** Cuts the connection, whatever is going on. Pending work rejects with `reason`. */
+  destroy(
+    reason = new ServiceError("connection_lost", "The session was given up"),
+  ): void {
+    if (this.#failure) return;
+    this.#failure = reason;
+    this.#release();
+    for (const reject of this.#rejectors) reject(reason);
+    this.#lost.abort(reason);
+    this.#client.end({ timeout: 0 }).catch(() => {});
+    this.#socket?.destroy();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  /** Begins to close; somebody else waits for the end of that. */
+  [Symbol.dispose](): void {
+    void this.close();
+  }
+
+  #release(): void {
+    clearInterval(this.#watch);
+    this.#options.signal?.removeEventListener("abort", this.#abort);
+  }
+
+  #abort = () => {
+    const { reason } = this.#options.signal!;
+    this.destroy(
+      reason instanceof ServiceError
+        ? reason
+        : new ServiceError("terminated", "The load was aborted", {
+          cause: reason,
+        }),
+    );
+  };
+
+  async #run<T>(start: () => PromiseLike<T>): Promise<T> {
+    if (this.#failure) throw this.#failure;
+    const failure = Promise.withResolvers<never>();
+    this.#rejectors.add(failure.reject);
+    this.#pending++;
+    try {
+      return await Promise.race([start(), failure.promise]);
+    } catch (error) {
+      const known = toServiceError(error, this.config);
+      // What the server said is worth more than that the connection ended then.
+      throw known.sqlstate ? known : this.#failure ?? known;
+    } finally {
+      this.#pending--;
+      this.#idleSince = performance.now();
+      this.#rejectors.delete(failure.reject);
+    }
+  }
+
+  /**
+   * postgres.js settles a query once, with the stream, and drops what comes
+   * after it: the row count, and an error after the last row. So its two
+   * callbacks are taken over before it is sent.
+   */
+  async #copy<S extends Readable | Writable>(
+    text: string,
+  ): Promise<CopyStream<S>> {
+    const stream = Promise.withResolvers<S>();
+    const done = Promise.withResolvers<number>();
+    done.promise.catch(() => {});
+    const query = this.#client.unsafe(text).simple();
+    Object.assign(query, {
+      resolve(value: S | { count: number }) {
+        if ("pipe" in value) {
+          // Its error comes through `done` as well; unheard it would end the process.
+          value.on("error", () => {});
+          stream.resolve(value as S);
+        } else done.resolve(value.count);
+      },
+      reject(error: unknown) {
+        stream.reject(error);
+        done.reject(error);
+      },
+    });
+    const finished = this.#run(() => done.promise);
+    finished.catch(() => {});
+    query.execute();
+    return {
+      stream: await Promise.race([
+        stream.promise.catch((error) => {
+          throw toServiceError(error, this.config);
+        }),
+        finished.then(() => stream.promise),
+      ]),
+      done: finished,
+    };
+  }
+
+  /** Gives the session up when nothing moves, and sends heartbeats while it waits in a transaction. */
+  #startWatch(): ReturnType<typeof setInterval> {
+    const stallMilliseconds = this.#options.stallTimeoutSeconds * 1000;
+    let moved = -1;
+    let movedAt = performance.now();
+    let isLooking = false;
+    const tick = async () => {
+      const now = performance.now();
+      if (this.#pending === 0 || this.bytesMoved !== moved) {
+        moved = this.bytesMoved;
+        movedAt = now;
+        if (this.#pending === 0 && this.#inTransaction) this.#heartbeat(now);
+        return;
+      }
+      const ends = this.peer ? [this, this.peer] : [this];
+      const isStalled = () =>
+        performance.now() -
+            Math.max(movedAt, ...ends.map((end) => end.#workedAt)) >=
+          stallMilliseconds;
+      // How much of a COPY was taken says nothing without an earlier look.
+      if (isLooking || !this.peer && !isStalled()) return;
+      isLooking = true;
+      await Promise.all(ends.map((end) => end.#look()));
+      isLooking = false;
+      if (this.#pending > 0 && this.bytesMoved === moved && isStalled()) {
+        this.destroy(
+          new ServiceError(
+            "stalled",
+            `The connection to ${
+              address(this.config)
+            } stalled: no byte for ${this.#options.stallTimeoutSeconds} s`,
+          ),
+        );
+      }
+    };
+    const timer = setInterval(
+      () => void tick(),
+      Math.min(stallMilliseconds / 8, 1000 * HEARTBEAT_SECONDS / 3),
+    );
+    Deno.unrefTimer(timer as unknown as number);
+    return timer;
+  }
+
+  #heartbeat(now: number): void {
+    if (now - this.#idleSince < HEARTBEAT_SECONDS * 1000) return;
+    this.query("select 1").catch((error) => this.destroy(error));
+  }
+
+  /** Notes whether the server is at work. Both ends of a COPY may ask at once, and share the answer. */
+  #look(): Promise<void> {
+    return this.#looking ??= this.#isWorking().then((isWorking) => {
+      if (isWorking) this.#workedAt = performance.now();
+      this.#looking = undefined;
+    });
+  }
+
+  /**
+   * Asks the server, on a connection of its own, whether the backend computes,
+   * waits for a lock, or has taken more of a COPY since it was last asked: what
+   * we have written may be on its way for longer than we would wait.
+   */
+  async #isWorking(): Promise<boolean> {
+    if (this.#failure || !this.#pid) return false;
+    const client = connect(
+      this.config,
+      { ...this.#options, max: 1 },
+      limitedDial(this.config),
+    );
+    try {
+      const result = await withTimeout(
+        client.unsafe(
+          // A role that became another one at login may not look at its own sessions.
+          `set local role none;
+           select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
+           from pg_stat_activity left join pg_stat_progress_copy using (pid)
+           -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
+           where pid = ${this.#pid} and state in ('active', 'disabled')
+             and application_name = ${literal(this.#options.applicationName)}`,
+        ),
+        this.#options.connectTimeoutSeconds,
+        () => new Error("no answer"),
+      );
+      const [backend] = lastRows(result);
+      const hasTaken = backend?.copied !== undefined &&
+        backend.copied !== null && backend.copied !== this.#copied;
+      this.#copied = backend?.copied;
+      return Boolean(backend?.busy || hasTaken);
+    } catch {
+      return false;
+    } finally {
+      client.end({ timeout: 0 }).catch(() => {});
+    }
+  }
+}
+
+/** Dials again only while the server says something: one that accepts and closes is given up. */
+function limitedDial(config: DatabaseConfig): () => net.Socket {
+  let fruitless = 0;
+  return () => {
+    if (fruitless >= 3) {
+      fruitless = 0;
+      return refusedSocket("the server accepts connections and closes them");
+    }
+    fruitless++;
+    const socket = openSocket(config);
+    socket.once("data", () => fruitless = 0);
+    return socket;
+  };
+}
+
+/** Connections for single statements: history, events, health. Reconnects by itself. */
+export class Pool implements AsyncDisposable {
+  readonly config: DatabaseConfig;
+  readonly #max: number;
+  readonly #connectTimeoutSeconds: number;
+  readonly #stallTimeoutSeconds: number;
+  #client: Client | undefined;
+  /** Statements that are under way or wait for a connection. */
+  inFlight = 0;
+
+  constructor(
+    config: DatabaseConfig,
+    options: {
+      max: number;
+      connectTimeoutSeconds: number;
+      stallTimeoutSeconds: number;
+    },
+  ) {
+    this.config = config;
+    this.#max = options.max;
+    this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
+    this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
+  }
+
+  /** Most connections that the pool opens. */
+  get max(): number {
+    return this.#max;
+  }
+
+  /**
+   * Runs one statement and returns its rows.
+   *
+   * @throws {ServiceError} also `connection_failed` when there is no answer
+   * within `timeoutSeconds` (default: those to connect and those to stall).
+   */
+  async query<T extends Row = Row>(
+    text: string,
+    parameters: readonly Parameter[] = [],
+    timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
+  ): Promise<T[]> {
+    const client = this.#client ??= connect(
+      this.config,
+      {
+        applicationName: APPLICATION_NAME,
+        connectTimeoutSeconds: this.#connectTimeoutSeconds,
+        max: this.#max,
+      },
+      limitedDial(this.config),
+    );
+    this.inFlight++;
+    try {
+      const rows = await withTimeout(
+        client.unsafe(text, [...parameters]),
+        timeoutSeconds,
+        () =>
+          new ServiceError(
+            "connection_failed",
+            `No answer from ${address(this.config)} within ${timeoutSeconds} s`,
+          ),
+      );
+      checkVersion(this.config, parameterOf(client, "server_version"));
+      return rows as unknown as T[];
+    } catch (error) {
+      // The server's own errors leave the connection whole; anything else makes it suspect.
+      if (!sqlstateOf(error) && this.#client === client) {
+        this.#client = undefined;
+        client.end({ timeout: 0 }).catch(() => {});
+      }
+      throw asConnectFailure(error, this.config);
+    } finally {
+      this.inFlight--;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const client = this.#client;
+    this.#client = undefined;
+    await client?.end({ timeout: 2 });
+  }
+}
+
+async function withTimeout<T>(
+  work: PromiseLike<T>,
+  seconds: number,
+  error: () => Error,
+): Promise<T> {
+  const timeout = Promise.withResolvers<never>();
+  const timer = setTimeout(() => timeout.reject(error()), seconds * 1000);
+  try {
+    return await Promise.race([work, timeout.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Waits for all promises and throws the failure of the earliest, whichever fails first. */
+async function allInOrder<T extends readonly unknown[]>(
+  ...promises: { [K in keyof T]: Promise<T[K]> }
+): Promise<T> {
+  await Promise.allSettled(promises);
+  return await Promise.all(promises) as unknown as T;
+}
+
+/** Names LOAD_TIMEZONE as the cause where the server does not know it: all other settings are constants. */
+function asBeginFailure(
+  error: unknown,
+  { timezone }: TransactionOptions,
+  config: DatabaseConfig,
+): unknown {
+  const isTimezone = timezone !== undefined &&
+    error instanceof ServiceError && error.sqlstate === "22023";
+  if (!isTimezone) return error;
+  return new ServiceError(
+    "configuration",
+    `LOAD_TIMEZONE ${JSON.stringify(timezone)} is unknown to ${
+      address(config)
+    }`,
+    {
+      cause: error,
+      remedy:
+        "Set LOAD_TIMEZONE to a name that pg_timezone_names lists on both servers.",
+    },
+  );
+}
+
+/** Where a database is, as messages say it. Holds no secret. */
+export function address(config: DatabaseConfig): string {
+  return `database "${config.database}" on ${config.host}:${config.port} (${config.label})`;
+}
+
+function checkVersion(
+  config: DatabaseConfig,
+  version: string | undefined,
+): void {
+  const major = Number.parseInt(version ?? "");
+  if (major < 14) {
+    throw new ServiceError(
+      "server_too_old",
+      `${address(config)} runs PostgreSQL ${version}; 14 or newer is needed`,
+    );
+  }
+}
+
+/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
+export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
+
+/** SQLSTATE of a server's error, or `undefined` for any other. */
+export function sqlstateOf(error: unknown): string | undefined {
+  return error instanceof postgres.PostgresError ? error.code : undefined;
+}
+
+const LOST = new Set([
+  "CONNECTION_CLOSED",
+  "CONNECTION_DESTROYED",
+  "CONNECTION_ENDED",
+  "ECONNRESET",
+  "EPIPE",
+  "ETIMEDOUT",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+]);
+
+/** An error of the driver or the server in our words; a {@linkcode ServiceError} is returned as it is. */
+export function toServiceError(
+  error: unknown,
+  config: DatabaseConfig,
+): ServiceError {
+  if (error instanceof ServiceError) return error;
+  const sqlstate = sqlstateOf(error);
+  if (sqlstate) {
+    const known = error as postgres.PostgresError;
+    const { code, remedy } = meaningOf(known, config);
+    const { message, detail, where } = known;
+    const context = [detail, code === "value_invalid" ? where : undefined]
+      .filter(Boolean).join("; ");
+    return new ServiceError(
+      code,
+      `${message}${context ? ` (${context})` : ""}`,
+      { server: config.label, sqlstate, remedy, cause: error },
+    );
+  }
+  const { code, message } = (error ?? {}) as {
+    code?: string;
+    message?: string;
+  };
+  return new ServiceError(
+    code && LOST.has(code) ? "connection_lost" : "connection_failed",
+    `Lost the connection to ${address(config)}: ${
+      message || code || String(error)
+    }`,
+    { cause: error },
+  );
+}
+
+/** Codes of a failed handshake or certificate check. A message may hold the host's name, a code does not. */
+const TLS_CODES =
+  /CERT|TLS|SSL|^UNABLE_TO_|^INVALID_CA$|^INVALID_PURPOSE$|^HOSTNAME_MISMATCH$|^PATH_LENGTH_EXCEEDED$|^EPROTO$/;
+
+/** What a socket says that is closed before its handshake is done: a server without TLS does that. */
+const NO_HANDSHAKE =
+  "Client network socket disconnected before secure TLS connection was established";
+
+function isTlsFailure(
+  { name, code, message }: { name?: string; code?: string; message?: string },
+): boolean {
+  return TLS_CODES.test(code ?? "") || message === NO_HANDSHAKE ||
+    name === "InvalidData";
+}
+
+/** The same for a failure while connecting, where a lost connection is one that never stood. */
+function asConnectFailure(
+  error: unknown,
+  config: DatabaseConfig,
+): ServiceError {
+  const known = toServiceError(error, config);
+  const cause = known.cause as { code?: string; message?: string } | undefined;
+  // A lost connection without a word of the server, or a time-out without a cause, which is told as it is.
+  if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
+    return new ServiceError(
+      isTlsFailure(cause) ? "tls_failed" : "connection_failed",
+      `Cannot connect to ${address(config)}: ${
+        cause.message || cause.code || "no answer"
+      }`,
+      { cause },
+    );
+  }
+  if (known.code === "connection_lost") {
+    const { reason, server, sqlstate, cause } = known;
+    const details = { server, sqlstate, cause };
+    return new ServiceError("connection_failed", reason, details);
+  }
+  return known;
+}

@@ -1,0 +1,230 @@
+/**
+ * The event: the announcement of a finished run. Its row in the warehouse is
+ * the event; deliveries follow from the row.
+ *
+ * @module
+ */
+import type { ErrorCode, ServiceError } from "../errors.ts";
+import type { TableResult } from "../sync/sync_table.ts";
+
+/** What can ask for a run. */
+export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
+
+/** What asked for a run, stored verbatim. */
+export type Trigger = (typeof TRIGGERS)[number];
+
+/** One table in the event of a run. */
+export type TableEntry = LoadedEntry | FailedEntry;
+
+/** A table whose load is committed. */
+export interface LoadedEntry {
+  readonly table: string;
+  readonly status: "success";
+  /** Rows that the target holds, verified. */
+  readonly records_loaded: number;
+  /** Seconds. */
+  readonly duration: number;
+  readonly mode: TableResult["mode"];
+  readonly rows_inserted: number;
+  readonly rows_deleted: number;
+  readonly bytes_copied: number;
+  readonly checksum: string | null;
+  readonly attempts: number;
+  readonly warnings: readonly string[];
+}
+
+/** A table that was not loaded: the target is as it was. */
+export interface FailedEntry {
+  readonly table: string;
+  readonly status: "failure";
+  /** One line: message and remedy. */
+  readonly error: string;
+  /** What failed, where and why. Absent in entries of versions before 0.2. */
+  readonly message?: string;
+  /** What to do about it. Absent where `message` is. */
+  readonly remedy?: string;
+  readonly code: ErrorCode;
+  readonly attempts: number;
+}
+
+/** Result of the comparison that a load had to pass. */
+export interface IntegrityCheck {
+  readonly table: string;
+  readonly integrity_ok: boolean;
+  readonly source_count: number;
+  readonly target_count: number;
+}
+
+interface Totals {
+  readonly total_tables: number;
+  readonly successful_tables: number;
+  readonly failed_tables: number;
+}
+
+/** Announces a run that loaded all its tables. */
+export interface LoadedEvent {
+  readonly event_type: "marketing-data-loaded";
+  readonly status: "success";
+  /** UTC, six decimals, no offset. */
+  readonly timestamp: string;
+  readonly results: Totals & {
+    readonly results: readonly LoadedEntry[];
+    readonly integrity_checks: readonly IntegrityCheck[];
+  };
+  readonly event_id: string;
+  readonly run_id: string;
+  readonly trigger: Trigger;
+  readonly source_snapshot_at: string;
+}
+
+/** Announces a run that failed, wholly or in part; `details` names what was loaded all the same. */
+export interface FailedEvent {
+  readonly event_type: "marketing-data-load-failed";
+  readonly status: "failure";
+  readonly timestamp: string;
+  /** One line. */
+  readonly error: string;
+  readonly details: Totals & { readonly results: readonly TableEntry[] };
+  readonly event_id: string;
+  readonly run_id: string;
+  readonly trigger: Trigger;
+  readonly source_snapshot_at?: string;
+}
+
+/** The closed union of what the service announces. */
+export type LoadEvent = LoadedEvent | FailedEvent;
+
+/** The channel that every event is notified on, in the warehouse. */
+export const EVENT_CHANNEL = "marketing_data_events";
+
+/** What an event is about. */
+export interface EventSubject {
+  readonly runId: string;
+  readonly trigger: Trigger;
+  /** Database time, see {@linkcode LoadedEvent.timestamp}. */
+  readonly timestamp: string;
+  readonly sourceSnapshotAt: string | null;
+}
+
+/** The entry of a loaded table. */
+export function loadedEntry(
+  result: TableResult,
+  attempts: number,
+): LoadedEntry {
+  return {
+    table: result.table.name,
+    status: "success",
+    records_loaded: result.targetCount,
+    duration: Number(result.seconds.toFixed(3)),
+    mode: result.mode,
+    rows_inserted: result.rowsInserted,
+    rows_deleted: result.rowsDeleted,
+    bytes_copied: result.bytesCopied,
+    checksum: result.checksum,
+    attempts,
+    warnings: result.warnings,
+  };
+}
+
+/** The integrity check of a loaded table. */
+export function integrityCheck(result: TableResult): IntegrityCheck {
+  return {
+    table: result.table.name,
+    integrity_ok: result.sourceCount === result.targetCount,
+    source_count: result.sourceCount,
+    target_count: result.targetCount,
+  };
+}
+
+/** The entry of a table that was not loaded. */
+export function failedEntry(
+  table: string,
+  error: ServiceError,
+  attempts: number,
+): FailedEntry {
+  return {
+    table,
+    status: "failure",
+    error: error.line,
+    message: error.message,
+    remedy: error.remedy,
+    code: error.code,
+    attempts,
+  };
+}
+
+/** The event of a run whose tables all succeeded. */
+export function loadedEvent(
+  subject: EventSubject,
+  results: readonly LoadedEntry[],
+  integrityChecks: readonly IntegrityCheck[],
+): LoadedEvent {
+  return {
+    event_type: "marketing-data-loaded",
+    status: "success",
+    timestamp: subject.timestamp,
+    results: {
+      ...totals(results),
+      results,
+      integrity_checks: integrityChecks,
+    },
+    event_id: crypto.randomUUID(),
+    run_id: subject.runId,
+    trigger: subject.trigger,
+    source_snapshot_at: subject.sourceSnapshotAt ?? "",
+  };
+}
+
+/** The event of a run that failed, wholly or in part. */
+export function failedEvent(
+  subject: EventSubject,
+  error: string,
+  results: readonly TableEntry[],
+): FailedEvent {
+  return {
+    event_type: "marketing-data-load-failed",
+    status: "failure",
+    timestamp: subject.timestamp,
+    error,
+    details: { ...totals(results), results },
+    event_id: crypto.randomUUID(),
+    run_id: subject.runId,
+    trigger: subject.trigger,
+    ...(subject.sourceSnapshotAt
+      ? { source_snapshot_at: subject.sourceSnapshotAt }
+      : {}),
+  };
+}
+
+/** What a failed run says of itself, from what its tables say. */
+export function failureLine(results: readonly TableEntry[]): string {
+  const failed = results.filter((r) => r.status === "failure");
+  // A table that was only taken along by another's failure is not the cause.
+  const causes = failed.filter((r) => r.code !== "rolled_back");
+  const loaded = results.filter((r) => r.status === "success").map((r) =>
+    r.table
+  );
+  const lines = [
+    ...new Set((causes.length > 0 ? causes : failed).map((r) => r.error)),
+  ];
+  return [
+    ...lines,
+    ...(loaded.length > 0
+      ? [`Loaded all the same: ${loaded.join(", ")}.`]
+      : []),
+  ].join(" ");
+}
+
+function totals(results: readonly TableEntry[]): Totals {
+  const successful = results.filter((r) => r.status === "success").length;
+  return {
+    total_tables: results.length,
+    successful_tables: successful,
+    failed_tables: results.length - successful,
+  };
+}
+
+/** JavaScript's clock in the form of an event's timestamp, for when the warehouse's is out of reach. */
+export function timestampOf(date: Date): string {
+  return date.toISOString().replace("Z", "000");
+}

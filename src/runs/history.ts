@@ -1,0 +1,297 @@
+/**
+ * The history as people and programs read it, and its retention.
+ *
+ * @module
+ */
+import type { Row } from "../postgres/session.ts";
+import type {
+  IntegrityCheck,
+  LoadedEntry,
+  LoadEvent,
+  TableEntry,
+  Trigger,
+} from "./event.ts";
+import type { PhaseTiming } from "../sync/progress.ts";
+import type { PublisherName } from "../delivery/publisher.ts";
+import type { Executor, RunState, Ticket } from "./queue.ts";
+import type { TableName } from "../tables/declaration.ts";
+
+/** A run as the history shows it. Times are UTC, ISO 8601. */
+export interface RunSummary {
+  readonly run_id: string;
+  readonly status: RunState;
+  readonly trigger: Trigger;
+  readonly tables: readonly TableName[];
+  readonly mode: "auto" | "full";
+  readonly atomic: boolean;
+  readonly recreate: boolean;
+  readonly requested_at: string;
+  readonly started_at: string | null;
+  readonly finished_at: string | null;
+  /** Seconds from start to end. */
+  readonly duration: number | null;
+  readonly source_snapshot_at: string | null;
+  readonly error: string | null;
+  readonly code: string | null;
+  readonly runner: string | null;
+}
+
+/** A run with what it did to each table, and its event once there is one. */
+export interface RunDetails extends RunSummary {
+  readonly table_loads: readonly {
+    readonly table: string;
+    readonly status: "succeeded" | "failed";
+    readonly result: TableEntry;
+    readonly integrity_check: IntegrityCheck | null;
+    readonly phases: readonly PhaseTiming[];
+  }[];
+  readonly event: LoadEvent | null;
+}
+
+/** An event with its place in the order of all events. */
+export interface StoredEvent {
+  /** Cursor for what comes after this event. */
+  readonly seq: number;
+  readonly event: LoadEvent;
+  /** What became of it beyond the table; empty where there are no publishers. */
+  readonly deliveries: readonly EventDelivery[];
+}
+
+/** What became of an event at one publisher. */
+export interface EventDelivery {
+  readonly publisher: PublisherName;
+  /** `stopped`: the receiver wants no more, see {@linkcode resumePublisher}. */
+  readonly status: "pending" | "delivered" | "given_up" | "stopped";
+  readonly attempts: number;
+  readonly delivered_at: string | null;
+  readonly next_attempt_at: string | null;
+  readonly last_error: string | null;
+}
+
+const utcOf = (column: string) =>
+  `to_char(${column} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')`;
+
+const utc = (column: string, name = column) => `${utcOf(column)} as ${name}`;
+
+const SUMMARY =
+  `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
+  ${utc("requested_at")}, ${utc("started_at")}, ${utc("finished_at")},
+  extract(epoch from finished_at - started_at)::float8 as duration,
+  source_snapshot_at, error, code, runner`;
+
+function summaryOf({ id, state, tables, ...row }: Row): RunSummary {
+  return {
+    run_id: id,
+    status: state,
+    ...row,
+    tables: JSON.parse(tables),
+  } as RunSummary;
+}
+
+/** Which runs to list, newest first. */
+export interface RunFilter {
+  readonly limit: number;
+  /** Only runs that were asked for before this one. */
+  readonly before?: string | undefined;
+  readonly status?: RunState | undefined;
+}
+
+/** The newest runs. */
+export async function listRuns(
+  executor: Executor,
+  { limit, before, status }: RunFilter,
+): Promise<readonly RunSummary[]> {
+  const rows = await executor.query(
+    `select ${SUMMARY} from marketing_data_service.run
+     where ($2::text is null or state = $2)
+       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
+     order by run.seq desc limit $1::int`,
+    [limit, status ?? null, before ?? null],
+  );
+  return rows.map(summaryOf);
+}
+
+/** A run with what it did to each table, for lists and charts. */
+export interface RunOutcome extends RunSummary {
+  readonly entries: readonly TableEntry[];
+}
+
+/** The newest runs, each with what it did. */
+export async function listOutcomes(
+  executor: Executor,
+  { limit, before, status }: RunFilter,
+): Promise<readonly RunOutcome[]> {
+  const rows = await executor.query(
+    `select ${SUMMARY}, coalesce((select json_agg(result order by table_name)
+         from marketing_data_service.table_load where run_id = run.id), '[]')::text as entries
+     from marketing_data_service.run
+     where ($2::text is null or state = $2)
+       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
+     order by run.seq desc limit $1::int`,
+    [limit, status ?? null, before ?? null],
+  );
+  return rows.map(({ entries, ...row }) => ({
+    ...summaryOf(row),
+    entries: JSON.parse(entries),
+  }));
+}
+
+/** What the history knows of a table. Times are UTC, ISO 8601. */
+export interface TableHistory {
+  readonly table: TableName;
+  /** The newest load that is committed. */
+  readonly loaded: {
+    readonly run_id: string;
+    readonly finished_at: string;
+    /** The moment of the source that the target holds. */
+    readonly source_snapshot_at: string | null;
+    readonly entry: LoadedEntry;
+  } | null;
+  /** When a load last wrote to it. */
+  readonly written_at: string | null;
+}
+
+/** What the history knows of each table. */
+export async function listTableHistory(
+  executor: Executor,
+  tables: readonly TableName[],
+): Promise<readonly TableHistory[]> {
+  const rows = await executor.query(
+    `select name, loaded.run_id, ${utc("loaded.finished_at", "finished_at")},
+       run.source_snapshot_at, loaded.result::text as result,
+       ${utc("written.finished_at", "written_at")}
+     from json_array_elements_text($1::text::json) with ordinality as wanted (name, place)
+       left join lateral (select run_id, finished_at, result from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded'
+         order by finished_at desc limit 1) loaded on true
+       left join marketing_data_service.run on run.id = loaded.run_id
+       left join lateral (select finished_at from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded' and result ->> 'mode' <> 'unchanged'
+         order by finished_at desc limit 1) written on true
+     order by place`,
+    [JSON.stringify(tables)],
+  );
+  return rows.map(({ name, result, written_at, ...loaded }) => ({
+    table: name,
+    loaded: result
+      ? { ...loaded, entry: JSON.parse(result) } as TableHistory["loaded"]
+      : null,
+    written_at,
+  }));
+}
+
+/** One run, or `undefined` when the history does not have it. */
+export async function findRun(
+  executor: Executor,
+  id: string,
+): Promise<RunDetails | undefined> {
+  const [row] = await executor.query(
+    `select ${SUMMARY},
+       (select payload::text from marketing_data_service.event where run_id = run.id) as event,
+       coalesce((select json_agg(json_build_object('table', table_name, 'status', state,
+           'result', result, 'integrity_check', integrity_check, 'phases', phases) order by table_name)
+         from marketing_data_service.table_load where run_id = run.id), '[]')::text as table_loads
+     from marketing_data_service.run where id = $1::text::uuid`,
+    [id],
+  );
+  if (!row) return undefined;
+  const { event, table_loads, ...rest } = row;
+  return {
+    ...summaryOf(rest),
+    table_loads: JSON.parse(table_loads),
+    event: event && JSON.parse(event),
+  };
+}
+
+/** Ids of the runs whose id begins like that: two at most, which is one too many. */
+export async function findRunIds(
+  executor: Executor,
+  beginning: string,
+): Promise<readonly string[]> {
+  const rows = await executor.query(
+    `select id from marketing_data_service.run where starts_with(id::text, $1) limit 2`,
+    [beginning],
+  );
+  return rows.map(({ id }) => id);
+}
+
+/** Events in their order, from the one after the cursor; 0 begins with the oldest. */
+export async function listEvents(
+  executor: Executor,
+  after: number,
+  limit: number,
+): Promise<readonly StoredEvent[]> {
+  const rows = await executor.query(
+    `select seq::text, payload::text,
+       coalesce((
+         select json_agg(json_build_object(
+           'publisher', name,
+           'status', case when delivered_at is not null then 'delivered'
+             when given_up_at is not null then 'given_up'
+             when stopped_at is not null then 'stopped' else 'pending' end,
+           'attempts', coalesce(attempts, 0),
+           'delivered_at', ${utcOf("delivered_at")},
+           'next_attempt_at', case when delivered_at is null and given_up_at is null and attempts > 0
+             then ${utcOf("next_attempt_at")} end,
+           'last_error', delivery.last_error) order by name)
+         from marketing_data_service.publisher left join marketing_data_service.delivery
+           on delivery.publisher = name and delivery.seq = event.seq
+         where delivery.seq is not null or event.seq > cursor), '[]')::text as deliveries
+     from marketing_data_service.event
+     where event.seq > $1::text::bigint order by event.seq limit $2::int`,
+    [String(after), limit],
+  );
+  return rows.map(({ seq, payload, deliveries }) => ({
+    seq: Number(seq),
+    event: JSON.parse(payload),
+    deliveries: JSON.parse(deliveries),
+  }));
+}
+
+/** Queued runs that are to run though nobody waits for them, oldest first. */
+export async function unattendedRuns(
+  executor: Executor,
+): Promise<readonly Ticket[]> {
+  const rows = await executor.query(
+    `select id from marketing_data_service.run
+     where state = 'queued' and wait_until = 'infinity' order by seq`,
+  );
+  return rows.map((row) => ({ runId: row.id, isCertain: true }));
+}
+
+/** Unix time of the last success, in seconds, or `undefined` when there was none. */
+export async function lastSuccess(
+  executor: Executor,
+): Promise<number | undefined> {
+  const [row] = await executor.query(
+    `select extract(epoch from max(finished_at))::float8 as at
+     from marketing_data_service.run where state = 'succeeded'`,
+  );
+  return row?.at ?? undefined;
+}
+
+/**
+ * Removes finished runs that are older than `days`, with their events. An
+ * event that one of the publishers still has to hand over keeps its run,
+ * unless its receiver wants no more.
+ *
+ * @returns the number of runs that were removed.
+ */
+export async function pruneHistory(
+  executor: Executor,
+  days: number,
+  publishers: readonly PublisherName[],
+): Promise<number> {
+  const [row] = await executor.query(
+    `with pruned as (
+       delete from marketing_data_service.run
+       where finished_at < clock_timestamp() - make_interval(secs => $1::float8)
+         and not exists (select from marketing_data_service.event, marketing_data_service.publisher
+           where run_id = run.id and event.seq > cursor and stopped_at is null
+             and name in (select json_array_elements_text($2::text::json)))
+       returning 1)
+     select count(*)::int as count from pruned`,
+    [days * 86400, JSON.stringify(publishers)],
+  );
+  return row!.count;
+}

@@ -1,0 +1,177 @@
+/**
+ * One load at a time, across processes and hosts: the service's lock.
+ *
+ * @module
+ */
+import type { Config } from "../config/config.ts";
+import { APPLICATION_NAME, Session } from "../postgres/session.ts";
+import { ServiceError } from "../errors.ts";
+import type { LoadEvent } from "./event.ts";
+import { progressOf, type Ticket } from "./queue.ts";
+import type { Service } from "../context.ts";
+
+/** Key of the advisory lock that a load holds. */
+const SERVICE_LOCK = 5_714_290;
+
+/** Name of the session that holds the lock or waits for it. */
+export const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
+
+/** The service's lock. Gone with the process, or when disposed of. */
+export interface Lock extends AsyncDisposable {
+  /** Aborts with a {@linkcode ServiceError} when the lock is lost. */
+  readonly signal: AbortSignal;
+  /** Process id of the backend that holds it. */
+  readonly pid: number;
+}
+
+/**
+ * Waits for the service's lock.
+ *
+ * It is held by an open transaction on a connection of its own, so that it
+ * dies with the process and works behind a transaction pooler.
+ *
+ * @param waitSeconds how long to wait; 0 tries once.
+ * @param signal ends the wait; a lock that is held stays, so that nobody else
+ * takes a run that is being stopped for dead.
+ * @throws {ServiceError} `busy` when another load holds it for longer.
+ */
+export async function acquireLock(
+  config: Config,
+  waitSeconds: number,
+  signal?: AbortSignal,
+): Promise<Lock> {
+  const wait = new AbortController();
+  const stop = () => wait.abort(signal!.reason);
+  signal?.throwIfAborted();
+  signal?.addEventListener("abort", stop);
+  using _ = {
+    [Symbol.dispose]: () => signal?.removeEventListener("abort", stop),
+  };
+  const session = await Session.open(config.dwh, {
+    applicationName: LOCK_APPLICATION_NAME,
+    connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
+    signal: wait.signal,
+  });
+  try {
+    const [row] = await session.begin<{ locked: boolean }>(
+      {
+        mode: "read committed",
+        lockTimeoutSeconds: Math.max(waitSeconds, 0.001),
+      },
+      waitSeconds > 0
+        ? `select pg_advisory_xact_lock(${SERVICE_LOCK}), true as locked`
+        : `select pg_try_advisory_xact_lock(${SERVICE_LOCK}) as locked`,
+    );
+    if (!row!.locked) throw busy(waitSeconds);
+    const lost = new AbortController();
+    session.signal.addEventListener("abort", () => {
+      const cause = session.signal.reason;
+      lost.abort(
+        new ServiceError(
+          "lock_lost",
+          `The service's lock was lost: ${cause.message}`,
+          { cause },
+        ),
+      );
+    });
+    return {
+      signal: lost.signal,
+      pid: session.pid,
+      [Symbol.asyncDispose]: () => session.close(),
+    };
+  } catch (error) {
+    session.destroy();
+    if (error instanceof ServiceError && error.sqlstate === "55P03") {
+      throw busy(waitSeconds, error);
+    }
+    throw error;
+  }
+}
+
+/** Whether the turn has come, rather than the run's event. */
+export function isLock(turn: Lock | LoadEvent): turn is Lock {
+  return Symbol.asyncDispose in turn;
+}
+
+/** Milliseconds between two looks at a run that waits for its turn. */
+const POLL_MILLISECONDS = 500;
+
+/** Seconds that one wait for the lock lasts where there is no limit. */
+const LONG_WAIT_SECONDS = 3600;
+
+/**
+ * Waits until the lock is ours, or until another process has finished the run,
+ * and then returns its event: requests are shared across processes.
+ *
+ * The time limit counts until the run begins, wherever that is; it is that of
+ * this process's own askers, however long others wait for the same run.
+ * `askedAt` is when they began to, in milliseconds of `performance.now()`.
+ *
+ * @throws {ServiceError} `busy` when the run does not begin in time.
+ */
+export async function waitForTurn(
+  { config, warehouse, runner }: Service,
+  ticket: Ticket,
+  askedAt: number,
+  signal?: AbortSignal,
+): Promise<Lock | LoadEvent> {
+  const finished = new AbortController();
+  let event: LoadEvent | undefined;
+  let isOver = false;
+  let hasNoLimit = ticket.isCertain;
+  const waitedSeconds = (performance.now() - askedAt) / 1000;
+  let limitSeconds = Math.max(0, config.lockTimeoutSeconds - waitedSeconds);
+  const look = async () => {
+    try {
+      const run = await progressOf(warehouse, ticket.runId, runner);
+      if (isOver) return;
+      if (run?.event) {
+        event = run.event;
+        finished.abort(new ServiceError("run_lost", "The run is finished"));
+      } else if (run?.state === "running") hasNoLimit = true;
+    } catch {
+      // The wait for the lock tells of a lost connection.
+    }
+    if (!isOver) timer = setTimeout(look, POLL_MILLISECONDS);
+  };
+  let timer = setTimeout(look, POLL_MILLISECONDS);
+  try {
+    while (true) {
+      try {
+        return await acquireLock(
+          config,
+          hasNoLimit ? LONG_WAIT_SECONDS : limitSeconds,
+          AbortSignal.any([finished.signal, ...(signal ? [signal] : [])]),
+        );
+      } catch (error) {
+        if (event) return event;
+        const isBusy = error instanceof ServiceError && error.code === "busy";
+        if (!isBusy) throw error;
+        const run = await progressOf(warehouse, ticket.runId, runner);
+        if (run?.event) return run.event;
+        hasNoLimit ||= run?.state === "running";
+        // Others of this process who joined the run may wait for longer.
+        limitSeconds = Math.min(
+          run?.secondsLeft ?? 0,
+          config.lockTimeoutSeconds,
+        );
+        if (!hasNoLimit && limitSeconds === 0) {
+          throw busy(config.lockTimeoutSeconds, error);
+        }
+      }
+    }
+  } finally {
+    // A look that is under way would set the timer anew.
+    isOver = true;
+    clearTimeout(timer);
+  }
+}
+
+function busy(waitSeconds: number, cause?: unknown): ServiceError {
+  return new ServiceError(
+    "busy",
+    `Another load is running, and was not done within ${waitSeconds} s`,
+    { cause },
+  );
+}

@@ -1,0 +1,590 @@
+/**
+ * The history of the service in the warehouse: runs, what each did to each
+ * table, and how a run is queued, claimed and closed.
+ *
+ * @module
+ */
+import { delay } from "@std/async/delay";
+import {
+  APPLICATION_NAME,
+  type Parameter,
+  type Pool,
+  type Row,
+  type Session,
+} from "../postgres/session.ts";
+import { type ErrorCode, ServiceError } from "../errors.ts";
+import {
+  EVENT_CHANNEL,
+  type FailedEntry,
+  failedEntry,
+  failedEvent,
+  failureLine,
+  type IntegrityCheck,
+  type LoadedEntry,
+  type LoadEvent,
+  type TableEntry,
+  type Trigger,
+} from "./event.ts";
+import type { PhaseTiming } from "../sync/progress.ts";
+import type { SourceMark } from "../sync/snapshot.ts";
+import type { LastLoad } from "../sync/sync_table.ts";
+import type { TableName } from "../tables/declaration.ts";
+
+/** What a run is doing, stored verbatim. */
+export type RunState =
+  | "queued"
+  | "running"
+  | "succeeded"
+  | "failed"
+  | "interrupted";
+
+/** What is asked of a run. Requests with equal options can share one. */
+export interface RunOptions {
+  readonly tables: readonly TableName[];
+  readonly mode: "auto" | "full";
+  readonly atomic: boolean;
+  readonly recreate: boolean;
+}
+
+/** A run that has begun. */
+export interface Run extends RunOptions {
+  readonly id: string;
+  readonly trigger: Trigger;
+}
+
+/** Anything that runs one statement: a pool, or a session with its transaction. */
+export type Executor = Pick<Pool | Session, "query">;
+
+/** The key of the advisory lock that orders events; held from the number's allocation to the commit. */
+const EVENT_LOCK = 5_714_292;
+
+/** The database's clock in the form of an event's timestamp. */
+const NOW =
+  `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
+
+/** A place in the queue. */
+export interface Ticket {
+  readonly runId: string;
+  /** Whether the run is waited for without limit, as it is to run in any case. */
+  readonly isCertain: boolean;
+}
+
+/**
+ * True of a queued run that nobody waits for any more. Whoever waits takes the
+ * wish back in the end; one who is gone without that has some seconds on top.
+ */
+const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
+
+/**
+ * Queues a run, or joins the one with equal options that is queued already.
+ *
+ * A queued run has not begun, so whoever joins it gets a load that began after
+ * they asked. `waitSeconds` is how long the asker waits for it to begin;
+ * `Infinity` has it run in any case. `runner` is the process that asks: it has
+ * one wish, for all its askers, until the last of them stops waiting.
+ */
+export async function enqueueRun(
+  executor: Executor,
+  trigger: Trigger,
+  options: RunOptions,
+  waitSeconds: number,
+  runner: string,
+): Promise<Ticket> {
+  const isCertain = !Number.isFinite(waitSeconds);
+  const [row] = await executor.query(
+    `insert into marketing_data_service.run as run
+       (id, trigger, tables, mode, atomic, recreate, wait_until, askers)
+     select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
+       coalesce(until, 'infinity'),
+       case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end
+     from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wish
+     on conflict (tables, mode, atomic, recreate) where state = 'queued'
+       do update set wait_until = greatest(run.wait_until, excluded.wait_until),
+         askers = run.askers || excluded.askers
+     returning id`,
+    [
+      crypto.randomUUID(),
+      trigger,
+      JSON.stringify(options.tables),
+      options.mode,
+      options.atomic,
+      options.recreate,
+      isCertain ? null : waitSeconds,
+      runner,
+    ],
+  );
+  return { runId: row!.id, isCertain };
+}
+
+/**
+ * Takes a queued run to run it. The caller holds the service's lock. Doing it
+ * twice is doing it once, since the answer to the first may be lost; hence
+ * `runner` must be no other process's name.
+ *
+ * @returns the run, or `undefined` when it is queued no longer: another process ran it.
+ */
+export async function claimRun(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<Run | undefined> {
+  const [row] = await executor.query(
+    `update marketing_data_service.run
+     set state = 'running', started_at = coalesce(started_at, clock_timestamp()), runner = $2
+     where id = $1::uuid and (state = 'queued' or state = 'running' and runner = $2)
+     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
+    [runId, runner],
+  );
+  return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
+}
+
+/**
+ * Puts a claimed run that has not begun back into the queue; when another one
+ * with equal options has been queued meanwhile, it stays and is dead.
+ */
+export async function requeueRun(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<void> {
+  await executor.query(
+    `update marketing_data_service.run r
+     set state = 'queued', started_at = null, runner = null
+     where id = $1::uuid and state = 'running' and runner = $2
+       and not exists (select from marketing_data_service.run q where q.state = 'queued'
+         and (q.tables, q.mode, q.atomic, q.recreate) = (r.tables, r.mode, r.atomic, r.recreate))`,
+    [runId, runner],
+  );
+}
+
+/** How a run ended. */
+export interface RunEnd {
+  readonly state: "succeeded" | "failed" | "interrupted";
+  readonly event: LoadEvent;
+  /** What kind of failure, when it is one. */
+  readonly code: ErrorCode | null;
+  /** Tables that were not loaded; the others have written their own rows. */
+  readonly failed: readonly FailedEntry[];
+  readonly sourceSnapshotAt: string | null;
+}
+
+/**
+ * Closes a run: state, failed tables, event and notification, in one statement.
+ * A queued one only while nobody waits for it.
+ *
+ * @throws {ServiceError} `run_lost` when the run is closed already, or wanted again.
+ */
+export async function closeRun(
+  executor: Executor,
+  runId: string,
+  from: "queued" | "running",
+  end: RunEnd,
+): Promise<void> {
+  const { event } = end;
+  const notification = {
+    event_id: event.event_id,
+    run_id: event.run_id,
+    event_type: event.event_type,
+    status: event.status,
+  };
+  const [row] = await executor.query(
+    `with ordered as materialized (select pg_advisory_xact_lock(${EVENT_LOCK})),
+     closed as (
+       update marketing_data_service.run
+       set state = $3, finished_at = clock_timestamp(), error = $4, code = $5, source_snapshot_at = $6
+       from ordered where id = $1::uuid and state = $2 and (state = 'running' or ${IS_UNWANTED})
+       returning id),
+     failures as (
+       insert into marketing_data_service.table_load (run_id, table_name, state, result)
+       select closed.id, entry ->> 'table', 'failed', entry
+       from closed, json_array_elements($7::text::json) entry
+       on conflict do nothing),
+     announced as (
+       insert into marketing_data_service.event (event_id, run_id, event_type, payload)
+       select $8::uuid, closed.id, $9, $10::text::json from closed returning seq)
+     select seq::text, pg_notify('${EVENT_CHANNEL}', $11) from announced`,
+    [
+      runId,
+      from,
+      end.state,
+      event.status === "failure" ? event.error : null,
+      end.code,
+      end.sourceSnapshotAt,
+      JSON.stringify(end.failed),
+      event.event_id,
+      event.event_type,
+      JSON.stringify(event),
+      JSON.stringify(notification),
+    ],
+  );
+  if (!row) {
+    throw new ServiceError(
+      "run_lost",
+      `Run ${runId} was closed by another process`,
+    );
+  }
+}
+
+/** Notes what was done to a table, in the transaction that did it. */
+export async function recordTableLoad(
+  session: Session,
+  runId: string,
+  entry: LoadedEntry,
+  check: IntegrityCheck,
+  phases: readonly PhaseTiming[],
+  mark: SourceMark | undefined,
+): Promise<void> {
+  await session.query(
+    `insert into marketing_data_service.table_load
+       (run_id, table_name, state, result, integrity_check, phases, source_mark)
+     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6::text::json)`,
+    [
+      runId,
+      entry.table,
+      JSON.stringify(entry),
+      JSON.stringify(check),
+      JSON.stringify(phases),
+      mark ? JSON.stringify(mark) : null,
+    ],
+  );
+}
+
+/** What the last load of each table left to know, where it is known. */
+export async function lastLoads(
+  executor: Executor,
+  tables: readonly TableName[],
+): Promise<ReadonlyMap<string, LastLoad>> {
+  const rows = await executor.query(
+    `select name, source_mark::text as mark, (result ->> 'records_loaded')::float8 as rows
+     from json_array_elements_text($1::text::json) name,
+       lateral (select source_mark, result from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded'
+         order by finished_at desc limit 1) latest
+     where source_mark is not null`,
+    [JSON.stringify(tables)],
+  );
+  return new Map(
+    rows.map((
+      { name, mark, rows },
+    ) => [name, { mark: JSON.parse(mark) as SourceMark, rows }]),
+  );
+}
+
+/**
+ * Makes sure that the run is still ours, and keeps it so until the transaction
+ * ends. Returns the database's time.
+ *
+ * @throws {ServiceError} `run_lost`.
+ */
+export async function confirmRun(
+  session: Session,
+  runId: string,
+): Promise<string> {
+  const [row] = await session.query(
+    `select ${NOW} as now from marketing_data_service.run
+     where id = $1::uuid and state = 'running' for share`,
+    [runId],
+  );
+  if (!row) {
+    throw new ServiceError(
+      "run_lost",
+      `Run ${runId} was closed by another process`,
+    );
+  }
+  return row.now;
+}
+
+/** The database's time in the form of an event's timestamp. */
+export async function databaseTime(executor: Executor): Promise<string> {
+  const [row] = await executor.query(`select ${NOW} as now`);
+  return row!.now;
+}
+
+/** Ends the backends of a run's sessions in the warehouse and waits until they are gone. */
+export async function endBackends(
+  executor: Executor,
+  runId: string,
+): Promise<void> {
+  await terminate(executor, "application_name = $1", [
+    `${APPLICATION_NAME}/${runId}`,
+  ]);
+}
+
+/**
+ * Ends one backend of ours and waits until it is gone. A connection that is
+ * cut here may live on over there, with its locks and perhaps with a commit.
+ */
+export async function endBackend(
+  executor: Executor,
+  pid: number,
+  applicationName: string,
+): Promise<void> {
+  await terminate(executor, "pid = $1 and application_name = $2", [
+    pid,
+    applicationName,
+  ]);
+}
+
+/** Looks at backends that are in the way, at most. */
+const MOST_LOOKS = 20;
+
+async function terminate(
+  executor: Executor,
+  condition: string,
+  parameters: readonly Parameter[],
+): Promise<void> {
+  for (let look = 1;; look++) {
+    try {
+      await executor.query(
+        // A role that became another one at login may not end its own sessions.
+        `with itself as materialized (select set_config('role', 'none', true))
+         select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity
+         where ${condition} and pid <> pg_backend_pid()`,
+        parameters,
+      );
+      return;
+    } catch (error) {
+      // 42501: one that is just going has no role any more, so it seems not to be ours.
+      const isGoing = error instanceof ServiceError &&
+        error.sqlstate === "42501";
+      if (!isGoing || look === MOST_LOOKS) throw error;
+      await delay(50);
+    }
+  }
+}
+
+/** What a run has loaded and committed. */
+export async function loadedByRun(
+  executor: Executor,
+  runId: string,
+): Promise<LoadedEntry[]> {
+  const rows = await executor.query(
+    `select result::text from marketing_data_service.table_load
+     where run_id = $1::uuid and state = 'succeeded'`,
+    [runId],
+  );
+  return rows.map((row) => JSON.parse(row.result));
+}
+
+/** The tables whose load by this run is committed. */
+export async function committedTables(
+  executor: Executor,
+  runId: string,
+): Promise<readonly string[]> {
+  return (await loadedByRun(executor, runId)).map((entry) => entry.table);
+}
+
+/** The event of a run, once it has one. */
+export async function eventOf(
+  executor: Executor,
+  runId: string,
+): Promise<LoadEvent | undefined> {
+  const [row] = await executor.query(
+    `select payload::text from marketing_data_service.event where run_id = $1::uuid`,
+    [runId],
+  );
+  return row && JSON.parse(row.payload);
+}
+
+/** How far a run is. */
+export interface RunProgress {
+  readonly state: RunState;
+  /** Once it is over. */
+  readonly event: LoadEvent | undefined;
+  /** For which a process still waits for it to begin; 0 where it does not. */
+  readonly secondsLeft: number;
+}
+
+/** How far a run is, as seen by the process `runner`; `undefined` when there is no such run. */
+export async function progressOf(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<RunProgress | undefined> {
+  const [row] = await executor.query(
+    `select state, (select payload::text from marketing_data_service.event where run_id = run.id) as event,
+       greatest(0, coalesce((askers ->> $2)::float8, 0) - extract(epoch from clock_timestamp())::float8) as seconds_left
+     from marketing_data_service.run where id = $1::uuid`,
+    [runId, runner],
+  );
+  return row &&
+    {
+      state: row.state,
+      event: row.event ? JSON.parse(row.event) : undefined,
+      secondsLeft: row.seconds_left,
+    };
+}
+
+/**
+ * Queues the run of a schedule's tick; it is to run in any case.
+ *
+ * A tick that comes during a run is skipped, and no replica that is some
+ * seconds late may run it after all: so it is skipped as well when a run was
+ * over only after the tick. By the database's clock no longer than a minute
+ * ago, lest a replica whose clock is behind skips every tick.
+ *
+ * @returns its ticket; why the tick is to be skipped, otherwise.
+ */
+export async function enqueueTick(
+  executor: Executor,
+  options: RunOptions,
+  tick: Date,
+): Promise<Ticket | "running" | "taken"> {
+  const [other] = await executor.query(
+    `select tick is not distinct from $1::text::timestamptz as taken
+     from marketing_data_service.run
+     where state = 'running' or tick = $1::text::timestamptz
+       or started_at is not null and finished_at > $1::text::timestamptz
+         and finished_at > clock_timestamp() - interval '1 min'
+     order by taken desc limit 1`,
+    [tick.toISOString()],
+  );
+  if (other) return other.taken ? "taken" : "running";
+  try {
+    const [row] = await executor.query(
+      `insert into marketing_data_service.run as run (id, trigger, tables, mode, atomic, recreate, tick)
+       values ($1::uuid, 'schedule',
+         (select array_agg(t) from json_array_elements_text($2::text::json) t), $3, $4, $5, $6::text::timestamptz)
+       on conflict (tables, mode, atomic, recreate) where state = 'queued'
+         do update set wait_until = 'infinity', tick = coalesce(run.tick, excluded.tick)
+       returning id`,
+      [
+        crypto.randomUUID(),
+        JSON.stringify(options.tables),
+        options.mode,
+        options.atomic,
+        options.recreate,
+        tick.toISOString(),
+      ],
+    );
+    return { runId: row!.id, isCertain: true };
+  } catch (error) {
+    // 23505: a replica with the same schedule was faster.
+    if (error instanceof ServiceError && error.sqlstate === "23505") {
+      return "taken";
+    }
+    throw error;
+  }
+}
+
+/**
+ * Closes the runs whose process is gone, each with its event. A queued one is
+ * dead when nobody waits for it any more; one that is `running` when the
+ * caller holds the service's lock, since then nobody runs it.
+ *
+ * @returns ids of the runs that were closed.
+ */
+export async function interruptDeadRuns(
+  executor: Executor,
+  states: "queued" | "queued and running" = "queued and running",
+): Promise<readonly string[]> {
+  const dead = await executor.query(
+    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
+     from marketing_data_service.run
+     where state = 'queued' and ${IS_UNWANTED} ${
+      states === "queued" ? "" : "or state = 'running'"
+    }
+     order by seq`,
+  );
+  const closed: string[] = [];
+  for (const row of dead) {
+    if (await interruptRun(executor, row)) closed.push(row.id);
+  }
+  return closed;
+}
+
+async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
+  // A backend of the dead process may still be committing: what it loaded is known when it is over.
+  if (row.state === "running") await endBackends(executor, row.id);
+  const loaded = await loadedByRun(executor, row.id);
+  const error = new ServiceError(
+    "interrupted",
+    row.state === "queued"
+      ? `Run ${row.id} did not begin before its asker was gone`
+      : `Run ${row.id} was interrupted: the process that ran it is gone`,
+  );
+  const entries = (JSON.parse(row.tables) as string[]).map((
+    table,
+  ): TableEntry =>
+    loaded.find((entry) => entry.table === table) ??
+      failedEntry(table, error, 1)
+  );
+  try {
+    await closeRun(executor, row.id, row.state, {
+      state: "interrupted",
+      event: failedEvent(
+        {
+          runId: row.id,
+          trigger: row.trigger,
+          timestamp: row.now,
+          sourceSnapshotAt: row.source_snapshot_at,
+        },
+        failureLine(entries),
+        entries,
+      ),
+      code: error.code,
+      failed: entries.filter((e) => e.status === "failure"),
+      sourceSnapshotAt: row.source_snapshot_at,
+    });
+    return true;
+  } catch (error) {
+    // It was closed by its own process after all.
+    if (error instanceof ServiceError && error.code === "run_lost") {
+      return false;
+    }
+    throw error;
+  }
+}
+
+/**
+ * Takes back a process's wish for a queued run. The run is closed with `error`
+ * when nobody else waits for it and it is not to run in any case.
+ *
+ * @returns its event, or `undefined` when the run stays queued or has begun.
+ */
+export async function withdrawRun(
+  executor: Executor,
+  runId: string,
+  runner: string,
+  error: ServiceError,
+): Promise<LoadEvent | undefined> {
+  const [row] = await executor.query(
+    `update marketing_data_service.run
+     set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
+       else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
+     where id = $1::uuid and state = 'queued' and askers ? $2
+     returning id, trigger, to_json(tables)::text as tables, ${NOW} as now, ${IS_UNWANTED} as is_unwanted`,
+    [runId, runner],
+  );
+  if (!row?.is_unwanted) return undefined;
+  const entries = (JSON.parse(row.tables) as string[]).map((table) =>
+    failedEntry(table, error, 0)
+  );
+  const event = failedEvent(
+    {
+      runId: row.id,
+      trigger: row.trigger,
+      timestamp: row.now,
+      sourceSnapshotAt: null,
+    },
+    error.line,
+    entries,
+  );
+  const isStop = error.code === "terminated" || error.code === "draining";
+  try {
+    await closeRun(executor, row.id, "queued", {
+      state: isStop ? "interrupted" : "failed",
+      event,
+      code: error.code,
+      failed: entries,
+      sourceSnapshotAt: null,
+    });
+    return event;
+  } catch (error) {
+    // Somebody has joined it since.
+    if (error instanceof ServiceError && error.code === "run_lost") {
+      return undefined;
+    }
+    throw error;
+  }
+}

@@ -1,0 +1,133 @@
+/**
+ * Brings the service's own schema in the warehouse up to date.
+ *
+ * @module
+ */
+import {
+  type ConnectionOptions,
+  type Pool,
+  Session,
+} from "../postgres/session.ts";
+import type { DatabaseConfig } from "../config/config.ts";
+import { ServiceError } from "../errors.ts";
+
+/** The migrations in order; the version is the position, from 1. */
+const MIGRATIONS = [
+  "0001_initial.sql",
+  "0002_deliveries.sql",
+  "0003_last_change.sql",
+  "0004_askers.sql",
+  "0005_source_mark.sql",
+] as const;
+
+/** Key of the advisory lock under which migrations run. */
+const MIGRATION_LOCK = 5_714_291;
+
+/**
+ * Applies the migrations that are missing.
+ *
+ * @throws {ServiceError} `schema_too_new` when a newer program was here,
+ * `permission_denied` when the schema cannot be made.
+ */
+export async function migrate(
+  pool: Pool,
+  connection: ConnectionOptions,
+): Promise<void> {
+  const version = await currentVersion(pool);
+  if (version === MIGRATIONS.length) return;
+  refuseNewer(version);
+  await using session = await Session.open(pool.config, connection);
+  await session.begin(
+    { mode: "read committed", lockTimeoutSeconds: 60 },
+    `select pg_advisory_xact_lock(${MIGRATION_LOCK})`,
+  );
+  // Must be looked up again under the lock: another process may just have migrated.
+  const from = await currentVersion(session);
+  refuseNewer(from);
+  try {
+    if (from === 0) await session.query(BOOTSTRAP);
+    for (const [index, file] of MIGRATIONS.entries()) {
+      if (index < from) continue;
+      await session.query(await migrationText(file));
+      await session.query(
+        "insert into marketing_data_service.migration (version, name) values ($1, $2)",
+        [index + 1, file],
+      );
+    }
+  } catch (error) {
+    throw withRemedy(error, pool.config);
+  }
+  await session.commit();
+}
+
+/**
+ * Makes sure that there is a history to read, for what only reads it.
+ *
+ * @throws {ServiceError} `history_missing`, `schema_too_new`.
+ */
+export async function requireHistory(pool: Pool): Promise<void> {
+  const version = await currentVersion(pool);
+  refuseNewer(version);
+  if (version === MIGRATIONS.length) return;
+  throw new ServiceError(
+    "history_missing",
+    version === 0
+      ? `There is no history in database "${pool.config.database}": no load has run there`
+      : `The history in database "${pool.config.database}" is at version ${version} and has to be brought to ${MIGRATIONS.length}`,
+  );
+}
+
+/** The schema may have been made by an administrator for a role that must not make schemas. */
+const BOOTSTRAP = `
+  do $$ begin
+    if to_regnamespace('marketing_data_service') is null then
+      create schema marketing_data_service;
+    end if;
+  end $$;
+  create table marketing_data_service.migration (
+    version int primary key,
+    name text not null,
+    applied_at timestamptz not null default clock_timestamp()
+  )`;
+
+async function currentVersion(
+  executor: Pick<Pool | Session, "query">,
+): Promise<number> {
+  const [found] = await executor.query(
+    "select to_regclass('marketing_data_service.migration') is not null as exists",
+  );
+  if (!found!.exists) return 0;
+  const [row] = await executor.query(
+    "select coalesce(max(version), 0) as version from marketing_data_service.migration",
+  );
+  return row!.version;
+}
+
+function refuseNewer(version: number): void {
+  if (version > MIGRATIONS.length) {
+    throw new ServiceError(
+      "schema_too_new",
+      `The warehouse's schema marketing_data_service is at version ${version}; this program knows up to ${MIGRATIONS.length}`,
+    );
+  }
+}
+
+function withRemedy(error: unknown, config: DatabaseConfig): unknown {
+  if (!(error instanceof ServiceError) || error.code !== "permission_denied") {
+    return error;
+  }
+  return new ServiceError(
+    "permission_denied",
+    `Cannot set up schema marketing_data_service: ${error.message}`,
+    {
+      cause: error,
+      remedy:
+        `Grant CREATE on database "${config.database}" to "${config.user}", ` +
+        `or create the schemas marketing_data_service and m_data owned by it.`,
+    },
+  );
+}
+
+function migrationText(file: string): Promise<string> {
+  return Deno.readTextFile(new URL(`./migrations/${file}`, import.meta.url));
+}

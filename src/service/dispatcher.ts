@@ -1,0 +1,294 @@
+/**
+ * Requests for loads within one process: whoever asks for the same thing at
+ * the same time shares a run, whatever trigger they come from.
+ *
+ * Not part of `trigger.ts`, which the story in `load.ts` is built on: this is
+ * built on the story.
+ *
+ * @module
+ */
+import { delay } from "@std/async/delay";
+import { asServiceError, ServiceError } from "../errors.ts";
+import type { LoadEvent, Trigger } from "../runs/event.ts";
+import { unattendedRuns } from "../runs/history.ts";
+import { announceUnrecorded, driveRun, type LoadHooks } from "../load/load.ts";
+import { connectionOf, type Service } from "../context.ts";
+import { withRetries } from "../load/retry.ts";
+import { migrate } from "../runs/schema.ts";
+import {
+  enqueueRun,
+  enqueueTick,
+  interruptDeadRuns,
+  progressOf,
+  type RunOptions,
+  type Ticket,
+} from "../runs/queue.ts";
+
+/** Milliseconds without a further request after which a run may begin. */
+const QUIET_MILLISECONDS = 25;
+
+/** Milliseconds after which it begins even though requests go on. */
+const GATHER_MILLISECONDS = 500;
+
+/** Milliseconds between two looks at the queue. */
+const RESUME_MILLISECONDS = 3000;
+
+/** A run that this process sees to. */
+interface Driver {
+  readonly outcome: Promise<LoadEvent>;
+  readonly controller: AbortController;
+  hasBegun: boolean;
+}
+
+/** Listeners of a process to all its runs. */
+export type RunListener = Pick<LoadHooks, "onProgress" | "onStart"> & {
+  readonly onEnd?: (event: LoadEvent) => void;
+};
+
+/** Takes requests, shares runs among them, and takes up runs that wait in the warehouse. */
+export class Dispatcher {
+  readonly #service: Service;
+  readonly #listener: RunListener;
+  /** By options: requests that share the next statement to the queue. */
+  readonly #gathering = new Map<string, Promise<Ticket>>();
+  /** By options: the statement that is under way. */
+  readonly #queueing = new Map<string, Promise<unknown>>();
+  readonly #drivers = new Map<string, Driver>();
+  #askedAt = 0;
+  #draining: ServiceError | undefined;
+
+  constructor(service: Service, listener: RunListener = {}) {
+    this.#service = service;
+    this.#listener = listener;
+  }
+
+  /** True from the moment at which no new request is taken. */
+  get isDraining(): boolean {
+    return this.#draining !== undefined;
+  }
+
+  /** Whether a run of this process has begun and not ended. */
+  get isLoading(): boolean {
+    return [...this.#drivers.values()].some((driver) => driver.hasBegun);
+  }
+
+  /**
+   * Runs a load that begins after this call, shared with all who ask for the
+   * same before it begins.
+   *
+   * @throws {ServiceError} when no run came to be: `busy`, `draining`, no connection.
+   */
+  async load(trigger: Trigger, options: RunOptions): Promise<LoadEvent> {
+    const { lockTimeoutSeconds } = this.#service.config;
+    const ticket = await this.#enqueue(trigger, options, lockTimeoutSeconds);
+    const driver = this.#drive(ticket);
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(async () => {
+      // Others may have joined and wait for longer; a run that has begun elsewhere is waited for.
+      const { warehouse, runner } = this.#service;
+      const run = await progressOf(warehouse, ticket.runId, runner)
+        .catch(() => undefined);
+      if (!driver.hasBegun && run?.state === "queued") {
+        late.reject(
+          new ServiceError(
+            "busy",
+            `Another load is running, and was not done within ${lockTimeoutSeconds} s`,
+          ),
+        );
+      }
+    }, lockTimeoutSeconds * 1000 + 250);
+    try {
+      return await Promise.race([driver.outcome, late.promise]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Queues a run that is run in any case, also when this process ends before. Returns its id. */
+  async submit(trigger: Trigger, options: RunOptions): Promise<string> {
+    const ticket = await this.#enqueue(trigger, options, Infinity);
+    this.#drive(ticket);
+    return ticket.runId;
+  }
+
+  /**
+   * Runs a load for a tick of the schedule.
+   *
+   * @returns its id, or why there is none: `running` another run is going on,
+   * `taken` another process has this tick.
+   */
+  async tick(
+    options: RunOptions,
+    tick: Date,
+  ): Promise<{ runId: string } | "running" | "taken"> {
+    if (this.#draining) throw this.#draining;
+    let ticket: Awaited<ReturnType<typeof enqueueTick>>;
+    try {
+      ticket = await this.#insistently(() =>
+        enqueueTick(this.#service.warehouse, options, tick)
+      );
+    } catch (error) {
+      // Nobody is told at once, so it is announced when the warehouse is back.
+      if (asServiceError(error).kind.exit === 69) {
+        const run = {
+          ...options,
+          id: crypto.randomUUID(),
+          trigger: "schedule",
+        } as const;
+        await announceUnrecorded(this.#service, run, error);
+      }
+      throw error;
+    }
+    if (typeof ticket === "string") return ticket;
+    this.#drive(ticket);
+    return { runId: ticket.runId };
+  }
+
+  /**
+   * Looks after the queue until the signal: takes up runs that are to run in
+   * any case, such as those of a process that is gone, and closes those that
+   * were left by whoever waited for them.
+   */
+  async resume(signal: AbortSignal): Promise<void> {
+    const { warehouse, log } = this.#service;
+    while (!signal.aborted && !this.#draining) {
+      try {
+        await this.#migrate();
+        const tickets = await unattendedRuns(warehouse);
+        for (const ticket of this.#draining ? [] : tickets) this.#drive(ticket);
+        const closed = await interruptDeadRuns(warehouse, "queued");
+        for (const id of closed) {
+          log.warn(
+            "Run {run_id} was left in the queue and is now interrupted",
+            {
+              run_id: id,
+            },
+          );
+        }
+        if (closed.length > 0) this.#service.deliver();
+      } catch (error) {
+        log.debug("Cannot look after the queue: {error}", {
+          error: asServiceError(error).message,
+        });
+      }
+      await delay(RESUME_MILLISECONDS, { signal }).catch(() => {});
+    }
+  }
+
+  /**
+   * Takes no more requests, sends those away whose run has not begun, and
+   * waits for the run that has; after `graceSeconds` it is aborted.
+   */
+  async drain(graceSeconds: number): Promise<void> {
+    this.#draining = new ServiceError(
+      "draining",
+      "The service is shutting down and takes no more loads",
+    );
+    for (const driver of this.#drivers.values()) {
+      if (!driver.hasBegun) driver.controller.abort(this.#draining);
+    }
+    const timer = setTimeout(() => {
+      const reason = new ServiceError(
+        "terminated",
+        `The load was ended: the service was stopped and SHUTDOWN_GRACE (${graceSeconds} s) is over`,
+      );
+      for (const driver of this.#drivers.values()) {
+        driver.controller.abort(reason);
+      }
+    }, graceSeconds * 1000);
+    await Promise.allSettled(
+      [...this.#drivers.values()].map((driver) => driver.outcome),
+    );
+    clearTimeout(timer);
+  }
+
+  /**
+   * Queues a run, or joins the one that is queued. Whether it still is, only
+   * the warehouse knows, so every request asks it; those that come while one
+   * asks share the next question.
+   */
+  #enqueue(
+    trigger: Trigger,
+    options: RunOptions,
+    waitSeconds: number,
+  ): Promise<Ticket> {
+    if (this.#draining) return Promise.reject(this.#draining);
+    this.#askedAt = performance.now();
+    const key = JSON.stringify([options, waitSeconds]);
+    const gathering = this.#gathering.get(key);
+    if (gathering) return gathering;
+    const { warehouse, runner } = this.#service;
+    const next = Promise.resolve(this.#queueing.get(key)).then(() => {
+      this.#gathering.delete(key);
+      const ticket = this.#insistently(() =>
+        enqueueRun(warehouse, trigger, options, waitSeconds, runner)
+      );
+      const settled = ticket.then(() => {}, () => {}).then(() => {
+        if (this.#queueing.get(key) === settled) this.#queueing.delete(key);
+      });
+      this.#queueing.set(key, settled);
+      return ticket;
+    });
+    this.#gathering.set(key, next);
+    return next;
+  }
+
+  /** Does work in the warehouse's history, again where the cause is transient. */
+  #insistently<T>(work: () => Promise<T>): Promise<T> {
+    const service = this.#service;
+    return withRetries({ service, log: service.log }, async () => {
+      await this.#migrate();
+      return await work();
+    });
+  }
+
+  async #migrate(): Promise<void> {
+    const { config, warehouse } = this.#service;
+    await migrate(warehouse, connectionOf(config, "migrate"));
+  }
+
+  /** The one driver of a run in this process: a single waiter for the lock, however many wait for the run. */
+  #drive(ticket: Ticket): Driver {
+    const known = this.#drivers.get(ticket.runId);
+    if (known) return known;
+    const controller = new AbortController();
+    if (this.#draining) controller.abort(this.#draining);
+    const driver: Driver = {
+      controller,
+      hasBegun: false,
+      outcome: driveRun(this.#service, ticket, {
+        signal: controller.signal,
+        beforeStart: () => this.#gather(),
+        onStart: (run) => {
+          driver.hasBegun = true;
+          this.#listener.onStart?.(run);
+        },
+        ...(this.#listener.onProgress
+          ? { onProgress: this.#listener.onProgress }
+          : {}),
+      }).then((event) => {
+        if (driver.hasBegun) this.#listener.onEnd?.(event);
+        return event;
+      }).finally(() => this.#drivers.delete(ticket.runId)),
+    };
+    this.#drivers.set(ticket.runId, driver);
+    driver.outcome.catch((error) => {
+      this.#service.log.warn("Run {run_id} did not begin: {error}", {
+        run_id: ticket.runId,
+        error: asServiceError(error).line,
+      });
+    });
+    return driver;
+  }
+
+  /** Lets those who ask at the same moment join the run that is about to begin. */
+  async #gather(): Promise<void> {
+    const end = performance.now() + GATHER_MILLISECONDS;
+    while (performance.now() < end) {
+      const quiet = performance.now() - this.#askedAt;
+      const isAsking = this.#gathering.size + this.#queueing.size > 0;
+      if (quiet >= QUIET_MILLISECONDS && !isAsking) return;
+      await delay(Math.max(5, QUIET_MILLISECONDS - quiet));
+    }
+  }
+}

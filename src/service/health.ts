@@ -1,0 +1,50 @@
+/**
+ * Health: can both databases be reached, and how fast do they answer.
+ *
+ * @module
+ */
+import type { Pool } from "../postgres/session.ts";
+import { asServiceError } from "../errors.ts";
+
+/** Seconds after which a check counts as failed. */
+const CHECK_TIMEOUT_SECONDS = 2;
+
+/** The state of one database. */
+export interface Check {
+  readonly status: "healthy" | "unhealthy";
+  readonly latency_ms: number;
+  /** What is wrong and the remedy, when something is. */
+  readonly error?: string;
+}
+
+/** The state of the service. */
+export interface Health {
+  readonly status: "healthy" | "unhealthy";
+  readonly checks: { readonly olist: Check; readonly dwh: Check };
+}
+
+/** Asks both databases for a sign of life, at the same time. Never throws. */
+export async function checkHealth(olist: Pool, dwh: Pool): Promise<Health> {
+  const [source, warehouse] = await Promise.all([check(olist), check(dwh)]);
+  const isHealthy = source.status === "healthy" &&
+    warehouse.status === "healthy";
+  return {
+    status: isHealthy ? "healthy" : "unhealthy",
+    checks: { olist: source, dwh: warehouse },
+  };
+}
+
+async function check(pool: Pool): Promise<Check> {
+  const started = performance.now();
+  const latency = () => Math.round((performance.now() - started) * 10) / 10;
+  try {
+    await pool.query("select 1", [], CHECK_TIMEOUT_SECONDS);
+    return { status: "healthy", latency_ms: latency() };
+  } catch (error) {
+    return {
+      status: "unhealthy",
+      latency_ms: latency(),
+      error: asServiceError(error).line,
+    };
+  }
+}

@@ -1,0 +1,165 @@
+/**
+ * What Prometheus scrapes. Labels hold words of closed sets only, never an id,
+ * so that the number of series stays bounded.
+ *
+ * @module
+ */
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import { type LoadEvent, TRIGGERS } from "../runs/event.ts";
+
+/** Where the numbers come from that are looked up at each scrape. */
+export interface MetricsSources {
+  readonly pools: Readonly<
+    Record<string, { readonly inFlight: number; readonly max: number }>
+  >;
+  readonly isLoading: () => boolean;
+  /** Unix time in seconds; may reject. */
+  readonly lastSuccess: () => Promise<number | undefined>;
+  /** Events that wait, by publisher; may reject. */
+  readonly undelivered: () => Promise<Readonly<Record<string, number>>>;
+}
+
+/** The metrics of a process. */
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #runs = new Counter({
+    name: "marketing_data_runs_total",
+    help: "Runs that this process finished",
+    labelNames: ["status", "trigger"],
+    registers: [this.#registry],
+  });
+  readonly #seconds = new Histogram({
+    name: "marketing_data_run_duration_seconds",
+    help: "Duration of runs, from start to event",
+    labelNames: ["status"],
+    buckets: [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800],
+    registers: [this.#registry],
+  });
+  readonly #rows = new Counter({
+    name: "marketing_data_rows_total",
+    help: "Rows that loads wrote to the warehouse",
+    labelNames: ["table", "operation"],
+    registers: [this.#registry],
+  });
+  readonly #bytes = new Counter({
+    name: "marketing_data_copied_bytes_total",
+    help: "Bytes that loads copied from source to warehouse",
+    labelNames: ["table"],
+    registers: [this.#registry],
+  });
+  readonly #deliveries = new Counter({
+    name: "marketing_data_deliveries_total",
+    help: "Events that this process handed to publishers, by what became of it",
+    labelNames: ["publisher", "outcome"],
+    registers: [this.#registry],
+  });
+  readonly #http = new Histogram({
+    name: "marketing_data_http_request_duration_seconds",
+    help: "Duration of HTTP requests by route pattern",
+    labelNames: ["method", "route", "status"],
+    buckets: [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60],
+    registers: [this.#registry],
+  });
+  readonly #startedAt = new Map<string, number>();
+
+  constructor(sources: MetricsSources) {
+    const registers = [this.#registry];
+    // From 0 on, or a rate would miss the first of each.
+    for (const status of ["success", "failure"]) {
+      for (const trigger of TRIGGERS) this.#runs.inc({ status, trigger }, 0);
+    }
+    let last: number | undefined;
+    new Gauge({
+      name: "marketing_data_last_success_timestamp_seconds",
+      help: "Unix time at which a run last succeeded, by any process",
+      registers,
+      async collect() {
+        last = await sources.lastSuccess().catch(() => last);
+        if (last !== undefined) this.set(last);
+      },
+    });
+    new Gauge({
+      name: "marketing_data_undelivered_events",
+      help: "Events that a publisher has not got yet",
+      labelNames: ["publisher"],
+      registers,
+      async collect() {
+        const counts = await sources.undelivered().catch(() => ({}));
+        for (const [publisher, count] of Object.entries(counts)) {
+          this.set({ publisher }, count);
+        }
+      },
+    });
+    new Gauge({
+      name: "marketing_data_load_in_progress",
+      help: "1 while this process loads",
+      registers,
+      collect() {
+        this.set(sources.isLoading() ? 1 : 0);
+      },
+    });
+    new Gauge({
+      name: "marketing_data_pool_statements",
+      help: "Statements that run or wait for a connection",
+      labelNames: ["database"],
+      registers,
+      collect() {
+        for (const [database, pool] of Object.entries(sources.pools)) {
+          this.set({ database }, pool.inFlight);
+        }
+      },
+    });
+    const size = new Gauge({
+      name: "marketing_data_pool_size",
+      help: "Most connections of the pool",
+      labelNames: ["database"],
+      registers,
+    });
+    for (const [database, pool] of Object.entries(sources.pools)) {
+      size.set({ database }, pool.max);
+    }
+  }
+
+  runStarted(runId: string): void {
+    this.#startedAt.set(runId, performance.now());
+  }
+
+  runEnded(event: LoadEvent): void {
+    const { status, trigger } = event;
+    this.#runs.inc({ status, trigger });
+    const startedAt = this.#startedAt.get(event.run_id);
+    this.#startedAt.delete(event.run_id);
+    if (startedAt !== undefined) {
+      this.#seconds.observe({ status }, (performance.now() - startedAt) / 1000);
+    }
+    const entries = event.status === "success"
+      ? event.results.results
+      : event.details.results;
+    for (const entry of entries) {
+      if (entry.status === "failure") continue;
+      const { table } = entry;
+      this.#rows.inc({ table, operation: "insert" }, entry.rows_inserted);
+      this.#rows.inc({ table, operation: "delete" }, entry.rows_deleted);
+      this.#bytes.inc({ table }, entry.bytes_copied);
+    }
+  }
+
+  delivery(publisher: string, outcome: string, events: number): void {
+    this.#deliveries.inc({ publisher, outcome }, events);
+  }
+
+  request(method: string, route: string, status: number, seconds: number) {
+    const known = METHODS.has(method) ? method : "other";
+    this.#http.observe({ method: known, route, status }, seconds);
+  }
+
+  /** The text that Prometheus reads, and its media type. */
+  async text(): Promise<{ body: string; contentType: string }> {
+    return {
+      body: await this.#registry.metrics(),
+      contentType: this.#registry.contentType,
+    };
+  }
+}
+
+const METHODS = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]);

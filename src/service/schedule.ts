@@ -1,0 +1,136 @@
+/**
+ * The schedule and the channel: triggers that nobody waits for.
+ *
+ * @module
+ */
+import type { Logger } from "@logtape/logtape";
+import { delay } from "@std/async/delay";
+import type { Config } from "../config/config.ts";
+import { APPLICATION_NAME, identifier, Session } from "../postgres/session.ts";
+import type { Dispatcher } from "./dispatcher.ts";
+import { asServiceError } from "../errors.ts";
+import type { RunOptions } from "../runs/queue.ts";
+import { TABLE_NAMES } from "../tables/declaration.ts";
+
+/** Seconds between two signs of life on the channel's connection. */
+const HEARTBEAT_SECONDS = 15;
+
+/** What a trigger works with. */
+export interface TriggerContext {
+  readonly config: Config;
+  readonly log: Logger;
+  readonly dispatcher: Dispatcher;
+}
+
+/** The load that is asked for where nothing is said about it. */
+export function defaultOptions(config: Config): RunOptions {
+  return {
+    tables: TABLE_NAMES,
+    mode: config.loadMode,
+    atomic: config.loadAtomic,
+    recreate: false,
+  };
+}
+
+/** Loads at every tick of LOAD_SCHEDULE until the signal; does nothing where there is none. */
+export function startSchedule(
+  context: TriggerContext,
+  signal: AbortSignal,
+): void {
+  const { loadSchedule } = context.config;
+  if (!loadSchedule) return;
+  // Retries would load at times that nobody planned; the next tick comes anyway.
+  void Deno.cron(
+    "load",
+    loadSchedule,
+    { signal, backoffSchedule: [] },
+    () => runTick(context, new Date()),
+  );
+  context.log.info("Loads are scheduled: {schedule} (UTC)", {
+    schedule: loadSchedule,
+  });
+}
+
+/** Handles the tick of the minute that `now` is in. Never throws. */
+export async function runTick(
+  { config, log, dispatcher }: TriggerContext,
+  now: Date,
+): Promise<void> {
+  // A tick has no number: its minute tells replicas that they mean the same one.
+  const tick = new Date(Math.floor(now.getTime() / 60_000) * 60_000);
+  const minute = tick.toISOString();
+  try {
+    const result = await dispatcher.tick(defaultOptions(config), tick);
+    if (result === "running") {
+      log.warn("The tick of {minute} is skipped: a load is running", {
+        minute,
+      });
+    } else if (result === "taken") {
+      log.info("The tick of {minute} is run by another process", { minute });
+    }
+  } catch (error) {
+    log.error("The tick of {minute} did not load: {error}", {
+      minute,
+      error: asServiceError(error).line,
+    });
+  }
+}
+
+/** Loads at every NOTIFY on LISTEN_CHANNEL until the signal, also after the warehouse was restarted. */
+export async function listenForTriggers(
+  context: TriggerContext,
+  signal: AbortSignal,
+): Promise<void> {
+  const { config, log } = context;
+  const { listenChannel: channel } = config;
+  if (!channel) return;
+  let isFirst = true;
+  while (!signal.aborted) {
+    try {
+      await using session = await Session.open(config.dwh, {
+        applicationName: `${APPLICATION_NAME}/listen`,
+        connectTimeoutSeconds: config.connectTimeoutSeconds,
+        stallTimeoutSeconds: config.stallTimeoutSeconds,
+        signal,
+        onNotify: () => void loadNotified(context),
+      });
+      // A role's limit on idle sessions would end it over and over, with a load each time.
+      await session.query(
+        `set idle_session_timeout = 0; listen ${identifier(channel)}`,
+      );
+      log.info("Listening on channel {channel}", { channel });
+      // What was notified while there was no connection is lost, so it may have been.
+      if (!isFirst) void loadNotified(context);
+      isFirst = false;
+      const ended = AbortSignal.any([signal, session.signal]);
+      while (!ended.aborted) {
+        await delay(HEARTBEAT_SECONDS * 1000, { signal: ended })
+          .catch(() => {});
+        if (!ended.aborted) await session.query("select 1");
+      }
+      if (!signal.aborted) throw session.failure;
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn(
+        "The connection that listens is lost and is made again: {error}",
+        {
+          error: asServiceError(error).message,
+        },
+      );
+      await delay(1000, { signal }).catch(() => {});
+    }
+  }
+}
+
+/** One load for any number of notifications that come before it begins. Never throws. */
+async function loadNotified(
+  { config, log, dispatcher }: TriggerContext,
+): Promise<void> {
+  try {
+    await dispatcher.submit("notify", defaultOptions(config));
+  } catch (error) {
+    log.error("The notification did not load: {error}", {
+      error: asServiceError(error).line,
+    });
+  }
+}

@@ -1,0 +1,277 @@
+/**
+ * The source's tables, which may be views: found, locked with all that is under
+ * them, and checked.
+ *
+ * @module
+ */
+import {
+  literal,
+  qualified,
+  type Row,
+  type Session,
+} from "../postgres/session.ts";
+import { ServiceError } from "../errors.ts";
+import { HAS_ROW_IDS } from "../diff/queries.ts";
+import {
+  incompatibility,
+  roundingWarning,
+  type Table,
+  type TableName,
+} from "../tables/declaration.ts";
+
+/** A source table, or what stands in its place, that may be read. */
+export interface SourceTable extends Table {
+  readonly oid: number;
+  /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
+  readonly kind: string;
+}
+
+/** What is known of each table: warnings about its source, or why it cannot be loaded. */
+export type Shapes = Map<TableName, readonly string[] | ServiceError>;
+
+/** The tables that exist and may be read; the others go to `found` with the reason. */
+export async function findReadable(
+  session: Session,
+  tables: readonly Table[],
+  found: Shapes,
+): Promise<SourceTable[]> {
+  const rows = await session.query(
+    `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind,
+       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable
+     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
+      tables.map(({ source }) =>
+        `(${literal(source.schema)}, ${literal(source.name)})`
+      )
+    })`,
+  );
+  return tables.flatMap((table) => {
+    const { schema, name } = table.source;
+    const row = rows.find((r) => r.schema === schema && r.name === name);
+    if (!row || !row.readable) {
+      const error = row
+        ? new ServiceError(
+          "permission_denied",
+          `role "${session.config.user}" may not read ${schema}.${name} in the source`,
+          {
+            table: table.name,
+            remedy:
+              `Grant USAGE on schema ${schema} and SELECT on ${schema}.${name} to "${session.config.user}".`,
+          },
+        )
+        : new ServiceError(
+          "source_table_missing",
+          `table ${schema}.${name} is missing in the source database "${session.config.database}"`,
+          { table: table.name },
+        );
+      found.set(table.name, error);
+      return [];
+    }
+    return [{ ...table, oid: row.oid, kind: row.kind }];
+  });
+}
+
+/**
+ * SQL that takes the locks that reading the table takes, and reads nothing.
+ *
+ * A table is locked along with its partitions and children. LOCK goes down into
+ * a view as well, but it passes over the materialized views there and asks more
+ * rights of the view's owner than a SELECT does. To plan a query locks all that
+ * the query reads, and asks for what the query asks for. With `where false` it
+ * would leave out what the planner then need not look at.
+ */
+export function lockSql({ kind, source }: SourceTable): string {
+  return isLockable(kind)
+    ? `lock table ${qualified(source)} in access share mode`
+    : `explain select * from ${qualified(source)}`;
+}
+
+/** Whether LOCK takes all that is read, and takes it without a snapshot. */
+export function isLockable(kind: string): boolean {
+  return kind === "r" || kind === "p";
+}
+
+/** A relation that is read when a source table is: itself, under a view, a partition, a child. */
+export interface ReadRelation {
+  readonly table: TableName;
+  readonly oid: number;
+  readonly kind: string;
+  /** Its name, schema-qualified, quoted where it has to be. */
+  readonly relation: string;
+  readonly isSource: boolean;
+  readonly hasRowIds: boolean;
+  /** Rows ever deleted from it, by the server's statistics. */
+  readonly deletions: string;
+  /** The source, or a materialized view or foreign table that a query of it plans to read, and so has locked. */
+  readonly isAsked: boolean;
+  readonly isPopulated: boolean;
+}
+
+/**
+ * What is read when the tables are, as the catalog says. What the functions in a
+ * view read is not among it.
+ */
+export async function findReads(
+  session: Session,
+  tables: readonly Table[],
+): Promise<ReadRelation[]> {
+  if (tables.length === 0) return [];
+  const sources = await session.query(
+    `select n.nspname as schema, c.relname as relation, ${READ_COLUMNS}, c.relhassubclass as parent
+     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
+      tables.map(({ source }) =>
+        `(${literal(source.schema)}, ${literal(source.name)})`
+      )
+    })`,
+  );
+  const reads = await Promise.all(tables.map(async ({ name, source }) => {
+    const row = sources.find((s) =>
+      s.schema === source.schema && s.relation === source.name
+    );
+    if (!row) return [];
+    const isAlone = row.kind === "r" && !row.parent;
+    return [
+      readOf(name, row, true),
+      ...isAlone ? [] : await findBeneath(session, name, row.oid),
+    ];
+  }));
+  return reads.flat();
+}
+
+/** Kinds of relations that have rows. */
+const KINDS = "'r', 'p', 'v', 'm', 'f'";
+
+const READ_COLUMNS =
+  `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
+  ${HAS_ROW_IDS} as rowids, c.relispopulated as populated,
+  pg_catalog.pg_stat_get_tuples_deleted(c.oid)::text as deletions`;
+
+function readOf(table: TableName, row: Row, isSource: boolean): ReadRelation {
+  return {
+    table,
+    isSource,
+    oid: row.oid,
+    kind: row.kind,
+    relation: row.name,
+    hasRowIds: row.rowids,
+    deletions: row.deletions,
+    isPopulated: row.populated,
+    isAsked: isSource || row.asked,
+  };
+}
+
+/** The relations under a view, the partitions of a table and its children, however deep. */
+async function findBeneath(
+  session: Session,
+  table: TableName,
+  oid: number,
+): Promise<ReadRelation[]> {
+  const rows = await session.query(
+    `with recursive beneath (oid) as (
+       values (${oid}::oid)
+       union
+       select next.oid from beneath join pg_catalog.pg_class c on c.oid = beneath.oid, lateral (
+         select i.inhrelid as oid from pg_catalog.pg_inherits i where i.inhparent = c.oid
+         union all
+         select d.refobjid from pg_catalog.pg_rewrite r join pg_catalog.pg_depend d
+           on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
+             and d.refclassid = 'pg_catalog.pg_class'::regclass
+         where r.ev_class = c.oid and r.ev_type = '1' and c.relkind = 'v'
+       ) next)
+     select ${READ_COLUMNS}, c.relkind in ('m', 'f') and exists (select from pg_catalog.pg_locks l
+         where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.relation = c.oid) as asked
+     from beneath join pg_catalog.pg_class c on c.oid = beneath.oid
+       join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where c.relkind in (${KINDS}) and c.oid <> ${oid} order by c.oid`,
+  );
+  return rows.map((row) => readOf(table, row, false));
+}
+
+/** Why a table cannot be loaded that reads these relations, or `undefined`. */
+export function obstacle(
+  { name: table, source }: Table,
+  reads: readonly ReadRelation[],
+): ServiceError | undefined {
+  const name = `${source.schema}.${source.name}`;
+  const foreign = reads.find((r) => r.kind === "f" && r.isAsked);
+  if (foreign) {
+    return new ServiceError(
+      "source_foreign",
+      `${name} ${
+        foreign.isSource
+          ? "is a foreign table"
+          : `reads the foreign table ${foreign.relation}`
+      }, whose rows are of no snapshot of the source`,
+      { table },
+    );
+  }
+  const empty = reads.find((r) => r.isAsked && !r.isPopulated);
+  return empty && new ServiceError(
+    "source_unpopulated",
+    `the materialized view ${empty.relation}${
+      empty.isSource ? "" : `, which ${name} reads,`
+    } has never been filled`,
+    {
+      table,
+      remedy: `Run REFRESH MATERIALIZED VIEW ${empty.relation} in the source.`,
+    },
+  );
+}
+
+/** Checks every table's columns. */
+export async function checkShapes(
+  session: Session,
+  tables: readonly SourceTable[],
+): Promise<[TableName, readonly string[] | ServiceError][]> {
+  if (tables.length === 0) return [];
+  const columns = await session.query(
+    `select a.attrelid as oid, a.attname as column,
+       format_type(a.atttypid, a.atttypmod) as type, t.typcategory as category
+     from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+     where a.attnum > 0 and not a.attisdropped and a.attrelid in (${
+      tables.map(({ oid }) => oid)
+    }) order by a.attnum`,
+  );
+  return tables.map((table) => [
+    table.name,
+    checkShape(table, columns.filter((c) => c.oid === table.oid)),
+  ]);
+}
+
+function checkShape(
+  table: Table,
+  columns: readonly Row[],
+): readonly string[] | ServiceError {
+  const { schema, name } = table.source;
+  const warnings: string[] = [];
+  for (const column of table.columns) {
+    const found = columns.find((c) => c.column === column.name);
+    if (!found) {
+      return new ServiceError(
+        "source_column_missing",
+        `column "${column.name}" is missing in ${schema}.${name}`,
+        { table: table.name },
+      );
+    }
+    const reason = incompatibility(column, found.type, found.category);
+    if (reason) {
+      return new ServiceError(
+        "source_column_incompatible",
+        `column "${column.name}" of ${schema}.${name} cannot be used: ${reason}`,
+        { table: table.name },
+      );
+    }
+    const rounding = roundingWarning(column, found.type);
+    if (rounding) warnings.push(rounding);
+  }
+  const extra = columns
+    .filter((c) => !table.columns.some((column) => column.name === c.column))
+    .map((c) => `"${c.column}"`);
+  if (extra.length > 0) {
+    warnings.push(
+      `${schema}.${name} has columns that are not loaded: ${extra.join(", ")}`,
+    );
+  }
+  return warnings;
+}

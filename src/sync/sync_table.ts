@@ -1,0 +1,538 @@
+/**
+ * One table: lock, compare, apply, verify. What is written stays uncommitted;
+ * the caller commits.
+ *
+ * @module
+ */
+import type { Config } from "../config/config.ts";
+import { copyRows } from "../postgres/copy.ts";
+import {
+  type ConnectionOptions,
+  GONE,
+  identifier,
+  qualified,
+  type Session,
+} from "../postgres/session.ts";
+import {
+  compareContent,
+  type Expectation,
+  fingerprintOf,
+  type Plan,
+  type Selection,
+  type Side,
+  type Sides,
+  wholeFingerprint,
+} from "../diff/find_difference.ts";
+import { ServiceError } from "../errors.ts";
+import {
+  afterDelta,
+  equal,
+  type Fingerprint,
+  type PlanMode,
+} from "../diff/fingerprint.ts";
+import { castToTarget, deleteSql, writtenRowsSql } from "../diff/queries.ts";
+import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
+import type { Snapshot, SourceMark } from "./snapshot.ts";
+import type { Table } from "../tables/declaration.ts";
+import {
+  confirmTarget,
+  lockTarget,
+  putInPlace,
+  type Target,
+} from "./target.ts";
+
+/** What a load needs to know of its surroundings. */
+export interface TableLoadContext {
+  readonly config: Config;
+  readonly connection: ConnectionOptions;
+  readonly snapshot: Snapshot;
+  readonly mode: "auto" | "full";
+  /** Drop the target and make it anew. */
+  readonly recreate: boolean;
+  /** Whether the transaction loads no other table: then constraints that were deferred act before the table is verified. */
+  readonly isAlone: boolean;
+  /** What is known of each table's last load; a hint only. */
+  readonly lastLoads: ReadonlyMap<string, LastLoad>;
+  readonly onProgress: (progress: Progress) => void;
+}
+
+/** What the last load of a table left to know. */
+export interface LastLoad {
+  readonly rows: number;
+  readonly mark: SourceMark;
+}
+
+/** A table that holds the source's rows, verified, in a transaction that is still open. */
+export interface TableResult {
+  readonly table: Table;
+  readonly mode: PlanMode;
+  /** Rows in the source's snapshot, and in the target: equal, or the load would have failed. */
+  readonly sourceCount: number;
+  readonly targetCount: number;
+  readonly rowsInserted: number;
+  readonly rowsDeleted: number;
+  readonly bytesCopied: number;
+  /** Sum of the row hashes; `null` when only the counts were compared. */
+  readonly checksum: string | null;
+  readonly warnings: readonly string[];
+  readonly seconds: number;
+  readonly phases: readonly PhaseTiming[];
+  /** Nothing acts on the target's rows but what is done to them. */
+  readonly isPlain: boolean;
+  /**
+   * Compares all of the target with the snapshot once more.
+   *
+   * @throws {ServiceError} `verification_failed`.
+   */
+  readonly verifyAgain: () => Promise<void>;
+}
+
+/** Settings of the warehouse's side of a load. */
+export function warehouseTransaction(config: Config) {
+  return {
+    mode: "read committed",
+    timezone: config.loadTimezone,
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
+  } as const;
+}
+
+/**
+ * Makes the target equal to the snapshot, in the transaction that `warehouse`
+ * has open, and verifies it there.
+ *
+ * @throws {ServiceError} with the table's name; `warehouse` must then be given up.
+ */
+export async function loadTable(
+  context: TableLoadContext,
+  table: Table,
+  warehouse: Session,
+): Promise<TableResult> {
+  const { snapshot, recreate, onProgress } = context;
+  const warnings = warningsOf(snapshot, table);
+  const clock = new PhaseClock(table.name, onProgress);
+  let isLocked = false;
+  try {
+    clock.enter("lock");
+    const [source, target] = await bothSides(
+      snapshot.openReader(table),
+      lockTarget(table, warehouse, recreate),
+    );
+    using _ = source;
+    isLocked = true;
+    const sides = sidesOf(table, snapshot, source, warehouse, target);
+
+    clock.enter("compare");
+    const compared = await compare(context, sides, target);
+    const applied = await apply(context, sides, target, compared, clock);
+
+    clock.enter("verify");
+    await snapshot.confirm(table);
+    const verified = await verify(context, sides, target, compared, applied);
+    await confirmTarget(table, warehouse, target);
+    if (recreate) await putInPlace(table, warehouse, target);
+    return {
+      table,
+      mode: compared.plan.mode,
+      ...verified,
+      isPlain: target.isPlain,
+      async verifyAgain() {
+        try {
+          const held = await measure(context, sides.target, sides);
+          checkHeld(context, sides, target, held, applied.wanted);
+        } catch (error) {
+          throw forTable(error, table, warehouse, true);
+        }
+      },
+      rowsInserted: applied.rowsInserted,
+      rowsDeleted: applied.rowsDeleted,
+      bytesCopied: applied.bytesCopied,
+      warnings: [
+        ...warnings,
+        ...(sides.method === "text"
+          ? [
+            "the servers hash rows differently, so a slower hash of the text was compared",
+          ]
+          : []),
+      ],
+      ...clock.stop(),
+    };
+  } catch (error) {
+    if (isGoneInSource(error, warehouse)) await snapshot.confirm(table);
+    throw forTable(error, table, warehouse, isLocked);
+  }
+}
+
+/** Whether the source's table can no longer be found by its name: its schema may have been renamed. */
+function isGoneInSource(error: unknown, warehouse: Session): boolean {
+  return error instanceof ServiceError && GONE.has(error.sqlstate ?? "") &&
+    !isOf(warehouse, error);
+}
+
+/** Whether that session's server reported it. */
+function isOf({ config }: Session, { server }: ServiceError): boolean {
+  return server === config.label;
+}
+
+/** What is to be told of the source table. Throws when it cannot be loaded. */
+export function warningsOf(
+  snapshot: Snapshot,
+  table: Table,
+): readonly string[] {
+  const warnings = snapshot.tables.get(table.name) ?? [];
+  if (warnings instanceof ServiceError) throw warnings;
+  return warnings;
+}
+
+/** Waits for both; when one fails, the other's session is cut and the failure is thrown. */
+export async function bothSides<T>(
+  reader: Promise<Session>,
+  other: Promise<T>,
+): Promise<[Session, T]> {
+  const [opened, done] = await Promise.allSettled([reader, other]);
+  if (done.status === "rejected") {
+    if (opened.status === "fulfilled") opened.value.destroy();
+    throw done.reason;
+  }
+  if (opened.status === "rejected") throw opened.reason;
+  return [opened.value, done.value];
+}
+
+/** Both sides of a comparison. */
+export function sidesOf(
+  table: Table,
+  snapshot: Snapshot,
+  source: Session,
+  warehouse: Session,
+  target: Pick<Target, "relation" | "hasRowIds" | "hashProbe">,
+): Sides {
+  const isComparable = snapshot.hashProbe === target.hashProbe &&
+    snapshot.encoding === warehouse.serverEncoding;
+  return {
+    table,
+    source: {
+      session: source,
+      relation: qualified(table.source),
+      hasRowIds: snapshot.withRowIds.has(table.name),
+    },
+    target: {
+      session: warehouse,
+      relation: target.relation,
+      hasRowIds: target.hasRowIds,
+    },
+    method: isComparable ? "native" : "text",
+  };
+}
+
+/** What is to be done, and what the sides hold as far as that is known by now. */
+interface Decided {
+  readonly plan: Plan;
+  readonly wanted?: Fingerprint;
+  readonly present?: Fingerprint;
+}
+
+/** A full load needs no comparison; anything else is decided by content. */
+async function compare(
+  context: TableLoadContext,
+  sides: Sides,
+  target: Target,
+): Promise<Decided> {
+  return target.isNew || context.mode === "full"
+    ? { plan: { mode: "full" } }
+    : await compareContent(sides, expectation(context, sides.table));
+}
+
+/** Above this the server's own 32-bit ids have come round. */
+const MOST_TRANSACTIONS = 2n ** 31n - 1_000_000n;
+
+/** What can be told of the difference from what the source's server says of the table. */
+function expectation(
+  { snapshot, lastLoads }: TableLoadContext,
+  table: Table,
+): Expectation | undefined {
+  const last = lastLoads.get(table.name);
+  const now = snapshot.marks.get(table.name);
+  if (!last || !now) return undefined;
+  if (!/^\d{1,20}$/.test(last.mark.xid)) return undefined;
+  const transactions = BigInt(now.xid) - BigInt(last.mark.xid);
+  const isSameServer = transactions >= 0n && transactions < MOST_TRANSACTIONS;
+  return {
+    rows: last.rows,
+    hasDeletions: now.deletions !== last.mark.deletions,
+    since: isSameServer ? last.mark.xid : undefined,
+  };
+}
+
+/** What was written, and what is to be found in the target afterwards. */
+interface Applied {
+  readonly rowsInserted: number;
+  readonly rowsDeleted: number;
+  readonly bytesCopied: number;
+  readonly wanted: Fingerprint;
+  /** What a delta deleted, where its rows were hashed as they went. */
+  readonly deleted?: Fingerprint | undefined;
+}
+
+async function apply(
+  { config }: TableLoadContext,
+  sides: Sides,
+  target: Target,
+  { plan, wanted }: Decided,
+  clock: PhaseClock,
+): Promise<Applied> {
+  if (plan.mode === "unchanged") {
+    const nothing = { rowsInserted: 0, rowsDeleted: 0, bytesCopied: 0 };
+    return { ...nothing, wanted: wanted! };
+  }
+  const { table, source } = sides;
+  const selected = plan.mode === "delta" ? plan.selection : undefined;
+
+  clock.enter("delete");
+  // The source's fingerprint is taken while the warehouse deletes: the two servers work side by side.
+  const needsFingerprint = !wanted && config.verify === "content";
+  const [deleted, measured] = await Promise.all([
+    deleteRows(sides, target, selected),
+    needsFingerprint ? wholeFingerprint(source, sides) : wanted,
+  ]);
+
+  clock.enter("copy", selected?.rows ?? measured?.count ?? null);
+  const columns = table.columns.map((c) => identifier(c.name));
+  const copied = await copyRows(
+    source.session,
+    `select ${table.columns.map(castToTarget)} from ${source.relation}${
+      selected ? ` where ${selected.source}` : ""
+    }`,
+    sides.target.session,
+    `${target.relation} (${columns})`,
+    clock.moved,
+  );
+  return {
+    rowsInserted: copied.rows,
+    rowsDeleted: deleted.rows,
+    bytesCopied: copied.bytes,
+    wanted: measured ?? countAs(copied.sourceRows),
+    deleted: deleted.fingerprint,
+  };
+}
+
+/** Takes the selected rows out of the target, or all of them. */
+async function deleteRows(
+  { table, target: { session, hasRowIds }, method }: Sides,
+  { relation, isNew }: Target,
+  selected: Selection | undefined,
+): Promise<{ rows: number; fingerprint?: Fingerprint }> {
+  if (isNew) return { rows: 0 };
+  if (!selected) {
+    return { rows: await session.execute(`delete from ${relation}`) };
+  }
+  if (!hasRowIds) {
+    const rows = await session.execute(
+      `delete from ${relation} where ${selected.target}`,
+    );
+    return { rows };
+  }
+  const [row] = await session.query(
+    deleteSql(relation, table.columns, method, selected.target),
+  );
+  const fingerprint = fingerprintOf(row!);
+  return { rows: fingerprint.count, fingerprint };
+}
+
+/**
+ * Compares what the target holds now, uncommitted, with the snapshot.
+ *
+ * @throws {ServiceError} `verification_failed`.
+ */
+async function verify(
+  context: TableLoadContext,
+  sides: Sides,
+  target: Target,
+  { plan, present }: Decided,
+  { wanted, deleted, rowsInserted, rowsDeleted }: Applied,
+): Promise<Pick<TableResult, "sourceCount" | "targetCount" | "checksum">> {
+  if (plan.mode === "unchanged") {
+    // The comparison was the verification.
+    const { count, checksum } = wanted;
+    return { sourceCount: count, targetCount: count, checksum };
+  }
+  if (context.isAlone) await settleConstraints(sides.target.session);
+  const byContent = context.config.verify === "content";
+  const held = !byContent && target.isPlain
+    // What the server said that it deleted and took is what there is.
+    ? countAs((present?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
+    : (byContent && present && deleted &&
+      await heldAfterDelta(sides, present, deleted)) ||
+      await measure(context, sides.target, sides);
+  checkHeld(context, sides, target, held, wanted);
+  return {
+    sourceCount: wanted.count,
+    targetCount: held.count,
+    checksum: byContent ? held.checksum : null,
+  };
+}
+
+/** Has deferred constraints and triggers act now, so that a comparison sees what they do. */
+export async function settleConstraints(warehouse: Session): Promise<void> {
+  await warehouse.query("set constraints all immediate");
+}
+
+/** What a side holds, as far as VERIFY asks for it. */
+async function measure(
+  { config }: TableLoadContext,
+  side: Side,
+  sides: Sides,
+): Promise<Fingerprint> {
+  return config.verify === "content"
+    ? await wholeFingerprint(side, sides)
+    : await countRows(side.session, side.relation);
+}
+
+function checkHeld(
+  { config, snapshot, isAlone }: TableLoadContext,
+  { table }: Sides,
+  { isPlain }: Target,
+  held: Fingerprint,
+  wanted: Fingerprint,
+): void {
+  const byContent = config.verify === "content";
+  if (held.count !== wanted.count || (byContent && !equal(held, wanted))) {
+    const tell = ({ count, checksum }: Fingerprint, what: string) =>
+      `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
+    throw new ServiceError(
+      "verification_failed",
+      `after the copy the target holds ${
+        tell(held, " rows")
+      } where the source has ${tell(wanted, "")}`,
+      {
+        table: table.name,
+        remedy: mismatchRemedy(
+          table,
+          snapshot.repeatable.has(table.name),
+          isPlain && isAlone,
+        ),
+      },
+    );
+  }
+}
+
+/** What to look for, as far as it can be known which side is to blame. */
+function mismatchRemedy(
+  { source, target }: Table,
+  isRepeatable: boolean,
+  isPlain: boolean,
+): string {
+  const view =
+    `${source.schema}.${source.name} is a view: look for what makes it give other rows each time it is read, such as random() or clock_timestamp()`;
+  const triggers =
+    `look for triggers, rules or foreign keys on ${target.schema}.${target.name}, or leading there, that change or drop rows`;
+  if (isRepeatable) {
+    return isPlain
+      ? "Nothing on either side explains it: report this with the log."
+      : `The target was rolled back: ${triggers}.`;
+  }
+  return isPlain
+    ? `The target was rolled back. ${view}.`
+    : `The target was rolled back. ${view}; or ${triggers}.`;
+}
+
+/**
+ * What the target holds after a delta, without hashing again what was not
+ * touched; `undefined` when something else than the delta, such as a trigger,
+ * changed the table as well.
+ */
+async function heldAfterDelta(
+  { table, target: { session, relation }, method }: Sides,
+  present: Fingerprint,
+  deleted: Fingerprint,
+): Promise<Fingerprint | undefined> {
+  const [row] = await session.query(
+    writtenRowsSql(relation, table.columns, method),
+  );
+  return afterDelta(present, deleted, fingerprintOf(row!), Number(row!.total));
+}
+
+async function countRows(
+  session: Session,
+  relation: string,
+): Promise<Fingerprint> {
+  const [row] = await session.query(
+    `select count(*)::text as count from ${relation}`,
+  );
+  return countAs(Number(row!.count));
+}
+
+/** A number of rows of which no content is known. */
+function countAs(count: number): Fingerprint {
+  return { count, checksum: "" };
+}
+
+/** The error with the table's name in it, and in the terms of what was being done. */
+export function forTable(
+  error: unknown,
+  table: Table,
+  warehouse: Session,
+  isLocked = false,
+): ServiceError {
+  if (!(error instanceof ServiceError)) throw error;
+  if (error.table) return error;
+  const { schema, name } = table.target;
+  const isTarget = isOf(warehouse, error);
+  const details = {
+    table: table.name,
+    cause: error,
+    sqlstate: error.sqlstate,
+  };
+  if (error.sqlstate === "55P03" && isTarget && isLocked) {
+    return new ServiceError(
+      "target_locked",
+      `a trigger or foreign key of ${schema}.${name} waits for a lock that is not free (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Where it leads to the service's other table, set LOAD_ATOMIC=true: one transaction does not wait for itself. Else find the lock in pg_locks, or raise LOCK_TIMEOUT.",
+      },
+    );
+  }
+  if (error.sqlstate === "55P03" && isTarget) {
+    return new ServiceError(
+      "target_locked",
+      `${schema}.${name} in the warehouse is locked by another session`,
+      details,
+    );
+  }
+  // XX000 is how a wait for a lock ends when the table is dropped. Under the lock
+  // all of these say something else: of what a trigger uses, or of a file that may not grow.
+  const mayBeDropped = isTarget && !isLocked;
+  if (
+    mayBeDropped &&
+    (GONE.has(error.sqlstate ?? "") || error.sqlstate === "XX000")
+  ) {
+    return new ServiceError(
+      "target_dropped",
+      `${schema}.${name} went away during the load (${error.message})`,
+      details,
+    );
+  }
+  if (!isTarget && error.sqlstate === "22021") {
+    return new ServiceError(
+      "value_invalid",
+      `${table.source.schema}.${table.source.name} holds bytes that are no UTF-8 (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Correct the texts in the source: a SQL_ASCII database takes any bytes, and only UTF-8 can be loaded from it.",
+      },
+    );
+  }
+  if (isTarget && error.sqlstate === "22P05") {
+    return new ServiceError(
+      "value_invalid",
+      `the encoding of the warehouse, ${warehouse.serverEncoding}, has no place for a character (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Load into a database of encoding UTF8, or correct the text in the source.",
+      },
+    );
+  }
+  return error.of(table.name);
+}
