@@ -32,7 +32,8 @@ import {
   secretsOf,
   VARIABLES,
 } from "./src/config/config.ts";
-import { APPLICATION_NAME, Pool } from "./src/postgres/session.ts";
+import { APPLICATION_NAME } from "./src/identity.ts";
+import { Pool } from "./src/postgres/pool.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import type { Service } from "./src/context.ts";
 import { pruneHistory } from "./src/runs/history.ts";

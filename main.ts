@@ -5,7 +5,7 @@
  * @module
  */
 import { delay } from "@std/async/delay";
-import { Pool } from "./src/postgres/session.ts";
+import { Pool } from "./src/postgres/pool.ts";
 import { Dispatcher } from "./src/service/dispatcher.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import { lastSuccess } from "./src/runs/history.ts";

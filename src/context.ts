@@ -5,11 +5,9 @@
  */
 import type { Logger } from "@logtape/logtape";
 import type { Config } from "./config/config.ts";
-import {
-  APPLICATION_NAME,
-  type ConnectionOptions,
-  type Pool,
-} from "./postgres/session.ts";
+import { APPLICATION_NAME } from "./identity.ts";
+import type { Pool } from "./postgres/pool.ts";
+import type { ConnectionOptions } from "./postgres/session.ts";
 
 /** What a load works with; made once by the process. */
 export interface Service {

@@ -12,7 +12,7 @@ import {
   type LogRecord,
 } from "@logtape/logtape";
 import type { Config } from "./config/config.ts";
-import { APPLICATION_NAME } from "./postgres/session.ts";
+import { APPLICATION_NAME } from "./identity.ts";
 
 /** Replaces every secret in a text. */
 export type Mask = (text: string) => string;

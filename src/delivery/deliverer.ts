@@ -7,7 +7,9 @@
 import type { Logger } from "@logtape/logtape";
 import { delay } from "@std/async/delay";
 import type { Config } from "../config/config.ts";
-import { APPLICATION_NAME, type Pool, Session } from "../postgres/session.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import type { Pool } from "../postgres/pool.ts";
+import { Session } from "../postgres/session.ts";
 import { asServiceError } from "../errors.ts";
 import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
 import { filePublisher } from "./file.ts";

@@ -10,7 +10,8 @@
  *
  * @module
  */
-import { literal, type Session } from "../postgres/session.ts";
+import type { Session } from "../postgres/session.ts";
+import { literal } from "../postgres/sql.ts";
 import type { Executor } from "../runs/queue.ts";
 import type {
   Outcome,

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import type { Row, Session } from "../postgres/session.ts";
+import type { Session } from "../postgres/session.ts";
+import type { Row } from "../postgres/sql.ts";
 import {
   afterDelta,
   bucketCount,

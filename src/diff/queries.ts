@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { identifier } from "../postgres/session.ts";
+import { identifier } from "../postgres/sql.ts";
 import type { BucketDifference, Bucketing } from "./fingerprint.ts";
 import type { Column } from "../tables/declaration.ts";
 

@@ -1,5 +1,5 @@
 /** What the HTTP edge is handed. */
-import type { Pool } from "../postgres/session.ts";
+import type { Pool } from "../postgres/pool.ts";
 import type { Dispatcher } from "../service/dispatcher.ts";
 import type { LiveRuns } from "../service/live_runs.ts";
 import type { Service } from "../context.ts";

@@ -1,6 +1,6 @@
 /** Server-sent events of one run. */
 import { delay } from "@std/async/delay";
-import type { Pool } from "../postgres/session.ts";
+import type { Pool } from "../postgres/pool.ts";
 import { findRun } from "../runs/history.ts";
 import type { LiveRuns } from "../service/live_runs.ts";
 

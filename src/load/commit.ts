@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { APPLICATION_NAME } from "../postgres/session.ts";
+import { APPLICATION_NAME } from "../identity.ts";
 import { asServiceError, type ErrorCode } from "../errors.ts";
 import {
   type FailedEntry,

@@ -10,12 +10,8 @@
  * @module
  */
 import { compareTable } from "../sync/compare_tables.ts";
-import {
-  identifier,
-  literal,
-  qualified,
-  type Session,
-} from "../postgres/session.ts";
+import type { Session } from "../postgres/session.ts";
+import { identifier, literal, qualified } from "../postgres/sql.ts";
 import {
   type Side,
   type Sides,

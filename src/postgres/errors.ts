@@ -7,8 +7,9 @@
  *
  * @module
  */
+import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
-import type { ErrorCode } from "../errors.ts";
+import { type ErrorCode, ServiceError } from "../errors.ts";
 
 /** The fields of a server's error that are used here, as the protocol names them. */
 export interface ServerErrorFields {
@@ -239,4 +240,113 @@ function variable({ label }: DatabaseConfig, name: string): string {
 
 function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
+}
+
+/** Where a database is, as messages say it. Holds no secret. */
+export function address(config: DatabaseConfig): string {
+  return `database "${config.database}" on ${config.host}:${config.port} (${config.label})`;
+}
+
+export function checkVersion(
+  config: DatabaseConfig,
+  version: string | undefined,
+): void {
+  const major = Number.parseInt(version ?? "");
+  if (major < 14) {
+    throw new ServiceError(
+      "server_too_old",
+      `${address(config)} runs PostgreSQL ${version}; 14 or newer is needed`,
+    );
+  }
+}
+
+/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
+export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
+
+/** SQLSTATE of a server's error, or `undefined` for any other. */
+export function sqlstateOf(error: unknown): string | undefined {
+  return error instanceof postgres.PostgresError ? error.code : undefined;
+}
+
+const LOST = new Set([
+  "CONNECTION_CLOSED",
+  "CONNECTION_DESTROYED",
+  "CONNECTION_ENDED",
+  "ECONNRESET",
+  "EPIPE",
+  "ETIMEDOUT",
+  "EHOSTUNREACH",
+  "ENETUNREACH",
+]);
+
+/** An error of the driver or the server in our words; a {@linkcode ServiceError} is returned as it is. */
+export function toServiceError(
+  error: unknown,
+  config: DatabaseConfig,
+): ServiceError {
+  if (error instanceof ServiceError) return error;
+  const sqlstate = sqlstateOf(error);
+  if (sqlstate) {
+    const known = error as postgres.PostgresError;
+    const { code, remedy } = meaningOf(known, config);
+    const { message, detail, where } = known;
+    const context = [detail, code === "value_invalid" ? where : undefined]
+      .filter(Boolean).join("; ");
+    return new ServiceError(
+      code,
+      `${message}${context ? ` (${context})` : ""}`,
+      { server: config.label, sqlstate, remedy, cause: error },
+    );
+  }
+  const { code, message } = (error ?? {}) as {
+    code?: string;
+    message?: string;
+  };
+  return new ServiceError(
+    code && LOST.has(code) ? "connection_lost" : "connection_failed",
+    `Lost the connection to ${address(config)}: ${
+      message || code || String(error)
+    }`,
+    { cause: error },
+  );
+}
+
+/** Codes of a failed handshake or certificate check. A message may hold the host's name, a code does not. */
+const TLS_CODES =
+  /CERT|TLS|SSL|^UNABLE_TO_|^INVALID_CA$|^INVALID_PURPOSE$|^HOSTNAME_MISMATCH$|^PATH_LENGTH_EXCEEDED$|^EPROTO$/;
+
+/** What a socket says that is closed before its handshake is done: a server without TLS does that. */
+const NO_HANDSHAKE =
+  "Client network socket disconnected before secure TLS connection was established";
+
+function isTlsFailure(
+  { name, code, message }: { name?: string; code?: string; message?: string },
+): boolean {
+  return TLS_CODES.test(code ?? "") || message === NO_HANDSHAKE ||
+    name === "InvalidData";
+}
+
+/** The same for a failure while connecting, where a lost connection is one that never stood. */
+export function asConnectFailure(
+  error: unknown,
+  config: DatabaseConfig,
+): ServiceError {
+  const known = toServiceError(error, config);
+  const cause = known.cause as { code?: string; message?: string } | undefined;
+  // A lost connection without a word of the server, or a time-out without a cause, which is told as it is.
+  if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
+    return new ServiceError(
+      isTlsFailure(cause) ? "tls_failed" : "connection_failed",
+      `Cannot connect to ${address(config)}: ${
+        cause.message || cause.code || "no answer"
+      }`,
+      { cause },
+    );
+  }
+  if (known.code === "connection_lost") {
+    const { reason, server, sqlstate, cause } = known;
+    const details = { server, sqlstate, cause };
+    return new ServiceError("connection_failed", reason, details);
+  }
+  return known;
 }

@@ -1,44 +1,30 @@
 /**
- * Connections to PostgreSQL. The only module that knows postgres.js.
- *
- * Two kinds: a {@linkcode Session} is one physical connection that is never
- * reopened, so that a transaction on it is either whole or gone; a
- * {@linkcode Pool} reconnects and serves single statements.
+ * One physical connection that is never reopened, so that a transaction on it
+ * is either whole or gone.
  *
  * @module
  */
-import net from "node:net";
+import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
-import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
-import { meaningOf } from "./errors.ts";
-
-/** A row by column name. Values are as postgres.js decodes them: int8 and numeric are strings. */
-// deno-lint-ignore no-explicit-any -- the shape of a row is known where its SQL is
-export type Row = Record<string, any>;
-
-/** A value that a statement takes as a parameter. */
-export type Parameter = string | number | boolean | Date | null;
-
-/** Quotes an identifier. */
-export function identifier(name: string): string {
-  return `"${name.replaceAll('"', '""')}"`;
-}
-
-/** Quotes a schema-qualified name. */
-export function qualified(of: { schema: string; name: string }): string {
-  return `${identifier(of.schema)}.${identifier(of.name)}`;
-}
-
-/** Quotes a string as a literal, whatever `standard_conforming_strings` is. */
-export function literal(text: string): string {
-  const quoted = `'${text.replaceAll("'", "''")}'`;
-  return text.includes("\\") ? ` E${quoted.replaceAll("\\", "\\\\")}` : quoted;
-}
-
-/** Every session and pool of the service has a name that begins so in `pg_stat_activity`. */
-export const APPLICATION_NAME = "marketing-data-service";
+import {
+  type Client,
+  connect,
+  lastRows,
+  limitedDial,
+  openSocket,
+  parameterOf,
+  refusedSocket,
+  withTimeout,
+} from "./client.ts";
+import {
+  address,
+  asConnectFailure,
+  checkVersion,
+  toServiceError,
+} from "./errors.ts";
+import { identifier, literal, type Parameter, type Row } from "./sql.ts";
 
 /** Seconds of idleness in a transaction after which a session sends a sign of life. */
 const HEARTBEAT_SECONDS = 15;
@@ -66,98 +52,6 @@ export interface TransactionOptions {
   /** Session time zone; decides what instant a DATE becomes. */
   readonly timezone?: string;
   readonly lockTimeoutSeconds: number;
-}
-
-type Client = ReturnType<typeof postgres>;
-
-/**
- * A client with every option given, so that it reads nothing from PG*
- * variables, whose sockets `dial` makes.
- */
-function connect(
-  config: DatabaseConfig,
-  options: {
-    applicationName: string;
-    connectTimeoutSeconds: number;
-    max: number;
-    onNotify?: (channel: string, payload: string) => void;
-  },
-  dial: () => net.Socket,
-): Client {
-  const driverOptions = {
-    host: config.host,
-    port: config.port,
-    user: config.user,
-    database: config.database,
-    // A function, because an empty password would be looked up in PGPASSWORD.
-    password: () => config.password ?? "",
-    ssl: tlsOptions(config),
-    sslnegotiation: "postgres",
-    max: options.max,
-    connect_timeout: options.connectTimeoutSeconds,
-    idle_timeout: options.max === 1 ? 0 : 30,
-    max_lifetime: null,
-    max_pipeline: 100,
-    keep_alive: 30,
-    backoff: () => 0,
-    prepare: false,
-    fetch_types: false,
-    debug: false,
-    publications: "none",
-    connection: { application_name: options.applicationName },
-    onnotice: () => {},
-    ...(options.onNotify ? { onnotify: options.onNotify } : {}),
-    socket: dial,
-  };
-  return postgres(
-    driverOptions as unknown as postgres.Options<Record<string, never>>,
-  );
-}
-
-function tlsOptions(config: DatabaseConfig) {
-  switch (config.sslMode) {
-    case "disable":
-      return false;
-    case "prefer":
-    case "require":
-      return config.sslMode;
-    case "verify-full":
-      return {
-        rejectUnauthorized: true,
-        host: config.host,
-        ...(net.isIP(config.host) ? {} : { servername: config.host }),
-        ...(config.sslRootCertificate ? { ca: config.sslRootCertificate } : {}),
-      };
-  }
-}
-
-/** Begins to connect a socket. Nagle's algorithm stays on: without it COPY takes twice the time. */
-function openSocket(config: DatabaseConfig): net.Socket {
-  const socket = config.host.startsWith("/")
-    ? net.connect(`${config.host}/.s.PGSQL.${config.port}`)
-    : net.connect(config.port, config.host);
-  // postgres.js takes the server name for TLS from here.
-  return Object.assign(socket, { host: config.host, port: config.port });
-}
-
-/** A socket that fails at once: how a client is kept from dialling again. */
-function refusedSocket(message: string): net.Socket {
-  const socket = new net.Socket();
-  queueMicrotask(() =>
-    socket.destroy(Object.assign(new Error(message), { code: "ECONNRESET" }))
-  );
-  return socket;
-}
-
-/** Rows of the last statement of a script, or of the only one. */
-function lastRows<T extends Row>(result: unknown): T[] {
-  const sets = result as T[] | T[][];
-  return ("command" in sets ? sets : sets.at(-1)) as T[];
-}
-
-/** A setting that the server reported when the connection began. */
-function parameterOf(client: Client, name: string): string {
-  return (client.parameters as Record<string, string | undefined>)[name] ?? "";
 }
 
 /** A running COPY: its stream, and a promise of the number of rows. */
@@ -618,116 +512,6 @@ export class Session implements AsyncDisposable, Disposable {
   }
 }
 
-/** Dials again only while the server says something: one that accepts and closes is given up. */
-function limitedDial(config: DatabaseConfig): () => net.Socket {
-  let fruitless = 0;
-  return () => {
-    if (fruitless >= 3) {
-      fruitless = 0;
-      return refusedSocket("the server accepts connections and closes them");
-    }
-    fruitless++;
-    const socket = openSocket(config);
-    socket.once("data", () => fruitless = 0);
-    return socket;
-  };
-}
-
-/** Connections for single statements: history, events, health. Reconnects by itself. */
-export class Pool implements AsyncDisposable {
-  readonly config: DatabaseConfig;
-  readonly #max: number;
-  readonly #connectTimeoutSeconds: number;
-  readonly #stallTimeoutSeconds: number;
-  #client: Client | undefined;
-  /** Statements that are under way or wait for a connection. */
-  inFlight = 0;
-
-  constructor(
-    config: DatabaseConfig,
-    options: {
-      max: number;
-      connectTimeoutSeconds: number;
-      stallTimeoutSeconds: number;
-    },
-  ) {
-    this.config = config;
-    this.#max = options.max;
-    this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
-    this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
-  }
-
-  /** Most connections that the pool opens. */
-  get max(): number {
-    return this.#max;
-  }
-
-  /**
-   * Runs one statement and returns its rows.
-   *
-   * @throws {ServiceError} also `connection_failed` when there is no answer
-   * within `timeoutSeconds` (default: those to connect and those to stall).
-   */
-  async query<T extends Row = Row>(
-    text: string,
-    parameters: readonly Parameter[] = [],
-    timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
-  ): Promise<T[]> {
-    const client = this.#client ??= connect(
-      this.config,
-      {
-        applicationName: APPLICATION_NAME,
-        connectTimeoutSeconds: this.#connectTimeoutSeconds,
-        max: this.#max,
-      },
-      limitedDial(this.config),
-    );
-    this.inFlight++;
-    try {
-      const rows = await withTimeout(
-        client.unsafe(text, [...parameters]),
-        timeoutSeconds,
-        () =>
-          new ServiceError(
-            "connection_failed",
-            `No answer from ${address(this.config)} within ${timeoutSeconds} s`,
-          ),
-      );
-      checkVersion(this.config, parameterOf(client, "server_version"));
-      return rows as unknown as T[];
-    } catch (error) {
-      // The server's own errors leave the connection whole; anything else makes it suspect.
-      if (!sqlstateOf(error) && this.#client === client) {
-        this.#client = undefined;
-        client.end({ timeout: 0 }).catch(() => {});
-      }
-      throw asConnectFailure(error, this.config);
-    } finally {
-      this.inFlight--;
-    }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    const client = this.#client;
-    this.#client = undefined;
-    await client?.end({ timeout: 2 });
-  }
-}
-
-async function withTimeout<T>(
-  work: PromiseLike<T>,
-  seconds: number,
-  error: () => Error,
-): Promise<T> {
-  const timeout = Promise.withResolvers<never>();
-  const timer = setTimeout(() => timeout.reject(error()), seconds * 1000);
-  try {
-    return await Promise.race([work, timeout.promise]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
 /** Waits for all promises and throws the failure of the earliest, whichever fails first. */
 async function allInOrder<T extends readonly unknown[]>(
   ...promises: { [K in keyof T]: Promise<T[K]> }
@@ -756,113 +540,4 @@ function asBeginFailure(
         "Set LOAD_TIMEZONE to a name that pg_timezone_names lists on both servers.",
     },
   );
-}
-
-/** Where a database is, as messages say it. Holds no secret. */
-export function address(config: DatabaseConfig): string {
-  return `database "${config.database}" on ${config.host}:${config.port} (${config.label})`;
-}
-
-function checkVersion(
-  config: DatabaseConfig,
-  version: string | undefined,
-): void {
-  const major = Number.parseInt(version ?? "");
-  if (major < 14) {
-    throw new ServiceError(
-      "server_too_old",
-      `${address(config)} runs PostgreSQL ${version}; 14 or newer is needed`,
-    );
-  }
-}
-
-/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
-export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
-
-/** SQLSTATE of a server's error, or `undefined` for any other. */
-export function sqlstateOf(error: unknown): string | undefined {
-  return error instanceof postgres.PostgresError ? error.code : undefined;
-}
-
-const LOST = new Set([
-  "CONNECTION_CLOSED",
-  "CONNECTION_DESTROYED",
-  "CONNECTION_ENDED",
-  "ECONNRESET",
-  "EPIPE",
-  "ETIMEDOUT",
-  "EHOSTUNREACH",
-  "ENETUNREACH",
-]);
-
-/** An error of the driver or the server in our words; a {@linkcode ServiceError} is returned as it is. */
-export function toServiceError(
-  error: unknown,
-  config: DatabaseConfig,
-): ServiceError {
-  if (error instanceof ServiceError) return error;
-  const sqlstate = sqlstateOf(error);
-  if (sqlstate) {
-    const known = error as postgres.PostgresError;
-    const { code, remedy } = meaningOf(known, config);
-    const { message, detail, where } = known;
-    const context = [detail, code === "value_invalid" ? where : undefined]
-      .filter(Boolean).join("; ");
-    return new ServiceError(
-      code,
-      `${message}${context ? ` (${context})` : ""}`,
-      { server: config.label, sqlstate, remedy, cause: error },
-    );
-  }
-  const { code, message } = (error ?? {}) as {
-    code?: string;
-    message?: string;
-  };
-  return new ServiceError(
-    code && LOST.has(code) ? "connection_lost" : "connection_failed",
-    `Lost the connection to ${address(config)}: ${
-      message || code || String(error)
-    }`,
-    { cause: error },
-  );
-}
-
-/** Codes of a failed handshake or certificate check. A message may hold the host's name, a code does not. */
-const TLS_CODES =
-  /CERT|TLS|SSL|^UNABLE_TO_|^INVALID_CA$|^INVALID_PURPOSE$|^HOSTNAME_MISMATCH$|^PATH_LENGTH_EXCEEDED$|^EPROTO$/;
-
-/** What a socket says that is closed before its handshake is done: a server without TLS does that. */
-const NO_HANDSHAKE =
-  "Client network socket disconnected before secure TLS connection was established";
-
-function isTlsFailure(
-  { name, code, message }: { name?: string; code?: string; message?: string },
-): boolean {
-  return TLS_CODES.test(code ?? "") || message === NO_HANDSHAKE ||
-    name === "InvalidData";
-}
-
-/** The same for a failure while connecting, where a lost connection is one that never stood. */
-function asConnectFailure(
-  error: unknown,
-  config: DatabaseConfig,
-): ServiceError {
-  const known = toServiceError(error, config);
-  const cause = known.cause as { code?: string; message?: string } | undefined;
-  // A lost connection without a word of the server, or a time-out without a cause, which is told as it is.
-  if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
-    return new ServiceError(
-      isTlsFailure(cause) ? "tls_failed" : "connection_failed",
-      `Cannot connect to ${address(config)}: ${
-        cause.message || cause.code || "no answer"
-      }`,
-      { cause },
-    );
-  }
-  if (known.code === "connection_lost") {
-    const { reason, server, sqlstate, cause } = known;
-    const details = { server, sqlstate, cause };
-    return new ServiceError("connection_failed", reason, details);
-  }
-  return known;
 }

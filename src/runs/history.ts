@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Row } from "../postgres/session.ts";
+import type { Row } from "../postgres/sql.ts";
 import type {
   IntegrityCheck,
   LoadedEntry,

@@ -4,7 +4,8 @@
  * @module
  */
 import type { Config } from "../config/config.ts";
-import { APPLICATION_NAME, Session } from "../postgres/session.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import { Session } from "../postgres/session.ts";
 import { ServiceError } from "../errors.ts";
 import type { LoadEvent } from "./event.ts";
 import { progressOf, type Ticket } from "./queue.ts";

@@ -5,13 +5,10 @@
  * @module
  */
 import { delay } from "@std/async/delay";
-import {
-  APPLICATION_NAME,
-  type Parameter,
-  type Pool,
-  type Row,
-  type Session,
-} from "../postgres/session.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import type { Pool } from "../postgres/pool.ts";
+import type { Session } from "../postgres/session.ts";
+import type { Parameter, Row } from "../postgres/sql.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 import {
   EVENT_CHANNEL,

@@ -3,11 +3,8 @@
  *
  * @module
  */
-import {
-  type ConnectionOptions,
-  type Pool,
-  Session,
-} from "../postgres/session.ts";
+import type { Pool } from "../postgres/pool.ts";
+import { type ConnectionOptions, Session } from "../postgres/session.ts";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Pool } from "../postgres/session.ts";
+import type { Pool } from "../postgres/pool.ts";
 import { asServiceError } from "../errors.ts";
 
 /** Seconds after which a check counts as failed. */

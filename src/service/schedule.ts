@@ -6,7 +6,9 @@
 import type { Logger } from "@logtape/logtape";
 import { delay } from "@std/async/delay";
 import type { Config } from "../config/config.ts";
-import { APPLICATION_NAME, identifier, Session } from "../postgres/session.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import { Session } from "../postgres/session.ts";
+import { identifier } from "../postgres/sql.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { asServiceError } from "../errors.ts";
 import type { RunOptions } from "../runs/queue.ts";

@@ -6,7 +6,8 @@
  */
 import { pooledMap } from "@std/async/pool";
 import type { Config } from "../config/config.ts";
-import { qualified, Session } from "../postgres/session.ts";
+import { Session } from "../postgres/session.ts";
+import { qualified } from "../postgres/sql.ts";
 import {
   compareContent,
   type Plan,

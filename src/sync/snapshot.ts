@@ -4,12 +4,9 @@
  * @module
  */
 import type { Config } from "../config/config.ts";
-import {
-  type ConnectionOptions,
-  GONE,
-  literal,
-  Session,
-} from "../postgres/session.ts";
+import { GONE } from "../postgres/errors.ts";
+import { type ConnectionOptions, Session } from "../postgres/session.ts";
+import { literal } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HASH_PROBE } from "../diff/queries.ts";
 import {

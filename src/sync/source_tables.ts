@@ -4,12 +4,8 @@
  *
  * @module
  */
-import {
-  literal,
-  qualified,
-  type Row,
-  type Session,
-} from "../postgres/session.ts";
+import type { Session } from "../postgres/session.ts";
+import { literal, qualified, type Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_ROW_IDS } from "../diff/queries.ts";
 import {

@@ -6,13 +6,9 @@
  */
 import type { Config } from "../config/config.ts";
 import { copyRows } from "../postgres/copy.ts";
-import {
-  type ConnectionOptions,
-  GONE,
-  identifier,
-  qualified,
-  type Session,
-} from "../postgres/session.ts";
+import { GONE } from "../postgres/errors.ts";
+import type { ConnectionOptions, Session } from "../postgres/session.ts";
+import { identifier, qualified } from "../postgres/sql.ts";
 import {
   compareContent,
   type Expectation,

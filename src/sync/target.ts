@@ -3,13 +3,9 @@
  *
  * @module
  */
-import {
-  identifier,
-  literal,
-  type Pool,
-  qualified,
-  type Session,
-} from "../postgres/session.ts";
+import type { Pool } from "../postgres/pool.ts";
+import type { Session } from "../postgres/session.ts";
+import { identifier, literal, qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_ROW_IDS, HASH_PROBE } from "../diff/queries.ts";
 import { type Table, TARGET_SCHEMA } from "../tables/declaration.ts";

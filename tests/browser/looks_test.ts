@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import type { Parameter } from "../../src/postgres/session.ts";
+import type { Parameter } from "../../src/postgres/sql.ts";
 import {
   listOutcomes,
   listTableHistory,

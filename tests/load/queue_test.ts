@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { ALL, type Databases, serviceOf } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
-import type { Parameter, Row } from "../../src/postgres/session.ts";
+import type { Parameter, Row } from "../../src/postgres/sql.ts";
 import { ServiceError } from "../../src/errors.ts";
 import {
   enqueueRun,

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { identifier } from "../../src/postgres/session.ts";
+import { identifier } from "../../src/postgres/sql.ts";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";

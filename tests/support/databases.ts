@@ -11,7 +11,8 @@ import {
   type Environment,
   parseConfig,
 } from "../../src/config/config.ts";
-import { identifier, Pool } from "../../src/postgres/session.ts";
+import { Pool } from "../../src/postgres/pool.ts";
+import { identifier } from "../../src/postgres/sql.ts";
 import type { Service } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";

@@ -1,6 +1,6 @@
 /** `health`: can both databases be reached. */
 import type { Config } from "../../config/config.ts";
-import { Pool } from "../../postgres/session.ts";
+import { Pool } from "../../postgres/pool.ts";
 import { ERRORS, ServiceError } from "../../errors.ts";
 import { checkHealth, type Health } from "../../service/health.ts";
 import type { Command } from "../command.ts";

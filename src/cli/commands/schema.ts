@@ -1,5 +1,6 @@
 /** `schema`: the warehouse objects. */
-import { literal, Session } from "../../postgres/session.ts";
+import { Session } from "../../postgres/session.ts";
+import { literal } from "../../postgres/sql.ts";
 import { connectionOf } from "../../context.ts";
 import { migrate } from "../../runs/schema.ts";
 import { TABLES, TARGET_SCHEMA } from "../../tables/declaration.ts";

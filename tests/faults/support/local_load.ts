@@ -7,7 +7,7 @@
  */
 import { assert } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { Pool } from "../../../src/postgres/session.ts";
+import { Pool } from "../../../src/postgres/pool.ts";
 import {
   asServiceError,
   ERRORS,

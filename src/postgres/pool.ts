@@ -1,0 +1,103 @@
+/**
+ * Connections for single statements, which are opened again when they are lost.
+ *
+ * @module
+ */
+import type { DatabaseConfig } from "../config/config.ts";
+import { ServiceError } from "../errors.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import {
+  type Client,
+  connect,
+  limitedDial,
+  parameterOf,
+  withTimeout,
+} from "./client.ts";
+import {
+  address,
+  asConnectFailure,
+  checkVersion,
+  sqlstateOf,
+} from "./errors.ts";
+import type { Parameter, Row } from "./sql.ts";
+
+/** Connections for single statements: history, events, health. Reconnects by itself. */
+export class Pool implements AsyncDisposable {
+  readonly config: DatabaseConfig;
+  readonly #max: number;
+  readonly #connectTimeoutSeconds: number;
+  readonly #stallTimeoutSeconds: number;
+  #client: Client | undefined;
+  /** Statements that are under way or wait for a connection. */
+  inFlight = 0;
+
+  constructor(
+    config: DatabaseConfig,
+    options: {
+      max: number;
+      connectTimeoutSeconds: number;
+      stallTimeoutSeconds: number;
+    },
+  ) {
+    this.config = config;
+    this.#max = options.max;
+    this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
+    this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
+  }
+
+  /** Most connections that the pool opens. */
+  get max(): number {
+    return this.#max;
+  }
+
+  /**
+   * Runs one statement and returns its rows.
+   *
+   * @throws {ServiceError} also `connection_failed` when there is no answer
+   * within `timeoutSeconds` (default: those to connect and those to stall).
+   */
+  async query<T extends Row = Row>(
+    text: string,
+    parameters: readonly Parameter[] = [],
+    timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
+  ): Promise<T[]> {
+    const client = this.#client ??= connect(
+      this.config,
+      {
+        applicationName: APPLICATION_NAME,
+        connectTimeoutSeconds: this.#connectTimeoutSeconds,
+        max: this.#max,
+      },
+      limitedDial(this.config),
+    );
+    this.inFlight++;
+    try {
+      const rows = await withTimeout(
+        client.unsafe(text, [...parameters]),
+        timeoutSeconds,
+        () =>
+          new ServiceError(
+            "connection_failed",
+            `No answer from ${address(this.config)} within ${timeoutSeconds} s`,
+          ),
+      );
+      checkVersion(this.config, parameterOf(client, "server_version"));
+      return rows as unknown as T[];
+    } catch (error) {
+      // The server's own errors leave the connection whole; anything else makes it suspect.
+      if (!sqlstateOf(error) && this.#client === client) {
+        this.#client = undefined;
+        client.end({ timeout: 0 }).catch(() => {});
+      }
+      throw asConnectFailure(error, this.config);
+    } finally {
+      this.inFlight--;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const client = this.#client;
+    this.#client = undefined;
+    await client?.end({ timeout: 2 });
+  }
+}
