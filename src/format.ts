@@ -1,20 +1,18 @@
 /**
- * Numbers and times as people read them, on a page or in a terminal.
+ * Formats numbers and times for people, on a page or in a terminal.
  *
- * By hand and not by `Intl`, whose first use costs a command more than its work.
+ * `Intl` is not used: its first use costs a command more than its work.
  *
  * @module
  */
 
-import type { TableEntry } from "./runs/event.ts";
-
 /** A count with its thousands apart: `1,234,567`. */
-export function readableCount(count: number): string {
+export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** A duration in seconds: `<1 ms`, `4 ms`, `0.17 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`. */
-export function readableSeconds(seconds: number): string {
+export function formatSeconds(seconds: number): string {
   if (seconds < 0.0005) return seconds > 0 ? "<1 ms" : "0 ms";
   if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 9.995) return `${seconds.toFixed(2)} s`;
@@ -28,7 +26,7 @@ export function readableSeconds(seconds: number): string {
 const BYTE_UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 /** A number of bytes in decimal units: `903 B`, `1.2 MB`. */
-export function readableBytes(bytes: number): string {
+export function formatBytes(bytes: number): string {
   let value = bytes;
   let unit = 0;
   while (value >= 999.5 && unit < BYTE_UNITS.length - 1) {
@@ -43,7 +41,7 @@ export function readableBytes(bytes: number): string {
 const MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
 
 /** A moment in UTC to the second: `24 Nov 2026 08:15:03`. */
-export function readableMoment(date: Date): string {
+export function formatMoment(date: Date): string {
   const time = date.toISOString().slice(11, 19);
   return `${date.getUTCDate()} ${
     MONTHS[date.getUTCMonth()]
@@ -51,7 +49,7 @@ export function readableMoment(date: Date): string {
 }
 
 /** How far a moment is from `now`: `just now`, `3 min ago`, `in 2 h`. */
-export function readableDistance(date: Date, now: Date): string {
+export function formatDistance(date: Date, now: Date): string {
   const seconds = (now.getTime() - date.getTime()) / 1000;
   const distance = Math.abs(seconds);
   if (distance < 5) return seconds >= 0 ? "just now" : "in a moment";
@@ -63,27 +61,4 @@ export function readableDistance(date: Date, now: Date): string {
     ? `${Math.floor(distance / 3600)} h`
     : `${Math.floor(distance / 86_400)} days`;
   return seconds > 0 ? `${text} ago` : `in ${text}`;
-}
-
-/** What a load did to a table, in a word or two numbers. */
-export function readableChange(entry: TableEntry): string {
-  if (entry.status === "failure") return "failed";
-  if (entry.mode === "unchanged") return "unchanged";
-  const { mode, rows_inserted: inserted, rows_deleted: deleted } = entry;
-  return [
-    mode,
-    (inserted > 0 || deleted === 0) && `+${readableCount(inserted)}`,
-    deleted > 0 && `−${readableCount(deleted)}`,
-  ].filter(Boolean).join(" ");
-}
-
-/** What a run did, as short as it can be told: tables that were left as they were are not named. */
-export function readableOutcome(entries: readonly TableEntry[]): string {
-  const changed = entries.filter((entry) =>
-    entry.status === "failure" || entry.mode !== "unchanged"
-  );
-  return changed.length === 0
-    ? "unchanged"
-    : changed.map((entry) => `${entry.table} ${readableChange(entry)}`)
-      .join(", ");
 }

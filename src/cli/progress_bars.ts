@@ -1,6 +1,6 @@
 /** Progress of a load on standard error: a bar per table on a terminal, plain lines elsewhere. */
 import type { Progress } from "../sync/progress.ts";
-import { readableCount, readableSeconds } from "../format.ts";
+import { formatCount, formatSeconds } from "../format.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
 import type { Output } from "./command.ts";
 
@@ -99,13 +99,13 @@ export function barLine(
     "█".repeat(full) + "░".repeat(size - full),
     phase.padEnd(7),
     rows > 0 || totalRows
-      ? readableCount(rows) +
-        (totalRows ? ` / ${readableCount(totalRows)}` : "") + " rows"
+      ? formatCount(rows) +
+        (totalRows ? ` / ${formatCount(totalRows)}` : "") + " rows"
       : "",
-    rate ? `${readableCount(Math.round(rate))}/s` : "",
+    rate ? `${formatCount(Math.round(rate))}/s` : "",
     left === undefined
       ? ""
-      : `${left < 60 ? `${left} s` : readableSeconds(left)} left`,
+      : `${left < 60 ? `${left} s` : formatSeconds(left)} left`,
   ].join(" ").trimEnd();
   return [...line].slice(0, width).join("");
 }

@@ -13,7 +13,8 @@ import { Session } from "../postgres/session.ts";
 import { asServiceError } from "../errors.ts";
 import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
 import { filePublisher } from "./file.ts";
-import type { Publisher, PublisherName } from "./publisher.ts";
+import type { Publisher } from "./publisher.ts";
+import type { PublisherName } from "../runs/event.ts";
 
 /** Seconds between two looks for events that other processes have added. */
 const POLL_SECONDS = 5;

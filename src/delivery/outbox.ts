@@ -13,12 +13,8 @@
 import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import type { Executor } from "../runs/queue.ts";
-import type {
-  Outcome,
-  OutgoingEvent,
-  Publisher,
-  PublisherName,
-} from "./publisher.ts";
+import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
+import type { PublisherName } from "../runs/event.ts";
 
 /**
  * Puts publishers on record that are new. The file gets every event there is;

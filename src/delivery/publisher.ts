@@ -3,9 +3,7 @@
  *
  * @module
  */
-
-/** Name of a publisher, stored verbatim. */
-export type PublisherName = "file" | "webhook";
+import type { PublisherName } from "../runs/event.ts";
 
 /** An event on its way out. */
 export interface OutgoingEvent {

@@ -1,6 +1,6 @@
 /** Charts of the last runs, as inline SVG that stretches to its place. */
 import type { RunOutcome } from "../runs/history.ts";
-import { readableCount, readableMoment, readableSeconds } from "../format.ts";
+import { formatCount, formatMoment, formatSeconds } from "../format.ts";
 import type { TableName } from "../tables/declaration.ts";
 
 /** What one run has in a chart; the oldest comes first. */
@@ -18,7 +18,7 @@ export function DurationChart({ runs }: { runs: readonly RunOutcome[] }) {
     up: run.duration ?? 0,
     isFailed: hasFailed(run.status),
     hint: `${dateOf(run)}: ${run.status}${
-      run.duration === null ? "" : `, ${readableSeconds(run.duration)}`
+      run.duration === null ? "" : `, ${formatSeconds(run.duration)}`
     }`,
   }));
   const longest = Math.max(0, ...columns.map(({ up }) => up));
@@ -27,8 +27,8 @@ export function DurationChart({ runs }: { runs: readonly RunOutcome[] }) {
       name="Duration of runs"
       columns={columns}
       peak={longest}
-      top={readableSeconds(longest)}
-      summary={`the longest took ${readableSeconds(longest)}`}
+      top={formatSeconds(longest)}
+      summary={`the longest took ${formatSeconds(longest)}`}
     />
   );
 }
@@ -52,8 +52,8 @@ export function TableDurationChart(
       name={`Duration of loads of ${table}`}
       columns={columns}
       peak={longest}
-      top={readableSeconds(longest)}
-      summary={`the longest took ${readableSeconds(longest)}`}
+      top={formatSeconds(longest)}
+      summary={`the longest took ${formatSeconds(longest)}`}
     />
   );
 }
@@ -81,8 +81,8 @@ export function RowsChart(
       name={`Rows changed in ${table}`}
       columns={columns}
       peak={Math.log10(1 + most)}
-      top={`${readableCount(most)} rows`}
-      summary={`at most ${readableCount(most)} rows inserted or deleted`}
+      top={`${formatCount(most)} rows`}
+      summary={`at most ${formatCount(most)} rows inserted or deleted`}
       isTwoSided
     />
   );
@@ -166,5 +166,5 @@ function hasFailed(state: RunOutcome["status"]): boolean {
 }
 
 function dateOf(run: RunOutcome): string {
-  return readableMoment(new Date(run.started_at ?? run.requested_at));
+  return formatMoment(new Date(run.started_at ?? run.requested_at));
 }

@@ -1,5 +1,5 @@
 /** What a table's load is doing at this moment. Has its place also when nothing goes on. */
-import { readableBytes, readableCount } from "../format.ts";
+import { formatBytes, formatCount } from "../format.ts";
 import type { Progress } from "../sync/progress.ts";
 
 /** The row; the page's script fills it with what the stream tells. */
@@ -23,9 +23,9 @@ export function LiveRow(
         <b data-part="phase">{phase ?? (isActive ? "waiting" : idle)}</b>{" "}
         <span data-part="rows">
           {rows > 0
-            ? `${readableCount(rows)}${
-              totalRows ? ` of ${readableCount(totalRows)}` : ""
-            } rows${bytes > 0 ? `, ${readableBytes(bytes)}` : ""}`
+            ? `${formatCount(rows)}${
+              totalRows ? ` of ${formatCount(totalRows)}` : ""
+            } rows${bytes > 0 ? `, ${formatBytes(bytes)}` : ""}`
             : ""}
         </span>
       </p>

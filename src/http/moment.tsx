@@ -1,12 +1,12 @@
 /** Moments on a page: how long ago, and when exactly. */
-import { readableDistance, readableMoment } from "../format.ts";
+import { formatDistance, formatMoment } from "../format.ts";
 
 /** A moment with its distance from now. */
 export function Distance({ at, now }: { at: string | Date; now: Date }) {
   const date = new Date(at);
   return (
-    <time datetime={date.toISOString()} title={`${readableMoment(date)} UTC`}>
-      {readableDistance(date, now)}
+    <time datetime={date.toISOString()} title={`${formatMoment(date)} UTC`}>
+      {formatDistance(date, now)}
     </time>
   );
 }
@@ -14,7 +14,7 @@ export function Distance({ at, now }: { at: string | Date; now: Date }) {
 /** A moment to the second; its year only where that is not the one of `now`. */
 export function Moment({ at, now }: { at: string | Date; now?: Date }) {
   const date = new Date(at);
-  const text = readableMoment(date);
+  const text = formatMoment(date);
   const year = ` ${now?.getUTCFullYear()} `;
   return <time datetime={date.toISOString()}>{text.replace(year, " ")}</time>;
 }

@@ -3,7 +3,8 @@ import type { Child } from "hono/jsx";
 import type { Check, Health } from "../service/health.ts";
 import type { RunOutcome, TableHistory } from "../runs/history.ts";
 import type { LiveRun } from "../service/live_runs.ts";
-import { readableChange, readableCount, readableSeconds } from "../format.ts";
+import { formatCount, formatSeconds } from "../format.ts";
+import { describeChange } from "../runs/describe.ts";
 import type { RunState } from "../runs/queue.ts";
 import { TABLE_NAMES, TABLES } from "../tables/declaration.ts";
 import { DurationChart, RowsChart, TableDurationChart } from "./charts.tsx";
@@ -62,7 +63,7 @@ export function OverviewPage(overview: Overview) {
                   <a href={`/runs/${last.run_id}`}>
                     <Distance at={last.finished_at!} now={now} />
                   </a>{" "}
-                  by {last.trigger}, took {readableSeconds(last.duration ?? 0)}
+                  by {last.trigger}, took {formatSeconds(last.duration ?? 0)}
                 </small>
               </>
             )
@@ -283,7 +284,7 @@ function TableCard(
       <h2 id={`t-${name}`}>{name}</h2>
       <p class="path">{path.join(" → ")}</p>
       <p class="figure">
-        <b>{loaded ? readableCount(loaded.entry.records_loaded) : "–"}</b> rows
+        <b>{loaded ? formatCount(loaded.entry.records_loaded) : "–"}</b> rows
       </p>
       <dl class="pairs">
         <div>
@@ -309,7 +310,7 @@ function TableCard(
         </div>
         <div>
           <dt>Last run</dt>
-          <dd>{lastEntry ? readableChange(lastEntry) : "–"}</dd>
+          <dd>{lastEntry ? describeChange(lastEntry) : "–"}</dd>
         </div>
       </dl>
       <div class="charts">

@@ -3,12 +3,8 @@ import type { Child } from "hono/jsx";
 import type { LoadedEntry } from "../runs/event.ts";
 import type { RunDetails } from "../runs/history.ts";
 import type { LiveRun } from "../service/live_runs.ts";
-import {
-  readableBytes,
-  readableChange,
-  readableCount,
-  readableSeconds,
-} from "../format.ts";
+import { formatBytes, formatCount, formatSeconds } from "../format.ts";
+import { describeChange } from "../runs/describe.ts";
 import { tablesNamed } from "../tables/declaration.ts";
 import { Icon, Status } from "./icons.tsx";
 import { Json } from "./json.tsx";
@@ -37,7 +33,7 @@ export function RunPage({ now, run, live }: RunPageProps) {
           <p>
             Asked for by {run.trigger}{" "}
             <Distance at={run.requested_at} now={now} />
-            {run.duration !== null && `, took ${readableSeconds(run.duration)}`}
+            {run.duration !== null && `, took ${formatSeconds(run.duration)}`}
           </p>
         </div>
       </section>
@@ -194,25 +190,25 @@ function TableCard(
           ? (
             <Status
               state={loaded ? "succeeded" : "failed"}
-              text={loaded ? readableChange(loaded) : "Not loaded"}
+              text={loaded ? describeChange(loaded) : "Not loaded"}
             />
           )
           : <Status state={run.status} />}
       </p>
       <dl class="pairs">
         <Pair name="Rows">
-          {loaded && readableCount(loaded.records_loaded)}
+          {loaded && formatCount(loaded.records_loaded)}
         </Pair>
         <Pair name="Inserted">
-          {loaded && readableCount(loaded.rows_inserted)}
+          {loaded && formatCount(loaded.rows_inserted)}
         </Pair>
         <Pair name="Deleted">
-          {loaded && readableCount(loaded.rows_deleted)}
+          {loaded && formatCount(loaded.rows_deleted)}
         </Pair>
         <Pair name="Copied">
-          {loaded && readableBytes(loaded.bytes_copied)}
+          {loaded && formatBytes(loaded.bytes_copied)}
         </Pair>
-        <Pair name="Took">{loaded && readableSeconds(loaded.duration)}</Pair>
+        <Pair name="Took">{loaded && formatSeconds(loaded.duration)}</Pair>
         <Pair name="Attempts">{entry && String(entry.attempts)}</Pair>
         <Pair name="Checksum" isLong>
           {loaded?.checksum && <code>{loaded.checksum}</code>}
@@ -225,10 +221,8 @@ function TableCard(
         isActive={isActive}
         idle={check
           ? `Committed: ${
-            readableCount(check.source_count)
-          } rows in the source, ${
-            readableCount(check.target_count)
-          } in the table`
+            formatCount(check.source_count)
+          } rows in the source, ${formatCount(check.target_count)} in the table`
           : "Not loaded: the old rows stay"}
       />
     </section>

@@ -1,6 +1,7 @@
 /** Runs as a table, newest first. */
 import type { RunOutcome } from "../runs/history.ts";
-import { readableChange, readableSeconds } from "../format.ts";
+import { formatSeconds } from "../format.ts";
+import { describeChange } from "../runs/describe.ts";
 import { Status } from "./icons.tsx";
 import { Distance, Moment } from "./moment.tsx";
 
@@ -43,7 +44,7 @@ export function RunTable(
               <Outcome run={run} />
             </td>
             <td class="number">
-              {run.duration === null ? "–" : readableSeconds(run.duration)}
+              {run.duration === null ? "–" : formatSeconds(run.duration)}
             </td>
           </tr>
         ))}
@@ -59,7 +60,7 @@ function Outcome({ run }: { run: RunOutcome }) {
     <ul class="outcome">
       {run.entries.map((entry) => (
         <li>
-          {entry.table} <b>{readableChange(entry)}</b>
+          {entry.table} <b>{describeChange(entry)}</b>
         </li>
       ))}
     </ul>

@@ -1,6 +1,6 @@
 /** The phases of a run, table by table, on one time axis. */
 import type { RunDetails } from "../runs/history.ts";
-import { readableSeconds } from "../format.ts";
+import { formatSeconds } from "../format.ts";
 
 /** A lane for each table; a queued or running run has empty ones, so that nothing moves when they fill. */
 export function Timeline({ run }: { run: RunDetails }) {
@@ -28,7 +28,7 @@ export function Timeline({ run }: { run: RunDetails }) {
                 x={percent(startedAfter)}
                 width={percent(Math.max(seconds, total / 400))}
               >
-                <title>{`${phase}: ${readableSeconds(seconds)}`}</title>
+                <title>{`${phase}: ${formatSeconds(seconds)}`}</title>
               </rect>
             ))}
           </svg>
@@ -47,7 +47,7 @@ export function Timeline({ run }: { run: RunDetails }) {
                     <svg class="swatch" aria-hidden="true">
                       <rect class={`p-${phase}`} />
                     </svg>
-                    {phase} <b>{readableSeconds(seconds)}</b>
+                    {phase} <b>{formatSeconds(seconds)}</b>
                   </li>
                 ))}
               </ol>
@@ -56,7 +56,7 @@ export function Timeline({ run }: { run: RunDetails }) {
       ))}
       <p class="axis" aria-hidden="true">
         <span>0</span>
-        <span>{total > 0 ? readableSeconds(total) : ""}</span>
+        <span>{total > 0 ? formatSeconds(total) : ""}</span>
       </p>
     </div>
   );

@@ -13,6 +13,9 @@ export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
 /** What asked for a run, stored verbatim. */
 export type Trigger = (typeof TRIGGERS)[number];
 
+/** Name of a publisher, stored verbatim. */
+export type PublisherName = "file" | "webhook";
+
 /** One table in the event of a run. */
 export type TableEntry = LoadedEntry | FailedEntry;
 

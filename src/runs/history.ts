@@ -12,7 +12,7 @@ import type {
   Trigger,
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
-import type { PublisherName } from "../delivery/publisher.ts";
+import type { PublisherName } from "./event.ts";
 import type { Executor, RunState, Ticket } from "./queue.ts";
 import type { TableName } from "../tables/declaration.ts";
 

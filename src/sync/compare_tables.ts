@@ -15,7 +15,6 @@ import {
 } from "../diff/find_difference.ts";
 import { asServiceError, type ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
-import type { RunOptions } from "../runs/queue.ts";
 import { connectionOf } from "../context.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
 import {
@@ -91,8 +90,11 @@ export async function compareTables<T = Comparison>(
   );
 }
 
-/** What is asked of the load whose work is to be foretold. */
-export type LoadToPlan = Pick<RunOptions, "mode" | "recreate">;
+/** Options of the load that a dry run plans. */
+export interface LoadToPlan {
+  readonly mode: "auto" | "full";
+  readonly recreate: boolean;
+}
 
 /** Compares as a load would that does what is asked: one that is full, or makes the tables anew, copies every row. */
 export function comparedForLoad(load: LoadToPlan): CompareTable<Comparison> {

@@ -3,10 +3,10 @@ import fc from "fast-check";
 import { barLine } from "../../src/cli/progress_bars.ts";
 import { tableLines } from "../../src/cli/terminal_table.ts";
 import {
-  readableBytes,
-  readableCount,
-  readableDistance,
-  readableSeconds,
+  formatBytes,
+  formatCount,
+  formatDistance,
+  formatSeconds,
 } from "../../src/format.ts";
 
 const COLUMNS = [
@@ -94,12 +94,12 @@ Deno.test("barLine() tells rows, rate and time left as far as they are known", (
 
 Deno.test("numbers and times are told as people read them", () => {
   assertEquals(
-    [0, 999, 1000, 1234567].map(readableCount),
+    [0, 999, 1000, 1234567].map(formatCount),
     ["0", "999", "1,000", "1,234,567"],
   );
   assertEquals(
     [0, 0.0002, 0.0042, 0.0995, 9.994, 59.94, 59.96, 200, 7500].map(
-      readableSeconds,
+      formatSeconds,
     ),
     [
       "0 ms",
@@ -114,13 +114,13 @@ Deno.test("numbers and times are told as people read them", () => {
     ],
   );
   assertEquals(
-    [0, 903, 999.6, 197_000, 1_250_000, 9.99e14].map(readableBytes),
+    [0, 903, 999.6, 197_000, 1_250_000, 9.99e14].map(formatBytes),
     ["0 B", "903 B", "1.0 kB", "197 kB", "1.3 MB", "999 TB"],
   );
   const now = new Date("2026-01-02T00:00:00Z");
   assertEquals(
     [0, -3, -59, -3600, -86400 * 2, 7200].map((seconds) =>
-      readableDistance(new Date(now.getTime() + seconds * 1000), now)
+      formatDistance(new Date(now.getTime() + seconds * 1000), now)
     ),
     ["just now", "just now", "59 s ago", "1 h ago", "2 days ago", "in 2 h"],
   );

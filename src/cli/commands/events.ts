@@ -3,7 +3,8 @@ import { delay } from "@std/async/delay";
 import { listEvents, type StoredEvent } from "../../runs/history.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import { resumePublisher } from "../../delivery/outbox.ts";
-import { readableMoment, readableOutcome } from "../../format.ts";
+import { formatMoment } from "../../format.ts";
+import { describeOutcome } from "../../runs/describe.ts";
 import type { Command, Terminal } from "../command.ts";
 import { countOf } from "./runs.ts";
 import { tableLines } from "../terminal_table.ts";
@@ -86,10 +87,10 @@ function tableOf(
     events.map(({ seq, event }) => [
       String(seq),
       { text: event.status, tone: event.status === "success" ? "good" : "bad" },
-      readableMoment(new Date(`${event.timestamp}Z`)),
+      formatMoment(new Date(`${event.timestamp}Z`)),
       event.status === "failure"
         ? event.error
-        : readableOutcome(event.results.results),
+        : describeOutcome(event.results.results),
       event.run_id.slice(0, 8),
       event.trigger,
     ]),

@@ -6,7 +6,7 @@ import { load } from "../../load/load.ts";
 import { checkEventFile } from "../../delivery/file.ts";
 import type { RunOptions } from "../../runs/queue.ts";
 import { TABLE_NAMES, type TableName } from "../../tables/declaration.ts";
-import { readableBytes, readableCount, readableSeconds } from "../../format.ts";
+import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
 import type { Command, CommandContext, Terminal } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
 import { startProgress } from "../progress_bars.ts";
@@ -147,11 +147,11 @@ function tableOf(
         : [
           entry.table,
           { text: entry.mode, tone: "good" },
-          readableCount(entry.records_loaded),
-          readableCount(entry.rows_inserted),
-          readableCount(entry.rows_deleted),
-          readableSeconds(entry.duration),
-          readableBytes(entry.bytes_copied),
+          formatCount(entry.records_loaded),
+          formatCount(entry.rows_inserted),
+          formatCount(entry.rows_deleted),
+          formatSeconds(entry.duration),
+          formatBytes(entry.bytes_copied),
         ]
     ),
     terminal,

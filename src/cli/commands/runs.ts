@@ -8,12 +8,8 @@ import {
   type RunDetails,
   type RunOutcome,
 } from "../../runs/history.ts";
-import {
-  readableChange,
-  readableMoment,
-  readableOutcome,
-  readableSeconds,
-} from "../../format.ts";
+import { formatMoment, formatSeconds } from "../../format.ts";
+import { describeChange, describeOutcome } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import type { RunState } from "../../runs/queue.ts";
 import {
@@ -108,12 +104,12 @@ function printTable(
     runs.map((run) => [
       run.run_id.slice(0, SHORT_ID),
       { text: run.status, tone: TONES[run.status] },
-      readableMoment(new Date(run.requested_at)),
+      formatMoment(new Date(run.requested_at)),
       run.error ??
         (run.entries.length === 0
           ? run.tables.join(", ")
-          : readableOutcome(run.entries)),
-      run.duration === null ? "" : readableSeconds(run.duration),
+          : describeOutcome(run.entries)),
+      run.duration === null ? "" : formatSeconds(run.duration),
       run.trigger,
     ]),
     terminal,
@@ -149,11 +145,11 @@ function describeRun(run: RunDetails): string[] {
     ["requested", `${run.requested_at} by ${run.trigger}`],
     ...(run.started_at ? [["started", run.started_at]] : []),
     ...(run.finished_at
-      ? [["finished", run.finished_at, readableSeconds(run.duration ?? 0)]]
+      ? [["finished", run.finished_at, formatSeconds(run.duration ?? 0)]]
       : []),
     ...(run.error ? [["error", run.error]] : []),
     ...run.table_loads.flatMap(({ table, result, phases }) => [
-      [table, readableChange(result)],
+      [table, describeChange(result)],
       ...(result.status === "success"
         ? result.warnings.map((warning) => ["", warning])
         : []),
@@ -161,7 +157,7 @@ function describeRun(run: RunDetails): string[] {
         ? [[
           "",
           phases.map(({ phase, seconds }) =>
-            `${phase} ${readableSeconds(seconds)}`
+            `${phase} ${formatSeconds(seconds)}`
           ).join(", "),
         ]]
         : []),
