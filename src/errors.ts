@@ -173,7 +173,7 @@ export const ERRORS = {
     1,
     500,
     false,
-    "Restore the table's shape, or run `schema recreate` to drop it and load it anew (its grants and views go with it).",
+    "Restore the table's shape, or run `schema recreate`, which replaces the table.",
   ),
   target_inherited: kind(
     1,
@@ -191,7 +191,7 @@ export const ERRORS = {
     1,
     500,
     false,
-    "Drop what depends on the table first, or load without --recreate.",
+    "Drop or detach what is named first and create it again afterwards, or load without --recreate.",
   ),
   permission_denied: kind(
     1,

@@ -90,7 +90,10 @@ function specificMeaning(
         };
       }
       if (routine === "check_enable_rls") {
-        return { code: "permission_denied", remedy: rowSecurityRemedy(config) };
+        return {
+          code: "permission_denied",
+          remedy: rowSecurityRemedy(config.user),
+        };
       }
       return undefined;
     case "55000":
@@ -136,9 +139,9 @@ function specificMeaning(
 }
 
 /** Remedy where row-level security would hide rows from the role. */
-export function rowSecurityRemedy({ user }: DatabaseConfig): string {
+export function rowSecurityRemedy(role: string): string {
   return `Run ALTER ROLE ${
-    quoted(user)
+    quoted(role)
   } BYPASSRLS; as a superuser, or DISABLE ROW LEVEL SECURITY on the table. A policy would hide rows, and the load would miss them.`;
 }
 

@@ -7,13 +7,15 @@
 import { pooledMap } from "@std/async/pool";
 import type { Config } from "../config/config.ts";
 import { Session } from "../postgres/session.ts";
-import { qualified } from "../postgres/sql.ts";
+import { identifier, qualified } from "../postgres/sql.ts";
 import {
   compareContent,
   type Plan,
+  type Side,
+  type Sides,
   wholeFingerprint,
 } from "../diff/find_difference.ts";
-import { asServiceError, type ServiceError } from "../errors.ts";
+import { asServiceError, ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
 import { openSnapshot, type Snapshot } from "./snapshot.ts";
@@ -29,7 +31,14 @@ import {
   type TableName,
   tablesNamed,
 } from "../tables/declaration.ts";
-import { checkTarget, findTarget, type FoundTarget } from "./target.ts";
+import {
+  checkCreatable,
+  checkDeletable,
+  checkTarget,
+  checkWritable,
+  findTarget,
+  type FoundTarget,
+} from "./target.ts";
 
 /** What comparing one table found. */
 export interface Comparison {
@@ -101,14 +110,18 @@ export function comparedForLoad(load: LoadToPlan): CompareTable<Comparison> {
   return (...parts) => compareTable(...parts, load);
 }
 
-/** Compares one table by content. */
+/**
+ * Compares one table by content. With `load`, it also fails where that load
+ * would fail for the target's sake.
+ */
 export async function compareTable(
   snapshot: Snapshot,
   table: Table,
   warehouse: Session,
-  { mode, recreate }: LoadToPlan = { mode: "auto", recreate: false },
+  load?: LoadToPlan,
 ): Promise<Comparison> {
   warningsOf(snapshot, table);
+  const isReplaced = load?.recreate ?? false;
   try {
     const [source, found] = await bothSides(
       snapshot.openReader(table),
@@ -117,28 +130,76 @@ export async function compareTable(
     using _ = source;
     const target = { ...found, relation: qualified(table.target) };
     const sides = sidesOf(table, snapshot, source, warehouse, target);
-    if (!found.exists || recreate && hasOtherShape(table, found)) {
+    if (load && (isReplaced || !found.exists)) {
+      await checkCreatable(table, warehouse, found);
+    }
+    if (!found.exists || isReplaced && !isComparable(table, found)) {
       const wanted = await wholeFingerprint(sides.source, sides);
       return copyingAll(wanted, null);
     }
     checkTarget(table, found);
-    if (mode === "full" || recreate) {
-      const [wanted, present] = await Promise.all([
-        wholeFingerprint(sides.source, sides),
-        wholeFingerprint(sides.target, sides),
-      ]);
-      return copyingAll(wanted, present);
+    if (load && !isReplaced) checkWritable(table, found);
+    const compared = await compareSides(sides, load);
+    if (load && !isReplaced && compared.plan.mode !== "unchanged") {
+      checkDeletable(table, found);
+      await checkNulls(sides.source, table, found);
     }
-    const { plan, wanted, present } = await compareContent(sides);
-    const rowsToCopy = plan.mode === "delta"
-      ? plan.selection.rows
-      : plan.mode === "full"
-      ? wanted.count
-      : 0;
-    return { source: wanted, target: present, plan, rowsToCopy };
+    return compared;
   } catch (error) {
     throw forTable(error, table, warehouse);
   }
+}
+
+async function compareSides(
+  sides: Sides,
+  load: LoadToPlan | undefined,
+): Promise<Comparison> {
+  if (load?.mode === "full" || load?.recreate) {
+    const [wanted, present] = await Promise.all([
+      wholeFingerprint(sides.source, sides),
+      wholeFingerprint(sides.target, sides),
+    ]);
+    return copyingAll(wanted, present);
+  }
+  const { plan, wanted, present } = await compareContent(sides);
+  const rowsToCopy = plan.mode === "delta"
+    ? plan.selection.rows
+    : plan.mode === "full"
+    ? wanted.count
+    : 0;
+  return { source: wanted, target: present, plan, rowsToCopy };
+}
+
+/**
+ * Checks that the source has a value wherever the target demands one.
+ *
+ * @throws {ServiceError} `constraint_violated`, naming the column.
+ */
+async function checkNulls(
+  { session, relation }: Side,
+  table: Table,
+  found: FoundTarget,
+): Promise<void> {
+  const columns = found.columns.filter(({ isNotNull }) => isNotNull)
+    .map(({ name }) => name);
+  if (columns.length === 0) return;
+  const [row] = await session.query(
+    `select ${
+      columns.map((name, i) =>
+        `coalesce(pg_catalog.bool_or(${
+          identifier(name)
+        } is null), false) as c${i}`
+      )
+    } from ${relation}`,
+  );
+  const column = columns.find((_, i) => row![`c${i}`]);
+  if (column === undefined) return;
+  const { schema, name } = table.target;
+  throw new ServiceError(
+    "constraint_violated",
+    `column "${column}" of ${schema}.${name} in the warehouse is NOT NULL, and the source has rows without a value`,
+    { table: table.name },
+  );
 }
 
 function copyingAll(
@@ -148,16 +209,12 @@ function copyingAll(
   return { source, target, plan: { mode: "full" }, rowsToCopy: source.count };
 }
 
-/** Whether only a table that is made anew in its place could take the rows. */
-function hasOtherShape(table: Table, found: FoundTarget): boolean {
+/** Whether the rows of a table that is to be replaced can be compared with the source's. */
+function isComparable(table: Table, found: FoundTarget): boolean {
   try {
     checkTarget(table, found);
+    return true;
+  } catch {
     return false;
-  } catch (error) {
-    const isTable = found.kind === "r" || found.kind === "p";
-    if (isTable && asServiceError(error).code === "target_incompatible") {
-      return true;
-    }
-    throw error;
   }
 }

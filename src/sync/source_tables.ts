@@ -9,6 +9,7 @@ import { literal, qualified, type Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_ROW_IDS } from "../diff/queries.ts";
 import {
+  BASE_TYPE,
   incompatibility,
   roundingWarning,
   type Table,
@@ -223,8 +224,9 @@ export async function checkShapes(
   if (tables.length === 0) return [];
   const columns = await session.query(
     `select a.attrelid as oid, a.attname as column,
-       format_type(a.atttypid, a.atttypmod) as type, t.typcategory as category
-     from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+       pg_catalog.format_type(base.oid, base.typmod) as type, t.typcategory as category
+     from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
+       join pg_catalog.pg_type t on t.oid = base.oid
      where a.attnum > 0 and not a.attisdropped and a.attrelid in (${
       tables.map(({ oid }) => oid)
     }) order by a.attnum`,

@@ -31,6 +31,7 @@ import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
 import type { Snapshot, SourceMark } from "./snapshot.ts";
 import type { Table } from "../tables/declaration.ts";
 import {
+  checkDeletable,
   confirmTarget,
   lockTarget,
   putInPlace,
@@ -282,6 +283,7 @@ async function apply(
   const { table, source } = sides;
   const selected = plan.mode === "delta" ? plan.selection : undefined;
 
+  if (!target.isNew) checkDeletable(table, target);
   clock.enter("delete");
   // The source's fingerprint is taken while the warehouse deletes: the two servers work side by side.
   const needsFingerprint = !wanted && config.verify === "content";

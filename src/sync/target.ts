@@ -8,7 +8,14 @@ import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_ROW_IDS, HASH_PROBE } from "../diff/queries.ts";
-import { type Table, TARGET_SCHEMA } from "../tables/declaration.ts";
+import { rowSecurityRemedy } from "../postgres/errors.ts";
+import { BASE_TYPE, type Table, TARGET_SCHEMA } from "../tables/declaration.ts";
+import {
+  belongingsOf,
+  checkReplaceable,
+  notCarried,
+  storageOf,
+} from "./recreate.ts";
 
 /** The warehouse table that rows are written into. */
 export interface Target {
@@ -21,14 +28,28 @@ export interface Target {
   readonly hasRowIds: boolean;
   /** Nothing acts on its rows but what is done to them: no trigger, no rule. */
   readonly isPlain: boolean;
+  /** Published, and without the replica identity that a DELETE then needs. */
+  readonly lacksReplicaIdentity: boolean;
+}
+
+/** A column of the warehouse table. */
+export interface FoundColumn {
+  readonly name: string;
+  /** As declared; a domain by its name. */
+  readonly declared: string;
+  /** The type whose values are stored: a domain's base type. */
+  readonly type: string;
+  readonly isGenerated: boolean;
+  readonly isNotNull: boolean;
 }
 
 /** What the warehouse has in the target's place. */
 export interface FoundTarget {
   readonly exists: boolean;
   readonly oid: number | null;
+  /** `pg_class.relkind`, or `T` for a type without a table. */
   readonly kind: string;
-  readonly columns: readonly { readonly name: string; readonly type: string }[];
+  readonly columns: readonly FoundColumn[];
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
   readonly hasTriggers: boolean;
@@ -36,6 +57,18 @@ export interface FoundTarget {
   readonly children: readonly string[];
   /** Foreign tables among a partitioned table's parts, likewise. */
   readonly foreignParts: readonly string[];
+  /** Rules that run something else in place of a DELETE. */
+  readonly insteadRules: readonly string[];
+  readonly lacksReplicaIdentity: boolean;
+  /** The role that the session acts as, and what it is allowed to do. */
+  readonly role: string;
+  readonly mayUseSchema: boolean;
+  /** May create the table, and its schema where there is none. */
+  readonly mayCreate: boolean;
+  /** Privileges that a load needs and the role lacks. */
+  readonly missingPrivileges: readonly string[];
+  /** A policy would hide rows from the role. */
+  readonly hasRowSecurity: boolean;
 }
 
 /** Looks the target up. */
@@ -43,8 +76,11 @@ export async function findTarget(
   table: Table,
   warehouse: Session,
 ): Promise<FoundTarget> {
+  const { schema, name } = table.target;
   const rows = await warehouse.query(
-    `select c.oid, c.relkind as kind, a.attname as name, format_type(a.atttypid, a.atttypmod) as type,
+    `select c.oid, coalesce(c.relkind::text, case when standalone.oid is not null then 'T' end) as kind,
+       a.attname as name, pg_catalog.format_type(a.atttypid, a.atttypmod) as declared,
+       pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attnotnull as notnull,
        ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
@@ -53,33 +89,74 @@ export async function findTarget(
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', pn.nspname, part.relname) order by part.oid)
         from pg_catalog.pg_partition_tree(c.oid) p join pg_catalog.pg_class part on part.oid = p.relid
           join pg_catalog.pg_namespace pn on pn.oid = part.relnamespace
-        where c.relkind = 'p' and part.relkind = 'f') as foreign_parts
+        where c.relkind = 'p' and part.relkind = 'f') as foreign_parts,
+       (select pg_catalog.json_agg(pg_catalog.quote_ident(w.rulename) order by w.rulename)
+        from pg_catalog.pg_rewrite w
+        where w.ev_class = c.oid and w.ev_type = '4' and w.is_instead and w.ev_enabled <> 'D') as instead_rules,
+       ${LACKS_REPLICA_IDENTITY} as lacks_identity,
+       current_user as role, pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
+       case when n.oid is null
+         then pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+         else pg_catalog.has_schema_privilege(n.oid, 'CREATE') end as may_create,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select,
+       pg_catalog.has_table_privilege(c.oid, 'DELETE') as may_delete,
+       pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT') as may_insert,
+       case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security
      from (select 1) one
-       left join pg_catalog.pg_namespace n on n.nspname = ${
-      literal(table.target.schema)
-    }
+       left join pg_catalog.pg_namespace n on n.nspname = ${literal(schema)}
        left join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = ${
-      literal(table.target.name)
-    } and c.relkind in ('r', 'p', 'v', 'm', 'f')
+      literal(name)
+    }
+       left join pg_catalog.pg_type standalone on standalone.typnamespace = n.oid
+         and standalone.typname = ${literal(name)} and standalone.typrelid = 0
+         -- The server renames an array type that is in the way of a new table.
+         and not exists (select from pg_catalog.pg_type e where e.typarray = standalone.oid)
        left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+       left join lateral ${BASE_TYPE} base on true
      order by a.attnum`,
   );
   const [first] = rows;
+  const columns = rows.filter((row) => row.name);
+  const missing = {
+    SELECT: !first?.may_select,
+    INSERT: columns.some(({ may_insert }) => !may_insert),
+    DELETE: !first?.may_delete,
+  };
   return {
     exists: Boolean(first?.kind),
     oid: first?.oid ?? null,
     kind: first?.kind ?? "",
-    columns: rows.filter((row) => row.name).map(({ name, type }) => ({
+    columns: columns.map(({ name, declared, type, generated, notnull }) => ({
       name,
+      declared,
       type,
+      isGenerated: generated,
+      isNotNull: notnull,
     })),
     hashProbe: first?.probe,
     hasRowIds: first?.rowids ?? false,
     hasTriggers: first?.triggers ?? false,
     children: first?.children ?? [],
     foreignParts: first?.foreign_parts ?? [],
+    insteadRules: first?.instead_rules ?? [],
+    lacksReplicaIdentity: first?.lacks_identity ?? false,
+    role: first?.role,
+    mayUseSchema: first?.may_use ?? true,
+    mayCreate: first?.may_create ?? false,
+    missingPrivileges: Object.entries(missing)
+      .flatMap(([privilege, isMissing]) => isMissing ? [privilege] : []),
+    hasRowSecurity: first?.row_security ?? false,
   };
 }
+
+/** Expression over `pg_class c`: a DELETE fails because the table is published without a replica identity. */
+const LACKS_REPLICA_IDENTITY =
+  `(c.relkind = 'r' and (c.relreplident = 'n' or c.relreplident in ('d', 'i') and not exists (
+      select from pg_catalog.pg_index x where x.indrelid = c.oid and x.indisvalid
+        and case c.relreplident when 'd' then x.indisprimary else x.indisreplident end))
+    and exists (select from pg_catalog.pg_publication p
+        join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
+      where p.pubdelete and t.schemaname = n.nspname and t.tablename = c.relname))`;
 
 /**
  * Makes sure that the target exists and takes the lock that holds off writers
@@ -95,32 +172,136 @@ export async function lockTarget(
   const relation = qualified(table.target);
   let found = await findTarget(table, warehouse);
   if (recreate || !found.exists) {
-    if (found.exists) checkKind(table, found);
-    checkChildren(table, found);
-    const name = recreate
-      ? `${table.target.name}__recreate`
-      : table.target.name;
-    const fresh = qualified({ schema: table.target.schema, name });
-    await warehouse.query(createTableSql(table, fresh));
-    return {
-      relation: fresh,
-      oid: await oidOf(warehouse, fresh) ?? 0,
-      isNew: true,
-      hashProbe: found.hashProbe,
-      hasRowIds: false,
-      isPlain: true,
-    };
+    return await createTarget(table, warehouse, found);
   }
   checkTarget(table, found);
+  checkWritable(table, found);
   // And once more under the lock: what was found before may have changed.
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
   const { oid } = found;
   found = await findTarget(table, warehouse);
   if (!oid || found.oid !== oid) throw exchanged(table);
   checkTarget(table, found);
-  const { hashProbe, hasRowIds, hasTriggers } = found;
+  checkWritable(table, found);
+  const { hashProbe, hasRowIds, hasTriggers, lacksReplicaIdentity } = found;
   const isPlain = hasRowIds && !hasTriggers;
-  return { relation, oid, isNew: false, hashProbe, hasRowIds, isPlain };
+  return {
+    relation,
+    oid,
+    isNew: false,
+    hashProbe,
+    hasRowIds,
+    isPlain,
+    lacksReplicaIdentity,
+  };
+}
+
+/** Creates the target, or the table that is to replace it. */
+async function createTarget(
+  table: Table,
+  warehouse: Session,
+  found: FoundTarget,
+): Promise<Target> {
+  await checkCreatable(table, warehouse, found);
+  // A name that nothing has: what others left under a fixed one is not ours to drop.
+  const name = found.exists
+    ? `recreate_${crypto.randomUUID().replaceAll("-", "")}`
+    : table.target.name;
+  const relation = qualified({ schema: table.target.schema, name });
+  await warehouse.query(createTableSql(table, relation));
+  await checkOwner(table, warehouse, relation);
+  if (found.exists) {
+    for (const statement of await storageOf(warehouse, found.oid!, relation)) {
+      await warehouse.query(statement);
+    }
+  }
+  return {
+    relation,
+    oid: await oidOf(warehouse, relation) ?? 0,
+    isNew: true,
+    hashProbe: found.hashProbe,
+    hasRowIds: false,
+    isPlain: true,
+    lacksReplicaIdentity: false,
+  };
+}
+
+/**
+ * Checks that the table can be created, and that the one in its place, if any,
+ * can be replaced without a loss.
+ *
+ * @throws {ServiceError} `target_incompatible`, `target_inherited`,
+ * `target_in_use`, `permission_denied`.
+ */
+export async function checkCreatable(
+  table: Table,
+  warehouse: Session,
+  found: FoundTarget,
+): Promise<void> {
+  if (found.exists) {
+    checkKind(table, found);
+    checkChildren(table, found);
+    await checkReplaceable(table, warehouse, found.oid!);
+  }
+  if (found.mayCreate && found.mayUseSchema) return;
+  const { schema, name } = table.target;
+  throw new ServiceError(
+    "permission_denied",
+    `role "${found.role}" may not create ${schema}.${name} in the warehouse`,
+    {
+      table: table.name,
+      remedy: `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
+        identifier(found.role)
+      };, or grant CREATE on database ${
+        identifier(warehouse.config.database)
+      } where the schema does not exist.`,
+    },
+  );
+}
+
+/** Checks that the new table is still the role's: an event trigger can give it to another one. */
+async function checkOwner(
+  table: Table,
+  warehouse: Session,
+  relation: string,
+): Promise<void> {
+  const [row] = await warehouse.query(
+    `select pg_catalog.pg_has_role(c.relowner, 'USAGE') as is_ours, current_user as role,
+       pg_catalog.pg_get_userbyid(c.relowner) as owner
+     from pg_catalog.pg_class c where c.oid = ${
+      literal(relation)
+    }::pg_catalog.regclass`,
+  );
+  if (row!.is_ours) return;
+  throw new ServiceError(
+    "permission_denied",
+    `the new table belongs to role "${
+      row!.owner
+    }" as soon as it is created, not to "${row!.role}"`,
+    {
+      table: table.name,
+      remedy: await eventTriggerRemedy(warehouse, row!.role) ??
+        `Run GRANT ${identifier(row!.owner)} TO ${identifier(row!.role)};`,
+    },
+  );
+}
+
+/** Remedy for what event triggers do to the objects that the service creates, or `undefined` where there are none. */
+export async function eventTriggerRemedy(
+  warehouse: Pick<Session, "query">,
+  role: string,
+): Promise<string | undefined> {
+  const [row] = await warehouse.query(
+    `select pg_catalog.string_agg(pg_catalog.quote_ident(evtname), ', ' order by evtname) as names
+     from pg_catalog.pg_event_trigger where evtevent = 'ddl_command_end' and evtenabled <> 'D'`,
+  );
+  return row!.names
+    ? `Exempt role ${
+      identifier(role)
+    } in the event trigger that changes owners (${
+      row!.names
+    }), or grant it the new owner's role.`
+    : undefined;
 }
 
 /**
@@ -164,15 +345,16 @@ export function createTableSql(
   return `create table ${relation} (\n${columns.join(",\n")}\n)`;
 }
 
-/** @throws {ServiceError} `target_incompatible`, naming the column; `target_inherited`, naming the tables. */
+/**
+ * Checks that the table can be compared: its kind, columns and policies.
+ *
+ * @throws {ServiceError} `target_incompatible`, naming the column;
+ * `target_inherited`, naming the tables; `permission_denied`.
+ */
 export function checkTarget(table: Table, found: FoundTarget): void {
   const { schema, name } = table.target;
   const fail = (what: string) => {
-    throw new ServiceError(
-      "target_incompatible",
-      what,
-      { table: table.name },
-    );
+    throw new ServiceError("target_incompatible", what, { table: table.name });
   };
   checkKind(table, found);
   checkChildren(table, found);
@@ -190,8 +372,11 @@ export function checkTarget(table: Table, found: FoundTarget): void {
         `column "${column.name}" is missing in ${schema}.${name} of the warehouse`,
       );
     } else if (present.type !== column.type) {
+      const { declared, type } = present;
       fail(
-        `column "${column.name}" of ${schema}.${name} in the warehouse is ${present.type}, not ${column.type}`,
+        `column "${column.name}" of ${schema}.${name} in the warehouse is ${declared}${
+          declared === type ? "" : ` (${type})`
+        }, not ${column.type}`,
       );
     }
   }
@@ -203,17 +388,124 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       `${schema}.${name} in the warehouse has a column "${extra.name}" that the source table does not feed`,
     );
   }
+  if (!found.mayUseSchema) {
+    throw new ServiceError(
+      "permission_denied",
+      `role "${found.role}" may not use schema ${schema} in the warehouse`,
+      {
+        table: table.name,
+        remedy: `Run GRANT USAGE ON SCHEMA ${identifier(schema)} TO ${
+          identifier(found.role)
+        };`,
+      },
+    );
+  }
+  if (found.hasRowSecurity) {
+    throw new ServiceError(
+      "permission_denied",
+      `row-level security of ${schema}.${name} in the warehouse applies to role "${found.role}"`,
+      { table: table.name, remedy: rowSecurityRemedy(found.role) },
+    );
+  }
 }
+
+/**
+ * Checks that a load can write the table, so that it fails before it locks or
+ * deletes anything.
+ *
+ * @throws {ServiceError} `target_incompatible`, `permission_denied`.
+ */
+export function checkWritable(table: Table, found: FoundTarget): void {
+  const { schema, name } = table.target;
+  const generated = found.columns.find(({ isGenerated }) => isGenerated);
+  if (generated) {
+    const column = identifier(generated.name);
+    throw new ServiceError(
+      "target_incompatible",
+      `column ${column} of ${schema}.${name} in the warehouse is generated, and a load writes every column`,
+      {
+        table: table.name,
+        remedy: `Run ALTER TABLE ${
+          qualified(table.target)
+        } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`schema recreate\`, which replaces the table.`,
+      },
+    );
+  }
+  if (found.insteadRules.length > 0) {
+    const rules = found.insteadRules.join(", ");
+    throw new ServiceError(
+      "target_incompatible",
+      `a rule of ${schema}.${name} in the warehouse runs in place of DELETE: ${rules}`,
+      {
+        table: table.name,
+        remedy: `Drop the rule, or use a trigger: DROP RULE … ON ${
+          qualified(table.target)
+        };`,
+      },
+    );
+  }
+  if (found.missingPrivileges.length > 0) {
+    throw new ServiceError(
+      "permission_denied",
+      `role "${found.role}" lacks ${
+        found.missingPrivileges.join(", ")
+      } on ${schema}.${name} in the warehouse`,
+      {
+        table: table.name,
+        remedy: `Run GRANT SELECT, INSERT, DELETE ON ${
+          qualified(table.target)
+        } TO ${identifier(found.role)};`,
+      },
+    );
+  }
+}
+
+/**
+ * Checks that rows can be deleted from the table.
+ *
+ * @throws {ServiceError} `target_incompatible`.
+ */
+export function checkDeletable(
+  table: Table,
+  { lacksReplicaIdentity }: Pick<Target, "lacksReplicaIdentity">,
+): void {
+  if (!lacksReplicaIdentity) return;
+  const { schema, name } = table.target;
+  throw new ServiceError(
+    "target_incompatible",
+    `${schema}.${name} in the warehouse is published and has no replica identity, so no row can be deleted`,
+    {
+      table: table.name,
+      remedy: `Run ALTER TABLE ${
+        qualified(table.target)
+      } REPLICA IDENTITY FULL;, or give it a primary key.`,
+    },
+  );
+}
+
+/** What stands in a table's place, by `pg_class.relkind`. */
+const KIND_NAMES: Readonly<Record<string, string>> = {
+  v: "a view",
+  m: "a materialized view",
+  f: "a foreign table",
+  S: "a sequence",
+  i: "an index",
+  I: "an index",
+  c: "a composite type",
+  T: "a type",
+};
 
 function checkKind(table: Table, { kind }: FoundTarget): void {
   if (kind === "r" || kind === "p") return;
   const { schema, name } = table.target;
   throw new ServiceError(
     "target_incompatible",
-    `${schema}.${name} in the warehouse is not a table`,
+    `${schema}.${name} in the warehouse is not a table but ${
+      KIND_NAMES[kind] ?? "something else"
+    }`,
     {
       table: table.name,
-      remedy: "Drop or rename it: the next load makes the table.",
+      remedy: "Drop or rename it. The next load creates the table.",
     },
   );
 }
@@ -237,16 +529,36 @@ function checkChildren(table: Table, { children }: FoundTarget): void {
   );
 }
 
-/** Exchanges the old table for the one that was loaded beside it. Only here is a reader made to wait. */
+/**
+ * Replaces the old table by the one that was loaded beside it, and gives that
+ * what belonged to the old one. Only here do readers wait.
+ *
+ * @throws {ServiceError} `target_in_use`, naming what cannot be carried over.
+ */
 export async function putInPlace(
   table: Table,
   warehouse: Session,
   target: Target,
 ): Promise<void> {
+  const relation = qualified(table.target);
+  if (target.relation === relation) return;
+  await warehouse.query(`lock table ${relation} in access exclusive mode`);
+  const old = await oidOf(warehouse, relation);
+  if (old === null) throw exchanged(table);
+  await checkReplaceable(table, warehouse, old);
+  const belongings = await belongingsOf(table, warehouse, old, target.oid);
   await warehouse.query(
-    `drop table if exists ${qualified(table.target)};
+    `drop table ${relation};
      alter table ${target.relation} rename to ${identifier(table.target.name)}`,
   );
+  for (const { what, sql } of belongings) {
+    try {
+      await warehouse.query(sql);
+    } catch (error) {
+      if (!(error instanceof ServiceError) || !error.sqlstate) throw error;
+      throw notCarried(table, [`${what} (${error.reason})`], error);
+    }
+  }
 }
 
 /**

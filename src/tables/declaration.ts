@@ -86,9 +86,21 @@ export function tablesNamed(names: readonly TableName[]): readonly Table[] {
 }
 
 /**
+ * SQL, lateral to `pg_attribute a`, of the type whose values the column stores:
+ * `oid`, `typmod`. A domain stores its base type's, through any number of domains.
+ */
+export const BASE_TYPE = `(
+  with recursive domain (oid, typmod, depth) as (
+    select a.atttypid, a.atttypmod, 0
+    union all
+    select t.typbasetype, t.typtypmod, domain.depth + 1
+    from domain join pg_catalog.pg_type t on t.oid = domain.oid and t.typtype = 'd')
+  select oid, typmod from domain order by depth desc limit 1)`;
+
+/**
  * Why a source column of this type cannot feed the target column, or
- * `undefined` when it can. `sourceType` is spelled as `format_type` prints it,
- * `category` is `pg_type.typcategory`.
+ * `undefined` when it can. `sourceType` is a domain's base type, spelled as
+ * `format_type` prints it, `category` is `pg_type.typcategory`.
  */
 export function incompatibility(
   column: Column,

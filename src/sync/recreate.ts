@@ -1,0 +1,355 @@
+/**
+ * What belongs to a table that is dropped and created again: what is carried
+ * over to the new table, and what cannot be.
+ *
+ * @module
+ */
+import { ServiceError } from "../errors.ts";
+import type { Session } from "../postgres/session.ts";
+import { literal, qualified } from "../postgres/sql.ts";
+import type { Table } from "../tables/declaration.ts";
+
+/** Something that belonged to the old table, and the SQL that gives it to the new one. */
+export interface Belonging {
+  /** As messages name it. */
+  readonly what: string;
+  readonly sql: string;
+}
+
+/** The failure of a table that cannot be replaced without losing these. */
+export function notCarried(
+  { name, target }: Table,
+  losses: readonly string[],
+  cause?: ServiceError,
+): ServiceError {
+  return new ServiceError(
+    "target_in_use",
+    `${target.schema}.${target.name} in the warehouse cannot be recreated without a loss: ${
+      losses.join("; ")
+    }`,
+    {
+      table: name,
+      cause,
+      sqlstate: cause?.sqlstate,
+    },
+  );
+}
+
+/**
+ * Checks that nothing is lost when the table is dropped.
+ *
+ * @throws {ServiceError} `target_in_use`, naming all that would be.
+ */
+export async function checkReplaceable(
+  table: Table,
+  warehouse: Session,
+  oid: number,
+): Promise<void> {
+  const columns = table.columns.map(({ name }) => literal(name));
+  const rows = await warehouse.query<{ loss: string }>(`
+    with recursive
+    -- What a DROP without CASCADE takes along.
+    gone (classid, objid) as (
+      values ('pg_catalog.pg_class'::pg_catalog.regclass::oid, ${oid}::oid)
+      union
+      select d.classid, d.objid from gone join pg_catalog.pg_depend d
+        on d.refclassid = gone.classid and d.refobjid = gone.objid
+      where d.deptype in ('a', 'i')
+    ),
+    -- What makes a DROP without CASCADE fail. A view depends by its rule.
+    dependent as (
+      select distinct case when w.oid is null then d.classid else 'pg_catalog.pg_class'::pg_catalog.regclass::oid end as classid,
+        coalesce(w.ev_class, d.objid) as objid
+      from gone join pg_catalog.pg_depend d on d.refclassid = gone.classid and d.refobjid = gone.objid
+        left join pg_catalog.pg_rewrite w on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+          and w.oid = d.objid and w.ev_type = '1'
+      where d.deptype = 'n' and not exists (select from gone g where g.classid = d.classid and g.objid = d.objid)
+    ),
+    -- What the new table has no column for.
+    homeless as (
+      select pg_catalog.pg_describe_object(d.classid, d.objid, 0) || ' on column '
+        || pg_catalog.quote_ident(a.attname) as loss
+      from pg_catalog.pg_depend d join pg_catalog.pg_attribute a
+        on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+      where d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = ${oid} and d.refobjsubid > 0
+        and a.attname not in (${columns})
+        and (d.classid in ('pg_catalog.pg_trigger'::pg_catalog.regclass, 'pg_catalog.pg_policy'::pg_catalog.regclass,
+            'pg_catalog.pg_statistic_ext'::pg_catalog.regclass)
+          or d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+            and d.objid in (select indexrelid from pg_catalog.pg_index where indrelid = ${oid})
+          or d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass
+            and d.objid in (select oid from pg_catalog.pg_constraint where conrelid = ${oid} and contype <> 'n')
+          or d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+            and d.objid in (select oid from pg_catalog.pg_rewrite where ev_class = ${oid}))
+    )
+    select pg_catalog.pg_describe_object(classid, objid, 0) as loss from dependent
+    union select loss from homeless
+    union select 'its partitions' from pg_catalog.pg_class c where c.oid = ${oid} and c.relkind = 'p'
+    union select 'its place under ' || inhparent::pg_catalog.regclass::text
+      from pg_catalog.pg_inherits where inhrelid = ${oid}
+    union select 'its place in ' || pg_catalog.pg_describe_object(refclassid, refobjid, 0)
+      from pg_catalog.pg_depend where classid = 'pg_catalog.pg_class'::pg_catalog.regclass and objid = ${oid} and deptype = 'e'
+    union select pg_catalog.pg_describe_object(d.classid, d.objid, 0)
+      from pg_catalog.pg_depend d join pg_catalog.pg_class s on s.oid = d.objid and s.relkind = 'S'
+      where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = ${oid} and d.deptype in ('a', 'i')
+    union select 'its rows from subscription ' || pg_catalog.quote_ident(s.subname)
+      from pg_catalog.pg_subscription_rel r join pg_catalog.pg_subscription s on s.oid = r.srsubid where r.srrelid = ${oid}
+    union select 'its place in publication ' || pg_catalog.quote_ident(p.pubname) || ', which role '
+        || pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(p.pubowner)) || ' owns'
+      from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+      where r.prrelid = ${oid} and not pg_catalog.pg_has_role(p.pubowner, 'USAGE')
+    union select 'its owner, role ' || pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner))
+      from pg_catalog.pg_class c
+      where c.oid = ${oid} and not (pg_catalog.pg_has_role(c.relowner, 'USAGE')
+        and (pg_catalog.pg_get_userbyid(c.relowner) = current_user
+          or pg_catalog.has_schema_privilege(c.relowner, c.relnamespace, 'CREATE')))
+    order by loss`);
+  if (rows.length > 0) throw notCarried(table, rows.map(({ loss }) => loss));
+}
+
+/** SQL that makes `relation`, which is empty, be stored as the old table is. */
+export async function storageOf(
+  warehouse: Session,
+  oid: number,
+  relation: string,
+): Promise<readonly string[]> {
+  const to = literal(`alter table ${relation} `);
+  const rows = await warehouse.query<{ sql: string }>(`
+    select ${to} || 'set unlogged' as sql from pg_catalog.pg_class where oid = ${oid} and relpersistence = 'u'
+    union all select ${to} || pg_catalog.format('set tablespace %I', t.spcname)
+      from pg_catalog.pg_class c join pg_catalog.pg_tablespace t on t.oid = c.reltablespace where c.oid = ${oid}
+    union all select ${to} || pg_catalog.format('set (%s = %L)', o.option_name, o.option_value)
+      from pg_catalog.pg_class c, pg_catalog.pg_options_to_table(c.reloptions) o where c.oid = ${oid}
+    union all select ${to} || pg_catalog.format('set (toast.%s = %L)', o.option_name, o.option_value)
+      from pg_catalog.pg_class c join pg_catalog.pg_class t on t.oid = c.reltoastrelid,
+        pg_catalog.pg_options_to_table(t.reloptions) o where c.oid = ${oid}
+    union all select ${to} || pg_catalog.format('alter column %I set storage %s', a.attname,
+        case a.attstorage when 'p' then 'plain' when 'e' then 'external' when 'm' then 'main' else 'extended' end)
+      from pg_catalog.pg_attribute a join pg_catalog.pg_attribute f
+        on f.attrelid = ${
+    literal(relation)
+  }::pg_catalog.regclass and f.attname = a.attname and f.atttypid = a.atttypid
+      where a.attrelid = ${oid} and a.attnum > 0 and not a.attisdropped and a.attstorage <> f.attstorage
+    union all select ${to} || pg_catalog.format('alter column %I set compression %s', a.attname,
+        case a.attcompression when 'p' then 'pglz' else 'lz4' end)
+      from pg_catalog.pg_attribute a join pg_catalog.pg_attribute f
+        on f.attrelid = ${
+    literal(relation)
+  }::pg_catalog.regclass and f.attname = a.attname and f.atttypid = a.atttypid
+      where a.attrelid = ${oid} and a.attnum > 0 and not a.attisdropped and a.attcompression <> ''`);
+  return rows.map(({ sql }) => sql);
+}
+
+/**
+ * What the old table has, in the order in which the new one is to get it once
+ * it has the old one's name.
+ */
+export async function belongingsOf(
+  table: Table,
+  warehouse: Session,
+  oldOid: number,
+  newOid: number,
+): Promise<readonly Belonging[]> {
+  const belongings: Belonging[] = [];
+  for (const sql of belongingQueries(table, warehouse, oldOid, newOid)) {
+    belongings.push(
+      ...await warehouse.query<{ what: string; sql: string }>(sql),
+    );
+  }
+  return belongings;
+}
+
+/** One query for each kind, with columns `what` and `sql`. What others need comes first. */
+function belongingQueries(
+  { columns, target }: Table,
+  { serverVersion }: Session,
+  oid: number,
+  newOid: number,
+): readonly string[] {
+  const relation = literal(qualified(target));
+  const alter = literal(`alter table ${qualified(target)} `);
+  /** Columns that both tables have. */
+  const kept =
+    `(select * from pg_catalog.pg_attribute where attrelid = ${oid} and attnum > 0 and not attisdropped
+      and attname in (${columns.map(({ name }) => literal(name))})) a`;
+  const isKept = (attnum: string) =>
+    `${attnum} in (select a.attnum from ${kept})`;
+  const hasColumnLists = Number.parseInt(serverVersion) >= 15;
+  return [
+    `select 'its owner' as what, ${alter} || pg_catalog.format('owner to %I', pg_catalog.pg_get_userbyid(relowner)) as sql
+     from pg_catalog.pg_class where oid = ${oid} and pg_catalog.pg_get_userbyid(relowner) <> current_user`,
+    `select 'a default' as what, ${alter} || pg_catalog.format('alter column %I set default %s', a.attname,
+       pg_catalog.pg_get_expr(d.adbin, d.adrelid)) as sql
+     from ${kept} join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+     where a.attgenerated = ''`,
+    // Without a constraint to name it, before PostgreSQL 18.
+    `select 'NOT NULL' as what, ${alter} || pg_catalog.format('alter column %I set not null', a.attname) as sql
+     from ${kept} where a.attnotnull and not exists (select from pg_catalog.pg_constraint n
+       where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey[1] = a.attnum)`,
+    `select 'constraint ' || pg_catalog.quote_ident(conname) as what, ${alter} || pg_catalog.format('add constraint %I %s', conname,
+       pg_catalog.pg_get_constraintdef(oid)) as sql
+     from pg_catalog.pg_constraint where conrelid = ${oid} and contype in ('n', 'p', 'u', 'x', 'c')
+       and (contype <> 'n' or ${isKept("conkey[1]")})
+     order by pg_catalog.array_position(array['n', 'p', 'u', 'x', 'c']::"char"[], contype), conname`,
+    `select 'index ' || pg_catalog.quote_ident(i.relname) as what, pg_catalog.pg_get_indexdef(x.indexrelid) as sql
+     from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
+     where x.indrelid = ${oid} and not exists (select from pg_catalog.pg_constraint
+       where conindid = x.indexrelid and conrelid = ${oid} and contype in ('p', 'u', 'x'))
+     order by i.relname`,
+    // After the keys and indexes that it may refer to, as it can refer to its own table.
+    `select 'constraint ' || pg_catalog.quote_ident(conname) as what, ${alter} || pg_catalog.format('add constraint %I %s', conname,
+       pg_catalog.pg_get_constraintdef(oid)) as sql
+     from pg_catalog.pg_constraint where conrelid = ${oid} and contype = 'f' order by conname`,
+    `select 'its clustering' as what, ${alter} || pg_catalog.format('cluster on %I', i.relname) as sql
+     from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
+     where x.indrelid = ${oid} and x.indisclustered`,
+    `select 'its replica identity' as what, ${alter} || 'replica identity ' || case c.relreplident
+       when 'f' then 'full' when 'n' then 'nothing' else pg_catalog.format('using index %I', i.relname) end as sql
+     from pg_catalog.pg_class c left join pg_catalog.pg_index x on x.indrelid = c.oid and x.indisreplident
+       left join pg_catalog.pg_class i on i.oid = x.indexrelid
+     where c.oid = ${oid} and (c.relreplident in ('f', 'n') or c.relreplident = 'i' and i.oid is not null)`,
+    `select 'a statistics target' as what,
+       ${alter} || pg_catalog.format('alter column %I set statistics %s', a.attname, a.attstattarget) as sql
+     from ${kept} where coalesce(a.attstattarget, -1) >= 0`,
+    `select 'a column option' as what,
+       ${alter} || pg_catalog.format('alter column %I set (%s = %L)', a.attname, o.option_name, o.option_value) as sql
+     from ${kept}, pg_catalog.pg_options_to_table(a.attoptions) o`,
+    `select 'statistics ' || pg_catalog.quote_ident(stxname) as what, pg_catalog.pg_get_statisticsobjdef(oid) as sql
+     from pg_catalog.pg_statistic_ext where stxrelid = ${oid} order by stxname`,
+    `select 'rule ' || pg_catalog.quote_ident(rulename) as what, pg_catalog.pg_get_ruledef(oid) as sql
+     from pg_catalog.pg_rewrite where ev_class = ${oid} order by rulename`,
+    `select 'rule ' || pg_catalog.quote_ident(rulename) as what, ${alter} || pg_catalog.format('%s rule %I',
+       case ev_enabled when 'D' then 'disable' when 'R' then 'enable replica' else 'enable always' end, rulename) as sql
+     from pg_catalog.pg_rewrite where ev_class = ${oid} and ev_enabled <> 'O'`,
+    `select 'trigger ' || pg_catalog.quote_ident(tgname) as what, pg_catalog.pg_get_triggerdef(oid) as sql
+     from pg_catalog.pg_trigger where tgrelid = ${oid} and not tgisinternal order by tgname`,
+    `select 'trigger ' || pg_catalog.quote_ident(tgname) as what, ${alter} || pg_catalog.format('%s trigger %I',
+       case tgenabled when 'D' then 'disable' when 'R' then 'enable replica' else 'enable always' end, tgname) as sql
+     from pg_catalog.pg_trigger where tgrelid = ${oid} and not tgisinternal and tgenabled <> 'O'`,
+    `select 'policy ' || pg_catalog.quote_ident(p.polname) as what,
+       pg_catalog.format('create policy %I on %s as %s for %s to %s%s%s', p.polname, ${relation},
+         case when p.polpermissive then 'permissive' else 'restrictive' end,
+         case p.polcmd when 'r' then 'select' when 'a' then 'insert' when 'w' then 'update' when 'd' then 'delete' else 'all' end,
+         (select pg_catalog.string_agg(${
+      roleName("r")
+    }, ', ') from pg_catalog.unnest(p.polroles) r),
+         ' using (' || pg_catalog.pg_get_expr(p.polqual, p.polrelid) || ')',
+         ' with check (' || pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) || ')') as sql
+     from pg_catalog.pg_policy p where p.polrelid = ${oid} order by p.polname`,
+    `select 'row-level security' as what, ${alter} || 'enable row level security' as sql
+     from pg_catalog.pg_class where oid = ${oid} and relrowsecurity`,
+    `select 'row-level security' as what, ${alter} || 'force row level security' as sql
+     from pg_catalog.pg_class where oid = ${oid} and relforcerowsecurity`,
+    `select 'a comment' as what, pg_catalog.format('comment on %s is %L', thing, d.description) as sql
+     from pg_catalog.pg_description d join (
+       ${catalog("class", "c.oid", "0", `'table ' || ${relation}`)}
+         from pg_catalog.pg_class c where c.oid = ${oid}
+       union all ${
+      catalog(
+        "class",
+        "a.attrelid",
+        "a.attnum",
+        `pg_catalog.format('column %s.%I', ${relation}, a.attname)`,
+      )
+    } from ${kept}
+       union all ${
+      catalog(
+        "class",
+        "i.oid",
+        "0",
+        `pg_catalog.format('index %I.%I', n.nspname, i.relname)`,
+      )
+    } from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
+           join pg_catalog.pg_namespace n on n.oid = i.relnamespace where x.indrelid = ${oid}
+       union all ${
+      catalog(
+        "constraint",
+        "oid",
+        "0",
+        `pg_catalog.format('constraint %I on %s', conname, ${relation})`,
+      )
+    } from pg_catalog.pg_constraint where conrelid = ${oid} and (contype <> 'n' or ${
+      isKept("conkey[1]")
+    })
+       union all ${
+      catalog(
+        "trigger",
+        "oid",
+        "0",
+        `pg_catalog.format('trigger %I on %s', tgname, ${relation})`,
+      )
+    } from pg_catalog.pg_trigger where tgrelid = ${oid}
+       union all ${
+      catalog(
+        "rewrite",
+        "oid",
+        "0",
+        `pg_catalog.format('rule %I on %s', rulename, ${relation})`,
+      )
+    } from pg_catalog.pg_rewrite where ev_class = ${oid}
+       union all ${
+      catalog(
+        "policy",
+        "oid",
+        "0",
+        `pg_catalog.format('policy %I on %s', polname, ${relation})`,
+      )
+    } from pg_catalog.pg_policy where polrelid = ${oid}
+       union all ${
+      catalog(
+        "statistic_ext",
+        "s.oid",
+        "0",
+        `pg_catalog.format('statistics %I.%I', n.nspname, stxname)`,
+      )
+    } from pg_catalog.pg_statistic_ext s join pg_catalog.pg_namespace n on n.oid = s.stxnamespace where stxrelid = ${oid}
+     ) things on things.classoid = d.classoid and things.objoid = d.objoid and things.objsubid = d.objsubid`,
+    `select 'a security label' as what, pg_catalog.format('security label for %I on %s is %L', l.provider,
+       case when l.objsubid = 0 then 'table ' || ${relation}
+         else pg_catalog.format('column %s.%I', ${relation}, a.attname) end, l.label) as sql
+     from pg_catalog.pg_seclabel l left join ${kept} on a.attnum = l.objsubid
+     where l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass and l.objoid = ${oid}
+       and (l.objsubid = 0 or a.attnum is not null)`,
+    `select 'publication ' || pg_catalog.quote_ident(p.pubname) as what,
+       pg_catalog.format('alter publication %I add table %s%s', p.pubname, ${relation}, ${
+      hasColumnLists
+        ? `coalesce((select ' (' || pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' order by a.attnum) || ')'
+           from pg_catalog.pg_attribute a where a.attrelid = r.prrelid and a.attnum = any (r.prattrs)), '')
+         || coalesce(' where (' || pg_catalog.pg_get_expr(r.prqual, r.prrelid) || ')', '')`
+        : "''"
+    }) as sql
+     from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+     where r.prrelid = ${oid} order by p.pubname`,
+    // Exactly the old ones: default privileges may have given the new table more.
+    `select distinct 'its privileges' as what, pg_catalog.format('revoke all on %s from %s', ${relation}, ${
+      roleName("grantee")
+    }) as sql from (
+       select x.grantee from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) x
+         where c.oid = ${newOid} and x.grantee <> c.relowner
+       union select relowner from pg_catalog.pg_class where oid = ${oid} and relacl is not null) grantees`,
+    `select 'a privilege' as what, pg_catalog.format('grant %s on %s to %s%s', x.privilege_type, ${relation}, ${
+      roleName("x.grantee")
+    }, case when x.is_grantable and x.grantee <> c.relowner then ' with grant option' else '' end) as sql
+     from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) x where c.oid = ${oid}`,
+    `select 'a privilege' as what, pg_catalog.format('grant %s (%I) on %s to %s%s', x.privilege_type, a.attname, ${relation}, ${
+      roleName("x.grantee")
+    }, case when x.is_grantable then ' with grant option' else '' end) as sql
+     from ${kept}, pg_catalog.aclexplode(a.attacl) x`,
+  ];
+}
+
+/** Expression of the role's name as SQL has it; 0 stands for all roles. */
+function roleName(oid: string): string {
+  return `case when ${oid} = 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(${oid})) end`;
+}
+
+/** The beginning of a SELECT of what a comment can be on. */
+function catalog(
+  name: string,
+  oid: string,
+  column: string,
+  thing: string,
+): string {
+  return `select 'pg_catalog.pg_${name}'::pg_catalog.regclass::oid as classoid, ${oid} as objoid, ${column}::int as objsubid, ${thing} as thing`;
+}
