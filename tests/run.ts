@@ -71,6 +71,7 @@ async function runTests(
       "test",
       "--parallel",
       "--no-check",
+      "--lock=dev.lock",
       // Less will not do: what a crash leaves behind is looked up in /proc.
       "--allow-all",
       ...(words.length > 0 ? words : ["tests/"]),

@@ -66,21 +66,42 @@ Deno.test("the import rules hold", async () => {
   }
 });
 
-Deno.test("the task of the program names every variable, and no permission is given wholesale", async () => {
-  const { tasks } = JSON.parse(
+Deno.test("the permission set of deno.json allows every variable and nothing wholesale", async () => {
+  const { tasks, permissions } = JSON.parse(
     await Deno.readTextFile(new URL("deno.json", ROOT)),
   );
-  const [, names] = /--allow-env=(\S+)/.exec(tasks.cli)!;
-  for (const name of Object.keys(VARIABLES)) {
-    assert(
-      names!.split(",").includes(name),
-      `${name} is not in the task's --allow-env`,
-    );
+  assertEquals(
+    new Set(permissions.default.env.allow),
+    new Set([...Object.keys(VARIABLES), "NO_COLOR", "OTEL_DENO"]),
+  );
+  const { command } = tasks.cli;
+  assert(/ -P /.test(command), command);
+  assert(!/ -A\b|--allow-/.test(command), command);
+  for (const [name, task] of Object.entries<{ description: string }>(tasks)) {
+    assert(/^[A-Z].*[^.]$/.test(task.description), name);
   }
-  for (const text of Object.values(tasks) as string[]) {
-    if (!/ (cli|main)\.ts/.test(text)) continue;
-    assert(!/ -A\b|--allow-all/.test(text), text);
+});
+
+Deno.test("deno.lock holds the packages of src and no others", async () => {
+  const lock = async (name: string) =>
+    JSON.parse(await Deno.readTextFile(new URL(name, ROOT)));
+  const { imports, scopes } = await lock("deno.json");
+  const production = await lock("deno.lock");
+  const development = await lock("dev.lock");
+  const nameOf = (specifier: string) =>
+    /^npm:\/?(@?[^@]+)@/.exec(specifier)![1]!;
+  const direct = new Set(Object.values<string>(imports).map(nameOf));
+  assertEquals(new Set(Object.keys(production.specifiers).map(nameOf)), direct);
+  const held = Object.keys(production.npm);
+  for (const scope of Object.values<Record<string, string>>(scopes)) {
+    for (const specifier of Object.values(scope)) {
+      const name = nameOf(specifier);
+      if (name === "yaml" || name === "deno-std") continue; // Also dependencies of production packages.
+      assert(!held.some((key) => key.startsWith(`${name}@`)), name);
+    }
   }
+  // Both name the same versions, or tests would not test what is run.
+  for (const key of held) assert(key in development.npm, key);
 });
 
 Deno.test("the README documents every variable with its default", async () => {

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runTask } from "../support/program.ts";
 
-Deno.test("the task writes to the files that are named, however they are called, and to no others", async (t) => {
+Deno.test("the task writes to the files that are named, whatever their names contain", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   const folder = await Deno.makeTempDir();
   try {
@@ -24,15 +24,20 @@ Deno.test("the task writes to the files that are named, however they are called,
         assertEquals(code, 0, stderr);
         const line = await Deno.readTextFile(`${folder}/${name}`);
         assertStringIncludes(line, `"status":"success"`);
-        // Another file by the environment file, which the task does not read.
+        // A file that the environment file names.
         await Deno.writeTextFile(`${folder}/env`, `EVENT_FILE=${folder}/other`);
         const { EVENT_SPOOL_FILE: _, ...others } = db.environment;
-        const refused = await runTask(
+        const named = await runTask(
           ["load", "--env-file", `${folder}/env`],
-          { ...others, EVENT_PUBLISHER_TYPE: "file", EVENT_FILE: "" },
+          {
+            ...others,
+            EVENT_PUBLISHER_TYPE: "file",
+            EVENT_FILE: "",
+            EVENT_SPOOL_FILE: `${folder}/spool`,
+          },
         );
-        assertEquals(refused.code, 78, refused.stderr);
-        assertStringIncludes(refused.stderr, "Cannot write to the event file");
+        assertEquals(named.code, 0, named.stderr);
+        assert((await Deno.stat(`${folder}/other`)).size > 0);
       });
     }
 
@@ -75,6 +80,43 @@ Deno.test("the task writes to the files that are named, however they are called,
         );
       }
     }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("a flag on the command line narrows the writable paths of the permission set", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const folder = await Deno.makeTempDir();
+  try {
+    const run = async (name: string) => {
+      const finished = await new Deno.Command(Deno.execPath(), {
+        args: [
+          "run",
+          "--quiet",
+          "--no-prompt",
+          "-P",
+          `--allow-write=${folder}/events.jsonl,${folder}/spool`,
+          "cli.ts",
+          "load",
+        ],
+        cwd: new URL("../../", import.meta.url),
+        env: {
+          ...db.environment,
+          EVENT_PUBLISHER_TYPE: "file",
+          EVENT_FILE: `${folder}/${name}`,
+          EVENT_SPOOL_FILE: `${folder}/spool`,
+        },
+        stdin: "null",
+      }).output();
+      const stderr = new TextDecoder().decode(finished.stderr);
+      return { code: finished.code, stderr };
+    };
+    const allowed = await run("events.jsonl");
+    assertEquals(allowed.code, 0, allowed.stderr);
+    const refused = await run("other.jsonl");
+    assertEquals(refused.code, 78, refused.stderr);
+    assertStringIncludes(refused.stderr, "Cannot write to the event file");
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

@@ -32,30 +32,25 @@ if (EMPTY_FOLDER) {
 }
 
 /** The command that starts the program: a compiled binary when one is named, else the task's. */
-function programCommand(
-  environment: Readonly<Record<string, string>> = {},
-): string[] {
-  return BINARY ? [BINARY] : [Deno.execPath(), ...taskArguments(environment)];
+function programCommand(): string[] {
+  return BINARY ? [BINARY] : [Deno.execPath(), ...taskArguments()];
 }
 
-/** The words of the task `cli` after `deno`, with its substitutions made. */
-function taskArguments(
-  environment: Readonly<Record<string, string>>,
-): string[] {
+/** The words of the task `cli` after `deno`. */
+function taskArguments(): string[] {
   const { tasks } = JSON.parse(
     Deno.readTextFileSync(new URL("deno.json", ROOT)),
   );
-  // Substituted after the words are told apart: a path may have spaces.
-  const text = (tasks.cli as string).replaceAll(
-    /"\$\(printenv (\w+) \| grep '\S+' \|\| echo ([\w.]+)\)"/g,
-    "{$1|$2}",
-  );
-  return text.split(" ").slice(1).map((word) =>
-    word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word.replaceAll(
-      /\{(\w+)\|([^}]+)\}/g,
-      (_, name, fallback) => environment[name]?.trim() || fallback,
-    )
-  );
+  // The permission set is looked for from the working folder, which is the test's.
+  const config = new URL("deno.json", ROOT).pathname;
+  const [, run, ...others] = (tasks.cli.command as string).split(" ");
+  return [
+    run!,
+    `--config=${config}`,
+    ...others.map((word) =>
+      word === "cli.ts" ? new URL("cli.ts", ROOT).pathname : word
+    ),
+  ];
 }
 
 /** Starts the program with the given variables and none besides. */
@@ -75,7 +70,7 @@ export function spawnProgram(
   cwd?: string,
 ): Deno.ChildProcess {
   return spawnPiped(
-    [...programCommand(environment), ...words],
+    [...programCommand(), ...words],
     environment,
     cwd ?? EMPTY_FOLDER,
   );
@@ -91,7 +86,7 @@ function inheritedVariables(): Record<string, string> {
   );
 }
 
-/** Runs the task `cli` as a user does, its substitutions made by Deno's shell. */
+/** Runs the task `cli` as a user does. */
 export async function runTask(
   words: readonly string[],
   environment: Readonly<Record<string, string>>,
@@ -126,7 +121,7 @@ export async function runRedirected(
   const line = ["sh", "-c", `exec "$@" ${redirection}`, "sh"];
   return await finish(
     spawnPiped(
-      [...line, ...programCommand(environment), ...words],
+      [...line, ...programCommand(), ...words],
       environment,
     ),
   );
@@ -138,7 +133,7 @@ export function terminalCommand(
   width: number,
   environment: Readonly<Record<string, string>>,
 ): Deno.Command {
-  const program = programCommand(environment)
+  const program = programCommand()
     .map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(" ");
   return new Deno.Command("script", {
     args: ["-qec", `stty cols ${width}; ${program} ${words}`, "/dev/null"],
@@ -182,7 +177,7 @@ export async function runWithFileLimit(
       // POSIX has it in blocks.
       String(bytes / 512),
       logFile,
-      ...programCommand(environment),
+      ...programCommand(),
       ...words,
     ],
     clearEnv: true,
