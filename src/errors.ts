@@ -309,7 +309,7 @@ export type ErrorCode = keyof typeof ERRORS;
 
 /** What is known about a failure besides its code and reason. */
 export interface ErrorDetails {
-  /** The server that reported it: `olist` or `dwh`. */
+  /** The server that it is about: `olist` or `dwh`. Named where the server itself reported the failure. */
   readonly server?: string | undefined;
   /** The table that the failure belongs to. */
   readonly table?: string | undefined;
@@ -335,8 +335,8 @@ export class ServiceError extends Error {
     const { server, table, sqlstate, remedy, cause } = details;
     const text = oneLine(reason);
     super(
-      [table && `Cannot load ${table}`, server, text].filter(Boolean)
-        .join(": "),
+      [table && `Cannot load ${table}`, sqlstate && server, text]
+        .filter(Boolean).join(": "),
       cause === undefined ? {} : { cause },
     );
     this.code = code;

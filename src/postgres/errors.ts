@@ -145,6 +145,10 @@ export function rowSecurityRemedy(role: string): string {
   } BYPASSRLS; as a superuser, or DISABLE ROW LEVEL SECURITY on the table. A policy would hide rows, and the load would miss them.`;
 }
 
+/** Remedy where a standby cancels what conflicts with its recovery. */
+export const RECOVERY_CONFLICT_REMEDY =
+  "The source is a standby, and a standby ends sessions that conflict with its recovery. Raise max_standby_streaming_delay (or max_standby_archive_delay) on it above the time that a load takes, or turn hot_standby_feedback on.";
+
 /** Remedy for a published table without a replica identity. */
 const REPLICA_IDENTITY_REMEDY =
   "Run ALTER TABLE … REPLICA IDENTITY FULL; on the target, or give it a primary key. A published table needs a replica identity before rows can be deleted.";
@@ -310,7 +314,7 @@ export function toServiceError(
     `Lost the connection to ${address(config)}: ${
       message || code || String(error)
     }`,
-    { cause: error },
+    { server: config.label, cause: error },
   );
 }
 

@@ -146,7 +146,7 @@ export async function compareTable(
     }
     return compared;
   } catch (error) {
-    throw forTable(error, table, warehouse);
+    throw forTable(snapshot.explain(error), table, warehouse);
   }
 }
 

@@ -7,7 +7,8 @@ import type { Config } from "../config/config.ts";
 import { GONE } from "../postgres/errors.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
-import { ServiceError } from "../errors.ts";
+import { ERRORS, ServiceError } from "../errors.ts";
+import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
 import { HASH_PROBE } from "../diff/queries.ts";
 import {
   checkShapes,
@@ -43,6 +44,8 @@ export interface Snapshot extends AsyncDisposable {
   readonly withRowIds: ReadonlySet<TableName>;
   /** Tables that the snapshot gives the same rows of each time: no view computes them. */
   readonly repeatable: ReadonlySet<TableName>;
+  /** The error with its cause where recovery of a standby is that. Any other is returned as it is. */
+  readonly explain: (error: unknown) => unknown;
   /** Per table, warnings about its source, or why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
   /**
@@ -94,16 +97,20 @@ export async function openSnapshot(
   const found: Shapes = new Map();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
+    let isStandby = false;
+    const explain = (error: unknown) =>
+      isStandby ? asRecoveryConflict(error, config) : error;
     try {
       const holder = await Session.open(config.olist, connection);
       sessions.push(holder);
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
       );
-      await holder.begin({
+      const [server] = await holder.begin<{ standby: boolean }>({
         mode: "read committed read only",
         lockTimeoutSeconds: config.lockTimeoutSeconds,
-      });
+      }, "select pg_catalog.pg_is_in_recovery() as standby");
+      isStandby = server!.standby;
       const present = await findReadable(holder, pending, found);
       await lockAll(config, holder, present, found, isLastAttempt);
       const reads = await findReads(holder, present);
@@ -140,6 +147,7 @@ export async function openSnapshot(
         ),
         withRowIds: named((read) => read.hasRowIds),
         repeatable: named((read) => read.kind !== "v"),
+        explain,
         tables: found,
         async openReader(table) {
           const ready = readers.get(table.name);
@@ -166,7 +174,8 @@ export async function openSnapshot(
           await Promise.all(sessions.map((session) => session.close()));
         },
       };
-    } catch (error) {
+    } catch (cause) {
+      const error = explain(cause);
       for (const session of sessions) session.destroy();
       const isWorthAnother = error instanceof LockRefused ||
         error instanceof ServiceError && error.code === "snapshot_lost";
@@ -300,6 +309,31 @@ async function openReader(
     ) throw snapshotLost(table, error.message, error);
     throw error;
   }
+}
+
+/**
+ * The error of a standby whose recovery may be its cause. Nothing else rolls a
+ * read-only transaction back there. A lost connection can have other causes.
+ */
+function asRecoveryConflict(error: unknown, { olist }: Config): unknown {
+  if (!(error instanceof ServiceError)) return error;
+  const { code, reason, server, sqlstate, table } = error;
+  const isRollback = server === olist.label && sqlstate?.startsWith("40");
+  const isLoss = server === olist.label && code === "connection_lost";
+  if (!isRollback && !isLoss && code !== "snapshot_lost") return error;
+  return new ServiceError(
+    isRollback ? "snapshot_lost" : code,
+    reason,
+    {
+      server,
+      sqlstate,
+      table,
+      cause: error,
+      remedy: isLoss
+        ? `${ERRORS[code].remedy} ${RECOVERY_CONFLICT_REMEDY}`
+        : RECOVERY_CONFLICT_REMEDY,
+    },
+  );
 }
 
 /** Whether the session is gone or out of reach; its server may have said so before its end was noticed. */

@@ -155,7 +155,7 @@ export async function loadTable(
     };
   } catch (error) {
     if (isGoneInSource(error, warehouse)) await snapshot.confirm(table);
-    throw forTable(error, table, warehouse, isLocked);
+    throw forTable(snapshot.explain(error), table, warehouse, isLocked);
   }
 }
 

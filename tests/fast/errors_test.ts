@@ -6,6 +6,7 @@ import { failedUnit } from "../../src/load/prepare.ts";
 Deno.test("ServiceError renders its line from table, server, reason and remedy", () => {
   const error = new ServiceError("permission_denied", "denied\nhere", {
     server: "dwh",
+    sqlstate: "42501",
     remedy: "Grant it.",
   });
   assertEquals(error.line, "dwh: denied here. Grant it.");
