@@ -5,8 +5,8 @@
  */
 import type { Pool } from "../postgres/pool.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
-import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
+import { eventTriggerRemedy } from "../sync/target.ts";
 
 /** The migrations in order; the version is the position, from 1. */
 const MIGRATIONS = [
@@ -52,7 +52,7 @@ export async function migrate(
       );
     }
   } catch (error) {
-    throw withRemedy(error, pool.config);
+    throw await withRemedy(error, pool);
   }
   await session.commit();
 }
@@ -109,18 +109,20 @@ function refuseNewer(version: number): void {
   }
 }
 
-function withRemedy(error: unknown, config: DatabaseConfig): unknown {
+async function withRemedy(error: unknown, pool: Pool): Promise<unknown> {
   if (!(error instanceof ServiceError) || error.code !== "permission_denied") {
     return error;
   }
+  const { database, user } = pool.config;
+  const grant = `Grant CREATE on database "${database}" to "${user}", ` +
+    `or create the schemas marketing_data_service and m_data owned by it.`;
+  const eventTrigger = await eventTriggerRemedy(pool, user);
   return new ServiceError(
     "permission_denied",
     `Cannot set up schema marketing_data_service: ${error.message}`,
     {
       cause: error,
-      remedy:
-        `Grant CREATE on database "${config.database}" to "${config.user}", ` +
-        `or create the schemas marketing_data_service and m_data owned by it.`,
+      remedy: eventTrigger ? `${grant} ${eventTrigger}` : grant,
     },
   );
 }

@@ -196,6 +196,22 @@ export async function lockTarget(
   };
 }
 
+/**
+ * Creates the target where it is missing, and returns whether it was.
+ *
+ * @throws {ServiceError} `target_incompatible` when something else has its name,
+ * `permission_denied`.
+ */
+export async function ensureTarget(
+  table: Table,
+  warehouse: Session,
+): Promise<boolean> {
+  const found = await findTarget(table, warehouse);
+  if (found.exists) checkKind(table, found);
+  else await createTarget(table, warehouse, found);
+  return !found.exists;
+}
+
 /** Creates the target, or the table that is to replace it. */
 async function createTarget(
   table: Table,

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 import { freePort, startServer, until } from "../support/server.ts";
@@ -13,10 +13,11 @@ const PGBOUNCER = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
     }
   });
 
-/** A PgBouncer that pools transactions, before the server of the given variables. */
+/** A PgBouncer, by default one that pools transactions, before the server of the given variables. */
 async function startPgBouncer(
   environment: Readonly<Record<string, string>>,
   poolSize: number,
+  { databases = "*", mode = "transaction", clients = 100 } = {},
 ): Promise<{ port: number } & AsyncDisposable> {
   const folder = await Deno.makeTempDir();
   await Deno.chmod(folder, 0o755);
@@ -31,15 +32,16 @@ async function startPgBouncer(
   await Deno.writeTextFile(
     `${folder}/ini`,
     `[databases]
-* = host=${OLIST_DB_HOST} port=${OLIST_DB_PORT}
+${databases} = host=${OLIST_DB_HOST} port=${OLIST_DB_PORT}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = ${port}
 unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = ${folder}/users
-pool_mode = transaction
+pool_mode = ${mode}
 default_pool_size = ${poolSize}
+max_client_conn = ${clients}
 `,
   );
   const process = new Deno.Command(PGBOUNCER!, {
@@ -106,3 +108,78 @@ Deno.test({
     });
   },
 });
+
+interface Refusal {
+  readonly name: string;
+  readonly options?: Parameters<typeof startPgBouncer>[2];
+  readonly environment?: Record<string, string>;
+  readonly exit: number;
+  readonly code: string;
+  readonly says: readonly string[];
+}
+
+const REFUSALS: readonly Refusal[] = [
+  {
+    name: "a wrong password",
+    environment: { DWH_DB_PASSWORD: "wrong-Passw0rd" },
+    exit: 69,
+    code: "authentication_failed",
+    says: ["DWH_DB_PASSWORD", "auth_file"],
+  },
+  {
+    name: "a role that it does not know",
+    environment: { DWH_DB_USER: "nobody_at_all" },
+    exit: 69,
+    code: "authentication_failed",
+    says: ["DWH_DB_USER", "auth_file"],
+  },
+  {
+    name: "a database that it does not know",
+    options: { databases: "another" },
+    exit: 69,
+    code: "database_missing",
+    says: ["no such database", "DWH_DB_NAME", "[databases] of PgBouncer"],
+  },
+  {
+    name: "a database that the server does not have",
+    environment: { DWH_DB_NAME: "no_such_database" },
+    exit: 69,
+    code: "database_missing",
+    says: ["does not exist", "DWH_DB_NAME"],
+  },
+  {
+    name: "too many clients",
+    options: { clients: 1 },
+    exit: 1,
+    code: "out_of_resources",
+    says: ["max_client_conn", "A load needs up to"],
+  },
+];
+
+for (const { name, options, environment, exit, code, says } of REFUSALS) {
+  Deno.test({
+    name: PGBOUNCER
+      ? `load names cause and remedy where PgBouncer refuses: ${name}`
+      : `SKIPPED, pgbouncer is not installed: PgBouncer refuses: ${name}`,
+    ignore: !PGBOUNCER,
+    async fn() {
+      await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+      await using bouncer = await startPgBouncer(db.environment, 8, options);
+      const result = await runJson(["load"], {
+        ...db.environment,
+        DWH_DB_PORT: String(bouncer.port),
+        RETRY_ATTEMPTS: "1",
+        ...environment,
+      });
+      const codes = result.json.code
+        ? [result.json.code]
+        : result.json.details.results.map((r: { code?: string }) => r.code);
+      assertEquals(
+        [result.code, codes[0]],
+        [exit, code],
+        result.stdout + result.stderr,
+      );
+      for (const part of says) assertStringIncludes(result.json.error, part);
+    },
+  });
+}

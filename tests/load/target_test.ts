@@ -196,6 +196,34 @@ Deno.test("load names the event trigger that gives new tables to another role", 
   assertStringIncludes(entry.remedy, "take_over");
 });
 
+Deno.test("load names the event trigger that gives the service's own schema to another role", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await inWarehouse(
+    db,
+    `create function public.take_over() returns event_trigger language plpgsql security definer as $f$
+       declare command record;
+       begin for command in select * from pg_event_trigger_ddl_commands() where object_type = 'schema' loop
+         execute format('alter schema %s owner to postgres', command.object_identity);
+       end loop; end $f$;
+     create event trigger take_over on ddl_command_end when tag in ('CREATE SCHEMA')
+       execute function public.take_over()`,
+  );
+  const { code, json } = await runJson(["load"], db.environment);
+  assertEquals([code, json.code], [1, "permission_denied"]);
+  assertStringIncludes(
+    json.error,
+    "event trigger that changes owners (take_over)",
+  );
+});
+
+Deno.test("schema ensure reports what has the name of a target", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await inWarehouse(db, `${SCHEMA} create sequence ${LEAD}`);
+  const { code, json } = await runJson(["schema", "ensure"], db.environment);
+  assertEquals([code, json.code], [1, "target_incompatible"]);
+  assertStringIncludes(json.error, "is not a table but a sequence");
+});
+
 Deno.test("load compares domains by their base types, on both sides", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await db.source.unsafe(`

@@ -1,10 +1,13 @@
 /** `schema`: the warehouse objects. */
 import { Session } from "../../postgres/session.ts";
-import { literal } from "../../postgres/sql.ts";
 import { connectionOf } from "../../context.ts";
 import { migrate } from "../../runs/schema.ts";
 import { TABLES, TARGET_SCHEMA } from "../../tables/declaration.ts";
-import { createTableSql, ensureTargetSchema } from "../../sync/target.ts";
+import {
+  createTableSql,
+  ensureTarget,
+  ensureTargetSchema,
+} from "../../sync/target.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { loadCommand } from "./load.ts";
 
@@ -52,13 +55,7 @@ async function ensure(context: CommandContext): Promise<number> {
     lockTimeoutSeconds: config.lockTimeoutSeconds,
   });
   for (const table of TABLES) {
-    const [row] = await session.query(
-      `select to_regclass(${
-        literal(`${table.target.schema}.${table.target.name}`)
-      }) is not null as exists`,
-    );
-    if (row!.exists) continue;
-    await session.query(createTableSql(table));
+    if (!await ensureTarget(table, session)) continue;
     created.push(`${table.target.schema}.${table.target.name}`);
   }
   await session.commit();
