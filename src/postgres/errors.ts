@@ -128,6 +128,35 @@ function specificMeaning(
             "Raise max_locks_per_transaction and restart the server. A load locks each table with its indexes and partitions.",
         }
         : undefined;
+    case "28000":
+      return {
+        code: "authentication_failed",
+        remedy: routine === "InitializeSessionUserId"
+          ? `Check ${
+            variable(config, "USER")
+          }. The role must exist and be allowed to log in: ALTER ROLE ${role} LOGIN;`
+          : `Add a line to the server's pg_hba.conf that admits role ${role} to database ${database} from this host, and check ${
+            variable(config, "SSLMODE")
+          }.`,
+      };
+    case "53100":
+      return {
+        code: "out_of_resources",
+        remedy:
+          "Free disk space on the server. A load needs room for the new rows, for WAL and for temporary files.",
+      };
+    case "53400":
+      return {
+        code: "out_of_resources",
+        remedy:
+          "Raise the server's limit that the message names, such as temp_file_limit.",
+      };
+    case "57014":
+      return {
+        code: "database_error",
+        remedy:
+          `Find who canceled the statement in the server's log, or lift statement_timeout for role ${role}.`,
+      };
     case "25006":
       return {
         code: "database_error",

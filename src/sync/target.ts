@@ -558,7 +558,25 @@ export async function putInPlace(
 ): Promise<void> {
   const relation = qualified(table.target);
   if (target.relation === relation) return;
-  await warehouse.query(`lock table ${relation} in access exclusive mode`);
+  try {
+    await warehouse.query(`lock table ${relation} in access exclusive mode`);
+  } catch (error) {
+    if (!(error instanceof ServiceError) || error.sqlstate !== "55P03") {
+      throw error;
+    }
+    const { schema, name } = table.target;
+    throw new ServiceError(
+      "target_locked",
+      `${schema}.${name} in the warehouse is in use by another session, and only a table that nobody uses can be recreated`,
+      {
+        table: table.name,
+        sqlstate: error.sqlstate,
+        cause: error,
+        remedy:
+          "Wait for the sessions that pg_locks shows on the table, or raise LOCK_TIMEOUT.",
+      },
+    );
+  }
   const old = await oidOf(warehouse, relation);
   if (old === null) throw exchanged(table);
   await checkReplaceable(table, warehouse, old);

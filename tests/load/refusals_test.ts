@@ -70,6 +70,13 @@ const REFUSALS: readonly Refusal[] = [
     ],
   },
   {
+    name: "a role that may not log in",
+    admin: "alter role $loader nologin",
+    exit: 69,
+    code: "authentication_failed",
+    says: ["ALTER ROLE $loader LOGIN"],
+  },
+  {
     name: "row-level security under a source view",
     source: `alter table marketing.closed_deals rename to deals;
       create view marketing.closed_deals as select * from marketing.deals;

@@ -307,6 +307,23 @@ Deno.test("load --recreate leaves what others put under a name like the target's
   assertEquals(kept.map(({ note }) => note), ["kept"]);
 });
 
+Deno.test("load --recreate names what it waits for when a reader holds the table", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  assertEquals((await runProgram(["load"], db.environment)).code, 0);
+  await using reader = db.connect("warehouse");
+  await reader.unsafe(`begin; select count(*) from ${LEAD}`);
+  const { code, json } = await runJson(["load", "--recreate", ...ONE], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.3",
+    RETRY_ATTEMPTS: "1",
+  });
+  assertEquals(code, 1);
+  const [entry] = json.details.results;
+  assertEquals(entry.code, "target_locked");
+  assertStringIncludes(entry.message, "is in use by another session");
+  await reader.unsafe("rollback");
+});
+
 /** All that belongs to a table, as PostgreSQL itself describes it. */
 const BELONGINGS = `
   select 'owner' as what, pg_get_userbyid(relowner)::text as is from pg_class where oid = $1::regclass
