@@ -20,7 +20,7 @@ import {
   registerPublishers,
   undeliveredEvents,
 } from "./src/delivery/outbox.ts";
-import { checkEventFile } from "./src/delivery/file.ts";
+import { prepareFiles } from "./src/delivery/file.ts";
 import { listenForTriggers, startSchedule } from "./src/service/schedule.ts";
 import { VERSION } from "./src/identity.ts";
 
@@ -59,9 +59,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   const { signal, prune } = options;
   const { config, log, warehouse } = options.service;
   refuseOpenDoor(options.service);
-  if (config.eventPublisherType === "file") {
-    await checkEventFile(config.eventFile);
-  }
+  await prepareFiles(config);
   await using source = new Pool(config.olist, {
     max: 1,
     connectTimeoutSeconds: config.connectTimeoutSeconds,

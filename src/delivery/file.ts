@@ -3,8 +3,23 @@
  *
  * @module
  */
+import {
+  type AppendFile,
+  appendLine,
+  checkKind,
+  checkWritable,
+  isSameFile,
+  withFile,
+} from "../append_file.ts";
+import type { Config } from "../config/config.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
+import { spoolFile } from "../runs/spool.ts";
 import type { Publisher } from "./publisher.ts";
+
+type FileConfig = Pick<
+  Config,
+  "eventPublisherType" | "eventFile" | "eventSpoolFile"
+>;
 
 /** Seconds until the service looks again whether the file can be written. */
 const RETRY_SECONDS = 30;
@@ -22,7 +37,8 @@ export function filePublisher(path: string): Publisher {
     isRemote: false,
     async publish({ payload }) {
       try {
-        await appendLine(path, payload);
+        // The event of a torn line is not marked as delivered, so it comes again.
+        await appendLine(eventFile(path), payload, "cut");
         return { kind: "delivered" };
       } catch (error) {
         return { kind: "failed", error: asServiceError(error).line };
@@ -31,134 +47,53 @@ export function filePublisher(path: string): Publisher {
   };
 }
 
+function eventFile(path: string): AppendFile {
+  return { path, label: "event file", variable: "EVENT_FILE" };
+}
+
 /**
- * Makes sure that events can be appended, before a load begins.
+ * Checks the event file and the spool before a load begins: each can be
+ * written, and they are not the same file. Creates the event file.
  *
- * @throws {ServiceError} `event_file_unwritable`.
+ * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */
-export async function checkEventFile(path: string): Promise<void> {
-  await withFile(path, () => Promise.resolve());
-}
-
-/**
- * Appends one line and syncs it to disk; what a crash left of the line before
- * is repaired first. Under a lock on the file: to another process a line that
- * is being written looks torn.
- */
-export async function appendLine(path: string, line: string): Promise<void> {
-  await withFile(path, async (file) => {
-    await file.lock(true);
-    await repairLastLine(file);
-    const end = await file.seek(0, Deno.SeekMode.Current);
-    try {
-      await writeAll(
-        file,
-        new TextEncoder().encode(`${line.replaceAll("\n", " ")}\n`),
-      );
-      await file.sync();
-    } catch (error) {
-      // What did go in would be read as a torn line, or come twice.
-      await file.truncate(end).catch(() => {});
-      throw error;
-    }
-  });
-}
-
-async function withFile(
-  path: string,
-  work: (file: Deno.FsFile) => Promise<void>,
-): Promise<void> {
-  try {
-    using file = await Deno.open(path, {
-      read: true,
-      write: true,
-      create: true,
-    });
-    await work(file);
-  } catch (error) {
-    const { name, message } = error as Error;
-    throw new ServiceError(
-      "event_file_unwritable",
-      `Cannot write to the event file ${path}: ${message}`,
-      {
-        cause: error,
-        ...(name === "NotCapable"
-          ? {
-            remedy:
-              "Set the variable in the environment that the task starts from, or run with --allow-write for it.",
-          }
-          : {}),
-      },
+export async function prepareFiles(config: FileConfig): Promise<void> {
+  await checkFiles(config);
+  if (config.eventPublisherType === "file") {
+    await withFile(
+      eventFile(config.eventFile),
+      { create: true },
+      () => Promise.resolve(),
     );
+    // Only now it shows whether names that differ in case are the same.
+    await refuseSameFile(config.eventFile, config.eventSpoolFile);
   }
+  await checkWritable(spoolFile(config.eventSpoolFile));
 }
 
 /**
- * Leaves the file at its end, after a newline. A last line without one is a
- * torn write: it is cut off when it is not whole JSON, since its event is not
- * marked as delivered and comes again.
+ * Checks that the event file and the spool are regular files where they exist,
+ * and not the same file. Whoever looks at the configuration need not be able
+ * to write to them.
+ *
+ * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */
-async function repairLastLine(file: Deno.FsFile): Promise<void> {
-  const { size } = await file.stat();
-  const tail = await lastLine(file, size);
-  if (tail.length > 0 && isJson(tail)) {
-    await file.seek(0, Deno.SeekMode.End);
-    await writeAll(file, new Uint8Array([NEWLINE]));
-  } else {
-    await file.truncate(size - tail.length);
-    await file.seek(0, Deno.SeekMode.End);
+export async function checkFiles(config: FileConfig): Promise<void> {
+  if (config.eventPublisherType === "file") {
+    await checkKind(eventFile(config.eventFile));
+    await refuseSameFile(config.eventFile, config.eventSpoolFile);
   }
+  await checkKind(spoolFile(config.eventSpoolFile));
 }
 
-const NEWLINE = 10;
-const BLOCK = 4096;
-
-/** The bytes after the last newline. */
-async function lastLine(file: Deno.FsFile, size: number): Promise<Uint8Array> {
-  let tail = new Uint8Array();
-  for (let end = size; end > 0;) {
-    const start = Math.max(0, end - BLOCK);
-    const block = await readBytes(file, start, end - start);
-    const newline = block.lastIndexOf(NEWLINE);
-    const joined = new Uint8Array([...block.subarray(newline + 1), ...tail]);
-    tail = joined;
-    if (newline >= 0) break;
-    end = start;
-  }
-  return tail;
-}
-
-/** The whole file. */
-export async function readAll(file: Deno.FsFile): Promise<Uint8Array> {
-  return await readBytes(file, 0, (await file.stat()).size);
-}
-
-async function readBytes(
-  file: Deno.FsFile,
-  start: number,
-  length: number,
-): Promise<Uint8Array> {
-  const bytes = new Uint8Array(length);
-  await file.seek(start, Deno.SeekMode.Start);
-  for (let read = 0; read < length;) {
-    const count = await file.read(bytes.subarray(read));
-    if (count === null) break;
-    read += count;
-  }
-  return bytes;
-}
-
-async function writeAll(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {
-  for (let written = 0; written < bytes.length;) {
-    written += await file.write(bytes.subarray(written));
-  }
-}
-
-function isJson(bytes: Uint8Array): boolean {
-  try {
-    JSON.parse(new TextDecoder().decode(bytes));
-    return true;
-  } catch {
-    return false;
-  }
+async function refuseSameFile(
+  eventPath: string,
+  spoolPath: string,
+): Promise<void> {
+  if (!await isSameFile(eventPath, spoolPath)) return;
+  throw new ServiceError(
+    "configuration",
+    `Cannot start: EVENT_FILE=${eventPath} and EVENT_SPOOL_FILE=${spoolPath} are the same file`,
+    { remedy: "Name another file in one of them." },
+  );
 }

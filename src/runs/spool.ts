@@ -14,13 +14,24 @@ import {
   loadedByRun,
   type Run,
 } from "./queue.ts";
-import { appendLine, readAll } from "../delivery/file.ts";
+import {
+  type AppendFile,
+  appendLine,
+  keepOnly,
+  readAll,
+  withFile,
+} from "../append_file.ts";
 
 /** A failed run and its event; one line of the spool. */
 export interface SpooledFailure {
   readonly run: Run;
   readonly event: FailedEvent;
   readonly code: ErrorCode;
+}
+
+/** The spool at a path. */
+export function spoolFile(path: string): AppendFile {
+  return { path, label: "spool", variable: "EVENT_SPOOL_FILE" };
 }
 
 /**
@@ -32,7 +43,7 @@ export async function spoolFailure(
   path: string,
   failure: SpooledFailure,
 ): Promise<void> {
-  await appendLine(path, JSON.stringify(failure));
+  await appendLine(spoolFile(path), JSON.stringify(failure), "keep");
 }
 
 /**
@@ -40,7 +51,8 @@ export async function spoolFailure(
  * and takes them out of the spool. The caller holds the service's lock. A run
  * that has an end by now, such as one that was found dead, keeps it.
  *
- * Never throws: a failure that is not on record yet is no reason not to load.
+ * A line that is no failure stays as it is: the file may hold other data. Never
+ * throws: a failure that is not on record yet is no reason not to load.
  */
 export async function drainSpool(
   executor: Executor,
@@ -48,40 +60,77 @@ export async function drainSpool(
   log: Logger,
 ): Promise<void> {
   try {
-    using file = await openSpool(path);
-    if (!file) return;
-    // Held until the spool is empty, so that no line is added unseen.
-    await file.lock(true);
-    const text = new TextDecoder().decode(await readAll(file));
-    if (text === "") return;
-    for (const line of text.split("\n")) {
-      const failure = parseFailure(line);
-      if (failure) await record(executor, failure, log);
-    }
-    await file.truncate(0);
+    await withFile(spoolFile(path), { create: false }, async (file) => {
+      // Held until the spool is empty, so that no line is added unseen.
+      await file.lock(true);
+      await drain(executor, file, path, log);
+    });
   } catch (error) {
+    const { cause, line } = asServiceError(error);
+    // The spool of another setup, which this process may not see, holds nothing from it.
+    if (cause instanceof Deno.errors.NotCapable) return;
     log.error("Failures stay in the spool {path}: {reason}", {
       path,
-      reason: asServiceError(error).message,
+      reason: line,
     });
   }
 }
 
-async function openSpool(path: string): Promise<Deno.FsFile | undefined> {
-  try {
-    return await Deno.open(path, { read: true, write: true });
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    // The spool of another setup, or none that we may see: nothing of ours is in it.
-    if (error instanceof Deno.errors.NotCapable) return undefined;
-    throw error;
+async function drain(
+  executor: Executor,
+  file: Deno.FsFile,
+  path: string,
+  log: Logger,
+): Promise<void> {
+  const content = await readAll(file);
+  const rest: Uint8Array[] = [];
+  let drained = 0;
+  for (const line of linesOf(content)) {
+    const failure = parseFailure(line);
+    if (failure && await record(executor, failure, log)) drained++;
+    else if (!isBlank(line)) rest.push(line);
+  }
+  if (rest.length > 0) {
+    log.warn(
+      "Cannot read {count} lines of the spool {path}: they are not failures of a run. They stay there. Remove them, or name another file in EVENT_SPOOL_FILE.",
+      { path, count: rest.length },
+    );
+  }
+  if (drained > 0) await keepOnly(file, joined(rest));
+}
+
+/** The lines of a text, each with its newline. */
+function* linesOf(text: Uint8Array): Generator<Uint8Array> {
+  for (let start = 0; start < text.length;) {
+    const newline = text.indexOf(NEWLINE, start);
+    const end = newline < 0 ? text.length : newline + 1;
+    yield text.subarray(start, end);
+    start = end;
   }
 }
 
+function joined(lines: readonly Uint8Array[]): Uint8Array {
+  const text = new Uint8Array(lines.reduce((n, line) => n + line.length, 0));
+  let end = 0;
+  for (const line of lines) {
+    text.set(line, end);
+    end += line.length;
+  }
+  return text;
+}
+
+const NEWLINE = 10;
+
+/** Whether a line holds nothing, such as the hole that a crash left. */
+function isBlank(line: Uint8Array): boolean {
+  return line.every((byte) => byte === 0 || byte === NEWLINE);
+}
+
 /** The failure in a line; none in an empty one, nor in one that a crash has torn. */
-function parseFailure(line: string): SpooledFailure | undefined {
+function parseFailure(line: Uint8Array): SpooledFailure | undefined {
   try {
-    const failure = JSON.parse(line) as SpooledFailure;
+    const text = new TextDecoder().decode(line);
+    const failure = JSON.parse(text) as SpooledFailure;
     const { run, event } = failure;
     return run.id === event.run_id ? failure : undefined;
   } catch {
@@ -89,21 +138,24 @@ function parseFailure(line: string): SpooledFailure | undefined {
   }
 }
 
+/** Puts a failure on record. Returns whether it is one. */
 async function record(
   executor: Executor,
   failure: SpooledFailure,
   log: Logger,
-): Promise<void> {
+): Promise<boolean> {
   try {
     await insertClosed(executor, failure);
+    return true;
   } catch (error) {
     const { code, message } = asServiceError(error);
     // Closed by somebody else in the meantime.
-    if (code === "run_lost") return;
+    if (code === "run_lost") return true;
     if (code !== "value_invalid" && code !== "constraint_violated") throw error;
     log.error("A line of the spool is no failure of a run: {reason}", {
       reason: message,
     });
+    return false;
   }
 }
 

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { runJson } from "../support/program.ts";
-import { appendLine } from "../../src/delivery/file.ts";
+import { appendLine } from "../../src/append_file.ts";
 import { drainSpool, spoolFailure } from "../../src/runs/spool.ts";
 import { startLoad } from "./support/local_load.ts";
 import { watchProgram } from "./support/phases.ts";
@@ -127,7 +127,8 @@ Deno.test("appendLine() loses no line when several processes append at once", as
   const path = await Deno.makeTempFile();
   const lines = Array.from({ length: 300 }, (_, n) => JSON.stringify({ n }));
   // An open file of its own for each, as different processes have it.
-  await Promise.all(lines.map((line) => appendLine(path, line)));
+  const file = { path, label: "event file", variable: "EVENT_FILE" };
+  await Promise.all(lines.map((line) => appendLine(file, line, "cut")));
   const written = (await Deno.readTextFile(path)).trimEnd().split("\n");
   assertEquals(written.toSorted(), lines.toSorted());
   await Deno.remove(path);
@@ -195,7 +196,6 @@ Deno.test("a spool that is damaged keeps no load from running", async (t) => {
     event: { ...failure.event, run_id: "x" },
   });
   const cases: Record<string, () => Promise<void>> = {
-    "a folder in its place": () => Deno.mkdir(path),
     "lines that are none, before a good one": () =>
       Deno.writeTextFile(
         path,
@@ -219,16 +219,34 @@ Deno.test("a spool that is damaged keeps no load from running", async (t) => {
   assertEquals(row?.state, "failed");
 });
 
-Deno.test("a failure that neither the warehouse nor the spool takes is told", async () => {
+Deno.test("a load with a folder in the spool's place is refused before it begins", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const path = db.environment.EVENT_SPOOL_FILE!;
   await Deno.mkdir(path);
   const scene = await changeSource(db);
-  const outcome = await runJson(["load"], {
+  const outcome = await runJson(["load"], db.environment);
+  assertEnded(outcome, 78, /Cannot write to the spool/);
+  await Deno.remove(path);
+  await settle(db, {
+    group: SPOOL,
+    fault: "a folder in its place",
+    scene,
+    outcome,
+  });
+});
+
+Deno.test("load logs a failure that neither the warehouse nor the spool takes", async () => {
+  await using db = await loadedDatabases({ deals: 5, leads: 5 });
+  const path = db.environment.EVENT_SPOOL_FILE!;
+  const scene = await changeSource(db);
+  const program = watchProgram(["load"], {
     ...db.environment,
     DWH_DB_PORT: "1",
-    RETRY_ATTEMPTS: "1",
+    RETRY_ATTEMPTS: "2",
   });
+  await program.reaches("A transient failure");
+  await Deno.mkdir(path);
+  const outcome = await program.finished;
   assertEnded(outcome, 69, /is on no record/);
   await Deno.remove(path);
   await settle(db, {

@@ -1,13 +1,15 @@
 /** `config`: what is in force. */
 import { effectiveVariables } from "../../config/config.ts";
+import { checkFiles } from "../../delivery/file.ts";
 import { columns, type Command } from "../command.ts";
 
 export const configCommand: Command = {
   name: "config",
   summary: "Prints every variable with its value in force, secrets masked.",
   flags: {},
-  run({ config, environment, output }) {
-    config(); // Reports what is wrong before anything is printed.
+  async run({ config, environment, output }) {
+    // Report what is wrong before anything is printed.
+    await checkFiles(config());
     const variables = effectiveVariables(environment);
     if (output.isJson) {
       output.json(
@@ -20,6 +22,6 @@ export const configCommand: Command = {
       ]);
       for (const line of columns(rows)) output.line(line.trimStart());
     }
-    return Promise.resolve(0);
+    return 0;
   },
 };

@@ -3,7 +3,7 @@ import { comparedForLoad, compareTables } from "../../sync/compare_tables.ts";
 import { asServiceError, ERRORS, ServiceError } from "../../errors.ts";
 import type { LoadEvent, TableEntry } from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
-import { checkEventFile } from "../../delivery/file.ts";
+import { prepareFiles } from "../../delivery/file.ts";
 import type { RunOptions } from "../../runs/queue.ts";
 import { TABLE_NAMES, type TableName } from "../../tables/declaration.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
@@ -50,9 +50,7 @@ export const loadCommand: Command = {
       );
       return printComparisons(context.output, outcomes, "plan");
     }
-    if (config.eventPublisherType === "file") {
-      await checkEventFile(config.eventFile);
-    }
+    await prepareFiles(config);
     const service = context.service();
     const progress = await startProgress(context.output);
     try {

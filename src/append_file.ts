@@ -1,0 +1,367 @@
+/**
+ * Files that are only appended to, a line at a time: the event file and the spool.
+ *
+ * Such a file can stand in a folder that other users may write to. So a link is
+ * never followed into the file of another user, and a new file can be read by
+ * its owner only. A file that exists keeps its mode.
+ *
+ * @module
+ */
+import { constants } from "node:fs";
+import { access } from "node:fs/promises";
+import { basename, dirname, isAbsolute, join } from "node:path";
+import { ServiceError } from "./errors.ts";
+
+/** A file that is appended to, and how messages name it. */
+export interface AppendFile {
+  readonly path: string;
+  /** Completes "Cannot write to the …". */
+  readonly label: string;
+  /** The variable that holds the path. */
+  readonly variable: string;
+}
+
+/** What happens to a last line without a newline that is not whole JSON. */
+export type TornLine = "cut" | "keep";
+
+/** Links that are followed one after another, as Linux does. */
+const MAX_LINKS = 40;
+
+/** Attempts to open a file that another process creates or exchanges. */
+const MAX_OPENS = 5;
+
+const NEWLINE = 10;
+const BLOCK_BYTES = 64 * 1024;
+
+/**
+ * Appends one line and syncs it to disk, under a lock on the file. A last line
+ * without a newline gets one first. With `cut`, a torn one that begins as an
+ * object of JSON is removed instead: it comes again.
+ *
+ * @throws {ServiceError} `event_file_unwritable`.
+ */
+export async function appendLine(
+  target: AppendFile,
+  line: string,
+  torn: TornLine,
+): Promise<void> {
+  await withFile(target, { create: true }, async (file) => {
+    await file.lock(true);
+    await repairLastLine(file, torn);
+    const end = await file.seek(0, Deno.SeekMode.End);
+    try {
+      await writeAll(
+        file,
+        new TextEncoder().encode(`${line.replaceAll("\n", " ")}\n`),
+      );
+      await file.sync();
+    } catch (error) {
+      // A part of the line would be read as a torn line, or come twice.
+      await file.truncate(end).catch(() => {});
+      throw error;
+    }
+  });
+}
+
+/**
+ * Opens the file for reading and writing and hands it to `work`. Creates it
+ * with mode 0600 where `create` is set. Returns `undefined`, without a call of
+ * `work`, when it does not exist otherwise.
+ *
+ * @throws {ServiceError} `event_file_unwritable`, also for what `work` throws.
+ */
+export async function withFile<T>(
+  target: AppendFile,
+  options: { readonly create: boolean },
+  work: (file: Deno.FsFile) => Promise<T>,
+): Promise<T | undefined> {
+  try {
+    using file = await open(target.path, options.create);
+    return file && await work(file);
+  } catch (error) {
+    throw error instanceof ServiceError ? error : unwritable(target, error);
+  }
+}
+
+/**
+ * Checks that the file can be appended to, without creating it.
+ *
+ * @throws {ServiceError} `event_file_unwritable`.
+ */
+export async function checkWritable(target: AppendFile): Promise<void> {
+  const exists = await withFile(
+    target,
+    { create: false },
+    () => Promise.resolve(true),
+  );
+  if (exists) return;
+  try {
+    await access(dirname(target.path), constants.W_OK);
+  } catch (error) {
+    throw unwritable(target, error);
+  }
+}
+
+/**
+ * Checks that the path names a regular file where it names one.
+ *
+ * @throws {ServiceError} `event_file_unwritable`.
+ */
+export async function checkKind(target: AppendFile): Promise<void> {
+  const info = await Deno.stat(target.path).catch(() => undefined);
+  if (info && !info.isFile) throw unwritable(target, notRegular(info));
+}
+
+/** Whether both paths name the same file, also by links or other spellings, and before it exists. */
+export async function isSameFile(a: string, b: string): Promise<boolean> {
+  return await identityOf(a) === await identityOf(b);
+}
+
+async function identityOf(path: string): Promise<string> {
+  const info = await Deno.stat(path).catch(() => undefined);
+  if (info?.ino) return `${info.dev}:${info.ino}`;
+  const folder = await Deno.realPath(dirname(path))
+    .catch(() => dirname(path));
+  return join(folder, basename(path));
+}
+
+/** A reason why a file is not opened, which is no error of the system. */
+class UnfitFileError extends Error {
+  constructor(reason: string, readonly remedy: string) {
+    super(reason);
+  }
+}
+
+async function open(
+  path: string,
+  create: boolean,
+): Promise<Deno.FsFile | undefined> {
+  for (let opens = 1;; opens++) {
+    const expected = await fitFile(path);
+    if (!expected && !create) return undefined;
+    try {
+      const file = await Deno.open(
+        path,
+        // Exclusive creation follows no link.
+        expected
+          ? { read: true, write: true }
+          : { read: true, write: true, createNew: true, mode: 0o600 },
+      );
+      const { dev, ino } = await file.stat();
+      if (!expected || (dev === expected.dev && ino === expected.ino)) {
+        return file;
+      }
+      file.close();
+    } catch (error) {
+      const isRaced = expected
+        ? error instanceof Deno.errors.NotFound
+        : error instanceof Deno.errors.AlreadyExists;
+      if (!isRaced || opens === MAX_OPENS) throw error;
+      continue;
+    }
+    if (opens === MAX_OPENS) {
+      throw new UnfitFileError(
+        "another process replaces it all the time",
+        "Name a file in a folder that only the service writes to",
+      );
+    }
+  }
+}
+
+/** The regular file that the path names, or `undefined` when there is none and one can be created. */
+async function fitFile(path: string): Promise<Deno.FileInfo | undefined> {
+  let name = path;
+  for (let links = 0;; links++) {
+    const info = await lstat(name);
+    if (!info) {
+      if (links === 0) return undefined;
+      throw new UnfitFileError(
+        `it is a link to ${name}, which does not exist`,
+        "Create that file, or remove the link",
+      );
+    }
+    if (!info.isSymlink) {
+      await refuseUnfit(name, info, links > 0);
+      return info;
+    }
+    // Root can do anything anyway, so its links are trusted.
+    if (!isOwn(info) && info.uid !== 0) {
+      throw new UnfitFileError(
+        `${name} is a link that belongs to another user`,
+        "Remove the link",
+      );
+    }
+    if (links === MAX_LINKS) {
+      throw new UnfitFileError("its links lead in a circle", "Remove the link");
+    }
+    const target = await Deno.readLink(name);
+    // The folder's name may be a link too, so that `..` must stay as it is.
+    name = isAbsolute(target) ? target : `${dirname(name)}/${target}`;
+  }
+}
+
+async function refuseUnfit(
+  name: string,
+  info: Deno.FileInfo,
+  isLinked: boolean,
+): Promise<void> {
+  if (!info.isFile) throw notRegular(info);
+  if (isOwn(info)) {
+    if ((info.nlink ?? 1) > 1 && await isShared(dirname(name))) {
+      throw new UnfitFileError(
+        "it is a hard link in a folder that other users can write to",
+        "Remove the link",
+      );
+    }
+    return;
+  }
+  if (isLinked || (info.nlink ?? 1) > 1) {
+    throw new UnfitFileError(
+      "it is a link to a file that belongs to another user",
+      "Remove the link, or make the service's user the owner of that file",
+    );
+  }
+  // Root's own file was not put there by an attacker.
+  if (info.uid !== 0 && await isShared(dirname(name))) {
+    throw new UnfitFileError(
+      "it belongs to another user, in a folder that other users can write to",
+      "Remove the file",
+    );
+  }
+}
+
+async function lstat(path: string): Promise<Deno.FileInfo | undefined> {
+  try {
+    return await Deno.lstat(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+function isOwn({ uid }: Deno.FileInfo): boolean {
+  // Both are null on Windows, where links need a privilege.
+  return uid === Deno.uid();
+}
+
+/** Whether every user of the host can put files into the folder. */
+async function isShared(folder: string): Promise<boolean> {
+  const { mode } = await Deno.stat(folder);
+  return mode !== null && (mode & 0o002) !== 0;
+}
+
+function notRegular(info: Deno.FileInfo): UnfitFileError {
+  return new UnfitFileError(
+    `it is ${kindOf(info)}, not a regular file`,
+    "Remove it",
+  );
+}
+
+function kindOf(info: Deno.FileInfo): string {
+  if (info.isDirectory) return "a folder";
+  if (info.isFifo) return "a pipe";
+  if (info.isSocket) return "a socket";
+  return "a device";
+}
+
+function unwritable(target: AppendFile, error: unknown): ServiceError {
+  const { path, label, variable } = target;
+  return new ServiceError(
+    "event_file_unwritable",
+    `Cannot write to the ${label} ${path}: ${(error as Error).message}`,
+    { cause: error, remedy: remedyFor(error, variable, path) },
+  );
+}
+
+function remedyFor(error: unknown, variable: string, path: string): string {
+  const other = `or name another file in ${variable}.`;
+  if (error instanceof UnfitFileError) return `${error.remedy}, ${other}`;
+  const { name, code } = error as Error & { code?: string };
+  if (name === "NotCapable") {
+    return `Set ${variable} in the environment that the task starts from, or run with --allow-write for it.`;
+  }
+  if (code === "ENOENT") return `Create the folder ${dirname(path)}, ${other}`;
+  return `Make the file and its folder writable for the service, ${other}`;
+}
+
+/** Leaves the file at its end, after a newline. */
+async function repairLastLine(
+  file: Deno.FsFile,
+  torn: TornLine,
+): Promise<void> {
+  const { size } = await file.stat();
+  const tail = await lastLine(file, size);
+  if (tail.length === 0) return;
+  const isTorn = torn === "cut" && isBegun(tail) && !isJson(tail);
+  if (isTorn) return await file.truncate(size - tail.length);
+  await file.seek(0, Deno.SeekMode.End);
+  await writeAll(file, new Uint8Array([NEWLINE]));
+}
+
+/** Whether a line is one of ours as a crash leaves it: the beginning of an object, or a hole. */
+function isBegun(line: Uint8Array): boolean {
+  const first = line.find((byte) => byte !== 0);
+  return first === undefined || first === "{".charCodeAt(0);
+}
+
+/** The bytes after the last newline. */
+async function lastLine(file: Deno.FsFile, size: number): Promise<Uint8Array> {
+  for (let end = size; end > 0;) {
+    const start = Math.max(0, end - BLOCK_BYTES);
+    const block = await readBytes(file, start, end - start);
+    const newline = block.lastIndexOf(NEWLINE);
+    if (newline >= 0) {
+      const from = start + newline + 1;
+      return await readBytes(file, from, size - from);
+    }
+    end = start;
+  }
+  return await readBytes(file, 0, size);
+}
+
+/** Returns the whole file. */
+export async function readAll(file: Deno.FsFile): Promise<Uint8Array> {
+  return await readBytes(file, 0, (await file.stat()).size);
+}
+
+async function readBytes(
+  file: Deno.FsFile,
+  start: number,
+  length: number,
+): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  await file.seek(start, Deno.SeekMode.Start);
+  let read = 0;
+  while (read < length) {
+    const count = await file.read(bytes.subarray(read));
+    if (count === null) break;
+    read += count;
+  }
+  return bytes.subarray(0, read);
+}
+
+/** Replaces the content by a part of it, in the old order. A crash in between loses nothing of that part. */
+export async function keepOnly(
+  file: Deno.FsFile,
+  rest: Uint8Array,
+): Promise<void> {
+  await file.seek(0, Deno.SeekMode.Start);
+  await writeAll(file, rest);
+  await file.truncate(rest.length);
+  await file.sync();
+}
+
+async function writeAll(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {
+  for (let written = 0; written < bytes.length;) {
+    written += await file.write(bytes.subarray(written));
+  }
+}
+
+function isJson(bytes: Uint8Array): boolean {
+  try {
+    JSON.parse(new TextDecoder().decode(bytes));
+    return true;
+  } catch {
+    return false;
+  }
+}
