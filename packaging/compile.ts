@@ -122,12 +122,16 @@ function compileArguments(
     "compile",
     "--no-prompt",
     "--frozen",
+    // Its file has a fixed name in TMPDIR, where another user can put code of theirs.
+    "--no-code-cache",
     "--unstable-cron",
     ...optional,
     // The program is small: a small young generation halves its memory.
     "--v8-flags=--max-semi-space-size=1",
     "--allow-net",
     "--allow-read",
+    // Files of other users are told from our own.
+    "--allow-sys=uid",
     // What EVENT_FILE will name is not known yet.
     write ? `--allow-write=${write}` : "--allow-write",
     `--allow-env=${variables}`,

@@ -45,7 +45,7 @@ async function longestLine(path: string): Promise<string> {
     .reduce((a, b) => b.length > a.length ? b : a, "");
 }
 
-Deno.test("compile embeds the program, its migrations and pages, and nothing of demo, tests and bench", async () => {
+Deno.test("compile embeds the program, its migrations and pages, and nothing of demo, tests and bench, and has no code cache", async () => {
   const folder = await Deno.makeTempDir();
   try {
     // Deno itself serves as base binary here: what is embedded does not depend on it.
@@ -56,6 +56,8 @@ Deno.test("compile embeds the program, its migrations and pages, and nothing of 
     });
     assertEquals(code, 0, output);
     const embedded = await embeddedIn(file, base);
+    // With a key the program runs code from a file of a fixed name in TMPDIR.
+    assertStringIncludes(embedded, '"code_cache_key":null');
     for await (const path of sources("src/")) {
       const text = await Deno.readTextFile(new URL(path, ROOT));
       // Of a module of types alone nothing is left to embed.
@@ -109,8 +111,11 @@ Deno.test({
       await Deno.chmod(folder, 0o755);
       const file = `${folder}/program`;
       const empty = `${folder}/empty`;
-      await Deno.mkdir(empty);
-      await Deno.chmod(empty, 0o777);
+      const temporary = `${folder}/temporary`;
+      for (const path of [empty, temporary]) {
+        await Deno.mkdir(path);
+        await Deno.chmod(path, 0o777);
+      }
       const { code, output } = await compile(["--output", file], {});
       assertEquals(code, 0, output);
       await using db = await createDatabases({ rows: { deals: 5, leads: 9 } });
@@ -119,7 +124,7 @@ Deno.test({
           args: words,
           cwd: empty,
           clearEnv: true,
-          env: { ...db.environment, ...env },
+          env: { ...db.environment, TMPDIR: temporary, ...env },
           ...(Deno.uid() === 0 ? { uid: 65534, gid: 65534 } : {}),
         }).output();
         return { code, text: decoder.decode(stdout) + decoder.decode(stderr) };
@@ -139,6 +144,8 @@ Deno.test({
         Object.keys(JSON.parse(config.text)),
         Object.keys(VARIABLES),
       );
+      // No code cache, which another user could have put there.
+      assertEquals([...Deno.readDirSync(temporary)], []);
     } finally {
       await Deno.remove(folder, { recursive: true });
     }
