@@ -53,7 +53,13 @@ const COMMANDS: readonly Command[] = [
 ];
 
 /** The exit code of a process that a signal ends. */
-const SIGNAL_EXITS = { SIGINT: 130, SIGTERM: 143 } as const;
+const SIGNAL_EXITS = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
+
+/**
+ * Milliseconds after the first signal in which further ones are the same request
+ * to stop: one Ctrl-C comes twice, from the terminal and from `deno task`.
+ */
+const ONE_STOP_MILLISECONDS = 1000;
 
 /** Seconds after a load during which attempts to deliver events may begin; the rest is left to the next process. */
 const DELIVERY_SECONDS = 5;
@@ -77,16 +83,12 @@ export async function main(words: readonly string[]): Promise<number> {
   const isJson = words.includes("--json");
   const controller = new AbortController();
   let signalExit: number | undefined;
-  for (const name of ["SIGINT", "SIGTERM"] as const) {
-    Deno.addSignalListener(name, () => {
-      // The second one ends the process at once.
-      if (signalExit !== undefined) Deno.exit(SIGNAL_EXITS[name]);
-      signalExit = SIGNAL_EXITS[name];
-      controller.abort(
-        new ServiceError("terminated", `The load was ended by ${name}`),
-      );
-    });
-  }
+  onStopSignal((name) => {
+    signalExit = SIGNAL_EXITS[name];
+    controller.abort(
+      new ServiceError("terminated", `The load was ended by ${name}`),
+    );
+  });
   // Without a listener the process would end where a file reaches its limit; with one the write fails.
   if (Deno.build.os !== "windows") {
     Deno.addSignalListener("SIGXFSZ", () => {});
@@ -168,6 +170,21 @@ export async function main(words: readonly string[]): Promise<number> {
       printError(mask(`${error.cause.stack}\n`));
     }
     return signalExit ?? error.kind.exit;
+  }
+}
+
+/** Calls `stop` at the first signal that asks for it. A later one ends the process at once. */
+function onStopSignal(stop: (name: keyof typeof SIGNAL_EXITS) => void): void {
+  let stoppedAt: number | undefined;
+  for (const name of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(name, () => {
+      if (stoppedAt === undefined) {
+        stoppedAt = performance.now();
+        stop(name);
+      } else if (performance.now() - stoppedAt >= ONE_STOP_MILLISECONDS) {
+        Deno.exit(SIGNAL_EXITS[name]);
+      }
+    });
   }
 }
 

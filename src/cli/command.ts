@@ -46,7 +46,7 @@ export interface CommandContext {
   /** Serves until the signal; returns the exit code. */
   readonly serve: () => Promise<number>;
   readonly output: Output;
-  /** Aborted by SIGINT and SIGTERM. */
+  /** Aborted by SIGHUP, SIGINT and SIGTERM. */
   readonly signal: AbortSignal;
 }
 

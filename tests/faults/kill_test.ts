@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
+import { delay } from "@std/async/delay";
 import { runProgram } from "../support/program.ts";
-import { proxied, watchProgram } from "./support/phases.ts";
+import { killUntilEnded, proxied, watchProgram } from "./support/phases.ts";
 import { sayOutcome } from "./support/local_load.ts";
 import { measure } from "./support/measure.ts";
 import {
@@ -202,23 +203,56 @@ Deno.test("kill -9 after the commit and before the delivery: the file gets the e
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("a second SIGTERM ends the process at once", async () => {
+Deno.test("a SIGTERM more than a second after the first one ends the process at once", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const scene = await changeSource(db);
-  await using network = proxied(db, {
-    warehouse: { latencyMilliseconds: 100 },
-  });
+  await using network = proxied(db, SLOW);
   const program = watchProgram(["load"], network.environment);
   await program.reaches("closed_deal: lock");
-  program.kill("SIGTERM");
-  program.kill("SIGTERM");
-  const outcome = await program.finished;
+  // The end in order waits for this lock.
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.run in share mode",
+  );
+  const outcome = await killUntilEnded(program, "SIGTERM");
   assertEnded(outcome, 143);
+  const [run] = await db.warehouse.unsafe(
+    "select state from marketing_data_service.run order by seq desc limit 1",
+  );
+  assertEquals(run!.state, "running");
+  await other.unsafe("rollback");
   await settle(db, {
     group: "SIGTERM to the process",
-    fault: "twice",
+    fault: "again after more than a second",
     scene,
     outcome,
     mayHaveDeadRun: true,
   });
 });
+
+for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
+  Deno.test(`load counts several ${signal} within a second as one and ends in order`, async () => {
+    await using db = await loadedDatabases({ deals: 5, leads: 5 });
+    const scene = await changeSource(db);
+    await using network = proxied(db, SLOW);
+    const program = watchProgram(["load"], network.environment);
+    await program.reaches("closed_deal: lock");
+    // Apart, since the kernel takes two that are pending for one.
+    for (let n = 0; n < 3; n++) {
+      program.kill(signal);
+      await delay(20);
+    }
+    const outcome = await program.finished;
+    assertEnded(outcome, { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 }[signal]);
+    const [run] = await db.warehouse.unsafe(
+      "select state, code from marketing_data_service.run order by seq desc limit 1",
+    );
+    assertEquals([run!.state, run!.code], ["interrupted", "terminated"]);
+    await settle(db, {
+      group: `${signal} to the process`,
+      fault: "three times within a second",
+      scene,
+      outcome,
+    });
+  });
+}

@@ -10,7 +10,7 @@ import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { freePort, type Server, startServer } from "../support/server.ts";
-import { proxied, watchProgram } from "./support/phases.ts";
+import { killUntilEnded, proxied, watchProgram } from "./support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
@@ -193,7 +193,7 @@ Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, lon
   );
 });
 
-Deno.test("serve: a second SIGTERM ends the process at once", async () => {
+Deno.test("serve: a SIGTERM more than a second after the first one ends the process at once", async () => {
   await using db = await loadedDatabases(SMALL);
   const scene = await changeSource(db);
   await using other = await holdTable(db);
@@ -203,14 +203,13 @@ Deno.test("serve: a second SIGTERM ends the process at once", async () => {
   await until(() => isWaiting(db));
   server.kill("SIGTERM");
   await until(async () => (await server.json("/health/ready")).status === 503);
-  server.kill("SIGTERM");
-  const outcome = await server.finished;
+  const outcome = await killUntilEnded(server, "SIGTERM");
   assertEnded(outcome, 143);
   await answer;
   await other.unsafe("rollback");
   await settle(db, {
     group: GROUP,
-    fault: "a second SIGTERM",
+    fault: "SIGTERM again after more than a second",
     scene,
     outcome,
     mayHaveDeadRun: true,
@@ -403,3 +402,33 @@ Deno.test("a tick that finds the warehouse away is announced when it is back", a
   assertEquals(rows.map((row) => row.code), ["connection_failed"]);
   assert(JSON.parse(rows[0]!.payload).error.includes("(dwh)"));
 });
+
+for (
+  const [signal, code] of [["SIGHUP", 129], ["SIGINT", 130]] as const
+) {
+  Deno.test(`serve: ${signal} gives the running load SHUTDOWN_GRACE, also when it comes twice`, async () => {
+    await using db = await loadedDatabases(SMALL);
+    const scene = await changeSource(db);
+    await using other = await holdTable(db);
+    await using server = await startServer(db, { LOCK_TIMEOUT: "60" });
+    const answer = server.json("/load", { method: "POST" });
+    await until(() => isWaiting(db));
+    server.kill(signal);
+    await until(async () =>
+      (await server.json("/health/ready")).status === 503
+    );
+    server.kill(signal);
+    await other.unsafe("rollback");
+    const { status } = await answer;
+    assertEquals(status, 200);
+    const outcome = await server.finished;
+    assertEnded(outcome, code);
+    assertEquals(await stateOf(db), "succeeded");
+    await settle(db, {
+      group: GROUP,
+      fault: `${signal} twice, and the load ends within SHUTDOWN_GRACE`,
+      scene: { ...scene, old: scene.new },
+      outcome,
+    });
+  });
+}

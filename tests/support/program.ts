@@ -144,7 +144,24 @@ export function terminalCommand(
   });
 }
 
-async function finish(process: Deno.ChildProcess): Promise<Finished> {
+/** Starts a task as a user does on a terminal, whose keyboard is the process's standard input. */
+export function startTaskOnTerminal(
+  task: string,
+  environment: Readonly<Record<string, string>>,
+): Deno.ChildProcess {
+  return new Deno.Command("script", {
+    args: ["-qec", `'${Deno.execPath()}' task ${task}`, "/dev/null"],
+    clearEnv: true,
+    env: { ...inheritedVariables(), ...environment },
+    cwd: ROOT.pathname,
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+}
+
+/** Waits for the end of a process. Returns what it printed. */
+export async function finish(process: Deno.ChildProcess): Promise<Finished> {
   const { code, stdout, stderr } = await process.output();
   const decoder = new TextDecoder();
   return {

@@ -99,3 +99,17 @@ export function watchProgram(
     kill: (signal) => process.kill(signal),
   };
 }
+
+/** Sends the signal again and again until the program has ended. */
+export async function killUntilEnded(
+  { finished, kill }: Pick<Watched, "finished" | "kill">,
+  signal: Deno.Signal,
+): Promise<Finished> {
+  let hasEnded = false;
+  finished.then(() => hasEnded = true);
+  await until(() => {
+    if (!hasEnded) kill(signal);
+    return hasEnded;
+  });
+  return await finished;
+}
