@@ -81,8 +81,8 @@ export async function load(
       );
     });
   } catch (error) {
-    // Any other failure is one of a request that never became a run.
-    if (asServiceError(error).kind.exit === 69) {
+    // Whatever the reason, the warehouse has no record of the request.
+    if (!hooks.signal?.aborted) {
       await announceUnrecorded(
         service,
         { ...options, id: crypto.randomUUID(), trigger },

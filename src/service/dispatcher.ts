@@ -129,14 +129,12 @@ export class Dispatcher {
       );
     } catch (error) {
       // Nobody is told at once, so it is announced when the warehouse is back.
-      if (asServiceError(error).kind.exit === 69) {
-        const run = {
-          ...options,
-          id: crypto.randomUUID(),
-          trigger: "schedule",
-        } as const;
-        await announceUnrecorded(this.#service, run, error);
-      }
+      const run = {
+        ...options,
+        id: crypto.randomUUID(),
+        trigger: "schedule",
+      } as const;
+      await announceUnrecorded(this.#service, run, error);
       throw error;
     }
     if (typeof ticket === "string") return ticket;

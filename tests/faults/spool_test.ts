@@ -1,4 +1,4 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 
@@ -36,3 +36,55 @@ Deno.test("a failure while the warehouse is away is spooled, and on record after
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+/** Ways in which a warehouse refuses a load, with `$db` and `$role` for its names, and how they end. */
+const REFUSALS: Readonly<Record<string, readonly [string, string]>> = {
+  "a connection limit of the role": [
+    "alter role $role connection limit 0",
+    "alter role $role connection limit -1",
+  ],
+  "a read-only warehouse": [
+    "alter database $db set default_transaction_read_only = on",
+    "alter database $db reset default_transaction_read_only",
+  ],
+  "a revoked CONNECT": [
+    "revoke connect on database $db from public, $role",
+    "grant connect on database $db to public",
+  ],
+  "a wrong password": [
+    "alter role $role password 'another-one'",
+    "alter role $role password '$password'",
+  ],
+};
+
+for (const [name, [refuse, allow]] of Object.entries(REFUSALS)) {
+  Deno.test(`load spools its failure under ${name}, and the next load announces it`, async () => {
+    await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+    const environment = { ...db.environment, RETRY_ATTEMPTS: "1" };
+    const fill = (sql: string) =>
+      sql.replace("$db", db.environment.DWH_DB_NAME!)
+        .replace("$role", db.environment.DWH_DB_USER!)
+        .replace(
+          "$password",
+          () => db.environment.DWH_DB_PASSWORD!.replaceAll("'", "''"),
+        );
+    await db.warehouse.unsafe(fill(refuse));
+    let refused;
+    try {
+      refused = await runJson(["load"], environment);
+    } finally {
+      await db.warehouse.unsafe(fill(allow));
+    }
+    assert(refused.code !== 0, refused.stdout);
+    const { code, stderr } = await runJson(["load"], environment);
+    assertEquals(code, 0, stderr);
+    const rows = await db.warehouse.unsafe(
+      `select run.state, event_type from marketing_data_service.run
+       join marketing_data_service.event on run_id = run.id order by event.seq`,
+    );
+    assertEquals(rows.map((row) => [row.state, row.event_type]), [
+      ["failed", "marketing-data-load-failed"],
+      ["succeeded", "marketing-data-loaded"],
+    ]);
+  });
+}

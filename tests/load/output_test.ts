@@ -90,3 +90,21 @@ Deno.test({
     }
   },
 });
+
+Deno.test("load names each failed table on standard error, also with --json and --quiet", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 9 } });
+  await db.source.unsafe(
+    "alter table marketing.closed_deals rename won_date to won",
+  );
+  for (const words of [[], ["--json"], ["--quiet"], ["--quiet", "--json"]]) {
+    const { code, stderr } = await runRedirected(
+      ["load", ...words],
+      ">/dev/null",
+      db.environment,
+    );
+    assertEquals(code, 1);
+    const lines = linesOf(stderr).filter((line) => line.startsWith("Cannot"));
+    assertEquals(lines.length, 1, stderr);
+    assertMatch(lines[0]!, /^Cannot load closed_deal: .*won_date/);
+  }
+});

@@ -80,6 +80,7 @@ export function tablesOf(names: readonly string[]): readonly TableName[] {
 function reportEvent(context: CommandContext, event: LoadEvent): number {
   try {
     printEvent(context, event);
+    reportFailures(context, event);
   } catch (cause) {
     const { code, message, remedy } = asServiceError(cause);
     if (code !== "output_unwritable") throw cause;
@@ -95,6 +96,15 @@ function reportEvent(context: CommandContext, event: LoadEvent): number {
     );
   }
   return exitCodeOf(event);
+}
+
+/** Prints a line for each failed table to standard error, unless both outputs are one screen. */
+function reportFailures({ output }: CommandContext, event: LoadEvent): void {
+  if (event.status === "success") return;
+  if (output.terminal && output.isInteractive) return;
+  for (const entry of event.details.results) {
+    if (entry.status === "failure") output.progress(`${entry.error}\n`);
+  }
 }
 
 /** What the process exits with after a run: the code of the first table that failed by itself. */
