@@ -121,7 +121,7 @@ export function wholeTableSql(
   columns: readonly Column[],
   method: HashMethod,
 ): string {
-  return `select count(*)::text as count, coalesce(sum(${
+  return `select pg_catalog.count(*)::text as count, coalesce(pg_catalog.sum(${
     rowHash(columns, method)
   }), 0)::text as checksum from ${from}`;
 }
@@ -158,7 +158,7 @@ export function bucketsSql(
 ): string {
   // "offset 0" keeps the planner from guessing that there is a bucket a row, and sorting.
   return `select coalesce(pg_catalog.string_agg(line, ',' order by bucket), '') as buckets from (
-      select bucket, bucket::text || ' ' || count(*)::text || ' ' || sum(hash)::text as line from (
+      select bucket, bucket::text || ' ' || pg_catalog.count(*)::text || ' ' || pg_catalog.sum(hash)::text as line from (
         select ${bucketNumber(columns, method, bucketing)}::int4 as bucket,
           ${rowHash(columns, method)} as hash from ${from} offset 0) hashes
       group by bucket) grouped`;
@@ -178,7 +178,7 @@ export function rowsSql(
   hasRowIds: boolean,
   most: number,
 ): string {
-  return `select count(*)::text as count,
+  return `select pg_catalog.count(*)::text as count,
       coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows,
       coalesce(pg_catalog.string_agg(key::text, ','), '') as keys
     from (
@@ -192,7 +192,7 @@ export function rowsSql(
 export function writtenSinceSql(xid8: string): string {
   // In a row there are the lower 32 bits.
   const xid = BigInt.asUintN(32, BigInt(xid8));
-  return `age(xmin) <= (select age('${xid}'::xid))`;
+  return `pg_catalog.age(xmin) <= (select pg_catalog.age('${xid}'::pg_catalog.xid))`;
 }
 
 /** SQL condition that holds for the rows whose first columns have the given hashes, as {@linkcode rowsSql} tells them. */
@@ -237,7 +237,7 @@ export function deleteSql(
   return `with gone as (delete from ${relation} where ${condition} returning ${
     rowHash(columns, method)
   } as hash)
-    select count(*)::text as count, coalesce(sum(hash), 0)::text as checksum from gone`;
+    select pg_catalog.count(*)::text as count, coalesce(pg_catalog.sum(hash), 0)::text as checksum from gone`;
 }
 
 /**
@@ -253,8 +253,8 @@ export function writtenRowsSql(
   columns: readonly Column[],
   method: HashMethod,
 ): string {
-  return `select count(*)::text as total, count(hash)::text as count, coalesce(sum(hash), 0)::text as checksum from (
-      select case when age(xmin) <= 0 then ${
+  return `select pg_catalog.count(*)::text as total, pg_catalog.count(hash)::text as count, coalesce(pg_catalog.sum(hash), 0)::text as checksum from (
+      select case when pg_catalog.age(xmin) <= 0 then ${
     rowHash(columns, method)
   } end as hash from ${relation} offset 0) rows`;
 }

@@ -175,7 +175,7 @@ async function columnTypes(
   const rows = await source.session.query(
     `select attname as name, pg_catalog.format_type(atttypid, null) as type
      from pg_catalog.pg_attribute
-     where attrelid = ${literal(source.relation)}::regclass
+     where attrelid = ${literal(source.relation)}::regclass::oid
        and attnum > 0 and not attisdropped`,
   );
   return new Map(rows.map(({ name, type }) => [name, type]));

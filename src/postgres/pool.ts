@@ -9,6 +9,7 @@ import { APPLICATION_NAME } from "../identity.ts";
 import {
   type Client,
   connect,
+  lastRows,
   limitedDial,
   parameterOf,
   withTimeout,
@@ -19,7 +20,12 @@ import {
   checkVersion,
   sqlstateOf,
 } from "./errors.ts";
-import type { Parameter, Row } from "./sql.ts";
+import {
+  type Parameter,
+  type Row,
+  SET_SEARCH_PATH,
+  withParameters,
+} from "./sql.ts";
 
 /** Connections for single statements: history, events, health. Reconnects by itself. */
 export class Pool implements AsyncDisposable {
@@ -53,6 +59,10 @@ export class Pool implements AsyncDisposable {
   /**
    * Runs one statement and returns its rows.
    *
+   * The statement is sent as a script, in one message and one transaction, with
+   * the settings that it needs before it. That also works behind a pooler that
+   * gives each transaction another connection.
+   *
    * @throws {ServiceError} also `connection_failed` when there is no answer
    * within `timeoutSeconds` (default: those to connect and those to stall).
    */
@@ -73,7 +83,9 @@ export class Pool implements AsyncDisposable {
     this.inFlight++;
     try {
       const rows = await withTimeout(
-        client.unsafe(text, [...parameters]),
+        client.unsafe(
+          `${this.#settings(client)};\n${withParameters(text, parameters)}`,
+        ),
         timeoutSeconds,
         () =>
           new ServiceError(
@@ -82,7 +94,7 @@ export class Pool implements AsyncDisposable {
           ),
       );
       checkVersion(this.config, parameterOf(client, "server_version"));
-      return rows as unknown as T[];
+      return lastRows<T>(rows);
     } catch (error) {
       // The server's own errors leave the connection whole; anything else makes it suspect.
       if (!sqlstateOf(error) && this.#client === client) {
@@ -93,6 +105,18 @@ export class Pool implements AsyncDisposable {
     } finally {
       this.inFlight--;
     }
+  }
+
+  /** Timeouts that the role may carry are lifted: the pool has its own. */
+  #settings(client: Client): string {
+    const version = Number.parseInt(parameterOf(client, "server_version"));
+    return [
+      SET_SEARCH_PATH,
+      "set local statement_timeout = 0",
+      "set local lock_timeout = 0",
+      "set local idle_in_transaction_session_timeout = 0",
+      ...(version >= 17 ? ["set local transaction_timeout = 0"] : []),
+    ].join("; ");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -24,7 +24,13 @@ import {
   checkVersion,
   toServiceError,
 } from "./errors.ts";
-import { identifier, literal, type Parameter, type Row } from "./sql.ts";
+import {
+  identifier,
+  literal,
+  type Parameter,
+  type Row,
+  SET_SEARCH_PATH,
+} from "./sql.ts";
 
 /** Seconds of idleness in a transaction after which a session sends a sign of life. */
 const HEARTBEAT_SECONDS = 15;
@@ -52,6 +58,8 @@ export interface TransactionOptions {
   /** Session time zone; decides what instant a DATE becomes. */
   readonly timezone?: string;
   readonly lockTimeoutSeconds: number;
+  /** Keeps the role's own search path, for views whose functions may need it. See {@linkcode Session.withOwnSearchPath}. */
+  readonly hasOwnSearchPath?: boolean;
 }
 
 /** A running COPY: its stream, and a promise of the number of rows. */
@@ -77,10 +85,14 @@ export class Session implements AsyncDisposable, Disposable {
   #idleSince = 0;
   #inTransaction = false;
   #pid = 0;
-  /** Set where the role's own would put another function or operator before PostgreSQL's. */
-  #searchPath: readonly string[] | undefined;
+  /** The schemas of the role's own search path, without those of PostgreSQL. */
+  #ownSchemas: readonly string[] = [];
+  /** The role that the session acts as; `none` for the one that logged in. */
+  #role = "none";
   /** The role does not wait for its commits to be on disk. */
-  #isCareless = false;
+  #hasAsyncCommit = false;
+  /** SQL of the settings of the open transaction. */
+  #settings = "";
   #closing: Promise<void> | undefined;
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
@@ -147,17 +159,18 @@ export class Session implements AsyncDisposable, Disposable {
     }
   }
 
-  /** Reads what the role has set: in which order schemas are looked into, and whether a commit waits for the disk. */
+  /** Reads the settings of the role. It runs under the role's own search path: it may use no operator and no cast. */
   async #learnSettings(): Promise<void> {
     const [row] = await this.query(
-      `select pg_catalog.to_json(pg_catalog.current_schemas(false))::text as schemas,
+      `select pg_catalog.array_to_json(pg_catalog.current_schemas(false)) as schemas,
+         pg_catalog.current_setting('role') as role,
          pg_catalog.current_setting('synchronous_commit') as commit`,
     );
-    this.#isCareless = row!.commit === "off";
-    const schemas = JSON.parse(row!.schemas) as string[];
-    if (schemas.indexOf("pg_catalog") <= 0) return;
-    // Left out, it is looked into first.
-    this.#searchPath = schemas.filter((name) => name !== "pg_catalog");
+    this.#ownSchemas = (row!.schemas as string[]).filter((name) =>
+      !name.startsWith("pg_")
+    );
+    this.#role = row!.role;
+    this.#hasAsyncCommit = row!.commit === "off";
   }
 
   /** `server_version` of the server, such as `15.18 (Debian …)`. */
@@ -228,6 +241,8 @@ export class Session implements AsyncDisposable, Disposable {
       // Rows that a policy hides would be missing with success reported.
       row_security: "off",
       client_encoding: "UTF8",
+      standard_conforming_strings: "on",
+      transform_null_equals: "off",
       // How types and values are written: both sides and this program must read the same.
       quote_all_identifiers: "off",
       datestyle: "ISO",
@@ -237,15 +252,16 @@ export class Session implements AsyncDisposable, Disposable {
       tcp_keepalives_count: "3",
       ...(options.timezone ? { timezone: options.timezone } : {}),
       // What is announced must outlive a crash of the server.
-      ...(this.#isCareless ? { synchronous_commit: "on" } : {}),
+      ...(this.#hasAsyncCommit ? { synchronous_commit: "on" } : {}),
     };
-    const set = Object.entries(settings)
-      .map(([name, value]) => `set local ${name} = ${literal(value)}`);
-    if (this.#searchPath) {
-      set.push(`set local search_path = ${this.#searchPath.map(identifier)}`);
-    }
+    this.#settings = [
+      SET_SEARCH_PATH,
+      ...Object.entries(settings)
+        .map(([name, value]) => `set local ${name} = ${literal(value)}`),
+      ...(options.hasOwnSearchPath ? [this.#setOwnSearchPath()] : []),
+    ].join(";\n");
     const began = this.query(
-      [`begin isolation level ${options.mode}`, ...set].join(";\n"),
+      `begin isolation level ${options.mode};\n${this.#settings}`,
     ).catch((error) => {
       throw asBeginFailure(error, options, this.config);
     });
@@ -257,6 +273,31 @@ export class Session implements AsyncDisposable, Disposable {
     );
     this.#inTransaction = true;
     return rows;
+  }
+
+  /**
+   * Runs `work` with the role's own search path, which functions in a view or a
+   * trigger may need, and restores the settings of the transaction afterwards:
+   * a trigger can change any of them.
+   *
+   * Statements of `work` must name no function or operator without its schema
+   * whose argument types PostgreSQL's own do not fit exactly.
+   */
+  async withOwnSearchPath<T>(work: () => Promise<T>): Promise<T> {
+    await this.query(this.#setOwnSearchPath());
+    const result = await work();
+    await this.query(
+      `set local role ${
+        this.#role === "none" ? "none" : identifier(this.#role)
+      };\n${this.#settings}`,
+    );
+    return result;
+  }
+
+  /** PostgreSQL's own schema comes first where a path does not name it. */
+  #setOwnSearchPath(): string {
+    const schemas = [...this.#ownSchemas.map(identifier), "pg_temp"];
+    return `set local search_path = ${schemas.join(", ")}`;
   }
 
   /** Learns the process id of the transaction's backend. */
@@ -489,7 +530,7 @@ export class Session implements AsyncDisposable, Disposable {
       const result = await withTimeout(
         client.unsafe(
           // A role that became another one at login may not look at its own sessions.
-          `set local role none;
+          `${SET_SEARCH_PATH}; set local role none;
            select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
            from pg_stat_activity left join pg_stat_progress_copy using (pid)
            -- Disabled by track_activities: an idle backend waits for its client, whatever its state.

@@ -202,7 +202,9 @@ async function lockAll(
     // It will be refused, and only to plan its query may ask another server.
     if (table.kind === "f") continue;
     try {
-      await session.query(lockSql(table));
+      const lock = () => session.query(lockSql(table));
+      // To plan a view may call its functions.
+      await (isLockable(table.kind) ? lock() : session.withOwnSearchPath(lock));
     } catch (error) {
       if (
         !(error instanceof ServiceError) || !error.sqlstate || session.failure
@@ -287,6 +289,7 @@ async function openReader(
         timezone: config.loadTimezone,
         // Waiting here would be for DDL that waits for the snapshot: neither would end.
         lockTimeoutSeconds: AT_ONCE_SECONDS,
+        hasOwnSearchPath: !isLockedFirst,
       },
       [
         ...(isLockedFirst ? [lock, adopt] : [adopt, lock]),

@@ -288,21 +288,26 @@ async function apply(
   // The source's fingerprint is taken while the warehouse deletes: the two servers work side by side.
   const needsFingerprint = !wanted && config.verify === "content";
   const [deleted, measured] = await Promise.all([
-    deleteRows(sides, target, selected),
+    writeTo(
+      sides.target.session,
+      target,
+      () => deleteRows(sides, target, selected),
+    ),
     needsFingerprint ? wholeFingerprint(source, sides) : wanted,
   ]);
 
   clock.enter("copy", selected?.rows ?? measured?.count ?? null);
   const columns = table.columns.map((c) => identifier(c.name));
-  const copied = await copyRows(
-    source.session,
-    `select ${table.columns.map(castToTarget)} from ${source.relation}${
-      selected ? ` where ${selected.source}` : ""
-    }`,
-    sides.target.session,
-    `${target.relation} (${columns})`,
-    clock.moved,
-  );
+  const copied = await writeTo(sides.target.session, target, () =>
+    copyRows(
+      source.session,
+      `select ${table.columns.map(castToTarget)} from ${source.relation}${
+        selected ? ` where ${selected.source}` : ""
+      }`,
+      sides.target.session,
+      `${target.relation} (${columns})`,
+      clock.moved,
+    ));
   return {
     rowsInserted: copied.rows,
     rowsDeleted: deleted.rows,
@@ -310,6 +315,15 @@ async function apply(
     wanted: measured ?? countAs(copied.sourceRows),
     deleted: deleted.fingerprint,
   };
+}
+
+/** Writes to the target, with the search path that functions called by it may need. */
+function writeTo<T>(
+  warehouse: Session,
+  { callsFunctions }: Target,
+  write: () => Promise<T>,
+): Promise<T> {
+  return callsFunctions ? warehouse.withOwnSearchPath(write) : write();
 }
 
 /** Takes the selected rows out of the target, or all of them. */
@@ -352,7 +366,9 @@ async function verify(
     const { count, checksum } = wanted;
     return { sourceCount: count, targetCount: count, checksum };
   }
-  if (context.isAlone) await settleConstraints(sides.target.session);
+  if (context.isAlone && !target.isPlain) {
+    await settleConstraints(sides.target.session);
+  }
   const byContent = context.config.verify === "content";
   const held = !byContent && target.isPlain
     // What the server said that it deleted and took is what there is.
@@ -368,9 +384,55 @@ async function verify(
   };
 }
 
-/** Has deferred constraints and triggers act now, so that a comparison sees what they do. */
+/** The maximum number of times that deferred triggers may defer further ones. */
+const MAX_DEFERRALS = 10;
+
+/** SQL of the number of rows that the transaction has written, in all tables. */
+const WRITTEN_ROWS_SQL =
+  `select pg_catalog.sum(n_tup_ins + n_tup_upd + n_tup_del)::text as written,
+     pg_catalog.current_setting('track_counts') = 'on' as counted
+   from pg_catalog.pg_stat_xact_all_tables`;
+
+/**
+ * Fires deferred constraints and triggers now, so that a comparison sees what
+ * they do, and that nothing is left for the commit to fire.
+ *
+ * A trigger can defer others again while it is fired. Only a row that is written
+ * can defer one. So none is left after a turn in which no row was written.
+ *
+ * @throws {ServiceError} `target_incompatible` when triggers defer each other without end.
+ */
 export async function settleConstraints(warehouse: Session): Promise<void> {
-  await warehouse.query("set constraints all immediate");
+  let before: string | undefined;
+  for (let turn = 0; turn <= MAX_DEFERRALS; turn++) {
+    const [row] = await warehouse.query(WRITTEN_ROWS_SQL);
+    if (row!.written === before) return;
+    before = row!.written;
+    await warehouse.withOwnSearchPath(() =>
+      warehouse.query("set constraints all immediate")
+    );
+    // Without counts it cannot be known whether a trigger has deferred another one.
+    if (!row!.counted) return await refuseDeferrable(warehouse);
+  }
+  throw new ServiceError(
+    "target_incompatible",
+    "deferred triggers defer each other without end, so that they would change rows after the verification",
+    { remedy: "Make the constraint triggers of the target NOT DEFERRABLE." },
+  );
+}
+
+/** @throws {ServiceError} `target_incompatible` when there is a deferrable trigger that somebody made. */
+async function refuseDeferrable(warehouse: Session): Promise<void> {
+  const [row] = await warehouse.query(
+    `select pg_catalog.format('%I on %s', t.tgname, t.tgrelid::regclass) as trigger
+     from pg_catalog.pg_trigger t where t.tgdeferrable and not t.tgisinternal limit 1`,
+  );
+  if (!row) return;
+  throw new ServiceError(
+    "target_incompatible",
+    `the server does not count written rows (track_counts is off), so the deferrable trigger ${row.trigger} could change rows after the verification`,
+    { remedy: "Set track_counts = on, or make the trigger NOT DEFERRABLE." },
+  );
 }
 
 /** What a side holds, as far as VERIFY asks for it. */

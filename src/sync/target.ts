@@ -28,6 +28,8 @@ export interface Target {
   readonly hasRowIds: boolean;
   /** Nothing acts on its rows but what is done to them: no trigger, no rule. */
   readonly isPlain: boolean;
+  /** Writing to it may call functions of others, which may need the role's own search path. */
+  readonly callsFunctions: boolean;
   /** Published, and without the replica identity that a DELETE then needs. */
   readonly lacksReplicaIdentity: boolean;
 }
@@ -53,6 +55,8 @@ export interface FoundTarget {
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
   readonly hasTriggers: boolean;
+  /** Writing to it may call functions of others: in triggers, checks, indexes or parts. */
+  readonly callsFunctions: boolean;
   /** Tables that inherit from it, quoted, schema-qualified; a partitioned table's own parts are none. */
   readonly children: readonly string[];
   /** Foreign tables among a partitioned table's parts, likewise. */
@@ -71,6 +75,15 @@ export interface FoundTarget {
   readonly hasRowSecurity: boolean;
 }
 
+/** SQL that is true of a relation `c` whose triggers, rules, checks, indexes or parts may call functions. */
+const CALLS_FUNCTIONS =
+  `(c.relkind <> 'r' or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
+         select from pg_catalog.pg_index x where x.indrelid = c.oid
+           and (x.indexprs is not null or x.indpred is not null)))`.replaceAll(
+    "\`",
+    "`",
+  );
+
 /** Looks the target up. */
 export async function findTarget(
   table: Table,
@@ -82,6 +95,7 @@ export async function findTarget(
        a.attname as name, pg_catalog.format_type(a.atttypid, a.atttypmod) as declared,
        pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attnotnull as notnull,
        ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers,
+       ${CALLS_FUNCTIONS} as calls_functions,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
           join pg_catalog.pg_namespace cn on cn.oid = child.relnamespace
@@ -136,6 +150,7 @@ export async function findTarget(
     hashProbe: first?.probe,
     hasRowIds: first?.rowids ?? false,
     hasTriggers: first?.triggers ?? false,
+    callsFunctions: first?.calls_functions ?? false,
     children: first?.children ?? [],
     foreignParts: first?.foreign_parts ?? [],
     insteadRules: first?.instead_rules ?? [],
@@ -184,6 +199,7 @@ export async function lockTarget(
   checkTarget(table, found);
   checkWritable(table, found);
   const { hashProbe, hasRowIds, hasTriggers, lacksReplicaIdentity } = found;
+  const { callsFunctions } = found;
   const isPlain = hasRowIds && !hasTriggers;
   return {
     relation,
@@ -192,6 +208,7 @@ export async function lockTarget(
     hashProbe,
     hasRowIds,
     isPlain,
+    callsFunctions,
     lacksReplicaIdentity,
   };
 }
@@ -238,6 +255,7 @@ async function createTarget(
     hashProbe: found.hashProbe,
     hasRowIds: false,
     isPlain: true,
+    callsFunctions: false,
     lacksReplicaIdentity: false,
   };
 }

@@ -1,0 +1,117 @@
+import { assertEquals, assertMatch } from "@std/assert";
+import { createDatabases } from "../support/databases.ts";
+import { runJson } from "../support/program.ts";
+
+/** Trigger functions that act on the target after the loader's own writes. */
+const LATE_CHANGES: Readonly<Record<string, string>> = {
+  "defers itself again and changes a row":
+    `if pg_trigger_depth() > 3 then return null; end if;
+     set constraints m_data.late deferred;
+     update m_data.closed_deal set business_type = 'forged' where ctid = (select min(ctid) from m_data.closed_deal);
+     return null;`,
+  "defers all and changes a row by way of another table":
+    `set constraints all deferred;
+     insert into m_data.relay select 1 where not exists (select from m_data.relay);
+     return null;`,
+  "sets another search path and time zone, and changes a row":
+    `perform set_config('search_path', 'hostile', true);
+     perform set_config('timezone', 'Asia/Tokyo', true);
+     perform set_config('datestyle', 'German', true);
+     if pg_trigger_depth() > 1 then return null; end if;
+     update m_data.closed_deal set business_type = 'forged' where ctid = (select min(ctid) from m_data.closed_deal);
+     return null;`,
+};
+
+for (const [what, body] of Object.entries(LATE_CHANGES)) {
+  for (const mode of ["auto", "full"]) {
+    Deno.test(`load --mode ${mode} fails before the commit when a deferred trigger ${what}`, async () => {
+      await using db = await createDatabases({ rows: { deals: 5, leads: 3 } });
+      const { environment, source, warehouse } = db;
+      const first = await runJson(["load"], environment);
+      assertEquals(first.code, 0, first.stderr);
+      await warehouse.unsafe(
+        `create table m_data.relay (n int);
+         grant all on m_data.relay to public;
+         create schema hostile; grant usage on schema hostile to public;
+         create function hostile.count("any") returns bigint language internal immutable as 'int8inc_any';
+         create function m_data.relayed() returns trigger language plpgsql as $$ begin
+           update m_data.closed_deal set business_type = 'forged' where ctid = (select min(ctid) from m_data.closed_deal);
+           return null; end $$;
+         create constraint trigger relayed after insert on m_data.relay deferrable initially deferred
+           for each row execute function m_data.relayed();
+         create function m_data.change_late() returns trigger language plpgsql as $$ begin ${body} end $$;
+         create constraint trigger late after insert or update on m_data.closed_deal deferrable initially deferred
+           for each row execute function m_data.change_late()`,
+      );
+      await source.unsafe(
+        "update marketing.closed_deals set business_segment = 'changed' where ctid = '(0,2)'",
+      );
+      const { code, stderr } = await runJson(
+        ["load", "--mode", mode],
+        environment,
+      );
+      assertEquals(code, 1, stderr);
+      const rows = await warehouse
+        .unsafe(
+          "select from m_data.closed_deal where business_type = 'forged' or business_segment = 'changed'",
+        );
+      assertEquals(rows.length, 0);
+    });
+  }
+}
+
+Deno.test("load succeeds when a deferred trigger only reads, or writes elsewhere under the role's own search path", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 3 } });
+  const { environment, source, warehouse, loader } = db;
+  await runJson(["load"], environment);
+  await warehouse.unsafe(
+    `create schema audit; create table audit.changes (n int);
+     grant usage on schema audit to public; grant all on audit.changes to public;
+     create function m_data.note() returns trigger language plpgsql as $$ begin
+       insert into changes values (1); return null; end $$;
+     create constraint trigger late after insert or delete on m_data.closed_deal deferrable initially deferred
+       for each row execute function m_data.note();
+     create trigger now after insert or delete on m_data.closed_deal for each row execute function m_data.note()`,
+  );
+  await warehouse`alter role ${
+    warehouse(loader)
+  } set search_path = audit, public`;
+  await source.unsafe(
+    "update marketing.closed_deals set business_segment = 'changed' where ctid = '(0,2)'",
+  );
+  const { code, stderr, json } = await runJson(["load"], environment);
+  assertEquals(code, 0, stderr);
+  assertMatch(JSON.stringify(json), /"rows_inserted":1/);
+  const changes = await warehouse.unsafe("select from audit.changes");
+  assertEquals(changes.length, 4);
+});
+
+Deno.test("load succeeds with tiny timeouts of the role and the database", async () => {
+  await using db = await createDatabases({ rows: { deals: 500, leads: 800 } });
+  const { environment, source, warehouse } = db;
+  for (
+    const [sql, role] of [[source, db.reader], [warehouse, db.loader]] as const
+  ) {
+    for (
+      const name of [
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+      ]
+    ) {
+      await sql.unsafe(`alter role "${role}" set ${name} = '5ms'`);
+    }
+    const [row] = await sql.unsafe(
+      "select current_database() as name, current_setting('server_version_num')::int as version",
+    );
+    if (row!.version >= 170000) {
+      await sql.unsafe(
+        `alter database "${row!.name}" set transaction_timeout = '5ms'`,
+      );
+    }
+  }
+  for (const words of [["load"], ["load"], ["verify"], ["runs"], ["health"]]) {
+    const { code, stderr } = await runJson(words, environment);
+    assertEquals(code, 0, `${words}: ${stderr}`);
+  }
+});
