@@ -11,12 +11,31 @@ import { identifier } from "../postgres/sql.ts";
 import type { BucketDifference, Bucketing } from "./fingerprint.ts";
 import type { Column } from "../tables/declaration.ts";
 
-/**
- * How rows are hashed. `native` is PostgreSQL's own 64-bit hash; `text` is
- * for two servers whose own hashes disagree (another byte order, another
- * encoding) and costs several times as much.
- */
-export type HashMethod = "native" | "text";
+/** How rows are hashed. */
+export interface HashMethod {
+  /**
+   * `native` is PostgreSQL's own 64-bit hash. `text` is for two servers whose own
+   * hashes disagree (another byte order, another encoding) and costs several
+   * times as much.
+   */
+  readonly kind: "native" | "text";
+  /**
+   * Signed 64-bit number, drawn for each snapshot. With a seed that is known
+   * beforehand, a text can be computed that has the hash of another one.
+   */
+  readonly seed: bigint;
+}
+
+/** Returns a random seed for {@linkcode HashMethod}. */
+export function randomSeed(): bigint {
+  return crypto.getRandomValues(new BigInt64Array(1))[0]!;
+}
+
+/** The seed of the column at this position, as SQL: another odd multiple for each. */
+function seedOf({ seed }: HashMethod, position: number): string {
+  const mixed = (seed + BigInt(position)) * 0x9e3779b97f4a7c15n;
+  return `'${BigInt.asIntN(64, mixed)}'::bigint`;
+}
 
 /** The column cast to the type that the target has. */
 export function castToTarget(column: Column): string {
@@ -37,16 +56,17 @@ export function rowHash(
   columns: readonly Column[],
   method: HashMethod,
 ): string {
-  if (method === "text") {
+  if (method.kind === "text") {
+    const fields = [`'${method.seed}'`, ...columns.map(withLength)];
     // Sixteen hex digits of the digest, as a signed 64-bit number.
     return `('x' || pg_catalog.substr(pg_catalog.md5(${
-      bytesOf(columns.map(withLength).join(" || "))
+      bytesOf(fields.join(" || "))
     }), 1, 16))::bit(64)::bigint`;
   }
   const [first, ...rest] = columns as readonly [Column, ...Column[]];
   const seeds = rest.map((column, index) => {
-    const seed = index + 2;
-    return `coalesce(${hashOf(bytesAsText(column), `${seed}`)}, ${seed})`;
+    const seed = seedOf(method, index + 2);
+    return `coalesce(${hashOf(bytesAsText(column), seed)}, ${seed})`;
   });
   // NULL and the empty text are told apart by the seed.
   const isNull = `(case when ${
@@ -54,7 +74,7 @@ export function rowHash(
   } is null then 1 else 0 end)::bigint`;
   return hashOf(
     `coalesce(${bytesAsText(first)}, '')`,
-    [isNull, ...seeds].join(" # "),
+    [seedOf(method, 1), isNull, ...seeds].join(" # "),
   );
 }
 
@@ -107,7 +127,7 @@ export const HASH_PROBE = `(select ${
     { name: "b", type: "double precision" },
     { name: "c", type: "timestamp with time zone" },
     { name: "d", type: "text" },
-  ], "native")
+  ], { kind: "native", seed: 0n })
 }::text from (values ('closed_deal', -0.5, '2018-02-26 19:58:54+00', null)) probe (a, b, c, d))`;
 
 /** Expression over `pg_class c`: a plain heap, whose rows have ids that stay, and no rule rewrites what is done to it. */
@@ -129,9 +149,9 @@ export function wholeTableSql(
 /** The hash of the first column as an SQL expression. It need not tell NULL from anything. */
 function keyHash(columns: readonly Column[], method: HashMethod): string {
   const first = columns.slice(0, 1);
-  return method === "text"
+  return method.kind === "text"
     ? rowHash(first, method)
-    : `coalesce(${hashOf(bytesAsText(first[0]!), "0")}, 0)`;
+    : `coalesce(${hashOf(bytesAsText(first[0]!), seedOf(method, 0))}, 0)`;
 }
 
 /** The number of a row's bucket as an SQL expression. */

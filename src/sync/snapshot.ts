@@ -9,7 +9,7 @@ import { type ConnectionOptions, Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { ERRORS, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
-import { HASH_PROBE } from "../diff/queries.ts";
+import { HASH_PROBE, randomSeed } from "../diff/queries.ts";
 import {
   checkShapes,
   findReadable,
@@ -38,6 +38,8 @@ export interface Snapshot extends AsyncDisposable {
   /** Value of {@linkcode HASH_PROBE} on the source. */
   readonly hashProbe: string;
   readonly encoding: string;
+  /** Seed of the row hashes that are compared under it. */
+  readonly seed: bigint;
   /** Per table whose server tells it, what the next load can begin its search with. */
   readonly marks: ReadonlyMap<TableName, SourceMark>;
   /** Tables whose rows can be found again by their ctid. */
@@ -140,6 +142,7 @@ export async function openSnapshot(
         takenAt: taken!.takenat,
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
+        seed: randomSeed(),
         marks: new Map(
           reads.filter((r) => r.isSource && r.hasRowIds).map((
             { table, deletions },

@@ -145,7 +145,7 @@ export async function loadTable(
       bytesCopied: applied.bytesCopied,
       warnings: [
         ...warnings,
-        ...(sides.method === "text"
+        ...(sides.method.kind === "text"
           ? [
             "the servers hash rows differently, so a slower hash of the text was compared",
           ]
@@ -216,7 +216,7 @@ export function sidesOf(
       relation: target.relation,
       hasRowIds: target.hasRowIds,
     },
-    method: isComparable ? "native" : "text",
+    method: { kind: isComparable ? "native" : "text", seed: snapshot.seed },
   };
 }
 
