@@ -11,7 +11,9 @@ import { asServiceError, ServiceError } from "./src/errors.ts";
 import { lastSuccess } from "./src/runs/history.ts";
 import { createApp } from "./src/http/app.ts";
 import { isLoopback } from "./src/http/own_host.ts";
+import { listen } from "./src/http/server.ts";
 import { LiveRuns } from "./src/service/live_runs.ts";
+import { sharedHealthCheck } from "./src/service/health.ts";
 import { connectionOf, type Service } from "./src/context.ts";
 import { Metrics } from "./src/service/metrics.ts";
 import { migrate } from "./src/runs/schema.ts";
@@ -106,15 +108,18 @@ export async function serve(options: ServeOptions): Promise<number> {
   const streams = new AbortController();
   const app = createApp({
     service,
-    source,
+    health: sharedHealthCheck(source, warehouse),
     dispatcher,
     live,
     metrics,
     isReady: () => isReady,
     shutdown: streams.signal,
   });
-  const server = listen(config.host, config.port, app.fetch, (address) => {
-    log.info("Listening on http://{address}", { address });
+  const server = await listen({
+    hostname: config.host,
+    port: config.port,
+    app,
+    log,
   });
   const background = (async () => {
     await prepareWarehouse(service, signal);
@@ -192,27 +197,6 @@ function refuseOpenDoor({ config, log }: Service): void {
         "Set API_TOKEN or API_TOKEN_FILE, or ALLOW_UNAUTHENTICATED=true where something else guards the port.",
     },
   );
-}
-
-function listen(
-  hostname: string,
-  port: number,
-  handler: (request: Request) => Response | Promise<Response>,
-  onListening: (address: string) => void,
-): Deno.HttpServer {
-  try {
-    return Deno.serve({
-      hostname,
-      port,
-      onListen: (address) => onListening(`${address.hostname}:${address.port}`),
-    }, (request) => handler(request));
-  } catch (error) {
-    throw new ServiceError(
-      "configuration",
-      `Cannot listen on ${hostname}:${port}: ${(error as Error).message}`,
-      { cause: error, remedy: "Set HOST and PORT to an address that is free." },
-    );
-  }
 }
 
 /** Brings the warehouse's schema up to date, however long the warehouse takes to come. */

@@ -1,8 +1,12 @@
-/** Who may come in: programs by the token itself, browsers by a session that the token was once given for. */
+/** Authenticates callers: programs by the token, browsers by a session that the token opened. */
 import type { Context, MiddlewareHandler } from "hono";
 import { deleteCookie, getSignedCookie, setSignedCookie } from "hono/cookie";
 import { ServiceError } from "../errors.ts";
+import type { FailedTokens } from "./failed_tokens.ts";
 import { problem } from "./problem.tsx";
+
+/** Marks a request that came without the token. */
+const ANONYMOUS = "anonymous";
 
 const COOKIE = "marketing_data_session";
 
@@ -12,19 +16,35 @@ const SESSION_SECONDS = 12 * 3600;
 /** Paths that are open: the health checks, and the way in. */
 const OPEN = /^\/health(\/|$)|^\/session$/;
 
-/** Lets nobody through without the token or a session. */
-export function tokenRequired(token: string): MiddlewareHandler {
+/** Lets only callers with the token or a session through, except to the open paths. */
+export function tokenRequired(
+  token: string,
+  failures: FailedTokens,
+): MiddlewareHandler {
   const isToken = tokenCheck(token);
   return async (c, next) => {
-    const bearer = /^Bearer +(.*)$/i.exec(c.req.header("authorization") ?? "");
-    const isIn = OPEN.test(c.req.path) || await isToken(bearer?.[1] ?? "") ||
+    const [, given] = /^Bearer +(.*)$/i.exec(
+      c.req.header("authorization") ?? "",
+    ) ?? [];
+    const isKnown = (given !== undefined && await isToken(given)) ||
       await hasSession(c, token);
-    if (isIn) return next();
+    if (isKnown) return next();
+    // A wrong token is slow on an open path too, or it could be guessed there.
+    if (given !== undefined) await failures.delay(c);
+    if (OPEN.test(c.req.path)) {
+      c.set(ANONYMOUS, true);
+      return next();
+    }
     return problem(
       c,
       new ServiceError("unauthorized", "The bearer token is missing or wrong"),
     );
   };
+}
+
+/** Whether the caller is on an open path of a service that needs a token, without it. */
+export function isAnonymous(c: Context): boolean {
+  return c.get(ANONYMOUS) === true;
 }
 
 /** Compares digests, so that the time it takes says nothing about the token. */
@@ -45,16 +65,23 @@ export function tokenCheck(token: string) {
 
 /** Signs a browser in. The cookie holds when it ends, signed: it does not tell the token, and dies with it. */
 export async function openSession(c: Context, token: string): Promise<void> {
-  const isSecure = new URL(c.req.url).protocol === "https:" ||
-    c.req.header("x-forwarded-proto") === "https";
   const end = Math.floor(Date.now() / 1000) + SESSION_SECONDS;
   await setSignedCookie(c, COOKIE, String(end), secretOf(token), {
     httpOnly: true,
     sameSite: "Strict",
     path: "/",
-    secure: isSecure,
+    secure: isHttps(c.req.header("x-forwarded-proto")),
     maxAge: SESSION_SECONDS,
   });
+}
+
+/**
+ * Whether the browser's own connection is encrypted, by `X-Forwarded-Proto`.
+ * The first of several proxies is the one that the browser talks to.
+ */
+export function isHttps(forwardedProto: string | undefined): boolean {
+  const [first] = (forwardedProto ?? "").split(",");
+  return first?.trim().toLowerCase() === "https";
 }
 
 /** Signs a browser out. */

@@ -8,7 +8,14 @@ import { requestId } from "hono/request-id";
 import { tokenRequired } from "./access.ts";
 import type { HttpContext } from "./context.ts";
 import { addDocumentRoutes } from "./document_routes.tsx";
-import { allowedMethods, answerErrors, headers, measured } from "./guards.ts";
+import {
+  allowedMethods,
+  answerErrors,
+  headers,
+  measured,
+  noStore,
+} from "./guards.ts";
+import { FailedTokens } from "./failed_tokens.ts";
 import { addHealthRoutes } from "./health_routes.ts";
 import { addHistoryRoutes } from "./history_routes.tsx";
 import { issues } from "./load_request.ts";
@@ -19,7 +26,7 @@ import { badRequest, problem } from "./problem.tsx";
 import { sameOriginOnly } from "./same_origin.ts";
 import { addSessionRoutes } from "./session_routes.ts";
 
-/** The application, for `Deno.serve`. */
+/** Returns the application, for `listen`. */
 export function createApp(context: HttpContext): OpenAPIHono {
   const { config, log } = context.service;
   const app = new OpenAPIHono({
@@ -30,10 +37,12 @@ export function createApp(context: HttpContext): OpenAPIHono {
   app.use(requestId());
   app.use(measured(context.metrics));
   app.use(headers());
+  app.use(noStore());
   app.use(validHostOnly());
   if (!config.apiToken && isLoopback(config.host)) app.use(ownHostOnly());
   app.use(sameOriginOnly());
-  if (config.apiToken) app.use(tokenRequired(config.apiToken));
+  const failures = new FailedTokens(log);
+  if (config.apiToken) app.use(tokenRequired(config.apiToken, failures));
   app.use(allowedMethods(app));
   answerErrors(app, log);
 
@@ -42,6 +51,6 @@ export function createApp(context: HttpContext): OpenAPIHono {
   addLoadRoutes(app, context);
   addHistoryRoutes(app, context);
   addDocumentRoutes(app, context);
-  addSessionRoutes(app, context);
+  addSessionRoutes(app, context, failures);
   return app;
 }

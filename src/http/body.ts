@@ -1,11 +1,12 @@
 /** Reads a request's body within bounds of size and time. */
 import { ServiceError } from "../errors.ts";
 
+/** Maximum size of a body, where the route sets no smaller one. */
 const LIMIT_BYTES = 64 * 1024;
 
 /**
- * What is read of a body that is too large, and thrown away: a client that
- * still writes when the answer comes would see a broken connection instead.
+ * Maximum number of bytes that are read of a body that is too large. A client
+ * that still writes when the answer comes would see a broken connection.
  */
 const DISCARD_BYTES = 1024 * 1024;
 
@@ -13,21 +14,24 @@ const DISCARD_BYTES = 1024 * 1024;
 const DEADLINE_SECONDS = 10;
 
 /**
- * The body as text.
+ * Returns the body as text.
  *
  * @throws {ServiceError} `body_too_large`, `body_too_slow`.
  */
-export async function readBody(request: Request): Promise<string> {
+export async function readBody(
+  request: Request,
+  limit = LIMIT_BYTES,
+): Promise<string> {
   if (!request.body) return "";
   const announced = Number(request.headers.get("content-length") ?? 0);
-  if (announced > DISCARD_BYTES) throw tooLarge();
+  if (announced > DISCARD_BYTES) throw tooLarge(limit);
   const reader = request.body.getReader();
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() =>
     late.reject(
       new ServiceError(
         "body_too_slow",
-        `The body was not there within ${DEADLINE_SECONDS} s`,
+        `Request body not received within ${DEADLINE_SECONDS} s`,
       ),
     ), DEADLINE_SECONDS * 1000);
   const decoder = new TextDecoder();
@@ -36,11 +40,11 @@ export async function readBody(request: Request): Promise<string> {
   try {
     while (true) {
       const { done, value } = await Promise.race([reader.read(), late.promise]);
-      if (done && size > LIMIT_BYTES) throw tooLarge();
+      if (done && size > limit) throw tooLarge(limit);
       if (done) return text + decoder.decode();
       size += value.length;
-      if (size > DISCARD_BYTES) throw tooLarge();
-      if (size <= LIMIT_BYTES) text += decoder.decode(value, { stream: true });
+      if (size > DISCARD_BYTES) throw tooLarge(limit);
+      if (size <= limit) text += decoder.decode(value, { stream: true });
     }
   } catch (error) {
     reader.cancel().catch(() => {});
@@ -50,9 +54,10 @@ export async function readBody(request: Request): Promise<string> {
   }
 }
 
-function tooLarge(): ServiceError {
+function tooLarge(limit: number): ServiceError {
   return new ServiceError(
     "body_too_large",
-    `The body has more than ${LIMIT_BYTES} bytes`,
+    `The body has more than ${limit} bytes`,
+    { remedy: `Send at most ${limit / 1024} KiB.` },
   );
 }

@@ -69,11 +69,11 @@ function follow() {
 
 const count = new Intl.NumberFormat("en");
 
-function showTable({ table, phase, rows, bytes, totalRows }) {
+function showTable({ table, phase, rows, bytes, total_rows }) {
   const row = document.querySelector(`.live[data-table="${table}"]`);
   const bar = row?.querySelector("progress");
   if (!bar) return;
-  const of = totalRows ? ` of ${count.format(totalRows)}` : "";
+  const of = total_rows ? ` of ${count.format(total_rows)}` : "";
   const size = bytes === 0
     ? ""
     : bytes < 999_500
@@ -83,10 +83,10 @@ function showTable({ table, phase, rows, bytes, totalRows }) {
   row.querySelector("[data-part=rows]").textContent = rows > 0
     ? `${count.format(rows)}${of} rows${size}`
     : "";
-  bar.max = totalRows || 1;
+  bar.max = total_rows || 1;
   bar.value = phase === "wait" || phase === "commit"
     ? bar.max
-    : totalRows
+    : total_rows
     ? rows
     : 0;
 }

@@ -112,7 +112,7 @@ function Frame(page: Page & { nonce: string }) {
           {page.body}
         </main>
         <footer>
-          <span>Version {VERSION}. All times are UTC.</span>
+          {!page.isClosed && <span>Version {VERSION}. All times are UTC.</span>}
           {!page.isClosed && (
             <span>
               <a href="/health">Health</a> <a href="/metrics">Metrics</a>{" "}

@@ -7,6 +7,7 @@ import { NONCE, secureHeaders } from "hono/secure-headers";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { Metrics } from "../service/metrics.ts";
+import { isAnonymous } from "./access.ts";
 import { problem } from "./problem.tsx";
 
 /** Counts and times requests by route pattern. */
@@ -72,6 +73,8 @@ export function answerErrors(app: OpenAPIHono, log: Logger): void {
     problem(c, new ServiceError("not_found", `There is no ${c.req.path}`))
   );
   app.onError((cause, c) => {
+    // The client has gone: no answer reaches it, and nothing failed here.
+    if (c.req.raw.signal.aborted) return c.body(null);
     const error = asServiceError(cause);
     if (error.kind.status >= 500 && error.code !== "draining") {
       log.error("{method} {path} failed: {error}", {
@@ -84,6 +87,24 @@ export function answerErrors(app: OpenAPIHono, log: Logger): void {
           : {}),
       });
     }
-    return problem(c, error);
+    return problem(c, isAnonymous(c) ? withoutDetails(error) : error);
   });
+}
+
+/** Returns the error without the words of a database, for callers without the token. */
+function withoutDetails(error: ServiceError): ServiceError {
+  if (error.kind.status < 500) return error;
+  return new ServiceError(error.code, "The service cannot answer now", {
+    remedy: "Send the token to see the cause.",
+  });
+}
+
+/** Keeps answers out of caches, unless a route says otherwise. */
+export function noStore(): MiddlewareHandler {
+  return async (c, next) => {
+    await next();
+    if (!c.res.headers.has("cache-control")) {
+      c.res.headers.set("cache-control", "no-store");
+    }
+  };
 }

@@ -1,7 +1,7 @@
 /** How the service is: health checks and metrics. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
-import { checkHealth } from "../service/health.ts";
 import { VERSION } from "../identity.ts";
+import { isAnonymous } from "./access.ts";
 import { guarded, json, ownHost, text } from "./answers.ts";
 import type { HttpContext } from "./context.ts";
 import * as schemas from "./schemas.ts";
@@ -9,27 +9,33 @@ import * as schemas from "./schemas.ts";
 /** Adds `/health`, `/health/live`, `/health/ready` and `/metrics`. */
 export function addHealthRoutes(
   app: OpenAPIHono,
-  { service: { warehouse }, source, dispatcher, isReady, metrics }: HttpContext,
+  { health, dispatcher, isReady, metrics }: HttpContext,
 ): void {
   const startedAt = performance.now();
   app.openapi(
     createRoute({
       method: "get",
       path: "/health",
-      summary: "Whether both databases answer",
+      summary: "Checks whether both databases answer",
       responses: {
         ...ownHost,
-        200: json(schemas.Health, "Both answer"),
-        503: json(schemas.Health, "One does not"),
+        200: json(
+          schemas.Health,
+          "Both databases answer. Without the token, only the status",
+        ),
+        503: json(
+          schemas.Health,
+          "A database does not answer. Without the token, only the status",
+        ),
       },
     }),
     async (c) => {
-      const health = await checkHealth(source, warehouse);
+      const state = await health();
+      const status = state.status === "healthy" ? 200 : 503;
+      // Hosts, roles and versions are for callers that know the token.
+      if (isAnonymous(c)) return c.json({ status: state.status }, status);
       const uptime = Math.round(performance.now() - startedAt) / 1000;
-      return c.json(
-        { ...health, version: VERSION, uptime },
-        health.status === "healthy" ? 200 : 503,
-      );
+      return c.json({ ...state, version: VERSION, uptime }, status);
     },
   );
   app.openapi(

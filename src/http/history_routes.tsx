@@ -1,6 +1,8 @@
 /** What has been, and what is going on: runs and events. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
-import { ServiceError } from "../errors.ts";
+import { asServiceError, ServiceError } from "../errors.ts";
+import type { Pool } from "../postgres/pool.ts";
+import { requireHistory } from "../runs/schema.ts";
 import {
   findRun,
   listEvents,
@@ -14,6 +16,7 @@ import { answerPage, wantsPage } from "./frame.tsx";
 import { RunPage } from "./run_page.tsx";
 import { RunsPage } from "./runs_page.tsx";
 import * as schemas from "./schemas.ts";
+import { StoredRuns } from "./stored_runs.ts";
 import { streamRun } from "./stream.ts";
 
 const missing = { 404: refused("There is no such run") };
@@ -23,8 +26,10 @@ export function addHistoryRoutes(
   app: OpenAPIHono,
   { service: { warehouse, config }, live, shutdown }: HttpContext,
 ): void {
+  const sources = { live, stored: new StoredRuns(warehouse), shutdown };
+  const read = <T,>(work: Promise<T>) => fromHistory(warehouse, work);
   const found = async (id: string) => {
-    const run = await findRun(warehouse, id);
+    const run = await read(findRun(warehouse, id));
     if (!run) throw new ServiceError("not_found", `There is no run ${id}`);
     return run;
   };
@@ -41,10 +46,10 @@ export function addHistoryRoutes(
       if (wantsPage(c)) {
         const { limit, before, status } = query;
         // One more than is shown tells whether there are older ones.
-        const runs = await listOutcomes(warehouse, {
+        const runs = await read(listOutcomes(warehouse, {
           ...query,
           limit: limit + 1,
-        });
+        }));
         const shown = runs.slice(0, limit);
         return answerPage(c, {
           title: "Runs",
@@ -64,7 +69,7 @@ export function addHistoryRoutes(
       }
       c.header("vary", "accept");
       return c.json({
-        runs: await listRuns(warehouse, query) as z.infer<
+        runs: await read(listRuns(warehouse, query)) as z.infer<
           typeof schemas.RunSummary
         >[],
       }, 200);
@@ -121,7 +126,7 @@ export function addHistoryRoutes(
     async (c) => {
       const { id } = c.req.valid("param");
       await found(id);
-      return c.body(streamRun(warehouse, live, id, shutdown), 200, {
+      return c.body(streamRun(id, sources), 200, {
         "content-type": "text/event-stream",
         "cache-control": "no-store",
         "x-accel-buffering": "no",
@@ -138,11 +143,25 @@ export function addHistoryRoutes(
     }),
     async (c) => {
       const { after, limit } = c.req.valid("query");
-      const events = await listEvents(warehouse, after, limit);
+      const events = await read(listEvents(warehouse, after, limit));
       return c.json({
         events: events as z.infer<typeof schemas.EventList>["events"],
         next: events.at(-1)?.seq ?? after,
       }, 200);
     },
   );
+}
+
+/**
+ * Returns what the history has.
+ *
+ * @throws {ServiceError} `history_missing` when the schema does not exist yet.
+ */
+async function fromHistory<T>(warehouse: Pool, work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    if (!asServiceError(error).kind.transient) await requireHistory(warehouse);
+    throw error;
+  }
 }

@@ -1,6 +1,5 @@
 /** The first thing that is asked: what this is, and how it is. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
-import { checkHealth } from "../service/health.ts";
 import { listOutcomes, listRuns, listTableHistory } from "../runs/history.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
 import { VERSION } from "../identity.ts";
@@ -64,9 +63,9 @@ export function addOverviewRoute(
 
 /** Gathers what the dashboard shows, as far as the databases answer. */
 async function lookAround(context: HttpContext): Promise<Overview> {
-  const { service: { warehouse, config }, source, live } = context;
+  const { service: { warehouse, config }, live } = context;
   const now = new Date();
-  const health = await checkHealth(source, warehouse);
+  const health = await context.health();
   // Not asked for while the warehouse is out of reach: each answer would take until its time is over.
   const [runs, tables] = health.checks.dwh.status === "healthy" &&
       context.isReady()

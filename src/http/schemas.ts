@@ -132,14 +132,14 @@ export const RunDetails = RunSummary.extend({
     table: z.string(),
     status: z.enum(["succeeded", "failed"]),
     result: z.union([LoadedEntry, FailedEntry]),
-    integrity_check: IntegrityCheck.nullable(),
+    integrity_check: z.union([IntegrityCheck, z.null()]),
     phases: z.array(z.object({
       phase: z.string(),
-      startedAfter: z.number(),
+      started_after: z.number(),
       seconds: z.number(),
     })),
   })),
-  event: LoadEvent.nullable(),
+  event: z.union([LoadedEvent, FailedEvent, z.null()]),
 }).openapi("RunDetails");
 
 export const RunList = z.object({ runs: z.array(RunSummary) }).openapi(
@@ -171,9 +171,9 @@ const Check = z.object({
 
 export const Health = z.object({
   status: z.enum(["healthy", "unhealthy"]),
-  checks: z.object({ olist: Check, dwh: Check }),
-  version: z.string(),
-  uptime: z.number(),
+  checks: z.object({ olist: Check, dwh: Check }).optional(),
+  version: z.string().optional(),
+  uptime: z.number().optional(),
 }).openapi("Health");
 
 export const Status = z.object({ status: z.string() }).openapi("Status");
@@ -183,7 +183,7 @@ export const Root = z.object({
   version: z.string(),
   tables: z.array(z.string()),
   endpoints: z.array(z.string()),
-  last_run: RunSummary.nullable(),
+  last_run: z.union([RunSummary, z.null()]),
 }).openapi("Root");
 
 const whole = (minimum: number, maximum: number, fallback: number) =>

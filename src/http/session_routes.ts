@@ -5,14 +5,19 @@ import { closeSession, openSession, tokenCheck } from "./access.ts";
 import { refused } from "./answers.ts";
 import { readBody } from "./body.ts";
 import type { HttpContext } from "./context.ts";
+import type { FailedTokens } from "./failed_tokens.ts";
 import { wantsPage } from "./frame.tsx";
 import { problem, signIn } from "./problem.tsx";
 import * as schemas from "./schemas.ts";
+
+/** Maximum size of the form. A token and a path are small. */
+const FORM_BYTES = 4 * 1024;
 
 /** Adds `/session` and `/session/end`. */
 export function addSessionRoutes(
   app: OpenAPIHono,
   { service: { config: { apiToken } } }: HttpContext,
+  failures: FailedTokens,
 ): void {
   const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
   const crossOrigin = refused(
@@ -40,15 +45,16 @@ export function addSessionRoutes(
         description: "The token is wrong",
       },
       403: crossOrigin,
-      408: refused("The body came too slowly"),
-      413: refused("The body is larger than 64 KiB"),
+      408: refused("The body is not received in time"),
+      413: refused("The body is larger than 4 KiB"),
     },
   }));
   app.post("/session", async (c) => {
-    const form = new URLSearchParams(await readBody(c.req.raw));
+    const form = new URLSearchParams(await readBody(c.req.raw, FORM_BYTES));
     const next = ownPath(form.get("next"));
     if (apiToken !== undefined && isToken) {
       if (!await isToken(form.get("token") ?? "")) {
+        await failures.delay(c);
         if (wantsPage(c)) {
           return signIn(c, "This is not the token. Try again.", next);
         }

@@ -1,27 +1,35 @@
-/** Server-sent events of one run. */
+/**
+ * Server-sent events of one run.
+ *
+ * @module
+ */
 import { delay } from "@std/async/delay";
-import type { Pool } from "../postgres/pool.ts";
-import { findRun } from "../runs/history.ts";
+import type { RunDetails } from "../runs/history.ts";
 import type { LiveRuns } from "../service/live_runs.ts";
+import type { Progress } from "../sync/progress.ts";
+import type { StoredRuns } from "./stored_runs.ts";
 
-/** Milliseconds between two looks at a run of another process. */
-const POLL_MILLISECONDS = 1000;
-
-/** Milliseconds between two messages at least: what happens in between is folded into one. */
+/** Milliseconds between two messages at least. The changes between are folded into one. */
 const PACE_MILLISECONDS = 100;
 
 /** Milliseconds of silence after which a comment keeps proxies from closing. */
 const KEEPALIVE_MILLISECONDS = 15_000;
 
+/** What a stream reads and when it ends. */
+export interface StreamSources {
+  readonly live: LiveRuns;
+  readonly stored: StoredRuns;
+  readonly shutdown: AbortSignal;
+}
+
 /**
- * The run's state now, at every change, and at its end. A message is only made
- * when the client has taken the one before it, from what is the state then.
+ * Sends the run's state now, at every change, and at its end. A message is only
+ * made when the client has taken the one before it. The stream ends with the
+ * run, or when the history no longer has the run.
  */
 export function streamRun(
-  warehouse: Pool,
-  live: LiveRuns,
   runId: string,
-  shutdown: AbortSignal,
+  { live, stored, shutdown }: StreamSources,
 ): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
   const closed = new AbortController();
@@ -37,18 +45,21 @@ export function streamRun(
         );
       while (!signal.aborted && !hasEnded) {
         const run = live.get(runId);
+        const found = run ? undefined : await stored.next(runId, signal);
+        if (found === "deleted") break;
         const state = run
           ? {
             run_id: runId,
             status: "running",
-            tables: [...run.tables.values()],
+            tables: [...run.tables.values()].map(tableState),
             event: run.event,
           }
-          : await storedState(warehouse, runId);
+          : found && storedState(found);
         if (state?.event) {
           hasEnded = true;
-          // The event only tells success from failure; the history has the word for it.
-          const ended = run ? await storedState(warehouse, runId) : state;
+          // The event only tells success from failure. The history has the status.
+          const record = run ? await stored.find(runId) : undefined;
+          const ended = record ? storedState(record) : run ? undefined : state;
           if (ended) send("state", { ...ended, event: undefined });
           send("end", state.event);
           break;
@@ -66,8 +77,16 @@ export function streamRun(
           controller.enqueue(encoder.encode(": still here\n\n"));
           return;
         }
-        const pause = delay(POLL_MILLISECONDS, { signal }).catch(() => {});
-        await (run ? Promise.race([run.changed, pause]) : pause);
+        if (run) {
+          const timer = new AbortController();
+          await Promise.race([
+            run.changed,
+            delay(KEEPALIVE_MILLISECONDS, {
+              signal: AbortSignal.any([signal, timer.signal]),
+            }).catch(() => {}),
+          ]);
+          timer.abort();
+        }
       }
       controller.close();
     },
@@ -75,18 +94,22 @@ export function streamRun(
   }, { highWaterMark: 1 });
 }
 
-/** What the warehouse knows of a run, such as one of another process; nothing while it is out of reach. */
-async function storedState(warehouse: Pool, runId: string) {
-  const run = await findRun(warehouse, runId).catch(() => undefined);
-  return run && {
-    run_id: runId,
+/** Returns a table's progress as programs read it. */
+function tableState({ table, phase, rows, bytes, totalRows }: Progress) {
+  return { table, phase, rows, bytes, total_rows: totalRows };
+}
+
+/** Returns the state that the history has of a run, such as one of another process. */
+function storedState(run: RunDetails) {
+  return {
+    run_id: run.run_id,
     status: run.status,
     tables: run.table_loads.map(({ table, result }) => ({
       table,
       phase: "commit",
       rows: result.status === "success" ? result.records_loaded : 0,
       bytes: result.status === "success" ? result.bytes_copied : 0,
-      totalRows: null,
+      total_rows: null,
     })),
     event: run.event ?? undefined,
   };

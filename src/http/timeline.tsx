@@ -11,7 +11,7 @@ export function Timeline({ run }: { run: RunDetails }) {
   const total = Math.max(
     0,
     ...lanes.flatMap(({ phases }) =>
-      phases.map(({ startedAfter, seconds }) => startedAfter + seconds)
+      phases.map(({ started_after, seconds }) => started_after + seconds)
     ),
   );
   const percent = (seconds: number) =>
@@ -22,10 +22,10 @@ export function Timeline({ run }: { run: RunDetails }) {
         <div class="lane">
           <h3>{table}</h3>
           <svg class="phases" aria-hidden="true">
-            {phases.map(({ phase, startedAfter, seconds }) => (
+            {phases.map(({ phase, started_after, seconds }) => (
               <rect
                 class={`p-${phase}`}
-                x={percent(startedAfter)}
+                x={percent(started_after)}
                 width={percent(Math.max(seconds, total / 400))}
               >
                 <title>{`${phase}: ${formatSeconds(seconds)}`}</title>

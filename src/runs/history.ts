@@ -180,26 +180,50 @@ export async function listTableHistory(
   }));
 }
 
-/** One run, or `undefined` when the history does not have it. */
+/** Returns one run, or `undefined` when the history does not have it. */
 export async function findRun(
   executor: Executor,
   id: string,
 ): Promise<RunDetails | undefined> {
-  const [row] = await executor.query(
+  const [run] = await findRuns(executor, [id]);
+  return run;
+}
+
+/** Returns those of the runs that the history has. */
+export async function findRuns(
+  executor: Executor,
+  ids: readonly string[],
+): Promise<readonly RunDetails[]> {
+  const rows = await executor.query(
     `select ${SUMMARY},
        (select payload::text from marketing_data_service.event where run_id = run.id) as event,
        coalesce((select json_agg(json_build_object('table', table_name, 'status', state,
            'result', result, 'integrity_check', integrity_check, 'phases', phases) order by table_name)
          from marketing_data_service.table_load where run_id = run.id), '[]')::text as table_loads
-     from marketing_data_service.run where id = $1::text::uuid`,
-    [id],
+     from marketing_data_service.run
+     where id in (select value::uuid from json_array_elements_text($1::text::json) as wanted (value))`,
+    [JSON.stringify(ids)],
   );
-  if (!row) return undefined;
-  const { event, table_loads, ...rest } = row;
-  return {
-    ...summaryOf(rest),
-    table_loads: JSON.parse(table_loads),
+  return rows.map(({ event, table_loads, ...row }) => ({
+    ...summaryOf(row),
+    table_loads: JSON.parse(table_loads).map(withPhases),
     event: event && JSON.parse(event),
+  }));
+}
+
+/** Returns a table's load with the phases as they are named now. Version 0.1 stored `startedAfter`. */
+function withPhases(
+  { phases, ...load }: {
+    phases: readonly (PhaseTiming & { startedAfter?: number })[];
+  },
+) {
+  return {
+    ...load,
+    phases: phases.map(({ phase, startedAfter, started_after, seconds }) => ({
+      phase,
+      started_after: started_after ?? startedAfter,
+      seconds,
+    })),
   };
 }
 

@@ -34,6 +34,16 @@ export async function checkHealth(olist: Pool, dwh: Pool): Promise<Health> {
   };
 }
 
+/** Returns a check that all callers share while it runs. */
+export function sharedHealthCheck(
+  olist: Pool,
+  dwh: Pool,
+): () => Promise<Health> {
+  let running: Promise<Health> | undefined;
+  return () =>
+    running ??= checkHealth(olist, dwh).finally(() => running = undefined);
+}
+
 async function check(pool: Pool): Promise<Check> {
   const started = performance.now();
   const latency = () => Math.round((performance.now() - started) * 10) / 10;

@@ -18,7 +18,7 @@ export type Phase =
 export interface PhaseTiming {
   readonly phase: Phase;
   /** Seconds since the table's load began. */
-  readonly startedAfter: number;
+  readonly started_after: number;
   readonly seconds: number;
 }
 
@@ -81,7 +81,7 @@ export class PhaseClock {
     const now = performance.now();
     this.#phases.push({
       phase: this.#phase,
-      startedAfter: (this.#phaseStarted - this.#started) / 1000,
+      started_after: (this.#phaseStarted - this.#started) / 1000,
       seconds: (now - this.#phaseStarted) / 1000,
     });
   }

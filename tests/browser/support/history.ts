@@ -57,9 +57,9 @@ export async function writeHistory(
       case when not failed then json_build_object('table', name, 'integrity_ok', true,
         'source_count', result -> 'records_loaded', 'target_count', result -> 'records_loaded') end,
       case when failed then '[]'::json else json_build_array(
-        json_build_object('phase', 'lock', 'startedAfter', 0, 'seconds', took * 0.1),
-        json_build_object('phase', 'compare', 'startedAfter', took * 0.1, 'seconds', took * 0.4),
-        json_build_object('phase', 'verify', 'startedAfter', took * 0.5, 'seconds', took * 0.1)) end,
+        json_build_object('phase', 'lock', 'started_after', 0, 'seconds', took * 0.1),
+        json_build_object('phase', 'compare', 'started_after', took * 0.1, 'seconds', took * 0.4),
+        json_build_object('phase', 'verify', 'started_after', took * 0.5, 'seconds', took * 0.1)) end,
       at + took * interval '1 s'
     from made_table order by i`);
   await warehouse.unsafe(`

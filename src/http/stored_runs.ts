@@ -1,0 +1,65 @@
+/**
+ * Looks up watched runs in the history: one statement a second for all streams.
+ *
+ * @module
+ */
+import { delay } from "@std/async/delay";
+import type { Pool } from "../postgres/pool.ts";
+import { findRun, findRuns, type RunDetails } from "../runs/history.ts";
+
+/** Milliseconds between two lookups. */
+const POLL_MILLISECONDS = 1000;
+
+/** A watched run, `"deleted"` when the history has it no longer, or `undefined` while the warehouse does not answer. */
+export type Found = RunDetails | "deleted" | undefined;
+
+/** The runs that streams watch. */
+export class StoredRuns {
+  readonly #warehouse: Pool;
+  #waiting = new Map<string, PromiseWithResolvers<Found>>();
+  #isPolling = false;
+
+  constructor(warehouse: Pool) {
+    this.#warehouse = warehouse;
+  }
+
+  /** Waits for the next lookup, or for the signal, and returns what it found. */
+  async next(runId: string, signal: AbortSignal): Promise<Found> {
+    const waiting = this.#waiting.get(runId) ??
+      Promise.withResolvers<Found>();
+    this.#waiting.set(runId, waiting);
+    void this.#poll();
+    const aborted = Promise.withResolvers<undefined>();
+    const abort = () => aborted.resolve(undefined);
+    signal.addEventListener("abort", abort, { once: true });
+    try {
+      return await Promise.race([waiting.promise, aborted.promise]);
+    } finally {
+      signal.removeEventListener("abort", abort);
+    }
+  }
+
+  /** Looks a run up now. Returns `undefined` when it is not found or the warehouse does not answer. */
+  async find(runId: string): Promise<RunDetails | undefined> {
+    return await findRun(this.#warehouse, runId).catch(() => undefined);
+  }
+
+  /** Answers all who wait, until nobody does. */
+  async #poll(): Promise<void> {
+    if (this.#isPolling) return;
+    this.#isPolling = true;
+    while (this.#waiting.size > 0) {
+      const waiting = this.#waiting;
+      this.#waiting = new Map();
+      const runs = await findRuns(this.#warehouse, [...waiting.keys()])
+        .catch(() => undefined);
+      for (const [id, { resolve }] of waiting) {
+        resolve(
+          runs && (runs.find((run) => run.run_id === id) ?? "deleted"),
+        );
+      }
+      await delay(POLL_MILLISECONDS);
+    }
+    this.#isPolling = false;
+  }
+}

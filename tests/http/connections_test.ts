@@ -1,0 +1,146 @@
+import { assert, assertEquals } from "@std/assert";
+import { connectionLimit, MAX_CONNECTIONS } from "../../src/http/server.ts";
+import { createDatabases } from "../support/databases.ts";
+import { type Server, startServer, until } from "../support/server.ts";
+
+const ROWS = { deals: 3, leads: 3 };
+
+/** Opens a connection and writes a text on it. */
+async function open(server: Server, text = ""): Promise<Deno.TcpConn> {
+  const { hostname, port } = new URL(server.url);
+  const connection = await Deno.connect({ hostname, port: Number(port) });
+  if (text) {
+    await connection.write(new TextEncoder().encode(text)).catch(() => {});
+  }
+  return connection;
+}
+
+/** Opens connections, at most `count`, and returns those that opened. */
+async function openMany(
+  server: Server,
+  count: number,
+  text = "",
+): Promise<Deno.TcpConn[]> {
+  const connections: Deno.TcpConn[] = [];
+  for (let i = 0; i < count; i++) {
+    const connection = await open(server, text).catch(() => undefined);
+    if (connection) connections.push(connection);
+  }
+  return connections;
+}
+
+/** Waits until the server closes the connection, and returns what it sent before. */
+async function textUntilClosed(connection: Deno.TcpConn): Promise<string> {
+  const bytes = new Uint8Array(4096);
+  let text = "";
+  try {
+    while (true) {
+      const size = await connection.read(bytes);
+      if (size === null) return text;
+      text += new TextDecoder().decode(bytes.subarray(0, size));
+    }
+  } catch {
+    return text;
+  } finally {
+    connection.close();
+  }
+}
+
+Deno.test({
+  name: "listen() keeps serving after the process runs out of file descriptors",
+  ignore: Deno.build.os !== "linux",
+  async fn() {
+    await using db = await createDatabases({ rows: ROWS });
+    await using server = await startServer(db);
+    await server.json("/load", { method: "POST" });
+    const writer = db.connect("warehouse");
+    try {
+      await writer.unsafe(
+        "begin; lock table m_data.closed_deal in row exclusive mode",
+      );
+      const load = server.json("/load", { method: "POST" });
+      await until("the load has begun", async () => {
+        const { body } = await server.json("/runs?status=running");
+        return body.runs.length === 1;
+      });
+      const limit = await new Deno.Command("prlimit", {
+        args: ["--pid", String(server.pid), "--nofile=100:100"],
+      }).output();
+      assert(limit.success, "Install the Debian package util-linux");
+      const connections = await openMany(server, 300);
+      for (const connection of connections) {
+        void textUntilClosed(connection);
+      }
+      await until("the service answers again", async () => {
+        const answer = await server.json("/health/live", {
+          signal: AbortSignal.timeout(1000),
+        }).catch(() => undefined);
+        return answer?.status === 200;
+      }, 60);
+      await writer.unsafe("rollback");
+      // It may need a descriptor while there is none, and then its event says so.
+      assert((await load).body.event_type.startsWith("marketing-data-load"));
+      await until("a load succeeds again", async () => {
+        const { body } = await server.json("/load", { method: "POST" });
+        return body.status === "success";
+      }, 60);
+    } finally {
+      await writer.end({ timeout: 1 });
+    }
+  },
+});
+
+Deno.test("connectionLimit() leaves half of the file descriptors to loads", () => {
+  const limits = (soft: string) =>
+    `Limit                     Soft Limit           Hard Limit           Units\nMax open files            ${soft}                 4096                 files\n`;
+  assertEquals(connectionLimit(limits("200")), 100);
+  assertEquals(connectionLimit(limits("4096")), MAX_CONNECTIONS);
+  assertEquals(connectionLimit(limits("unlimited")), MAX_CONNECTIONS);
+  assertEquals(connectionLimit(""), MAX_CONNECTIONS);
+});
+
+Deno.test("listen() closes connections that send no header, half a header or half a body", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  const texts = [
+    "",
+    "GET / HTTP/1.1\r\nHost",
+    "POST /session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc",
+    "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n",
+  ];
+  const answers = await Promise.all(
+    texts.map(async (text) => textUntilClosed(await open(server, text))),
+  );
+  assertEquals(
+    answers.map((answer) => answer.slice(9, 12)),
+    ["408", "408", "408", "200"],
+  );
+});
+
+Deno.test({
+  name: "listen() bounds the number of connections",
+  ignore: Deno.build.os !== "linux",
+  async fn() {
+    await using db = await createDatabases({ rows: ROWS });
+    await using server = await startServer(db);
+    const countOpen = () =>
+      [...Deno.readDirSync(`/proc/${server.pid}/fd`)].length;
+    const before = countOpen();
+    const connections = await openMany(
+      server,
+      MAX_CONNECTIONS + 200,
+      `POST /session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000\r\n\r\n${
+        "x".repeat(3000)
+      }`,
+    );
+    try {
+      assert(countOpen() - before <= MAX_CONNECTIONS + 20);
+    } finally {
+      for (const connection of connections) connection.close();
+    }
+    await until("the service answers again", async () => {
+      const answer = await server.json("/health/live").catch(() => undefined);
+      return answer?.status === 200;
+    });
+  },
+});

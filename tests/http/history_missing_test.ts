@@ -1,0 +1,71 @@
+import { assert, assertEquals } from "@std/assert";
+import Ajv from "ajv/2019";
+import { createDatabases } from "../support/databases.ts";
+import { startServer } from "../support/server.ts";
+
+const ROWS = { deals: 3, leads: 3 };
+
+Deno.test("GET /runs and /events answer 503 history_missing without the schema", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  await db.warehouse.unsafe("drop schema marketing_data_service cascade");
+  for (const path of ["/runs", `/runs/${crypto.randomUUID()}`, "/events"]) {
+    const { status, body } = await server.json(path);
+    assertEquals([status, body.code], [503, "history_missing"], path);
+  }
+});
+
+Deno.test("GET /runs/{id}/stream ends when the run is deleted", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  const id = crypto.randomUUID();
+  await db.warehouse.unsafe(
+    `insert into marketing_data_service.run
+       (id, state, trigger, tables, mode, atomic, recreate, wait_until)
+     values ('${id}', 'queued', 'http', '{closed_deal}', 'auto', false, false, now() + interval '1 hour')`,
+  );
+  const stream = await server.fetch(`/runs/${id}/stream`);
+  const reader = stream.body!.getReader();
+  await reader.read();
+  await db.warehouse.unsafe("delete from marketing_data_service.run");
+  while (!(await reader.read()).done);
+});
+
+Deno.test("GET /runs/{id} matches its schema for succeeded and failed runs, in snake_case", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  await server.json("/load", { method: "POST" });
+  await db.source.unsafe("drop table closed_deal cascade").catch(() => {});
+  await server.json("/load", { method: "POST" });
+  const { body: document } = await server.json("/openapi.json");
+  const ajv = new Ajv.default({ strict: false, validateFormats: false });
+  ajv.addSchema({ $id: "api", ...document });
+  const check = (name: string, value: unknown) => {
+    const validate = ajv.compile({
+      $ref: `api#/components/schemas/${name}`,
+    });
+    assert(validate(value), `${name}: ${JSON.stringify(validate.errors)}`);
+  };
+  const { body: list } = await server.json("/runs");
+  check("RunList", list);
+  assertEquals(
+    document.components.schemas.RunList.properties.runs.items,
+    { $ref: "#/components/schemas/RunSummary" },
+  );
+  assert(
+    !JSON.stringify(document.components.schemas.RunSummary.type).includes(
+      "null",
+    ),
+  );
+  for (const { run_id } of list.runs) {
+    const response = await server.fetch(`/runs/${run_id}`);
+    assertEquals(response.headers.get("cache-control"), "no-store");
+    const run = await response.json();
+    check("RunDetails", run);
+    for (const load of run.table_loads) {
+      for (const phase of load.phases) {
+        assertEquals(Object.keys(phase), ["phase", "started_after", "seconds"]);
+      }
+    }
+  }
+});

@@ -1,0 +1,96 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { getLogger } from "@logtape/logtape";
+import { isHttps } from "../../src/http/access.ts";
+import { FailedTokens } from "../../src/http/failed_tokens.ts";
+import { createDatabases } from "../support/databases.ts";
+import { runJson } from "../support/program.ts";
+import { startServer } from "../support/server.ts";
+
+const TOKEN = "tok-en-1234567890";
+const RIGHT = { headers: { authorization: `Bearer ${TOKEN}` } };
+
+Deno.test("GET /health shows details only to callers with the token", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using server = await startServer(db, { API_TOKEN: TOKEN });
+  const { port } = new URL(server.url);
+  const get = async (path: string, init?: RequestInit) =>
+    await (await server.fetch(path, init)).text();
+  assertEquals(JSON.parse(await get("/health")), { status: "healthy" });
+  assertEquals(
+    JSON.parse(await get("/health", RIGHT)).checks.dwh.status,
+    "healthy",
+  );
+  const page = await get("/", { headers: { accept: "text/html" } });
+  assertStringIncludes(page, "Sign in");
+  assert(!/Version \d/.test(page), "the sign-in page shows the version");
+  const asked = await runJson(["health", "--service"], {
+    ...db.environment,
+    API_TOKEN: TOKEN,
+    PORT: port,
+    // A token is for the service alone.
+    HTTP_PROXY: "http://127.0.0.1:1",
+  });
+  assertEquals(asked.code, 0, asked.stderr);
+  assertEquals(asked.json.checks.dwh.status, "healthy");
+});
+
+Deno.test("a wrong token is logged with its address, at a bounded rate", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const server = await startServer(db, { API_TOKEN: TOKEN });
+  const wrong = await Promise.all(
+    Array.from({ length: 4 }, () =>
+      server.json("/runs", {
+        headers: {
+          authorization: "Bearer wrong",
+          "x-forwarded-for": "10.1.2.3\u009b31m",
+        },
+      })),
+  );
+  assertEquals(wrong.map(({ status }) => status), [401, 401, 401, 401]);
+  const form = await server.fetch("/session", {
+    method: "POST",
+    body: new URLSearchParams({ token: "wrong" }),
+    redirect: "manual",
+  });
+  await form.body?.cancel();
+  assertEquals(form.status, 401);
+  assertEquals((await server.json("/runs", RIGHT)).status, 200);
+  server.kill("SIGTERM");
+  const { stderr } = await server.finished;
+  const lines = stderr.split("\n").filter((line) =>
+    line.includes("wrong token")
+  );
+  assertEquals(lines.length, 1);
+  assertStringIncludes(lines[0]!, "127.0.0.1");
+  assertStringIncludes(lines[0]!, "10.1.2.3");
+  assert(!lines[0]!.includes("\u009b"));
+});
+
+Deno.test("FailedTokens delays each address longer, forgets in time and bounds its memory", () => {
+  let now = 0;
+  const failures = new FailedTokens(getLogger(["test"]), () => now);
+  const delays = Array.from({ length: 8 }, () => failures.add("10.0.0.1"));
+  assertEquals(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+  assertEquals(failures.add("10.0.0.2"), 100);
+  now += 600_000;
+  assertEquals(failures.add("10.0.0.1"), 100);
+  for (let i = 0; i < 5000; i++) failures.add(`192.0.2.${i}`);
+  assertEquals(failures.size, 1000);
+});
+
+Deno.test("isHttps() reads the first protocol of X-Forwarded-Proto", () => {
+  for (
+    const value of [
+      "https",
+      "HTTPS",
+      "https, http",
+      "https,http",
+      " https , http",
+    ]
+  ) {
+    assert(isHttps(value), value);
+  }
+  for (const value of [undefined, "", "http", "http, https", "httpsx"]) {
+    assert(!isHttps(value), value);
+  }
+});
