@@ -25,19 +25,20 @@ import { schemaCommand } from "./src/cli/commands/schema.ts";
 import { serveCommand } from "./src/cli/commands/serve.ts";
 import { verifyCommand } from "./src/cli/commands/verify.ts";
 import { versionCommand } from "./src/cli/commands/version.ts";
-import {
-  type Config,
-  type Environment,
-  parseConfig,
-  secretsOf,
-  VARIABLES,
-} from "./src/config/config.ts";
+import { type Config, parseConfig } from "./src/config/config.ts";
 import { APPLICATION_NAME } from "./src/identity.ts";
 import { Pool } from "./src/postgres/pool.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import type { Service } from "./src/context.ts";
 import { pruneHistory } from "./src/runs/history.ts";
-import { maskOf, setUpLogging } from "./src/log.ts";
+import {
+  hasNoColor,
+  isTraced,
+  readEnvironment,
+  readSmallFile,
+} from "./src/cli/environment.ts";
+import { type Mask, maskOfConfig, maskStrings } from "./src/config/secrets.ts";
+import { setUpLogging } from "./src/log.ts";
 import { Deliverer, publisherNames } from "./src/delivery/deliverer.ts";
 
 const COMMANDS: readonly Command[] = [
@@ -79,7 +80,7 @@ if (import.meta.main) Deno.exit(await main(Deno.args));
 
 /** Runs the command that the words name and returns the exit code. */
 export async function main(words: readonly string[]): Promise<number> {
-  let mask = (text: string) => text;
+  let mask: Mask = (text) => text;
   const isJson = words.includes("--json");
   const controller = new AbortController();
   let signalExit: number | undefined;
@@ -109,11 +110,8 @@ export async function main(words: readonly string[]): Promise<number> {
       parsed.values["env-file"]?.[0],
     );
     const config = once(() => {
-      const config = parseConfig(
-        environment,
-        (path) => Deno.readTextFileSync(path),
-      );
-      mask = maskOf(secretsOf(config));
+      const config = parseConfig(environment, readSmallFile);
+      mask = maskOfConfig(config);
       return config;
     });
     let writeLog = printError;
@@ -145,7 +143,7 @@ export async function main(words: readonly string[]): Promise<number> {
           service: context.service(),
           prune: () => prune(context.service()),
           signal: controller.signal,
-          isTraced: Deno.env.get("OTEL_DENO") === "true",
+          isTraced: isTraced(),
         });
       },
       output,
@@ -159,9 +157,8 @@ export async function main(words: readonly string[]): Promise<number> {
     if (isJson && !broken.has(Deno.stdout)) {
       const { code, line, remedy, table } = error;
       try {
-        print(
-          mask(`${JSON.stringify({ error: line, code, remedy, table })}\n`),
-        );
+        const failure = { error: line, code, remedy, table };
+        print(`${JSON.stringify(maskStrings(failure, mask))}\n`);
       } catch {
         // The failure is told, and it is what the exit code is about.
       }
@@ -225,50 +222,26 @@ function helpOfAll(): string {
   ].join("\n");
 }
 
-/** The service's variables, from the environment and, where it has none, from a file. */
-async function readEnvironment(file: string | undefined): Promise<Environment> {
-  const environment: Record<string, string | undefined> = {};
-  if (file !== undefined) {
-    try {
-      const { parse } = await import("dotenv");
-      const variables = parse(Deno.readTextFileSync(file));
-      for (const name of Object.keys(VARIABLES)) {
-        environment[name] = variables[name];
-      }
-    } catch (error) {
-      throw new ServiceError(
-        "configuration",
-        `Cannot read --env-file ${file}: ${(error as Error).message}`,
-        { cause: error },
-      );
-    }
-  }
-  for (const name of Object.keys(VARIABLES)) {
-    environment[name] = Deno.env.get(name) || environment[name];
-  }
-  return environment;
-}
-
 function outputFor(
   switches: ReadonlySet<string>,
-  mask: (text: string) => string,
+  mask: Mask,
   divertLog: Output["divertLog"],
 ): Output {
   const isTerminal = Deno.stderr.isTerminal();
   return {
     line: (text = "") => print(`${mask(text)}\n`),
-    json: (value) => print(`${mask(JSON.stringify(value))}\n`),
+    json: (value) => print(`${JSON.stringify(maskStrings(value, mask))}\n`),
     progress: (text) => printError(mask(text)),
     divertLog,
     isUnread: () => broken.has(Deno.stdout),
     isJson: switches.has("json"),
     isQuiet: switches.has("quiet"),
     isInteractive: isTerminal,
-    hasColors: isTerminal && !Deno.env.get("NO_COLOR"),
+    hasColors: isTerminal && !hasNoColor(),
     terminal: Deno.stdout.isTerminal()
       ? {
         width: Deno.consoleSize().columns,
-        hasColors: !Deno.env.get("NO_COLOR"),
+        hasColors: !hasNoColor(),
       }
       : undefined,
   };
@@ -277,7 +250,7 @@ function outputFor(
 function startLogging(
   config: Config,
   output: Output,
-  mask: (text: string) => string,
+  mask: Mask,
   write: (text: string) => void,
 ): Logger {
   const isText = config.logFormat === "text" ||

@@ -12,27 +12,8 @@ import {
   type LogRecord,
 } from "@logtape/logtape";
 import type { Config } from "./config/config.ts";
+import { type Mask, maskStrings } from "./config/secrets.ts";
 import { APPLICATION_NAME } from "./identity.ts";
-
-/** Replaces every secret in a text. */
-export type Mask = (text: string) => string;
-
-/**
- * A mask for the given secrets, as they are and as they stand in JSON or a URL.
- */
-export function maskOf(secrets: readonly string[]): Mask {
-  const forms = new Set(
-    secrets.flatMap((
-      s,
-    ) => [s, JSON.stringify(s).slice(1, -1), encodeURIComponent(s)]),
-  );
-  // The longest first, so that no secret survives as the rest of a shorter one.
-  const sorted = [...forms].filter((form) => form !== "").sort((a, b) =>
-    b.length - a.length
-  );
-  return (text) =>
-    sorted.reduce((masked, form) => masked.replaceAll(form, "***"), text);
-}
 
 /** How and where to log. */
 export interface LogOptions {
@@ -46,12 +27,12 @@ export interface LogOptions {
 /** Sets up logging for the process and returns the logger that all others derive from. */
 export function setUpLogging(options: LogOptions): Logger {
   const format = options.format === "json"
-    ? jsonLine
-    : textLine(options.colors);
+    ? jsonLine(options.mask)
+    : textLine(options.mask, options.colors);
   configureSync({
     reset: true,
     sinks: {
-      stderr: (record) => options.write(`${options.mask(format(record))}\n`),
+      stderr: (record) => options.write(`${format(record)}\n`),
     },
     loggers: [
       { category: ["logtape", "meta"], sinks: [] },
@@ -66,21 +47,24 @@ export function setUpLogging(options: LogOptions): Logger {
 }
 
 /** One JSON object: time, level, message, and the record's properties. */
-function jsonLine(record: LogRecord): string {
-  const own = {
-    timestamp: new Date(record.timestamp).toISOString(),
-    level: record.level.toUpperCase(),
-    message: messageOf(record),
+function jsonLine(mask: Mask): (record: LogRecord) => string {
+  return (record) => {
+    const own = {
+      timestamp: new Date(record.timestamp).toISOString(),
+      level: record.level.toUpperCase(),
+      message: mask(messageOf(record)),
+    };
+    const properties = maskStrings(record.properties, mask) as object;
+    // First in the line, whatever properties of those names there are.
+    return JSON.stringify({ ...own, ...properties, ...own });
   };
-  // First in the line, whatever properties of those names there are.
-  return JSON.stringify({ ...own, ...record.properties, ...own });
 }
 
-function textLine(colors: boolean): (record: LogRecord) => string {
+function textLine(mask: Mask, colors: boolean): (record: LogRecord) => string {
   return (record) => {
     const time = new Date(record.timestamp).toISOString().slice(11, 19);
     const line = `${time} ${record.level.toUpperCase().padEnd(7)} ${
-      messageOf(record)
+      mask(messageOf(record))
     }`;
     const color = record.level === "error"
       ? 31

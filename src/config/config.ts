@@ -15,6 +15,8 @@ export interface Variable<T = unknown> {
   /** What is allowed, as it completes the sentence "… must be". */
   readonly allowed: string;
   readonly secret: boolean;
+  /** Whether a value that is not allowed is left out of the message: it may hold a secret. */
+  readonly isHidden?: boolean;
   /** What of a secret may be shown; without it, nothing. */
   readonly shown?: (text: string) => string;
   readonly parse: (text: string) => T;
@@ -50,6 +52,23 @@ const optional = <T>(of: Variable<T>): Variable<T | undefined> => ({
 
 const path = (description: string) => optional(text("", description));
 
+/** An IPv6 address, with its zone where it has one. */
+const IPV6 = /^(?=.*:.*:)[0-9a-f:.]+(%[\w.-]+)?$/i;
+
+/** A name as resolvers take it, or an IPv4 address. */
+const HOST_NAME = /^[\p{L}\p{N}_]([\p{L}\p{N}_.-]{0,252})$/u;
+
+/** A host is never echoed where it is wrong: it may be a connection URL. */
+const host = (fallback: string, description: string, allowed: string) => ({
+  ...variable(fallback, allowed, description, (value) => {
+    const isFolder = allowed.includes("folder") && /^\/[^\0,\n]*$/.test(value);
+    return isFolder || IPV6.test(value) || HOST_NAME.test(value)
+      ? value
+      : undefined;
+  }),
+  isHidden: true,
+});
+
 /** A file that is written. The task hands it to Deno, which takes lists of paths and whose shell folds white space. */
 const writtenPath = (fallback: string, description: string) =>
   variable(
@@ -71,9 +90,9 @@ const secret = (description: string) => ({
 const bearerToken = (description: string) => ({
   ...optional(variable(
     "",
-    "visible ASCII characters with no white space (openssl rand -hex 32)",
+    "at least 16 visible ASCII characters with no white space (openssl rand -hex 32)",
     description,
-    (value) => /^[\x21-\x7e]+$/.test(value) ? value : undefined,
+    (value) => /^[\x21-\x7e]{16,}$/.test(value) ? value : undefined,
   )),
   secret: true,
 });
@@ -304,7 +323,11 @@ const databaseVariables = <P extends string>(
   name: string,
 ) => {
   const variables = {
-    HOST: text("localhost", `Host of the ${what}`),
+    HOST: host(
+      "localhost",
+      `Host of the ${what}`,
+      "one host name, one address, or the absolute path of a socket folder",
+    ),
     PORT: integer("5432", 1, 65535, `Port of the ${what}`),
     USER: identifier("root", `Role in the ${what}`),
     NAME: identifier(name, `Database of the ${what}`),
@@ -389,7 +412,11 @@ export const VARIABLES = {
     "Key of the signatures, as Standard Webhooks write it: whsec_…",
   ),
   EVENT_WEBHOOK_SECRET_FILE: path("File that holds the key of the signatures"),
-  HOST: text("127.0.0.1", "Address that the service listens on"),
+  HOST: host(
+    "127.0.0.1",
+    "Address that the service listens on",
+    "one host name or one address",
+  ),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
   API_TOKEN: bearerToken("Bearer token that every request but /health* needs"),
   API_TOKEN_FILE: path("File that holds the bearer token"),
@@ -484,6 +511,15 @@ export interface Config {
   readonly logFormat: "auto" | "text" | "json";
 }
 
+/** Parts of a connection string, a URL with a password, and a PEM file. */
+const SECRET_LOOKING =
+  /:\/\/[^/]*@|^\w+:\/\/.*[?&]\w*(password|token|secret|key)=|\bpass(word|wd)?\s*=|-----BEGIN /i;
+
+/** Whether a value that should hold no secret looks as if it held one, such as a connection string. */
+export function looksSecret(value: string): boolean {
+  return SECRET_LOOKING.test(value);
+}
+
 /** A source of variables, such as the environment. */
 export type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -503,18 +539,28 @@ export function parseConfig(
   const problems: string[] = [];
 
   function read<K extends VariableName>(name: K): Values[K] {
-    const { default: fallback, parse, secret } = VARIABLES[name] as Variable<
-      Values[K]
-    >;
+    const { default: fallback, parse, secret, isHidden, allowed } =
+      VARIABLES[name] as Variable<Values[K]>;
     const value = environment[name] || fallback;
     // What is invalid or unset without a default is never used: the problems are thrown below.
     const nothing = undefined as Values[K];
     if (value === undefined) return nothing;
+    if (!secret && looksSecret(value)) {
+      problems.push(
+        `${name} must be ${allowed}: its value looks like a connection string or a key, and is not shown`,
+      );
+      return nothing;
+    }
     try {
       return parse(value);
     } catch (error) {
-      const shown = secret ? "***" : JSON.stringify(value);
-      problems.push(`${name}=${shown} ${(error as Error).message}`);
+      problems.push(
+        isHidden
+          ? `${name} ${(error as Error).message}; its value is not shown`
+          : `${name}=${secret ? "***" : JSON.stringify(value)} ${
+            (error as Error).message
+          }`,
+      );
       return nothing;
     }
   }
@@ -634,42 +680,11 @@ export function effectiveVariables(
     const value = given || (variable.default ?? null);
     return {
       name,
-      value: value !== null && variable.secret
+      value: value !== null && (variable.secret || looksSecret(value))
         ? variable.shown?.(value) ?? "***"
         : value,
       origin: given ? "set" : "default",
       description: variable.description,
     };
   });
-}
-
-/** Characters from which on a part of a URL is taken for a secret. */
-const SECRET_PART_LENGTH = 12;
-
-/** The secret values of a configuration: what no output may ever hold. */
-export function secretsOf(config: Config): readonly string[] {
-  const { olist, dwh, apiToken, eventWebhookSecret, eventWebhookUrl } = config;
-  return [
-    olist.password,
-    dwh.password,
-    apiToken,
-    eventWebhookSecret,
-    // Its bytes are the key, with or without the prefix.
-    eventWebhookSecret?.replace(/^whsec_/, ""),
-    ...(eventWebhookUrl ? secretPartsOf(new URL(eventWebhookUrl)) : []),
-  ]
-    .filter((value): value is string => value !== undefined && value !== "");
-}
-
-/** What of a webhook's URL lets others post to it. A short word of its path is none: it would be masked everywhere. */
-function secretPartsOf(url: URL): string[] {
-  const parts = [
-    url.pathname + url.search,
-    ...url.pathname.split("/"),
-    ...url.searchParams.values(),
-  ];
-  return [
-    ...(url.pathname === "/" && !url.search ? [] : [url.href]),
-    ...parts.filter((part) => part.length >= SECRET_PART_LENGTH),
-  ];
 }

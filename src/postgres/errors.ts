@@ -9,6 +9,7 @@
  */
 import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
+import { maskOfDatabase } from "../config/secrets.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 
 /** The fields of a server's error that are used here, as the protocol names them. */
@@ -326,12 +327,18 @@ export function toServiceError(
     const known = error as postgres.PostgresError;
     const { code, remedy } = meaningOf(known, config);
     const { message, detail, where } = known;
+    const mask = maskOfDatabase(config);
     const context = [detail, code === "value_invalid" ? where : undefined]
       .filter(Boolean).join("; ");
     return new ServiceError(
       code,
-      `${message}${context ? ` (${context})` : ""}`,
-      { server: config.label, sqlstate, remedy, cause: error },
+      mask(`${message}${context ? ` (${context})` : ""}`),
+      {
+        server: config.label,
+        sqlstate,
+        remedy: remedy && mask(remedy),
+        cause: error,
+      },
     );
   }
   const { code, message } = (error ?? {}) as {
@@ -341,7 +348,7 @@ export function toServiceError(
   return new ServiceError(
     code && LOST.has(code) ? "connection_lost" : "connection_failed",
     `Lost the connection to ${address(config)}: ${
-      message || code || String(error)
+      maskOfDatabase(config)(message || code || String(error))
     }`,
     { server: config.label, cause: error },
   );
@@ -374,7 +381,7 @@ export function asConnectFailure(
     return new ServiceError(
       isTlsFailure(cause) ? "tls_failed" : "connection_failed",
       `Cannot connect to ${address(config)}: ${
-        cause.message || cause.code || "no answer"
+        maskOfDatabase(config)(cause.message || cause.code || "no answer")
       }`,
       { cause },
     );

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { isSkipped } from "./support/browser.ts";
 import { assertAccessible, keepPicture, setScene } from "./support/scene.ts";
 
-const TOKEN = "tok-en-123456";
+const TOKEN = "tok-en-1234567890";
 
 Deno.test({
   name: "a browser signs in with the token, and out again",

@@ -7,11 +7,16 @@ import {
 import {
   effectiveVariables,
   parseConfig,
-  secretsOf,
+  type Variable,
   VARIABLES,
 } from "../../src/config/config.ts";
 import { ServiceError } from "../../src/errors.ts";
-import { maskOf } from "../../src/log.ts";
+import {
+  maskOf,
+  maskOfConfig,
+  maskStrings,
+  secretsOf,
+} from "../../src/config/secrets.ts";
 
 const noFile = (path: string): string => {
   throw new Error(`no file ${path}`);
@@ -123,13 +128,13 @@ Deno.test("parseConfig() refuses a token that no header can carry, and does not 
       "zqj\x7f",
       "zqj\u00a0",
       "zqjключ",
-    ]
+    ].map((token) => `long-enough-${token}`)
   ) {
     for (const parse of given(token)) {
       const error = assertThrows(
         parse,
         ServiceError,
-        "must be visible ASCII characters with no white space",
+        "must be at least 16 visible ASCII characters with no white space",
       );
       assertEquals(error.kind.exit, 78);
       assertStringIncludes(error.message, "API_TOKEN");
@@ -140,8 +145,8 @@ Deno.test("parseConfig() refuses a token that no header can carry, and does not 
     for (const parse of given(token)) assertEquals(parse().apiToken, token);
   }
   assertEquals(
-    parseConfig({ API_TOKEN_FILE: "/t" }, () => "tok-en\r\n").apiToken,
-    "tok-en",
+    parseConfig({ API_TOKEN_FILE: "/t" }, () => "tok-en-1234567890\r\n").apiToken,
+    "tok-en-1234567890",
   );
 });
 
@@ -210,7 +215,7 @@ Deno.test("of a webhook's URL only the origin is shown, and its secret parts are
   const shown = effectiveVariables(WEBHOOK)
     .find(({ name }) => name === "EVENT_WEBHOOK_URL");
   assertEquals(shown?.value, "https://hooks.example");
-  const mask = maskOf(secretsOf(parseConfig(WEBHOOK, noFile)));
+  const mask = maskOfConfig(parseConfig(WEBHOOK, noFile));
   assertEquals(mask(WEBHOOK.EVENT_WEBHOOK_URL), "***");
   assertEquals(mask("part T0123456789AB"), "part ***");
   assertEquals(mask("https://hooks.example"), "https://hooks.example");
@@ -233,16 +238,129 @@ Deno.test("effectiveVariables() masks secrets and tells what is set", () => {
 
 Deno.test("maskOf() masks every form of every secret", () => {
   const config = parseConfig({
-    OLIST_DB_PASSWORD: 'a"b\\ c',
-    DWH_DB_PASSWORD: 'a"b',
+    OLIST_DB_PASSWORD: `a"b\\ c'd e&f`,
+    DWH_DB_PASSWORD: `a"b\\ c'd`,
   }, noFile);
   const mask = maskOf(secretsOf(config));
-  const forms = [
-    'a"b\\ c',
-    JSON.stringify({ p: 'a"b\\ c' }),
-    encodeURIComponent('a"b\\ c'),
-    'a"b',
-  ];
-  for (const form of forms) assert(!/a.{1,3}b/.test(mask(form)), mask(form));
+  for (const password of [config.olist.password!, config.dwh.password!]) {
+    for (
+      const form of [
+        password,
+        JSON.stringify({ p: password }),
+        encodeURIComponent(password),
+        password.replaceAll("'", "''"),
+      ]
+    ) assert(!/a.{1,3}b/.test(mask(form)), mask(form));
+  }
   assertEquals(mask("nothing here"), "nothing here");
+});
+
+Deno.test("maskOf() does not search for a secret that is short or one of our own words", () => {
+  for (
+    const secret of [
+      "1",
+      "true",
+      "olist",
+      "success",
+      "password",
+      "database",
+      "closed_deal",
+      "integrity_ok",
+      "marketing-data-loaded",
+      "example_project_1_dwh",
+      "my_database_name",
+    ]
+  ) {
+    const config = parseConfig({
+      DWH_DB_PASSWORD: secret,
+      DWH_DB_NAME: "my_database_name",
+    }, noFile);
+    const text = `Cannot load closed_deal: ${secret}`;
+    assertEquals(maskOfConfig(config)(text), text);
+  }
+});
+
+Deno.test("maskStrings() masks string values and leaves keys, numbers and dates", () => {
+  const mask = maskOf(["hunter2hunter2"]);
+  const date = new Date(0);
+  assertEquals(
+    maskStrings(
+      { hunter2hunter2: ["x hunter2hunter2", 1, null, true], date },
+      mask,
+    ),
+    { hunter2hunter2: ["x ***", 1, null, true], date },
+  );
+});
+
+Deno.test("parseConfig() refuses a host that is no host, without showing it", () => {
+  const allowed = [
+    "localhost",
+    "db-1.example.com",
+    "db_1",
+    "10.0.0.1",
+    "::1",
+    "fe80::1%eth0",
+    "/var/run/postgresql",
+    "bücher.example",
+  ];
+  for (const host of allowed) {
+    assertEquals(parseConfig({ DWH_DB_HOST: host }, noFile).dwh.host, host);
+  }
+  for (
+    const host of [
+      "postgres://me:hunter2@db/x",
+      "me:hunter2@db",
+      "db:5432",
+      "a,b",
+      "host=db password=hunter2",
+      "db hunter2",
+      "db/hunter2",
+      "[::1]",
+      "/run\nhunter2",
+      "-hunter2",
+    ]
+  ) {
+    for (const name of ["DWH_DB_HOST", "OLIST_DB_HOST", "HOST"]) {
+      const error = assertThrows(
+        () => parseConfig({ [name]: host }, noFile),
+        ServiceError,
+        `${name} must be`,
+      );
+      assert(!error.line.includes(host), error.line);
+      assert(!error.line.includes("hunter2"), error.line);
+    }
+  }
+});
+
+Deno.test("parseConfig() shows no value that looks like a connection string or a key", () => {
+  for (const [name, variable] of Object.entries<Variable>(VARIABLES)) {
+    if (variable.secret) continue;
+    for (
+      const value of [
+        "postgresql://me:hunter2@db/x",
+        "dbname=x password=hunter2",
+        "https://hooks.example/?access_token=hunter2",
+        "-----BEGIN PRIVATE KEY-----\nhunter2",
+      ]
+    ) {
+      const error = assertThrows(
+        () => parseConfig({ [name]: value }, noFile),
+        ServiceError,
+        name,
+      );
+      assert(!error.line.includes("hunter2"), error.line);
+      const shown = effectiveVariables({ [name]: value })
+        .find((v) => v.name === name);
+      assertEquals(shown?.value, "***");
+    }
+  }
+});
+
+Deno.test("parseConfig() refuses an API_TOKEN of fewer than 16 characters", () => {
+  parseConfig({ API_TOKEN: "x".repeat(16) }, noFile);
+  assertThrows(
+    () => parseConfig({ API_TOKEN: "x".repeat(15) }, noFile),
+    ServiceError,
+    "API_TOKEN=*** must be at least 16",
+  );
 });

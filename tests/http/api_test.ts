@@ -263,7 +263,9 @@ Deno.test("the API answers as documented", async (t) => {
 
 Deno.test("a token is asked for on everything but health, and an open door is refused", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db, { API_TOKEN: "tok-en-123456" });
+  await using server = await startServer(db, {
+    API_TOKEN: "tok-en-1234567890",
+  });
   for (const path of ["/", "/runs", "/metrics", "/openapi.json"]) {
     const response = await server.fetch(path);
     await response.body?.cancel();
@@ -271,7 +273,7 @@ Deno.test("a token is asked for on everything but health, and an open door is re
     assert(response.headers.get("www-authenticate"));
   }
   assertEquals((await server.json("/health")).status, 200);
-  const right = { headers: { authorization: "Bearer tok-en-123456" } };
+  const right = { headers: { authorization: "Bearer tok-en-1234567890" } };
   assertEquals((await server.json("/runs", right)).status, 200);
   const wrong = { headers: { authorization: "Bearer tok-en-123457" } };
   assertEquals((await server.json("/runs", wrong)).status, 401);

@@ -82,13 +82,15 @@ Deno.test("without a token, what is asked of another host's name is refused", as
 
 Deno.test("with a token, a service behind a proxy answers by any name", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
-  await using server = await startServer(db, { API_TOKEN: "tok-en-123456" });
+  await using server = await startServer(db, {
+    API_TOKEN: "tok-en-1234567890",
+  });
   assertStringIncludes(await ask(server, "loads.example"), "HTTP/1.1 401");
   assertStringIncludes(
     await send(server, [
       "GET /runs HTTP/1.1",
       "Host: loads.example",
-      "Authorization: Bearer tok-en-123456",
+      "Authorization: Bearer tok-en-1234567890",
       "Connection: close",
     ]),
     "HTTP/1.1 200",
@@ -97,7 +99,9 @@ Deno.test("with a token, a service behind a proxy answers by any name", async ()
 
 Deno.test("a Host that is no host and port is refused before all else", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
-  await using closed = await startServer(db, { API_TOKEN: "tok-en-123456" });
+  await using closed = await startServer(db, {
+    API_TOKEN: "tok-en-1234567890",
+  });
   await using open = await startServer(db);
   const invalid = [
     "a b",

@@ -6,7 +6,7 @@ import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 
-const TOKEN = "tok-en-1234567890";
+const TOKEN = "tok-en-12345678907890";
 const RIGHT = { headers: { authorization: `Bearer ${TOKEN}` } };
 
 Deno.test("GET /health shows details only to callers with the token", async () => {

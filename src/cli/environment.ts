@@ -1,0 +1,111 @@
+/**
+ * The environment of the process, and the small files that it names.
+ *
+ * Deno's own errors about a value that is not valid UTF-8 hold the value. So no
+ * error of Deno may leave this module.
+ *
+ * @module
+ */
+import { type Environment, VARIABLES } from "../config/config.ts";
+import { ServiceError } from "../errors.ts";
+
+/** The maximum number of bytes of a file that holds a secret, a certificate or variables. */
+const MAX_SMALL_FILE_BYTES = 1_048_576;
+
+/**
+ * Returns the variables of the service: from the environment, or from the file where the environment has none.
+ *
+ * @throws {ServiceError} `configuration`, which names the variable and never holds its value.
+ */
+export async function readEnvironment(
+  file: string | undefined,
+): Promise<Environment> {
+  const environment: Record<string, string | undefined> = {};
+  if (file !== undefined) {
+    try {
+      const { parse } = await import("dotenv");
+      const variables = parse(readSmallFile(file));
+      for (const name of Object.keys(VARIABLES)) {
+        environment[name] = variables[name];
+      }
+    } catch (error) {
+      throw new ServiceError(
+        "configuration",
+        `Cannot read --env-file ${file}: ${(error as Error).message}`,
+        { cause: error },
+      );
+    }
+  }
+  const invalid: string[] = [];
+  for (const name of Object.keys(VARIABLES)) {
+    try {
+      environment[name] = readVariable(name) || environment[name];
+    } catch {
+      invalid.push(name);
+    }
+  }
+  if (invalid.length > 0) {
+    throw new ServiceError(
+      "configuration",
+      `Cannot start: the value of ${
+        invalid.join(" and of ")
+      } is not valid UTF-8`,
+      {
+        remedy:
+          "Set it to UTF-8 text, or write it into a file that the variable with _FILE names.",
+      },
+    );
+  }
+  return environment;
+}
+
+/**
+ * Returns the value of a variable.
+ *
+ * @throws {Error} where it is not valid UTF-8. Deno's own error holds the value.
+ */
+function readVariable(name: string): string | undefined {
+  try {
+    return Deno.env.get(name);
+  } catch {
+    throw new Error("not valid UTF-8");
+  }
+}
+
+/** Returns whether NO_COLOR asks for output without colors. */
+export function hasNoColor(): boolean {
+  try {
+    return Boolean(readVariable("NO_COLOR"));
+  } catch {
+    return true;
+  }
+}
+
+/** Returns whether OpenTelemetry is switched on. */
+export function isTraced(): boolean {
+  try {
+    return readVariable("OTEL_DENO") === "true";
+  } catch {
+    return false;
+  }
+}
+
+/** Returns the text of a file, which must be valid UTF-8 and small. */
+export function readSmallFile(path: string): string {
+  using file = Deno.openSync(path);
+  const bytes = new Uint8Array(MAX_SMALL_FILE_BYTES + 1);
+  let length = 0;
+  for (let read; (read = file.readSync(bytes.subarray(length)));) {
+    length += read;
+  }
+  if (length > MAX_SMALL_FILE_BYTES) {
+    throw new Error(`it holds more than ${MAX_SMALL_FILE_BYTES} bytes`);
+  }
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(
+      bytes.subarray(0, length),
+    );
+  } catch {
+    throw new Error("it is not valid UTF-8");
+  }
+}

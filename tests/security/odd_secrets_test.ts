@@ -1,0 +1,131 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { VARIABLES } from "../../src/config/config.ts";
+import { createDatabases } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+
+const ROOT = new URL("../../", import.meta.url).pathname;
+
+/** Runs `words` with a variable whose bytes are "hunter" and an invalid byte. Only a shell can set it. */
+async function runWithInvalidBytes(name: string, words: string): Promise<
+  { code: number; output: string }
+> {
+  const command =
+    `export ${name}="$(printf 'hunter\\377')"; exec "$DENO" run --quiet --no-prompt -P cli.ts ${words}`;
+  const { code, stdout, stderr } = await new Deno.Command("/bin/sh", {
+    args: ["-c", command],
+    cwd: ROOT,
+    env: { DENO: Deno.execPath() },
+    stdin: "null",
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, output: decoder.decode(stdout) + decoder.decode(stderr) };
+}
+
+Deno.test({
+  name: "a variable that is not valid UTF-8 is named and not shown",
+  ignore: Deno.build.os === "windows",
+  async fn(t) {
+    for (const name of [...Object.keys(VARIABLES)]) {
+      for (const words of ["load --json", "config"]) {
+        await t.step(`${name} with ${words}`, async () => {
+          const { code, output } = await runWithInvalidBytes(name, words);
+          assertEquals(code, 78, output);
+          assertStringIncludes(output, name);
+          assertStringIncludes(output, "is not valid UTF-8");
+          assert(!output.includes("hunter"), output);
+          assert(!output.includes("    at "), output);
+        });
+      }
+    }
+    for (const name of ["NO_COLOR", "OTEL_DENO"]) {
+      await t.step(name, async () => {
+        const { code, output } = await runWithInvalidBytes(name, "config");
+        assertEquals(code, 0, output);
+        assert(!output.includes("hunter"), output);
+      });
+    }
+  },
+});
+
+Deno.test("a file of a secret or of variables that is not valid UTF-8 or too large is named and not shown", async (t) => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const invalid = `${folder}/invalid`;
+    await Deno.writeFile(
+      invalid,
+      new Uint8Array([
+        ...new TextEncoder().encode("DWH_DB_PASSWORD=hunter"),
+        255,
+      ]),
+    );
+    const large = `${folder}/large`;
+    await Deno.writeTextFile(large, "hunter".repeat(200_000));
+    for (
+      const [what, words, environment] of [
+        ["--env-file", ["config", "--env-file"], {}],
+        ["DWH_DB_PASSWORD_FILE", ["config"], "DWH_DB_PASSWORD_FILE"],
+        ["API_TOKEN_FILE", ["config"], "API_TOKEN_FILE"],
+        ["OLIST_DB_SSLROOTCERT", ["config"], "OLIST_DB_SSLROOTCERT"],
+      ] as const
+    ) {
+      for (const file of [invalid, large, folder, "/dev/zero"]) {
+        await t.step(`${what} ${file.split("/").at(-1)}`, async () => {
+          const isArgument = typeof environment !== "string";
+          const { code, stdout, stderr } = await runProgram(
+            isArgument ? [...words, file] : [...words],
+            isArgument ? {} : { [environment]: file },
+          );
+          assertEquals(code, 78, stdout + stderr);
+          assertStringIncludes(stderr, what);
+          assert(!(stdout + stderr).includes("hunter"), stdout + stderr);
+        });
+      }
+    }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("output stays whole with a password that stands in it", async (t) => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  for (
+    const password of [
+      "1",
+      "true",
+      "olist",
+      "success",
+      "null",
+      '"',
+      "closed_deal",
+      "records_loaded",
+      "integrity_ok",
+      "marketing-data-loaded",
+      db.environment.DWH_DB_NAME!,
+    ]
+  ) {
+    await t.step(password, async () => {
+      await db.warehouse.unsafe(
+        `alter role "${db.loader}" password '${password}'`,
+      );
+      const environment = { ...db.environment, DWH_DB_PASSWORD: password };
+      const load = await runJson(["load"], environment);
+      assertEquals(load.code, 0, load.stderr);
+      assertEquals(load.json.status, "success");
+      assertEquals(load.json.results.results.length, 2);
+      for (const words of [["load"], ["runs"], ["events"], ["health"]]) {
+        const { code, stdout, stderr } = await runProgram(words, environment);
+        assertEquals(code, 0, stderr);
+        assert(!(stdout + stderr).includes("***"), stdout + stderr);
+      }
+      // A message with the name of the database does not give the password away.
+      const refused = await runProgram(["load"], {
+        ...environment,
+        DWH_DB_PORT: "1",
+        RETRY_ATTEMPTS: "1",
+      });
+      assertEquals(refused.code, 69);
+      assertStringIncludes(refused.stderr, environment.DWH_DB_NAME!);
+      assert(!refused.stderr.includes("***"), refused.stderr);
+    });
+  }
+});
