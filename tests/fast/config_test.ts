@@ -145,7 +145,8 @@ Deno.test("parseConfig() refuses a token that no header can carry, and does not 
     for (const parse of given(token)) assertEquals(parse().apiToken, token);
   }
   assertEquals(
-    parseConfig({ API_TOKEN_FILE: "/t" }, () => "tok-en-1234567890\r\n").apiToken,
+    parseConfig({ API_TOKEN_FILE: "/t" }, () => "tok-en-1234567890\r\n")
+      .apiToken,
     "tok-en-1234567890",
   );
 });

@@ -107,7 +107,10 @@ Deno.test("output stays whole with a password that stands in it", async (t) => {
       await db.warehouse.unsafe(
         `alter role "${db.loader}" password '${password}'`,
       );
-      const environment = { ...db.environment, DWH_DB_PASSWORD: password };
+      const environment: Record<string, string> = {
+        ...db.environment,
+        DWH_DB_PASSWORD: password,
+      };
       const load = await runJson(["load"], environment);
       assertEquals(load.code, 0, load.stderr);
       assertEquals(load.json.status, "success");
