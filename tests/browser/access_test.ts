@@ -1,6 +1,10 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { isSkipped } from "./support/browser.ts";
-import { assertAccessible, keepPicture, setScene } from "./support/scene.ts";
+import { isSkipped } from "../support/browser.ts";
+import {
+  assertAccessible,
+  keepPicture,
+  setScene,
+} from "../support/dashboard_scene.ts";
 
 const TOKEN = "tok-en-1234567890";
 

@@ -2,13 +2,13 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { Page } from "playwright-core";
 import type { Databases } from "../support/databases.ts";
 import { until } from "../support/server.ts";
-import { isSkipped } from "./support/browser.ts";
+import { isSkipped } from "../support/browser.ts";
 import {
   assertAccessible,
   keepPicture,
   setScene,
   watchShifts,
-} from "./support/scene.ts";
+} from "../support/dashboard_scene.ts";
 
 /** Makes the next load wait in its table's lock until it is disposed of. */
 async function heldTable(db: Databases): Promise<AsyncDisposable> {

@@ -7,14 +7,14 @@ import {
 } from "../../src/runs/history.ts";
 import type { Executor } from "../../src/runs/queue.ts";
 import { TABLE_NAMES } from "../../src/tables/declaration.ts";
-import { isSkipped } from "./support/browser.ts";
-import { writeHistory } from "./support/history.ts";
+import { isSkipped } from "../support/browser.ts";
+import { writeHistory } from "../support/history.ts";
 import {
   assertAccessible,
   assertFits,
   keepPicture,
   setScene,
-} from "./support/scene.ts";
+} from "../support/dashboard_scene.ts";
 
 const WINDOWS = {
   phone: { width: 360, height: 740 },

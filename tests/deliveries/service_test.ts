@@ -8,7 +8,7 @@ import {
   startEndpoint,
   taken,
   webhookVariables,
-} from "./endpoint.ts";
+} from "../support/webhook_endpoint.ts";
 
 const ROWS = { rows: { deals: 3, leads: 3 } };
 

@@ -1,9 +1,13 @@
 import { assert, assertEquals, assertNotEquals } from "@std/assert";
 import type { Databases } from "../support/databases.ts";
-import { codeOf, exitOf, pauseLoad } from "./support/local_load.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { until } from "./support/soundness.ts";
-import { some } from "./support/thorough.ts";
+import { codeOf, exitOf, pauseLoad } from "../support/local_load.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { until } from "../support/soundness.ts";
+import { some } from "../support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;

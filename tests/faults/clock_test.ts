@@ -1,9 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { runJson } from "../support/program.ts";
-import { skip } from "./support/measure.ts";
-import { watchProgram } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { assertEnded, until } from "./support/soundness.ts";
+import { skip } from "../support/measure.ts";
+import { watchProgram } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { assertEnded, until } from "../support/soundness.ts";
 
 const GROUP = "The clock of the program's host";
 

@@ -1,8 +1,12 @@
 import { assertEquals } from "@std/assert";
-import { sayOutcome, startLoad } from "./support/local_load.ts";
-import { proxied } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { some } from "./support/thorough.ts";
+import { sayOutcome, startLoad } from "../support/local_load.ts";
+import { proxied } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { some } from "../support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 

@@ -1,7 +1,11 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Databases } from "../support/databases.ts";
-import { pauseLoad, sayOutcome } from "./support/local_load.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
+import { pauseLoad, sayOutcome } from "../support/local_load.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
 
 const LEAD = "marketing_qualified_lead";
 const IMPATIENT = {

@@ -1,15 +1,15 @@
 import { assertEquals } from "@std/assert";
-import { exitOf, loadHere, sayOutcome } from "./support/local_load.ts";
-import { proxied } from "./support/phases.ts";
+import { exitOf, loadHere, sayOutcome } from "../support/local_load.ts";
+import { proxied } from "../support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
   recover,
   recoverHere,
-} from "./support/scene.ts";
-import { assertSound } from "./support/soundness.ts";
-import { measure } from "./support/measure.ts";
-import { IS_THOROUGH } from "./support/thorough.ts";
+} from "../support/fault_scene.ts";
+import { assertSound } from "../support/soundness.ts";
+import { measure } from "../support/measure.ts";
+import { IS_THOROUGH } from "../support/thorough.ts";
 
 const SIDES = ["source", "warehouse"] as const;
 

@@ -1,11 +1,15 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { chooseAccount, startPostgres } from "../../demo/postgres.ts";
 import type { Databases } from "../support/databases.ts";
-import { loadHere, sayOutcome } from "./support/local_load.ts";
-import { skip } from "./support/measure.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { type Disk, mountDisk } from "./support/small_disk.ts";
-import { sourceContent } from "./support/soundness.ts";
+import { loadHere, sayOutcome } from "../support/local_load.ts";
+import { skip } from "../support/measure.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { type Disk, mountDisk } from "../support/small_disk.ts";
+import { sourceContent } from "../support/soundness.ts";
 
 const LEAD = "marketing_qualified_lead";
 const GROUP = "The warehouse's disk full, `RETRY_ATTEMPTS=2`";

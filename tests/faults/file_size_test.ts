@@ -6,9 +6,13 @@ import {
   runProgram,
   runWithFileLimit,
 } from "../support/program.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { mountDisk } from "./support/small_disk.ts";
-import { assertEnded } from "./support/soundness.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { mountDisk } from "../support/small_disk.ts";
+import { assertEnded } from "../support/soundness.ts";
 
 const FILE = "The event file (`EVENT_PUBLISHER_TYPE=file`)";
 const SPOOL = "The spool";

@@ -2,11 +2,19 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { runJson } from "../support/program.ts";
 import { appendLine } from "../../src/append_file.ts";
 import { drainSpool, spoolFailure } from "../../src/runs/spool.ts";
-import { startLoad } from "./support/local_load.ts";
-import { watchProgram } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { mountDisk } from "./support/small_disk.ts";
-import { assertEnded, assertOneEndPerRun, until } from "./support/soundness.ts";
+import { startLoad } from "../support/local_load.ts";
+import { watchProgram } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { mountDisk } from "../support/small_disk.ts";
+import {
+  assertEnded,
+  assertOneEndPerRun,
+  until,
+} from "../support/soundness.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { failedEvent } from "../../src/runs/event.ts";
@@ -301,8 +309,8 @@ Deno.test("a process killed while it drains the spool, and two that drain it: ea
 
 Deno.test("the warehouse gone between the two commits: what is spooled does not deny the first", async () => {
   await using db = await loadedDatabases({ deals: 20, leads: 60 });
-  const { proxied } = await import("./support/phases.ts");
-  const { targetContent } = await import("./support/soundness.ts");
+  const { proxied } = await import("../support/phases.ts");
+  const { targetContent } = await import("../support/soundness.ts");
   const scene = await changeSource(db);
   const network = proxied(db);
   await using other = db.connect("warehouse");

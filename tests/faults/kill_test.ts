@@ -1,21 +1,21 @@
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
 import { runProgram } from "../support/program.ts";
-import { killUntilEnded, proxied, watchProgram } from "./support/phases.ts";
-import { sayOutcome } from "./support/local_load.ts";
-import { measure } from "./support/measure.ts";
+import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
+import { sayOutcome } from "../support/local_load.ts";
+import { measure } from "../support/measure.ts";
 import {
   changeSource,
   loadedDatabases,
   recover,
   settle,
-} from "./support/scene.ts";
+} from "../support/fault_scene.ts";
 import {
   assertEnded,
   assertSound,
   targetContent,
   until,
-} from "./support/soundness.ts";
+} from "../support/soundness.ts";
 
 const SLOW = {
   source: { latencyMilliseconds: 60 },

@@ -7,16 +7,16 @@ import {
   pauseLoad,
   sayOutcome,
   startLoad,
-} from "./support/local_load.ts";
-import { measure } from "./support/measure.ts";
+} from "../support/local_load.ts";
+import { measure } from "../support/measure.ts";
 import {
   changeSource,
   loadedDatabases,
   recover,
   settle,
-} from "./support/scene.ts";
-import { assertSound, type Content, until } from "./support/soundness.ts";
-import { some } from "./support/thorough.ts";
+} from "../support/fault_scene.ts";
+import { assertSound, type Content, until } from "../support/soundness.ts";
+import { some } from "../support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;

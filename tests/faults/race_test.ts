@@ -1,10 +1,14 @@
 import { assert, assertEquals } from "@std/assert";
 import { runJson } from "../support/program.ts";
 import type { Databases } from "../support/databases.ts";
-import { pauseLoad, sayOutcome, startLoad } from "./support/local_load.ts";
-import { watchProgram } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { until } from "./support/soundness.ts";
+import { pauseLoad, sayOutcome, startLoad } from "../support/local_load.ts";
+import { watchProgram } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { until } from "../support/soundness.ts";
 
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;

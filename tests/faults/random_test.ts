@@ -9,16 +9,20 @@ import {
   pauseLoad,
   sayOutcome,
   startLoad,
-} from "./support/local_load.ts";
-import { proxied, watchProgram } from "./support/phases.ts";
-import { Random } from "./support/random.ts";
-import { loadedDatabases, recover, recoverHere } from "./support/scene.ts";
+} from "../support/local_load.ts";
+import { proxied, watchProgram } from "../support/phases.ts";
+import { Random } from "../support/random.ts";
+import {
+  loadedDatabases,
+  recover,
+  recoverHere,
+} from "../support/fault_scene.ts";
 import {
   assertSound,
   type Content,
   sourceContent,
   targetContent,
-} from "./support/soundness.ts";
+} from "../support/soundness.ts";
 
 /** Loads in the run, and what its choices follow from; both are printed. */
 const LOADS = Number(Deno.env.get("FAULTS_LOADS") ?? 200);

@@ -1,6 +1,6 @@
 import { findInstalledPostgres } from "../../demo/postgres.ts";
-import { skip } from "./support/measure.ts";
-import { testStops } from "./support/server_stops.ts";
+import { skip } from "../support/measure.ts";
+import { testStops } from "../support/server_stops.ts";
 
 // A file of its own, so that it runs beside the other one.
 const installed = findInstalledPostgres();

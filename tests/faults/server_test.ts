@@ -1,4 +1,4 @@
-import { testStops } from "./support/server_stops.ts";
+import { testStops } from "../support/server_stops.ts";
 
 testStops("immediate");
 testStops("fast");

@@ -10,19 +10,19 @@ import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { freePort, type Server, startServer } from "../support/server.ts";
-import { killUntilEnded, proxied, watchProgram } from "./support/phases.ts";
+import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
   recover,
   settle,
-} from "./support/scene.ts";
+} from "../support/fault_scene.ts";
 import {
   assertEnded,
   assertOneEndPerRun,
   assertSound,
   until,
-} from "./support/soundness.ts";
+} from "../support/soundness.ts";
 
 const SMALL = { deals: 5, leads: 5 };
 const GROUP = "The service (`serve`)";

@@ -5,10 +5,14 @@ import {
   loadHere,
   sayOutcome,
   startLoad,
-} from "./support/local_load.ts";
-import { watchProgram } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { until } from "./support/soundness.ts";
+} from "../support/local_load.ts";
+import { watchProgram } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { until } from "../support/soundness.ts";
 
 const LEAD = "marketing_qualified_lead";
 

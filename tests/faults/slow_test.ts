@@ -4,9 +4,13 @@ import {
   loadHere,
   sayOutcome,
   startLoad,
-} from "./support/local_load.ts";
-import { proxied } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
+} from "../support/local_load.ts";
+import { proxied } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
 
 const LEAD = "marketing_qualified_lead";
 const SIDES = ["source", "warehouse"] as const;

@@ -1,15 +1,19 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Databases } from "../support/databases.ts";
-import { loadHere, pauseLoad, sayOutcome } from "./support/local_load.ts";
-import { measure } from "./support/measure.ts";
-import { changeSource, loadedDatabases, recover } from "./support/scene.ts";
+import { loadHere, pauseLoad, sayOutcome } from "../support/local_load.ts";
+import { measure } from "../support/measure.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  recover,
+} from "../support/fault_scene.ts";
 import {
   assertNothingLeft,
   assertOneEndPerRun,
   assertSound,
   until,
-} from "./support/soundness.ts";
-import { some } from "./support/thorough.ts";
+} from "../support/soundness.ts";
+import { some } from "../support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 const LEADS = `marketing.${LEAD}s`;

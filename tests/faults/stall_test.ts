@@ -1,7 +1,11 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { exitOf, pauseLoad, sayOutcome } from "./support/local_load.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { some } from "./support/thorough.ts";
+import { exitOf, pauseLoad, sayOutcome } from "../support/local_load.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { some } from "../support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 const SIDES = ["source", "warehouse"] as const;

@@ -5,9 +5,13 @@ import {
   loadHere,
   pauseLoad,
   sayOutcome,
-} from "./support/local_load.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { until } from "./support/soundness.ts";
+} from "../support/local_load.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { until } from "../support/soundness.ts";
 
 const LEAD = "marketing_qualified_lead";
 const GROUP = "A warehouse that waits for a standby which is not there";

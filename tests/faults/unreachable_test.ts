@@ -1,9 +1,13 @@
 import { assert, assertStringIncludes } from "@std/assert";
 import { freePort } from "../support/server.ts";
 import { runJson } from "../support/program.ts";
-import { proxied } from "./support/phases.ts";
-import { changeSource, loadedDatabases, settle } from "./support/scene.ts";
-import { assertEnded } from "./support/soundness.ts";
+import { proxied } from "../support/phases.ts";
+import {
+  changeSource,
+  loadedDatabases,
+  settle,
+} from "../support/fault_scene.ts";
+import { assertEnded } from "../support/soundness.ts";
 
 const SIDES = ["source", "warehouse"] as const;
 const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "1" };

@@ -7,7 +7,7 @@ import {
   type Databases,
   serviceOf,
 } from "../support/databases.ts";
-import { until } from "../faults/support/soundness.ts";
+import { until } from "../support/soundness.ts";
 
 const ATOMIC = { ...ALL, atomic: true };
 

@@ -15,12 +15,8 @@ import {
   changeSource,
   loadedDatabases,
   recover,
-} from "../faults/support/scene.ts";
-import {
-  assertSound,
-  sourceContent,
-  until,
-} from "../faults/support/soundness.ts";
+} from "../support/fault_scene.ts";
+import { assertSound, sourceContent, until } from "../support/soundness.ts";
 
 const SMALL = { deals: 20, leads: 50 };
 

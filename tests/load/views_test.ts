@@ -4,8 +4,8 @@ import type { LoadEvent } from "../../src/runs/event.ts";
 import { load } from "../../src/load/load.ts";
 import type { Service } from "../../src/context.ts";
 import { TABLE_NAMES } from "../../src/tables/declaration.ts";
-import { proxied } from "../faults/support/phases.ts";
-import { skip } from "../faults/support/measure.ts";
+import { proxied } from "../support/phases.ts";
+import { skip } from "../support/measure.ts";
 import {
   ALL,
   createDatabases,

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { startEndpoint } from "../deliveries/endpoint.ts";
+import { startEndpoint } from "../support/webhook_endpoint.ts";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { freePort, startServer, until } from "../support/server.ts";
 import { runProgram, startProgram } from "../support/program.ts";

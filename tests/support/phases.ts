@@ -4,8 +4,8 @@
  *
  * @module
  */
-import type { Databases } from "../../support/databases.ts";
-import { type Finished, spawnProgram } from "../../support/program.ts";
+import type { Databases } from "./databases.ts";
+import { type Finished, spawnProgram } from "./program.ts";
 import { type Faults, Proxy } from "./proxy.ts";
 import { until } from "./soundness.ts";
 

@@ -18,7 +18,7 @@ if (import.meta.main) {
   if (!path) throw new Error("FAULTS_MEASURE names no file");
   const measurements = Deno.readTextFileSync(path).trimEnd().split("\n")
     .map((line) => JSON.parse(line) as Measurement);
-  const docs = new URL("../../../docs/reliability.md", import.meta.url);
+  const docs = new URL("../../docs/reliability.md", import.meta.url);
   const text = Deno.readTextFileSync(docs);
   const [before] = text.split(BEGIN);
   const after = text.split(END)[1] ?? "\n";

@@ -7,9 +7,9 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { TABLES } from "../../../src/tables/declaration.ts";
-import { type Databases, PASSWORD, type Sql } from "../../support/databases.ts";
-import type { Finished } from "../../support/program.ts";
+import { TABLES } from "../../src/tables/declaration.ts";
+import { type Databases, PASSWORD, type Sql } from "./databases.ts";
+import type { Finished } from "./program.ts";
 
 /** Digest of every target by name, `absent` where there is none. */
 export type Content = Readonly<Record<string, string>>;

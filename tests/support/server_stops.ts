@@ -4,10 +4,10 @@
  * @module
  */
 import { assert, assertEquals } from "@std/assert";
-import { startPostgres } from "../../../demo/postgres.ts";
-import { runJson } from "../../support/program.ts";
+import { startPostgres } from "../../demo/postgres.ts";
+import { runJson } from "./program.ts";
 import { loadHere, pauseLoad, sayOutcome } from "./local_load.ts";
-import { changeSource, loadedDatabases, settle } from "./scene.ts";
+import { changeSource, loadedDatabases, settle } from "./fault_scene.ts";
 import { assertEnded } from "./soundness.ts";
 import { some } from "./thorough.ts";
 

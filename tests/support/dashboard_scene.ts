@@ -6,12 +6,12 @@
 import { assertEquals } from "@std/assert";
 import axe from "axe-core";
 import type { BrowserContextOptions, Page } from "playwright-core";
-import { createDatabases, type Databases } from "../../support/databases.ts";
-import { type Server, startServer } from "../../support/server.ts";
+import { createDatabases, type Databases } from "./databases.ts";
+import { type Server, startServer } from "./server.ts";
 import { startBrowser } from "./browser.ts";
 
 /** Where screenshots are kept. */
-const RESULTS = new URL("../../../test-results/", import.meta.url);
+const RESULTS = new URL("../../test-results/", import.meta.url);
 
 /** Everything that a test of the dashboard needs. */
 export interface Scene extends AsyncDisposable {

@@ -8,8 +8,8 @@ import {
   createDatabases,
   type Databases,
   type DatabasesOptions,
-} from "../../support/databases.ts";
-import { type Finished, runProgram } from "../../support/program.ts";
+} from "./databases.ts";
+import { type Finished, runProgram } from "./program.ts";
 import { loadHere, type Outcome, sayOutcome } from "./local_load.ts";
 import { measure } from "./measure.ts";
 import {

@@ -1,5 +1,5 @@
 /** A history of many runs, written into the warehouse in one go. */
-import type { Databases } from "../../support/databases.ts";
+import type { Databases } from "./databases.ts";
 
 /**
  * Writes `runs` finished runs up to now, in the shape in which the service

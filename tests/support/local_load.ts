@@ -7,21 +7,17 @@
  */
 import { assert } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { Pool } from "../../../src/postgres/pool.ts";
-import {
-  asServiceError,
-  ERRORS,
-  type ServiceError,
-} from "../../../src/errors.ts";
-import type { LoadEvent, Trigger } from "../../../src/runs/event.ts";
-import { load, type LoadHooks } from "../../../src/load/load.ts";
-import type { Service } from "../../../src/context.ts";
-import { setUpLogging } from "../../../src/log.ts";
-import type { RunOptions } from "../../../src/runs/queue.ts";
-import { TABLE_NAMES } from "../../../src/tables/declaration.ts";
-import type { Phase } from "../../../src/sync/progress.ts";
-import { configOf, type Databases, PASSWORD } from "../../support/databases.ts";
-import type { Finished } from "../../support/program.ts";
+import { Pool } from "../../src/postgres/pool.ts";
+import { asServiceError, ERRORS, type ServiceError } from "../../src/errors.ts";
+import type { LoadEvent, Trigger } from "../../src/runs/event.ts";
+import { load, type LoadHooks } from "../../src/load/load.ts";
+import type { Service } from "../../src/context.ts";
+import { setUpLogging } from "../../src/log.ts";
+import type { RunOptions } from "../../src/runs/queue.ts";
+import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import type { Phase } from "../../src/sync/progress.ts";
+import { configOf, type Databases, PASSWORD } from "./databases.ts";
+import type { Finished } from "./program.ts";
 import { proxied, type Proxies } from "./phases.ts";
 
 /** How a load ended: with its event, or with an error where no run came to be. */
