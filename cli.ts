@@ -26,6 +26,8 @@ import { serveCommand } from "./src/cli/commands/serve.ts";
 import { verifyCommand } from "./src/cli/commands/verify.ts";
 import { versionCommand } from "./src/cli/commands/version.ts";
 import { type Config, parseConfig } from "./src/config/config.ts";
+import { printable, printableJson } from "./src/format.ts";
+import { printableLine } from "./src/cli/terminal_table.ts";
 import { APPLICATION_NAME } from "./src/identity.ts";
 import { Pool } from "./src/postgres/pool.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
@@ -36,6 +38,7 @@ import {
   isTraced,
   readEnvironment,
   readSmallFile,
+  terminalWidth,
 } from "./src/cli/environment.ts";
 import { type Mask, maskOfConfig, maskStrings } from "./src/config/secrets.ts";
 import { setUpLogging } from "./src/log.ts";
@@ -153,12 +156,12 @@ export async function main(words: readonly string[]): Promise<number> {
     return signalExit ?? exit;
   } catch (cause) {
     const error = asServiceError(cause);
-    printError(mask(`${error.line}\n`));
+    printError(`${printable(mask(error.line))}\n`);
     if (isJson && !broken.has(Deno.stdout)) {
       const { code, line, remedy, table } = error;
       try {
         const failure = { error: line, code, remedy, table };
-        print(`${JSON.stringify(maskStrings(failure, mask))}\n`);
+        print(`${printableJson(JSON.stringify(maskStrings(failure, mask)))}\n`);
       } catch {
         // The failure is told, and it is what the exit code is about.
       }
@@ -229,9 +232,10 @@ function outputFor(
 ): Output {
   const isTerminal = Deno.stderr.isTerminal();
   return {
-    line: (text = "") => print(`${mask(text)}\n`),
-    json: (value) => print(`${JSON.stringify(maskStrings(value, mask))}\n`),
-    progress: (text) => printError(mask(text)),
+    line: (text = "") => print(`${printableLine(mask(text))}\n`),
+    json: (value) =>
+      print(`${printableJson(JSON.stringify(maskStrings(value, mask)))}\n`),
+    progress: (line) => printError(`${printable(mask(line))}\n`),
     divertLog,
     isUnread: () => broken.has(Deno.stdout),
     isJson: switches.has("json"),
@@ -240,7 +244,7 @@ function outputFor(
     hasColors: isTerminal && !hasNoColor(),
     terminal: Deno.stdout.isTerminal()
       ? {
-        width: Deno.consoleSize().columns,
+        width: terminalWidth(),
         hasColors: !hasNoColor(),
       }
       : undefined,

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { printable } from "./format.ts";
 
 /** What a kind of failure means to the outside. */
 export interface ErrorKind {
@@ -333,7 +334,7 @@ export class ServiceError extends Error {
 
   constructor(code: ErrorCode, reason: string, details: ErrorDetails = {}) {
     const { server, table, sqlstate, remedy, cause } = details;
-    const text = oneLine(reason);
+    const text = printable(reason);
     super(
       [table && `Cannot load ${table}`, sqlstate && server, text]
         .filter(Boolean).join(": "),
@@ -344,7 +345,7 @@ export class ServiceError extends Error {
     this.server = server;
     this.table = table;
     this.sqlstate = sqlstate;
-    this.remedy = oneLine(remedy ?? ERRORS[code].remedy);
+    this.remedy = printable(remedy ?? ERRORS[code].remedy);
   }
 
   get kind(): ErrorKind {
@@ -375,10 +376,4 @@ export function asServiceError(error: unknown): ServiceError {
   return new ServiceError("internal", message || "unknown failure", {
     cause: error,
   });
-}
-
-/** Folds white space and control characters so that a message stays one line. */
-export function oneLine(text: string): string {
-  // deno-lint-ignore no-control-regex -- control characters are what is removed
-  return text.replace(/[\s\u0000-\u001f\u007f]+/g, " ").trim();
 }

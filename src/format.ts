@@ -6,6 +6,36 @@
  * @module
  */
 
+/**
+ * What a terminal acts on, what turns the direction of a line, and what nobody
+ * sees: control and format characters, separators of lines, lone surrogates and
+ * private characters. The two joiners stay: scripts and emoji are written with them.
+ */
+const UNPRINTABLE = /[[\p{C}\p{Zl}\p{Zp}]--[\u200c\u200d\p{Cn}]]/v;
+
+const UNPRINTABLES = new RegExp(UNPRINTABLE.source, "gv");
+
+/**
+ * Returns the text as one line that is safe to print: white space is folded, and
+ * every unprintable character is written as its number, such as `\\u{9b}`.
+ */
+export function printable(text: string): string {
+  return text.replace(/\s+/g, " ").trim()
+    .replace(UNPRINTABLES, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
+}
+
+/** Returns serialized JSON with its unprintable characters escaped. The data stays the same. */
+export function printableJson(json: string): string {
+  return json.replace(
+    UNPRINTABLES,
+    (c) =>
+      Array.from(
+        { length: c.length },
+        (_, i) => `\\u${c.charCodeAt(i).toString(16).padStart(4, "0")}`,
+      ).join(""),
+  );
+}
+
 /** A count with its thousands apart: `1,234,567`. */
 export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");

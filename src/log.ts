@@ -13,6 +13,7 @@ import {
 } from "@logtape/logtape";
 import type { Config } from "./config/config.ts";
 import { type Mask, maskStrings } from "./config/secrets.ts";
+import { printable, printableJson } from "./format.ts";
 import { APPLICATION_NAME } from "./identity.ts";
 
 /** How and where to log. */
@@ -56,7 +57,7 @@ function jsonLine(mask: Mask): (record: LogRecord) => string {
     };
     const properties = maskStrings(record.properties, mask) as object;
     // First in the line, whatever properties of those names there are.
-    return JSON.stringify({ ...own, ...properties, ...own });
+    return printableJson(JSON.stringify({ ...own, ...properties, ...own }));
   };
 }
 
@@ -64,7 +65,7 @@ function textLine(mask: Mask, colors: boolean): (record: LogRecord) => string {
   return (record) => {
     const time = new Date(record.timestamp).toISOString().slice(11, 19);
     const line = `${time} ${record.level.toUpperCase().padEnd(7)} ${
-      mask(messageOf(record))
+      printable(mask(messageOf(record)))
     }`;
     const color = record.level === "error"
       ? 31

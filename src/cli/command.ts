@@ -56,8 +56,8 @@ export interface Output {
   readonly line: (text?: string) => void;
   /** Prints a value as JSON, on one line. */
   readonly json: (value: unknown) => void;
-  /** Writes to standard error as it is, for progress. */
-  readonly progress: (text: string) => void;
+  /** Prints one line to standard error. */
+  readonly progress: (line: string) => void;
   /** Has the log written by `write` while bars are shown, which it would tear; back by `undefined`. */
   readonly divertLog: (write: ((text: string) => void) | undefined) => void;
   /** Whether the reader of standard output has gone, or it takes no more. */

@@ -109,3 +109,15 @@ export function readSmallFile(path: string): string {
     throw new Error("it is not valid UTF-8");
   }
 }
+
+/** Columns where a terminal does not say how many it has. */
+const DEFAULT_WIDTH = 80;
+
+/** Returns the width of the terminal in columns. */
+export function terminalWidth(): number {
+  try {
+    return Deno.consoleSize().columns || DEFAULT_WIDTH;
+  } catch {
+    return DEFAULT_WIDTH;
+  }
+}

@@ -1,4 +1,5 @@
 /** Progress of a load on standard error: a bar per table on a terminal, plain lines elsewhere. */
+import { terminalWidth } from "./environment.ts";
 import type { Progress } from "../sync/progress.ts";
 import { formatCount, formatSeconds } from "../format.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
@@ -27,7 +28,7 @@ async function startBars(output: Output): Promise<ProgressDisplay> {
   const { MultiBar } = (await import("cli-progress")).default;
   const bars = new MultiBar({
     format: (_options: unknown, _bar: unknown, state: BarState) =>
-      barLine(state.progress, state.seconds, Deno.consoleSize().columns),
+      barLine(state.progress, state.seconds, terminalWidth()),
     hideCursor: true,
     clearOnComplete: true,
   });
@@ -118,9 +119,7 @@ function startLines(output: Output): ProgressDisplay {
       if (phases.get(table) === phase) return;
       phases.set(table, phase);
       output.progress(
-        `${table}: ${phase}${
-          totalRows === null ? "" : ` (${totalRows} rows)`
-        }\n`,
+        `${table}: ${phase}${totalRows === null ? "" : ` (${totalRows} rows)`}`,
       );
     },
     stop() {},

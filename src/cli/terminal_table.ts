@@ -1,4 +1,5 @@
 /** Tables for a terminal: as broad as it is at most, whatever is in them. */
+import { printable } from "../format.ts";
 import type { Terminal } from "./command.ts";
 
 /** How a cell is meant; told by its words or shape, and by colour where there are colours. */
@@ -97,9 +98,31 @@ function fitted(line: string, { width, hasColors }: Terminal): string {
 }
 
 function cellOf(cell: string | Cell): Cell {
-  return typeof cell === "string" ? { text: cell } : cell;
+  const { text, ...rest } = typeof cell === "string" ? { text: cell } : cell;
+  return { text: printable(text), ...rest };
 }
 
 function lengthOf(text: string): number {
   return [...text].length;
+}
+
+/** Our own colors in a line. */
+// deno-lint-ignore no-control-regex -- the escape is what begins a color
+const PAINT = /(\x1b\[(?:0|2|3[1-6])m)/;
+
+/** Returns the line with everything but our own colors made printable. */
+export function printableLine(line: string): string {
+  return line.split(PAINT)
+    // Every second part is a color. Spaces at an edge of a part belong to the line.
+    .map((part, i) =>
+      i % 2 === 1 ? part : part.replace(/[^ ].*[^ ]|[^ ]/s, printableSpaced)
+    ).join("");
+}
+
+/** Keeps spaces, which align columns. */
+function printableSpaced(text: string): string {
+  return text.split(/( +)/).map((part, i) =>
+    i % 2 === 1 ? part : printable(part)
+  )
+    .join("");
 }

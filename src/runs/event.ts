@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { printable } from "../format.ts";
 import type { ErrorCode, ServiceError } from "../errors.ts";
 import type { TableResult } from "../sync/sync_table.ts";
 
@@ -125,7 +126,7 @@ export function loadedEntry(
     bytes_copied: result.bytesCopied,
     checksum: result.checksum,
     attempts,
-    warnings: result.warnings,
+    warnings: result.warnings.map(printable),
   };
 }
 

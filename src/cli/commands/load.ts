@@ -92,7 +92,7 @@ function reportEvent(context: CommandContext, event: LoadEvent): number {
       );
     }
     context.output.progress(
-      `${message}; run ${event.run_id} failed: ${event.error}\n`,
+      `${message}; run ${event.run_id} failed: ${event.error}`,
     );
   }
   return exitCodeOf(event);
@@ -103,7 +103,7 @@ function reportFailures({ output }: CommandContext, event: LoadEvent): void {
   if (event.status === "success") return;
   if (output.terminal && output.isInteractive) return;
   for (const entry of event.details.results) {
-    if (entry.status === "failure") output.progress(`${entry.error}\n`);
+    if (entry.status === "failure") output.progress(entry.error);
   }
 }
 

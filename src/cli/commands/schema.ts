@@ -38,7 +38,11 @@ function print({ output }: CommandContext): number {
     ...TABLES.map((table) => createTableSql(table)),
   ];
   if (output.isJson) output.json({ statements });
-  else for (const statement of statements) output.line(`${statement};`);
+  else {
+    for (const line of `${statements.join(";\n")};`.split("\n")) {
+      output.line(line);
+    }
+  }
   return 0;
 }
 
