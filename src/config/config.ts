@@ -315,6 +315,36 @@ const cron = (description: string) =>
   ));
 
 const SSL_MODES = ["disable", "prefer", "require", "verify-full"] as const;
+
+/** Ways to log in that a server may ask for; `none` is a server that asks for nothing. */
+const AUTH_METHODS = ["password", "md5", "scram-sha-256", "none"] as const;
+
+export type AuthMethod = (typeof AUTH_METHODS)[number];
+
+/** The ways to log in that are allowed unless a variable names others. Where TLS authenticates the server, all are. */
+function defaultAuthMethods(sslMode: string): ReadonlySet<AuthMethod> {
+  return new Set(
+    sslMode === "verify-full" ? AUTH_METHODS : ["scram-sha-256", "none"],
+  );
+}
+
+/** A list of ways to log in, as libpq's `require_auth` without its negations. */
+const authMethods = (description: string) =>
+  optional(variable(
+    "",
+    `a list of ${AUTH_METHODS.join(", ")}, separated by commas`,
+    description,
+    (value) => {
+      const names = value.split(",").map((name) => name.trim().toLowerCase());
+      const methods = names.map((name) =>
+        AUTH_METHODS.find((method) => method === name)
+      );
+      return methods.every((method) => method !== undefined)
+        ? new Set(methods) as ReadonlySet<AuthMethod>
+        : undefined;
+    },
+  ));
+
 const LOG_LEVELS = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] as const;
 
 const databaseVariables = <P extends string>(
@@ -340,6 +370,9 @@ const databaseVariables = <P extends string>(
     ),
     SSLROOTCERT: path(
       `PEM file of the authority that verify-full trusts for the ${what}`,
+    ),
+    REQUIRE_AUTH: authMethods(
+      `Logins that the ${what} may ask for: password, md5, scram-sha-256, none`,
     ),
   };
   return Object.fromEntries(
@@ -475,6 +508,8 @@ export interface DatabaseConfig {
   readonly sslMode: (typeof SSL_MODES)[number];
   /** PEM text of the trusted authority, or `undefined` for the system's. */
   readonly sslRootCertificate: string | undefined;
+  /** Ways to log in that the server may ask for. */
+  readonly requireAuth: ReadonlySet<AuthMethod>;
 }
 
 /** The configuration, typed. Durations are seconds. */
@@ -602,6 +637,7 @@ export function parseConfig(
     label: DatabaseConfig["label"],
     prefix: "OLIST_DB" | "DWH_DB",
   ): DatabaseConfig {
+    const sslMode = read(`${prefix}_SSLMODE`);
     return {
       label,
       host: read(`${prefix}_HOST`),
@@ -609,7 +645,9 @@ export function parseConfig(
       user: read(`${prefix}_USER`),
       database: read(`${prefix}_NAME`),
       password: secretOf(`${prefix}_PASSWORD`),
-      sslMode: read(`${prefix}_SSLMODE`),
+      sslMode,
+      requireAuth: read(`${prefix}_REQUIRE_AUTH`) ??
+        defaultAuthMethods(sslMode),
       sslRootCertificate: fileOf(`${prefix}_SSLROOTCERT`),
     };
   }

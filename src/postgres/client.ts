@@ -3,9 +3,10 @@
  *
  * @module
  */
-import net from "node:net";
+import type net from "node:net";
 import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
+import { Line } from "./line.ts";
 import type { Row } from "./sql.ts";
 
 export type Client = ReturnType<typeof postgres>;
@@ -20,9 +21,11 @@ export function connect(
     applicationName: string;
     connectTimeoutSeconds: number;
     max: number;
+    /** How long a connection is used; without it, until it is closed. */
+    lifetimeSeconds?: number;
     onNotify?: (channel: string, payload: string) => void;
   },
-  dial: () => net.Socket,
+  dial: () => Promise<net.Socket>,
 ): Client {
   const driverOptions = {
     host: config.host,
@@ -31,12 +34,12 @@ export function connect(
     database: config.database,
     // A function, because an empty password would be looked up in PGPASSWORD.
     password: () => config.password ?? "",
-    ssl: tlsOptions(config),
-    sslnegotiation: "postgres",
+    // The sockets come with TLS where it is wanted.
+    ssl: false,
     max: options.max,
     connect_timeout: options.connectTimeoutSeconds,
     idle_timeout: options.max === 1 ? 0 : 30,
-    max_lifetime: null,
+    max_lifetime: options.lifetimeSeconds ?? null,
     max_pipeline: 100,
     keep_alive: 30,
     backoff: () => 0,
@@ -54,41 +57,6 @@ export function connect(
   );
 }
 
-function tlsOptions(config: DatabaseConfig) {
-  switch (config.sslMode) {
-    case "disable":
-      return false;
-    case "prefer":
-    case "require":
-      return config.sslMode;
-    case "verify-full":
-      return {
-        rejectUnauthorized: true,
-        host: config.host,
-        ...(net.isIP(config.host) ? {} : { servername: config.host }),
-        ...(config.sslRootCertificate ? { ca: config.sslRootCertificate } : {}),
-      };
-  }
-}
-
-/** Begins to connect a socket. Nagle's algorithm stays on: without it COPY takes twice the time. */
-export function openSocket(config: DatabaseConfig): net.Socket {
-  const socket = config.host.startsWith("/")
-    ? net.connect(`${config.host}/.s.PGSQL.${config.port}`)
-    : net.connect(config.port, config.host);
-  // postgres.js takes the server name for TLS from here.
-  return Object.assign(socket, { host: config.host, port: config.port });
-}
-
-/** A socket that fails at once: how a client is kept from dialling again. */
-export function refusedSocket(message: string): net.Socket {
-  const socket = new net.Socket();
-  queueMicrotask(() =>
-    socket.destroy(Object.assign(new Error(message), { code: "ECONNRESET" }))
-  );
-  return socket;
-}
-
 /** Rows of the last statement of a script, or of the only one. */
 export function lastRows<T extends Row>(result: unknown): T[] {
   const sets = result as T[] | T[][];
@@ -100,19 +68,47 @@ export function parameterOf(client: Client, name: string): string {
   return (client.parameters as Record<string, string | undefined>)[name] ?? "";
 }
 
-/** Dials again only while the server says something: one that accepts and closes is given up. */
-export function limitedDial(config: DatabaseConfig): () => net.Socket {
-  let fruitless = 0;
-  return () => {
-    if (fruitless >= 3) {
-      fruitless = 0;
-      return refusedSocket("the server accepts connections and closes them");
+/** The lines of one client. The driver forgets a socket that is not connected yet. */
+export class Lines {
+  readonly #config: DatabaseConfig;
+  readonly #timeoutSeconds: number;
+  readonly #open = new Set<Line>();
+  #fruitless = 0;
+
+  constructor(config: DatabaseConfig, timeoutSeconds: number) {
+    this.#config = config;
+    this.#timeoutSeconds = timeoutSeconds;
+  }
+
+  /**
+   * Opens one more line.
+   *
+   * The driver dials again, without end and at once, where a server closes the
+   * connection before it is ready. So the fourth time in a row fails.
+   */
+  dial = async (): Promise<net.Socket> => {
+    if (this.#fruitless >= 3) {
+      this.#fruitless = 0;
+      throw Object.assign(
+        new Error("the server accepts connections and closes them"),
+        { code: "ECONNRESET" },
+      );
     }
-    fruitless++;
-    const socket = openSocket(config);
-    socket.once("data", () => fruitless = 0);
-    return socket;
+    this.#fruitless++;
+    const line = new Line(
+      this.#config,
+      this.#timeoutSeconds,
+      () => this.#fruitless = 0,
+    );
+    this.#open.add(line);
+    line.raw.once("close", () => this.#open.delete(line));
+    return await line.socket;
   };
+
+  /** Closes all lines at once. */
+  destroy(): void {
+    for (const line of this.#open) line.destroy();
+  }
 }
 
 export async function withTimeout<T>(

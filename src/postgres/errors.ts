@@ -300,6 +300,15 @@ export function checkVersion(
 /** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
 export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
 
+/**
+ * Whether the error says that this server, or this connection, is of no use any
+ * more: 08 the connection, 25006 read-only, 57P01 to 57P05 shutdown and start.
+ * The address may lead to another server by now.
+ */
+export function isOtherServerNeeded(sqlstate: string): boolean {
+  return /^08|^25006$|^57P0/.test(sqlstate);
+}
+
 /** SQLSTATE of a server's error, or `undefined` for any other. */
 export function sqlstateOf(error: unknown): string | undefined {
   return error instanceof postgres.PostgresError ? error.code : undefined;
@@ -325,18 +334,25 @@ export function toServiceError(
   const sqlstate = sqlstateOf(error);
   if (sqlstate) {
     const known = error as postgres.PostgresError;
-    const { code, remedy } = meaningOf(known, config);
-    const { message, detail, where } = known;
     const mask = maskOfDatabase(config);
+    // Masked first: half a secret is not recognized.
+    const passOn = (text?: string) => clip(text && mask(text));
+    const { code, remedy } = meaningOf(
+      { ...known, message: known.message, hint: passOn(known.hint) },
+      config,
+    );
+    const message = passOn(known.message);
+    const detail = passOn(known.detail);
+    const where = passOn(known.where);
     const context = [detail, code === "value_invalid" ? where : undefined]
       .filter(Boolean).join("; ");
     return new ServiceError(
       code,
-      mask(`${message}${context ? ` (${context})` : ""}`),
+      `${message}${context ? ` (${context})` : ""}`,
       {
         server: config.label,
         sqlstate,
-        remedy: remedy && mask(remedy),
+        remedy,
         cause: error,
       },
     );
@@ -352,6 +368,16 @@ export function toServiceError(
     }`,
     { server: config.label, cause: error },
   );
+}
+
+/** Maximum characters of a server's text that are passed on. */
+const MAX_TEXT_LENGTH = 4000;
+
+/** Cuts a text that would fill logs and events. */
+function clip(text: string | undefined): string {
+  if (!text || text.length <= MAX_TEXT_LENGTH) return text ?? "";
+  const left = text.length - MAX_TEXT_LENGTH;
+  return `${text.slice(0, MAX_TEXT_LENGTH)}… (${left} characters left out)`;
 }
 
 /** Codes of a failed handshake or certificate check. A message may hold the host's name, a code does not. */

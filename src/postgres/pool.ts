@@ -10,7 +10,7 @@ import {
   type Client,
   connect,
   lastRows,
-  limitedDial,
+  Lines,
   parameterOf,
   withTimeout,
 } from "./client.ts";
@@ -18,6 +18,7 @@ import {
   address,
   asConnectFailure,
   checkVersion,
+  isOtherServerNeeded,
   sqlstateOf,
 } from "./errors.ts";
 import {
@@ -27,13 +28,21 @@ import {
   withParameters,
 } from "./sql.ts";
 
+/** Seconds that a connection is used. An address may lead to another server after a while. */
+const LIFETIME_SECONDS = 600;
+
+interface Connected {
+  readonly client: Client;
+  readonly lines: Lines;
+}
+
 /** Connections for single statements: history, events, health. Reconnects by itself. */
 export class Pool implements AsyncDisposable {
   readonly config: DatabaseConfig;
   readonly #max: number;
   readonly #connectTimeoutSeconds: number;
   readonly #stallTimeoutSeconds: number;
-  #client: Client | undefined;
+  #current: Connected | undefined;
   /** Statements that are under way or wait for a connection. */
   inFlight = 0;
 
@@ -71,15 +80,8 @@ export class Pool implements AsyncDisposable {
     parameters: readonly Parameter[] = [],
     timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
   ): Promise<T[]> {
-    const client = this.#client ??= connect(
-      this.config,
-      {
-        applicationName: APPLICATION_NAME,
-        connectTimeoutSeconds: this.#connectTimeoutSeconds,
-        max: this.#max,
-      },
-      limitedDial(this.config),
-    );
+    const current = this.#current ??= this.#connect();
+    const { client } = current;
     this.inFlight++;
     try {
       const rows = await withTimeout(
@@ -96,11 +98,9 @@ export class Pool implements AsyncDisposable {
       checkVersion(this.config, parameterOf(client, "server_version"));
       return lastRows<T>(rows);
     } catch (error) {
-      // The server's own errors leave the connection whole; anything else makes it suspect.
-      if (!sqlstateOf(error) && this.#client === client) {
-        this.#client = undefined;
-        client.end({ timeout: 0 }).catch(() => {});
-      }
+      // Most of the server's own errors leave the connection whole. Anything else makes it suspect.
+      const sqlstate = sqlstateOf(error);
+      if (!sqlstate || isOtherServerNeeded(sqlstate)) this.#drop(current);
       throw asConnectFailure(error, this.config);
     } finally {
       this.inFlight--;
@@ -119,9 +119,32 @@ export class Pool implements AsyncDisposable {
     ].join("; ");
   }
 
+  #connect(): Connected {
+    const lines = new Lines(this.config, this.#connectTimeoutSeconds);
+    const client = connect(
+      this.config,
+      {
+        applicationName: APPLICATION_NAME,
+        connectTimeoutSeconds: this.#connectTimeoutSeconds,
+        max: this.#max,
+        lifetimeSeconds: LIFETIME_SECONDS,
+      },
+      lines.dial,
+    );
+    return { client, lines };
+  }
+
+  /** Closes all connections at once. The next statement opens one again. */
+  #drop(current: Connected): void {
+    if (this.#current === current) this.#current = undefined;
+    current.client.end({ timeout: 0 }).catch(() => {});
+    current.lines.destroy();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
-    const client = this.#client;
-    this.#client = undefined;
-    await client?.end({ timeout: 2 });
+    const current = this.#current;
+    this.#current = undefined;
+    await current?.client.end({ timeout: 2 });
+    current?.lines.destroy();
   }
 }

@@ -12,10 +12,8 @@ import {
   type Client,
   connect,
   lastRows,
-  limitedDial,
-  openSocket,
+  Lines,
   parameterOf,
-  refusedSocket,
   withTimeout,
 } from "./client.ts";
 import {
@@ -24,6 +22,7 @@ import {
   checkVersion,
   toServiceError,
 } from "./errors.ts";
+import { Line } from "./line.ts";
 import {
   identifier,
   literal,
@@ -77,7 +76,7 @@ export class Session implements AsyncDisposable, Disposable {
   readonly #options: ConnectionOptions;
   readonly #client: Client;
   readonly #watch: ReturnType<typeof setInterval>;
-  #socket: net.Socket | undefined;
+  #line: Line | undefined;
   #failure: ServiceError | undefined;
   readonly #lost = new AbortController();
   readonly #rejectors = new Set<(error: ServiceError) => void>();
@@ -103,22 +102,35 @@ export class Session implements AsyncDisposable, Disposable {
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
     this.#options = options;
-    this.#client = connect(config, { ...options, max: 1 }, () => {
-      if (this.#socket) {
-        return refusedSocket("the server closed the connection");
+    this.#client = connect(config, { ...options, max: 1 }, async () => {
+      if (this.#line) {
+        throw Object.assign(new Error("the server closed the connection"), {
+          code: "ECONNRESET",
+        });
       }
-      this.#socket = openSocket(config);
+      const line = this.#line = new Line(
+        config,
+        options.connectTimeoutSeconds,
+      );
       // Noticed at once, even while no query is under way.
       let cause: unknown = {
         code: "ECONNRESET",
         message: "the connection was closed",
       };
-      this.#socket.once("error", (error) => cause = error);
-      this.#socket.once(
+      line.raw.once("error", (error) => cause = error);
+      line.raw.once(
         "close",
         () => this.destroy(toServiceError(cause, config)),
       );
-      return this.#socket;
+      const socket = await line.socket;
+      if (line.isEncrypted) {
+        socket.once("error", (error) => cause = error);
+        socket.once(
+          "close",
+          () => this.destroy(toServiceError(cause, config)),
+        );
+      }
+      return socket;
     });
     options.signal?.addEventListener("abort", this.#abort, { once: true });
     this.#watch = this.#startWatch();
@@ -318,12 +330,12 @@ export class Session implements AsyncDisposable, Disposable {
 
   /** Starts `COPY … TO STDOUT`. The session must be closed afterwards, not used again. */
   copyTo(text: string): Promise<CopyStream<Readable>> {
-    return this.#copy<Readable>(text);
+    return this.#copy<Readable>(text, "out");
   }
 
   /** Starts `COPY … FROM STDIN`. */
   copyFrom(text: string): Promise<CopyStream<Writable>> {
-    return this.#copy<Writable>(text);
+    return this.#copy<Writable>(text, "in");
   }
 
   /**
@@ -331,16 +343,13 @@ export class Session implements AsyncDisposable, Disposable {
    * TLS, whose socket is the client's own.
    */
   get plainSocket(): net.Socket | undefined {
-    return this.#socket?.listeners("data").some((listener) =>
-        listener.name === "data"
-      )
-      ? this.#socket
-      : undefined;
+    return this.#line?.isEncrypted ? undefined : this.#line?.raw;
   }
 
   /** Bytes received and sent so far. */
   get bytesMoved(): number {
-    return (this.#socket?.bytesRead ?? 0) + (this.#socket?.bytesWritten ?? 0);
+    const { bytesRead = 0, bytesWritten = 0 } = this.#line?.raw ?? {};
+    return bytesRead + bytesWritten;
   }
 
   /**
@@ -360,7 +369,7 @@ export class Session implements AsyncDisposable, Disposable {
     );
     this.#release();
     await this.#client.end({ timeout: 1 });
-    this.#socket?.destroy();
+    this.#line?.destroy();
   }
 
   /** Cuts the connection, whatever is going on. Pending work rejects with `reason`. */
@@ -373,7 +382,7 @@ export class Session implements AsyncDisposable, Disposable {
     for (const reject of this.#rejectors) reject(reason);
     this.#lost.abort(reason);
     this.#client.end({ timeout: 0 }).catch(() => {});
-    this.#socket?.destroy();
+    this.#line?.destroy();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -410,6 +419,8 @@ export class Session implements AsyncDisposable, Disposable {
       return await Promise.race([start(), failure.promise]);
     } catch (error) {
       const known = toServiceError(error, this.config);
+      // The driver could not read the answer, so it cannot tell where the next one begins.
+      if (!known.sqlstate) this.destroy(known);
       // What the server said is worth more than that the connection ended then.
       throw known.sqlstate ? known : this.#failure ?? known;
     } finally {
@@ -426,7 +437,9 @@ export class Session implements AsyncDisposable, Disposable {
    */
   async #copy<S extends Readable | Writable>(
     text: string,
+    direction: "in" | "out",
   ): Promise<CopyStream<S>> {
+    this.#line?.guard.expectCopy(direction);
     const stream = Promise.withResolvers<S>();
     const done = Promise.withResolvers<number>();
     done.promise.catch(() => {});
@@ -521,10 +534,14 @@ export class Session implements AsyncDisposable, Disposable {
    */
   async #isWorking(): Promise<boolean> {
     if (this.#failure || !this.#pid) return false;
+    const lines = new Lines(
+      this.config,
+      this.#options.connectTimeoutSeconds,
+    );
     const client = connect(
       this.config,
       { ...this.#options, max: 1 },
-      limitedDial(this.config),
+      lines.dial,
     );
     try {
       const result = await withTimeout(
@@ -549,6 +566,7 @@ export class Session implements AsyncDisposable, Disposable {
       return false;
     } finally {
       client.end({ timeout: 0 }).catch(() => {});
+      lines.destroy();
     }
   }
 }

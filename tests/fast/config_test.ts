@@ -33,6 +33,7 @@ Deno.test("parseConfig() has the documented defaults", () => {
     password: undefined,
     sslMode: "prefer",
     sslRootCertificate: undefined,
+    requireAuth: new Set(["scram-sha-256", "none"] as const),
   });
   assertEquals(config.dwh.database, "example_project_1_dwh");
   assertEquals(config.maxParallelTasks, 5);
@@ -42,6 +43,21 @@ Deno.test("parseConfig() has the documented defaults", () => {
   assertEquals(config.eventPublisherType, "database");
   assertEquals(config.loadTimezone, "UTC");
   assertEquals(config.verify, "content");
+});
+
+Deno.test("parseConfig() allows every login where TLS authenticates the server", () => {
+  const { olist, dwh } = parseConfig({
+    OLIST_DB_SSLMODE: "verify-full",
+    DWH_DB_REQUIRE_AUTH: "MD5, none",
+  }, noFile);
+  const all = ["password", "md5", "scram-sha-256", "none"] as const;
+  assertEquals(olist.requireAuth, new Set(all));
+  assertEquals(dwh.requireAuth, new Set(["md5", "none"] as const));
+  assertThrows(
+    () => parseConfig({ DWH_DB_REQUIRE_AUTH: "md5,kerberos" }, noFile),
+    ServiceError,
+    "DWH_DB_REQUIRE_AUTH=",
+  );
 });
 
 Deno.test("parseConfig() reports all mistakes together, with the value and what is allowed", () => {

@@ -1,0 +1,469 @@
+/**
+ * Checks what a server sends before the driver reads it.
+ *
+ * The driver (postgres.js 3.4) trusts the server. A malformed message can end
+ * the process, a length or an iteration count can freeze it, and endless rows
+ * fill its memory. It also sends the password in clear text to a server that
+ * asks for it. The guard reads the same bytes first and refuses all of that.
+ *
+ * @module
+ */
+import { Buffer } from "node:buffer";
+import type net from "node:net";
+import type { AuthMethod, DatabaseConfig } from "../config/config.ts";
+import { ServiceError } from "../errors.ts";
+import { address } from "./errors.ts";
+
+/** Bytes of a message's type and length. */
+const HEADER_BYTES = 5;
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+
+/** Maximum bytes that a server may send before it is ready for the first statement. */
+const MAX_STARTUP_BYTES = 256 * KIB;
+
+/** Maximum memory of one answer. COPY data do not count, because they are not kept. */
+const MAX_ANSWER_BYTES = 512 * MIB;
+
+/** Estimated memory of a kept message in addition to its bytes. */
+const MESSAGE_OVERHEAD_BYTES = 128;
+
+/** Maximum number of settings that a server may report. PostgreSQL reports about 15. */
+const MAX_PARAMETERS = 256;
+
+/** Maximum rounds of the password hash, computed in about half a second. PostgreSQL's default is 4096. */
+const MAX_SCRAM_ITERATIONS = 1_000_000;
+
+const type = (letter: string) => letter.charCodeAt(0);
+
+const COPY_DATA = type("d");
+const DATA_ROW = type("D");
+const READY = type("Z");
+
+/** Maximum length of each message that a server may send, by its type. All others are refused. */
+const MAX_LENGTHS = new Map([
+  // The server's own limit for a value.
+  [COPY_DATA, 1024 * MIB],
+  [DATA_ROW, 64 * MIB],
+  [READY, 5],
+  [type("1"), 4],
+  [type("2"), 4],
+  [type("A"), 64 * KIB],
+  [type("C"), KIB],
+  [type("E"), 8 * MIB],
+  [type("G"), 16 * KIB],
+  [type("H"), 16 * KIB],
+  [type("I"), 4],
+  [type("K"), 264],
+  [type("N"), 8 * MIB],
+  [type("R"), 16 * KIB],
+  [type("S"), MIB],
+  [type("T"), MIB],
+  [type("c"), 4],
+  [type("n"), 4],
+  [type("t"), 256 * KIB],
+]);
+
+/** Messages that the guard reads whole. The driver loops without end, or throws outside a promise, where they are malformed. */
+const INSPECTED = new Set([..."ARST"].map(type));
+
+/** Messages that come before the first statement. */
+const STARTUP = new Set([..."EKNRSZ"].map(type));
+
+/** Messages that the driver keeps nothing of. */
+const NOT_KEPT = new Set([..."ANSc"].map(type));
+
+/** How far a SCRAM exchange is. */
+type ScramState = "none" | "begun" | "challenged" | "finished";
+
+/** Checks the messages of one server on one connection. */
+export class ServerGuard {
+  readonly #config: DatabaseConfig;
+  readonly #onReady: () => void;
+  #isReady = false;
+  #isAuthenticated = false;
+  #scram: ScramState = "none";
+  #bytes = 0;
+  #hasColumns = false;
+  readonly #parameters = new Set<string>();
+  /** The COPY that has been sent to the server, and what it may answer. */
+  #copy: "none" | "in" | "out" | "sending" = "none";
+  /** Bytes of the current message that are still to come. */
+  #missing = 0;
+  /** The part of a header, or of an inspected message, that the end of a chunk has cut. */
+  #cut: Buffer[] = [];
+  #cutBytes = 0;
+  #inspected = 0;
+
+  constructor(config: DatabaseConfig, onReady: () => void) {
+    this.#config = config;
+    this.#onReady = onReady;
+  }
+
+  /** Allows the server to answer the next statement with COPY. Without it a COPY is refused. */
+  expectCopy(direction: "in" | "out"): void {
+    this.#copy = direction;
+  }
+
+  /**
+   * Checks the next bytes of the server.
+   *
+   * @throws {ServiceError} `connection_failed` or `connection_lost` when they
+   * break the protocol or its limits, `authentication_failed` when the server
+   * asks for an authentication that is not allowed.
+   */
+  check(chunk: Buffer): void {
+    let at = 0;
+    while (at < chunk.length) {
+      if (this.#missing === 0) {
+        const rest = chunk.length - at;
+        if (this.#cutBytes + rest < HEADER_BYTES) {
+          this.#keep(chunk.subarray(at));
+          return;
+        }
+        let header = chunk;
+        let start = at;
+        if (this.#cutBytes > 0) {
+          const needed = HEADER_BYTES - this.#cutBytes;
+          this.#keep(chunk.subarray(at, at + needed));
+          header = this.#takeCut();
+          start = 0;
+          at += needed;
+        } else at += HEADER_BYTES;
+        const kind = header[start]!;
+        const length = header.readUInt32BE(start + 1);
+        this.#begin(kind, length);
+        this.#missing = length - 4;
+        this.#inspected = INSPECTED.has(kind) ? kind : 0;
+        if (this.#missing === 0 && this.#inspected) {
+          this.#inspect(this.#inspected, Buffer.alloc(0), at < chunk.length);
+        }
+        continue;
+      }
+      const end = Math.min(at + this.#missing, chunk.length);
+      this.#missing -= end - at;
+      if (this.#inspected) {
+        if (this.#missing > 0 || this.#cutBytes > 0) {
+          this.#keep(chunk.subarray(at, end));
+        }
+        if (this.#missing === 0) {
+          const body = this.#cutBytes > 0
+            ? this.#takeCut()
+            : chunk.subarray(at, end);
+          this.#inspect(this.#inspected, body, end < chunk.length);
+        }
+      }
+      at = end;
+    }
+  }
+
+  /** Copies the bytes: the chunk's memory belongs to whoever reads it next. */
+  #keep(bytes: Buffer): void {
+    this.#cut.push(Buffer.from(bytes));
+    this.#cutBytes += bytes.length;
+  }
+
+  #takeCut(): Buffer {
+    const bytes = Buffer.concat(this.#cut);
+    this.#cut = [];
+    this.#cutBytes = 0;
+    return bytes;
+  }
+
+  /** Checks a message by its type and length, which count all its bytes but the type. */
+  #begin(kind: number, length: number): void {
+    if (kind === COPY_DATA && this.#copy === "sending") {
+      // The path of every row that is copied.
+      if (length < 4 || length > MAX_LENGTHS.get(COPY_DATA)!) {
+        throw this.#violation(`a COPY message of ${length} bytes`);
+      }
+      return;
+    }
+    const name = kind > 0x20 && kind < 0x7f
+      ? `"${String.fromCharCode(kind)}"`
+      : `0x${kind.toString(16).padStart(2, "0")}`;
+    const maximum = MAX_LENGTHS.get(kind);
+    if (maximum === undefined || !this.#isReady && !STARTUP.has(kind)) {
+      throw this.#violation(
+        this.#isReady
+          ? `an unexpected message of type ${name}`
+          : `a message of type ${name} where PostgreSQL begins a session`,
+      );
+    }
+    if (length < 4 || length > maximum) {
+      throw this.#violation(`a message of type ${name} and ${length} bytes`);
+    }
+    if (!this.#isReady) {
+      this.#bytes += length + 1;
+      if (this.#bytes > MAX_STARTUP_BYTES) {
+        throw this.#violation(
+          `more than ${MAX_STARTUP_BYTES} bytes before the session began`,
+        );
+      }
+    } else if (!NOT_KEPT.has(kind)) {
+      this.#bytes += length + MESSAGE_OVERHEAD_BYTES;
+      if (this.#bytes > MAX_ANSWER_BYTES) {
+        throw this.#violation(
+          `an answer that takes more than ${MAX_ANSWER_BYTES / MIB} MiB`,
+        );
+      }
+    }
+    switch (kind) {
+      case READY:
+        if (length !== 5) throw this.#violation("a malformed ReadyForQuery");
+        if (!this.#isAuthenticated) {
+          throw this.#violation("ReadyForQuery without authentication");
+        }
+        if (!this.#isReady) this.#onReady();
+        this.#isReady = true;
+        this.#bytes = 0;
+        this.#hasColumns = false;
+        if (this.#copy === "sending") this.#copy = "none";
+        return;
+      case DATA_ROW:
+        if (!this.#hasColumns) {
+          throw this.#violation("a row without a description of its columns");
+        }
+        return;
+      case type("G"):
+        if (this.#copy !== "in") {
+          throw this.#violation("a COPY that nobody asked for");
+        }
+        this.#copy = "none";
+        return;
+      case type("H"):
+        if (this.#copy !== "out") {
+          throw this.#violation("a COPY that nobody asked for");
+        }
+        this.#copy = "sending";
+        return;
+      case COPY_DATA:
+      case type("c"):
+        if (this.#copy !== "sending") {
+          throw this.#violation("COPY data that nobody asked for");
+        }
+        return;
+    }
+  }
+
+  /** Checks the body of a message. `hasMore` says that the server did not wait for an answer. */
+  #inspect(kind: number, body: Buffer, hasMore: boolean): void {
+    switch (kind) {
+      case type("R"):
+        return this.#inspectAuthentication(body, hasMore);
+      case type("S"): {
+        this.#parameters.add(
+          body.subarray(0, Math.min(body.indexOf(0) + 1, 64)).toString(
+            "latin1",
+          ),
+        );
+        if (this.#parameters.size > MAX_PARAMETERS) {
+          throw this.#violation(`more than ${MAX_PARAMETERS} settings`);
+        }
+        return;
+      }
+      case type("A"):
+        // The process id, the channel and the payload. The driver looks for the end of the channel.
+        if (body.length < 6 || body.indexOf(0, 4) < 0) {
+          throw this.#violation("a malformed notification");
+        }
+        return;
+      case type("T"):
+        return this.#inspectColumns(body);
+    }
+  }
+
+  /** The driver looks for the end of each name, beyond the end of the message as well. */
+  #inspectColumns(body: Buffer): void {
+    const count = body.length < 2 ? -1 : body.readUInt16BE(0);
+    let at = 2;
+    for (let column = 0; column < count; column++) {
+      const end = body.indexOf(0, at);
+      at = end < 0 ? Infinity : end + 1 + 18;
+      if (at > body.length) break;
+    }
+    if (count < 0 || at !== body.length) {
+      throw this.#violation("a malformed description of columns");
+    }
+    this.#hasColumns = true;
+  }
+
+  #inspectAuthentication(body: Buffer, hasMore: boolean): void {
+    if (this.#isAuthenticated) {
+      throw this.#violation("an authentication request after the login");
+    }
+    if (body.length < 4) {
+      throw this.#violation("a malformed authentication request");
+    }
+    const request = body.readUInt32BE(0);
+    const isAnswered = [3, 5, 10, 11].includes(request);
+    if (isAnswered && hasMore) {
+      throw this.#violation("more after an authentication request");
+    }
+    switch (request) {
+      case 0:
+        if (this.#scram === "none") {
+          // Without a password the server knows nobody; after one it was allowed by its request.
+          if (!this.#hasSentPassword) this.#allow("none");
+        } else if (this.#scram !== "finished") {
+          throw this.#refusal(
+            "the server ended SCRAM authentication without its signature, so it may not know the password",
+            "Check that host and port lead to your server. A genuine server always sends its signature.",
+          );
+        }
+        this.#isAuthenticated = true;
+        return;
+      case 3:
+        this.#allow("password");
+        this.#hasSentPassword = true;
+        return;
+      case 5:
+        if (body.length !== 8) {
+          throw this.#violation("a malformed authentication request");
+        }
+        this.#allow("md5");
+        this.#hasSentPassword = true;
+        return;
+      case 10: {
+        const mechanisms = body.toString("latin1", 4).split("\0");
+        if (!mechanisms.includes("SCRAM-SHA-256")) {
+          throw this.#unsupported(
+            `SASL with ${mechanisms.filter(Boolean).join(", ")}`,
+          );
+        }
+        this.#allow("scram-sha-256");
+        this.#expectScram("none");
+        this.#scram = "begun";
+        return;
+      }
+      case 11:
+        this.#expectScram("begun");
+        this.#inspectChallenge(body.toString("latin1", 4));
+        this.#scram = "challenged";
+        return;
+      case 12:
+        // The driver compares the signature and closes the connection where it is wrong.
+        this.#expectScram("challenged");
+        this.#scram = "finished";
+        return;
+      case 7:
+      case 8:
+        throw this.#unsupported("GSSAPI (Kerberos)");
+      case 9:
+        throw this.#unsupported("SSPI (Windows)");
+      default:
+        throw this.#unsupported(`method ${request}`);
+    }
+  }
+
+  #hasSentPassword = false;
+
+  #expectScram(state: ScramState): void {
+    if (this.#scram !== state || this.#hasSentPassword) {
+      throw this.#violation("an authentication request out of order");
+    }
+  }
+
+  /** The driver computes with whatever it finds, for as long as it takes. Of two values it takes the last. */
+  #inspectChallenge(challenge: string): void {
+    const [, salt, iterations] =
+      /^r=[\x21-\x2b\x2d-\x7e]+,s=([A-Za-z0-9+/]+={0,2}),i=([1-9]\d*)$/
+        .exec(challenge) ?? [];
+    if (salt === undefined) {
+      throw this.#violation("a malformed SCRAM challenge");
+    }
+    if (Number(iterations) > MAX_SCRAM_ITERATIONS) {
+      throw this.#refusal(
+        `the server asks for ${iterations} SCRAM iterations, and the maximum is ${MAX_SCRAM_ITERATIONS}`,
+        "Lower scram_iterations on the server and set the role's password again.",
+      );
+    }
+  }
+
+  /** @throws {ServiceError} unless the method is allowed. */
+  #allow(method: AuthMethod): void {
+    const { requireAuth, label } = this.#config;
+    if (requireAuth.has(method)) return;
+    const variable = `${label.toUpperCase()}_DB_REQUIRE_AUTH`;
+    const allowed = [...requireAuth].join(",");
+    const [what, remedy] = {
+      password: [
+        "the server asks for the password in clear text",
+        `Set ${label.toUpperCase()}_DB_SSLMODE=verify-full, or use scram-sha-256 on the server. To send the password all the same, set ${variable}=${allowed},password.`,
+      ],
+      md5: [
+        "the server asks for an MD5 hash of the password",
+        `Store the password with scram-sha-256 on the server, or set ${variable}=${allowed},md5.`,
+      ],
+      "scram-sha-256": [
+        "the server asks for SCRAM authentication",
+        `Add scram-sha-256 to ${variable}.`,
+      ],
+      none: [
+        "the server asks for no authentication",
+        `Require scram-sha-256 in the server's pg_hba.conf, or add none to ${variable}.`,
+      ],
+    }[method] as [string, string];
+    throw this.#refusal(`${what}, and ${variable} allows ${allowed}`, remedy);
+  }
+
+  #unsupported(what: string): ServiceError {
+    return this.#refusal(
+      `the server asks for authentication by ${what}, which is not supported`,
+      "Let the role log in with scram-sha-256 in the server's pg_hba.conf.",
+    );
+  }
+
+  #refusal(reason: string, remedy: string): ServiceError {
+    return new ServiceError(
+      "authentication_failed",
+      `Cannot log in to ${address(this.#config)}: ${reason}`,
+      { remedy },
+    );
+  }
+
+  #violation(what: string): ServiceError {
+    const where = address(this.#config);
+    return this.#isReady
+      ? new ServiceError(
+        "connection_lost",
+        `Lost the connection to ${where}: the server sent ${what}`,
+        { remedy: NOT_POSTGRES },
+      )
+      : new ServiceError(
+        "connection_failed",
+        `Cannot connect to ${where}: the server sent ${what}`,
+        { remedy: NOT_POSTGRES },
+      );
+  }
+}
+
+/** Remedy where a server does not keep to PostgreSQL's protocol. */
+export const NOT_POSTGRES =
+  "Check that host and port (*_DB_HOST, *_DB_PORT) lead to a PostgreSQL server and not to another service.";
+
+/**
+ * Puts the guard before everything that reads from the socket, the driver's
+ * listener included. A violation closes the socket with its error.
+ *
+ * Relies on two facts about streams: all data reach their listeners through
+ * `emit`, and an error that is given to `destroy` is emitted as `error`.
+ */
+export function guardSocket(socket: net.Socket, guard: ServerGuard): void {
+  const emit = socket.emit;
+  socket.emit = function (event: string | symbol, ...values: unknown[]) {
+    if (event !== "data") {
+      return Reflect.apply(emit, socket, [event, ...values]);
+    }
+    // What is left of a chunk after a violation.
+    if (socket.destroyed) return false;
+    try {
+      guard.check(values[0] as Buffer);
+      return Reflect.apply(emit, socket, [event, ...values]);
+    } catch (error) {
+      socket.destroy(error as Error);
+      return true;
+    }
+  } as typeof emit;
+}
