@@ -74,6 +74,7 @@ export class Lines {
   readonly #timeoutSeconds: number;
   readonly #open = new Set<Line>();
   #fruitless = 0;
+  #isDestroyed = false;
 
   constructor(config: DatabaseConfig, timeoutSeconds: number) {
     this.#config = config;
@@ -87,6 +88,12 @@ export class Lines {
    * connection before it is ready. So the fourth time in a row fails.
    */
   dial = async (): Promise<net.Socket> => {
+    // The driver dials in a later turn, when nobody may want the line any more.
+    if (this.#isDestroyed) {
+      throw Object.assign(new Error("the client is closed"), {
+        code: "CONNECTION_DESTROYED",
+      });
+    }
     if (this.#fruitless >= 3) {
       this.#fruitless = 0;
       throw Object.assign(
@@ -107,6 +114,7 @@ export class Lines {
 
   /** Closes all lines at once. */
   destroy(): void {
+    this.#isDestroyed = true;
     for (const line of this.#open) line.destroy();
   }
 }

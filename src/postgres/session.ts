@@ -103,6 +103,8 @@ export class Session implements AsyncDisposable, Disposable {
     this.config = config;
     this.#options = options;
     this.#client = connect(config, { ...options, max: 1 }, async () => {
+      // The driver dials in a later turn, when the session may be over.
+      if (this.#failure) throw this.#failure;
       if (this.#line) {
         throw Object.assign(new Error("the server closed the connection"), {
           code: "ECONNRESET",
