@@ -6,6 +6,7 @@
  * @module
  */
 import { ServiceError } from "../errors.ts";
+import { parseCrontab } from "./crontab.ts";
 
 /** How one variable is read. `parse` throws a plain `Error` that says what is allowed. */
 export interface Variable<T = unknown> {
@@ -229,89 +230,12 @@ const identifier = (fallback: string, description: string) =>
         : undefined,
   );
 
-/** Hours, days and so on: what the fields of a cron expression may hold. */
-const CRON_FIELDS = [
-  { minimum: 0, maximum: 59, names: [] },
-  { minimum: 0, maximum: 23, names: [] },
-  { minimum: 1, maximum: 31, names: [] },
-  {
-    minimum: 1,
-    maximum: 12,
-    names: "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split(" "),
-  },
-  { minimum: 0, maximum: 7, names: "SUN MON TUE WED THU FRI SAT".split(" ") },
-] as const;
-
-/**
- * A crontab expression as `Deno.cron` takes it, or `undefined` when it is none.
- *
- * `Deno.cron` counts the days of the week from 1 for Sunday, crontab from 0;
- * so lists, ranges and steps are written out, and days by their names.
- */
-export function cronExpression(text: string): string | undefined {
-  const fields = text.trim().split(/\s+/);
-  if (fields.length !== CRON_FIELDS.length) return undefined;
-  const written = fields.map((field, index) => cronField(field, index));
-  if (!written.every((field) => field !== undefined)) return undefined;
-  const [, , days, months, weekdays] = written;
-  return weekdays !== "*" || dayExists(days!, months!)
-    ? written.join(" ")
-    : undefined;
-}
-
-function cronField(field: string, index: number): string | undefined {
-  const { minimum, maximum, names } = CRON_FIELDS[index]!;
-  if (field === "*") return field;
-  const isWeekday = index === 4;
-  const valueOf = (word: string) => {
-    const position = (names as readonly string[]).indexOf(word.toUpperCase());
-    return position >= 0
-      ? position + minimum
-      : /^\d{1,2}$/.test(word)
-      ? Number(word)
-      : NaN;
-  };
-  const values = new Set<number>();
-  for (const part of field.split(",")) {
-    const [, first, last, step] =
-      /^(\*|\w+)(?:-(\w+))?(?:\/(\d{1,2}))?$/.exec(part) ?? [];
-    if (first === undefined || (first === "*" && last)) return undefined;
-    const from = first === "*" ? minimum : valueOf(first);
-    const to = first === "*"
-      ? (isWeekday ? 6 : maximum)
-      : last !== undefined
-      ? valueOf(last)
-      : step !== undefined
-      ? maximum
-      : from;
-    const by = Number(step ?? 1);
-    // Negated, because a comparison with NaN is false.
-    if (!(from >= minimum && from <= to && to <= maximum && by > 0)) {
-      return undefined;
-    }
-    for (let value = from; value <= to; value += by) {
-      values.add(isWeekday ? value % 7 : value);
-    }
-  }
-  return [...values].sort((a, b) => a - b)
-    .map((value) => isWeekday ? names[value]! : value).join(",");
-}
-
-/** Whether one of the days is ever in one of the months. */
-function dayExists(days: string, months: string): boolean {
-  if (days === "*" || months === "*") return true;
-  const first = Number(days.split(",")[0]);
-  return months.split(",").some((month) =>
-    first <= new Date(Date.UTC(2024, Number(month), 0)).getUTCDate()
-  );
-}
-
 const cron = (description: string) =>
   optional(variable(
     "",
     "a crontab expression of five fields such as */15 * * * * or 0 6 * * MON-FRI",
     description,
-    cronExpression,
+    parseCrontab,
   ));
 
 const SSL_MODES = ["disable", "prefer", "require", "verify-full"] as const;
@@ -537,7 +461,7 @@ export interface Config {
   readonly port: number;
   readonly apiToken: string | undefined;
   readonly allowUnauthenticated: boolean;
-  /** As `Deno.cron` takes it, see {@linkcode cronExpression}. */
+  /** A crontab expression in UTC. */
   readonly loadSchedule: string | undefined;
   readonly listenChannel: string | undefined;
   readonly shutdownGraceSeconds: number;

@@ -7,7 +7,7 @@ import { hasSession } from "./access.ts";
 import { guarded, jsonOrPage } from "./answers.ts";
 import type { HttpContext } from "./context.ts";
 import { answerPage, wantsPage } from "./frame.tsx";
-import { nextTick } from "./next_tick.ts";
+import { nextTick } from "../config/crontab.ts";
 import { type Overview, OverviewPage } from "./overview_page.tsx";
 import * as schemas from "./schemas.ts";
 

@@ -5,6 +5,7 @@
  */
 import type { Logger } from "@logtape/logtape";
 import { delay } from "@std/async/delay";
+import { isTick } from "../config/crontab.ts";
 import type { Config } from "../config/config.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { Session } from "../postgres/session.ts";
@@ -34,7 +35,12 @@ export function defaultOptions(config: Config): RunOptions {
   };
 }
 
-/** Loads at every tick of LOAD_SCHEDULE until the signal; does nothing where there is none. */
+/**
+ * Loads at every tick of LOAD_SCHEDULE until the signal; does nothing where there is none.
+ *
+ * `Deno.cron` wakes the process each minute. Its own expressions count days of
+ * the week from another number than crontab, and cannot ask for both days.
+ */
 export function startSchedule(
   context: TriggerContext,
   signal: AbortSignal,
@@ -44,13 +50,23 @@ export function startSchedule(
   // Retries would load at times that nobody planned; the next tick comes anyway.
   void Deno.cron(
     "load",
-    loadSchedule,
+    "* * * * *",
     { signal, backoffSchedule: [] },
-    () => runTick(context, new Date()),
+    () => runMinute(context, loadSchedule, new Date()),
   );
   context.log.info("Loads are scheduled: {schedule} (UTC)", {
     schedule: loadSchedule,
   });
+}
+
+/** Loads if the schedule has a tick at the minute that `now` is in. Never throws. */
+export async function runMinute(
+  context: TriggerContext,
+  schedule: string,
+  now: Date,
+): Promise<void> {
+  const minute = new Date(Math.floor(now.getTime() / 60_000) * 60_000);
+  if (isTick(schedule, minute)) await runTick(context, minute);
 }
 
 /** Handles the tick of the minute that `now` is in. Never throws. */

@@ -1,7 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { cronExpression } from "../../src/config/config.ts";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
-import { runTick } from "../../src/service/schedule.ts";
+import { runMinute, runTick } from "../../src/service/schedule.ts";
 import { createDatabases, serviceOf } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
@@ -50,16 +49,20 @@ Deno.test("two replicas with one schedule run one load a tick, and a tick during
   for (const { dispatcher } of replicas) await dispatcher.drain(5);
 });
 
-Deno.test("cronExpression() numbers days as crontab does and refuses what is none", () => {
-  assertEquals(cronExpression("0 6 * * 1-5"), "0 6 * * MON,TUE,WED,THU,FRI");
-  for (const sunday of ["0", "7"]) {
-    assertEquals(cronExpression(`0 0 * * ${sunday}`), "0 0 * * SUN");
+Deno.test("runMinute() loads at a tick of the schedule and at no other minute", async () => {
+  await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
+  await using service = serviceOf(db);
+  const dispatcher = new Dispatcher(service, {});
+  const context = { config: service.config, log: service.log, dispatcher };
+  for (const time of ["05:59:59", "06:00:59", "06:01:00"]) {
+    await runMinute(context, "0 6 * * *", new Date(`2126-01-01T${time}Z`));
   }
-  for (
-    const wrong of ["61 * * * *", "* * * *", "x", "* * * * * *", "0 0 31 2 *"]
-  ) {
-    assertEquals(cronExpression(wrong), undefined, wrong);
-  }
+  await dispatcher.drain(30);
+  const rows = await db.warehouse
+    .unsafe(
+      "select tick::text as tick from marketing_data_service.run order by seq",
+    );
+  assertEquals(rows.map((row) => row.tick), ["2126-01-01 06:00:00+00"]);
 });
 
 Deno.test("a wrong LOAD_SCHEDULE is a configuration error at the start", async () => {

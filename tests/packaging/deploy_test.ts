@@ -1,14 +1,11 @@
+import { parseCrontab } from "../../src/config/crontab.ts";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { Deployment } from "kubernetes-models/apps/v1/Deployment";
 import { CronJob } from "kubernetes-models/batch/v1/CronJob";
 import { ConfigMap } from "kubernetes-models/v1/ConfigMap";
 import { Service } from "kubernetes-models/v1/Service";
 import { parse, parseAllDocuments } from "yaml";
-import {
-  cronExpression,
-  parseConfig,
-  VARIABLES,
-} from "../../src/config/config.ts";
+import { parseConfig, VARIABLES } from "../../src/config/config.ts";
 import { createDatabases } from "../support/databases.ts";
 import { startServer } from "../support/server.ts";
 
@@ -102,7 +99,7 @@ Deno.test("the crontab line runs as it stands", async () => {
   const line = read("cron/marketing-data-service").split("\n")
     .find((line) => /^[*\d]/.test(line))!;
   const words = line.split(" ");
-  assert(cronExpression(words.slice(0, 5).join(" ")));
+  assert(parseCrontab(words.slice(0, 5).join(" ")));
   await using db = await createDatabases({ rows: { deals: 2, leads: 3 } });
   const folder = await Deno.makeTempDir();
   try {
