@@ -3,12 +3,12 @@
  *
  * Usage: `deno task compile [--target TRIPLE] [--output FILE] [--write PATHS]`,
  * `deno task compile:all`. The permissions are baked in: those of the task
- * `cli`, with the variables taken from `src/config/config.ts`.
+ * `cli`, with the variables taken from `src/config/variables.ts`.
  *
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { VARIABLES } from "../src/config/config.ts";
+import { VARIABLES } from "../src/config/variables.ts";
 
 /** The platforms of `compile:all`. */
 export const TARGETS = [

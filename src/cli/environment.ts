@@ -6,7 +6,8 @@
  *
  * @module
  */
-import { type Environment, VARIABLES } from "../config/config.ts";
+import type { Environment } from "../config/config.ts";
+import { VARIABLES } from "../config/variables.ts";
 import { ServiceError } from "../errors.ts";
 
 /** The maximum number of bytes of a file that holds a secret, a certificate or variables. */

@@ -5,12 +5,9 @@
  * @module
  */
 import { ERRORS } from "../errors.ts";
-import {
-  type Config,
-  type DatabaseConfig,
-  type Variable,
-  VARIABLES,
-} from "./config.ts";
+import type { Config, DatabaseConfig } from "./config.ts";
+import type { Variable } from "./parsers.ts";
+import { VARIABLES } from "./variables.ts";
 
 /** Replaces every secret in a text. */
 export type Mask = (text: string) => string;

@@ -10,7 +10,8 @@
  */
 import { Buffer } from "node:buffer";
 import type net from "node:net";
-import type { AuthMethod, DatabaseConfig } from "../config/config.ts";
+import type { DatabaseConfig } from "../config/config.ts";
+import type { AuthMethod } from "../config/parsers.ts";
 import { ServiceError } from "../errors.ts";
 import { address } from "./errors.ts";
 

@@ -4,12 +4,9 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import {
-  effectiveVariables,
-  parseConfig,
-  type Variable,
-  VARIABLES,
-} from "../../src/config/config.ts";
+import { effectiveVariables, parseConfig } from "../../src/config/config.ts";
+import type { Variable } from "../../src/config/parsers.ts";
+import { VARIABLES } from "../../src/config/variables.ts";
 import { ServiceError } from "../../src/errors.ts";
 import {
   maskOf,

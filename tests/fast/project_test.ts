@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { VARIABLES } from "../../src/config/config.ts";
+import { VARIABLES } from "../../src/config/variables.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
@@ -32,6 +32,8 @@ Deno.test("the import rules hold", async () => {
     "croner",
     "src/config/config.ts",
     "src/config/crontab.ts",
+    "src/config/parsers.ts",
+    "src/config/variables.ts",
     "src/errors.ts",
     "src/format.ts",
     "src/tables/declaration.ts",

@@ -5,7 +5,8 @@ import { CronJob } from "kubernetes-models/batch/v1/CronJob";
 import { ConfigMap } from "kubernetes-models/v1/ConfigMap";
 import { Service } from "kubernetes-models/v1/Service";
 import { parse, parseAllDocuments } from "yaml";
-import { parseConfig, VARIABLES } from "../../src/config/config.ts";
+import { parseConfig } from "../../src/config/config.ts";
+import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
 import { startServer } from "../support/server.ts";
 

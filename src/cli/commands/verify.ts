@@ -1,6 +1,6 @@
 /** `verify`: compares source and target now. */
 import { compareTables } from "../../sync/compare_tables.ts";
-import { VARIABLES } from "../../config/config.ts";
+import { VARIABLES } from "../../config/variables.ts";
 import { compareWithMara } from "../../mara/comparison.ts";
 import { type Command, usage } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
