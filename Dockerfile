@@ -17,8 +17,7 @@ RUN --mount=type=cache,target=/deno-dir,sharing=locked \
 FROM denoland/deno:debian-${DENO_VERSION} AS sample
 WORKDIR /app
 COPY deno.json deno.lock ./
-COPY src/errors.ts src/format.ts src/std.d.ts src/
-COPY src/config src/config
+COPY src src
 COPY demo/fill.ts demo/sample_data.ts demo/
 RUN deno cache --frozen demo/fill.ts
 USER deno

@@ -74,7 +74,7 @@ async function runTests(
       "--lock=dev.lock",
       // Less will not do: what a crash leaves behind is looked up in /proc.
       "--allow-all",
-      ...(words.length > 0 ? words : ["tests/"]),
+      ...(words.length > 0 ? words : ["src/", "tests/"]),
     ],
     env: {
       TEST_DATABASE_URL: url,

@@ -3,11 +3,11 @@ import { VARIABLES } from "../../src/config/variables.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** Paths of the project's modules, relative to its root. */
+/** Returns the paths of a folder's modules without tests, relative to the root. */
 async function* modules(folder: string): AsyncGenerator<string> {
   for await (const entry of Deno.readDir(new URL(folder, ROOT))) {
     if (entry.isDirectory) yield* modules(`${folder}${entry.name}/`);
-    else if (/\.tsx?$/.test(entry.name) && !entry.name.endsWith(".d.ts")) {
+    else if (/(?<!_test|\.d)\.tsx?$/.test(entry.name)) {
       yield `${folder}${entry.name}`;
     }
   }
@@ -67,8 +67,15 @@ Deno.test("the import rules hold", async () => {
       if (path === "src/cli/environment.ts") continue;
       assert(!text.includes(forbidden), `${path} uses ${forbidden}`);
     }
+    const { imports: production } = JSON.parse(
+      await Deno.readTextFile(new URL("deno.json", ROOT)),
+    );
     for (const i of imports) {
-      assert(!/^(demo|tests|bench)\//.test(i), `${path} imports ${i}`);
+      assert(
+        /^(src|main|cli|node:)/.test(i) || i in production ||
+          i.startsWith("hono/"),
+        `${path} imports ${i}`,
+      );
     }
   }
 });

@@ -9,12 +9,14 @@ import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
+/** End of the names of unit tests, which stand beside the modules that they test. */
+const UNIT_TEST = "_test.ts";
 const read = (name: string) => Deno.readTextFileSync(`${ROOT}${name}`);
 
-/** Paths that `.dockerignore` lets through: its lines are `*`, and names after `!`. */
+/** Returns the paths that `.dockerignore` includes: `*`, then names after `!`, then unit tests. */
 function readContext(): string[] {
   const [everything, ...exceptions] = read(".dockerignore").trim().split("\n");
-  assertEquals(everything, "*");
+  assertEquals([everything, exceptions.pop()], ["*", `**/*${UNIT_TEST}`]);
   return exceptions.map((line) => {
     assert(/^![\w./-]+$/.test(line), `not a plain exception: ${line}`);
     return line.slice(1);
@@ -74,6 +76,14 @@ async function build(name: string, context: string, folder: string) {
   }
 }
 
+async function removeUnitTests(folder: string): Promise<void> {
+  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+    const path = `${folder}/${name}`;
+    if (isDirectory) await removeUnitTests(path);
+    else if (name.endsWith(UNIT_TEST)) await Deno.remove(path);
+  }
+}
+
 /** Hands over a folder with what the build is given, and an empty one to build in. */
 async function withContext(
   work: (context: string, folder: string) => Promise<void>,
@@ -87,6 +97,7 @@ async function withContext(
         args: ["-R", `${ROOT}${path}`, `${folder}/context/${path}`],
       }).output();
     }
+    await removeUnitTests(`${folder}/context`);
     await Deno.mkdir(`${folder}/app`);
     await work(`${folder}/context`, `${folder}/app`);
   } finally {

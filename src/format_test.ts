@@ -1,7 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { printable, printableJson } from "../../src/format.ts";
-import { printableLine } from "../../src/cli/terminal_table.ts";
+import {
+  formatBytes,
+  formatCount,
+  formatDistance,
+  formatSeconds,
+  printable,
+  printableJson,
+} from "./format.ts";
 
 /** Characters that a terminal acts on or that hide in a line. */
 const HARMFUL = [
@@ -47,9 +53,36 @@ Deno.test("printableJson() changes no data", () => {
   }));
 });
 
-Deno.test("printableLine() keeps our own colors and aligned columns only", () => {
+Deno.test("formatCount(), formatSeconds(), formatBytes() and formatDistance() print readable values", () => {
   assertEquals(
-    printableLine("\x1b[31m✗\x1b[0m  a   b \x1b[5mc\x1b]0;title\x07"),
-    "\x1b[31m✗\x1b[0m  a   b \\u{1b}[5mc\\u{1b}]0;title\\u{7}",
+    [0, 999, 1000, 1234567].map(formatCount),
+    ["0", "999", "1,000", "1,234,567"],
+  );
+  assertEquals(
+    [0, 0.0002, 0.0042, 0.0995, 9.994, 59.94, 59.96, 200, 7500].map(
+      formatSeconds,
+    ),
+    [
+      "0 ms",
+      "<1 ms",
+      "4 ms",
+      "0.10 s",
+      "9.99 s",
+      "59.9 s",
+      "1 min 0 s",
+      "3 min 20 s",
+      "2 h 5 min",
+    ],
+  );
+  assertEquals(
+    [0, 903, 999.6, 197_000, 1_250_000, 9.99e14].map(formatBytes),
+    ["0 B", "903 B", "1.0 kB", "197 kB", "1.3 MB", "999 TB"],
+  );
+  const now = new Date("2026-01-02T00:00:00Z");
+  assertEquals(
+    [0, -3, -59, -3600, -86400 * 2, 7200].map((seconds) =>
+      formatDistance(new Date(now.getTime() + seconds * 1000), now)
+    ),
+    ["just now", "just now", "59 s ago", "1 h ago", "2 days ago", "in 2 h"],
   );
 });

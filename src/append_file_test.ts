@@ -10,8 +10,8 @@ import {
   isSameFile,
   type TornLine,
   withFile,
-} from "../../src/append_file.ts";
-import { ServiceError } from "../../src/errors.ts";
+} from "./append_file.ts";
+import { ServiceError } from "./errors.ts";
 
 const EVENT_FILE = { label: "event file", variable: "EVENT_FILE" };
 /** Any user but the one who runs the tests. */

@@ -1,9 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import {
-  cloudEvent,
-  retryAfterOf,
-  webhookPublisher,
-} from "../../src/delivery/webhook.ts";
+import { cloudEvent, retryAfterOf, webhookPublisher } from "./webhook.ts";
 
 Deno.test("cloudEvent() carries the stored text unchanged, numbers that JavaScript would round included", () => {
   const payload =

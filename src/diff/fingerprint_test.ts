@@ -10,7 +10,7 @@ import {
   modeFor,
   parseBuckets,
   wholeOf,
-} from "../../src/diff/fingerprint.ts";
+} from "./fingerprint.ts";
 
 const buckets = (entries: Record<number, [number, string]>): Buckets =>
   new Map(

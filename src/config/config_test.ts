@@ -4,16 +4,11 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { effectiveVariables, parseConfig } from "../../src/config/config.ts";
-import type { Variable } from "../../src/config/parsers.ts";
-import { VARIABLES } from "../../src/config/variables.ts";
-import { ServiceError } from "../../src/errors.ts";
-import {
-  maskOf,
-  maskOfConfig,
-  maskStrings,
-  secretsOf,
-} from "../../src/config/secrets.ts";
+import { effectiveVariables, parseConfig } from "./config.ts";
+import type { Variable } from "./parsers.ts";
+import { maskOf, maskOfConfig, maskStrings, secretsOf } from "./secrets.ts";
+import { VARIABLES } from "./variables.ts";
+import { ServiceError } from "../errors.ts";
 
 const noFile = (path: string): string => {
   throw new Error(`no file ${path}`);

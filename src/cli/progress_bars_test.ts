@@ -1,0 +1,26 @@
+import { assertMatch } from "@std/assert";
+import { barLine } from "./progress_bars.ts";
+
+Deno.test("barLine() shows rows, rate and remaining time where they are known", () => {
+  const progress = {
+    table: "closed_deal",
+    phase: "copy",
+    rows: 250_000,
+    bytes: 1,
+    totalRows: 1_000_000,
+  } as const;
+  assertMatch(
+    barLine(progress, 2, 120),
+    /^closed_deal +█{8}░{22} copy +250,000 \/ 1,000,000 rows 125,000\/s 6 s left$/,
+  );
+  // Without a total, or in the first moments, the remaining time is unknown.
+  assertMatch(barLine(progress, 0.1, 120), /rows$/);
+  assertMatch(
+    barLine({ ...progress, totalRows: null }, 2, 120),
+    /250,000 rows 125,000\/s$/,
+  );
+  assertMatch(
+    barLine({ ...progress, phase: "verify" }, 2, 120),
+    /█{30} verify/,
+  );
+});

@@ -1,0 +1,70 @@
+import { assert, assertEquals } from "@std/assert";
+import fc from "fast-check";
+import { barLine } from "./progress_bars.ts";
+import { printableLine, tableLines } from "./terminal_table.ts";
+
+const COLUMNS = [
+  { name: "Run" },
+  { name: "Status" },
+  { name: "What it did", isFlexible: true },
+  { name: "Took", isNumber: true },
+];
+
+Deno.test("tableLines() aligns its columns and paints only where the terminal has colors", () => {
+  const rows = [
+    ["a", { text: "succeeded", tone: "good" as const }, "nothing", "5 ms"],
+    ["bcd", { text: "failed", tone: "bad" as const }, "", "1.25 s"],
+  ];
+  assertEquals(tableLines(COLUMNS, rows, { width: 80, hasColors: false }), [
+    "Run  Status     What it did    Took",
+    "a    succeeded  nothing        5 ms",
+    "bcd  failed                  1.25 s",
+  ]);
+  const [, painted] = tableLines(COLUMNS, rows, { width: 80, hasColors: true });
+  assert(painted!.includes("\x1b[32msucceeded\x1b[0m"), painted);
+});
+
+Deno.test("tableLines() cuts the flexible column first, then omits the last columns", () => {
+  const rows = [["12345678", "succeeded", "x".repeat(50), "1.25 s"]];
+  const lines = (width: number) =>
+    tableLines(COLUMNS, rows, { width, hasColors: false });
+  assertEquals(
+    lines(50)[1],
+    `12345678  succeeded  ${"x".repeat(20)}…  1.25 s`,
+  );
+  assertEquals(lines(40)[1], `12345678  succeeded  ${"x".repeat(18)}…`);
+});
+
+Deno.test("tableLines() and barLine() never exceed the terminal's width", () => {
+  fc.assert(
+    fc.property(
+      fc.array(fc.tuple(fc.string(), fc.string(), fc.string(), fc.string())),
+      fc.integer({ min: 1, max: 200 }),
+      fc.nat(),
+      fc.option(fc.nat()),
+      fc.double({ min: 0, max: 1e6, noNaN: true }),
+      (rows, width, moved, totalRows, seconds) => {
+        const bar = barLine(
+          {
+            table: "closed_deal",
+            phase: "copy",
+            rows: moved,
+            bytes: 0,
+            totalRows,
+          },
+          seconds,
+          width,
+        );
+        const lines = tableLines(COLUMNS, rows, { width, hasColors: false });
+        for (const line of [bar, ...lines]) assert([...line].length <= width);
+      },
+    ),
+  );
+});
+
+Deno.test("printableLine() keeps our own colors and aligned columns only", () => {
+  assertEquals(
+    printableLine("\x1b[31m✗\x1b[0m  a   b \x1b[5mc\x1b]0;title\x07"),
+    "\x1b[31m✗\x1b[0m  a   b \\u{1b}[5mc\\u{1b}]0;title\\u{7}",
+  );
+});
