@@ -2,7 +2,7 @@
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import { equal as holdSame } from "../diff/fingerprint.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
-import type { Output } from "./command.ts";
+import type { Output } from "./output.ts";
 
 /**
  * Prints the outcomes and returns the exit code. As a `verdict`, data that

@@ -7,7 +7,7 @@ import type {
   Zones,
 } from "../mara/comparison.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
-import type { Output } from "./command.ts";
+import type { Output } from "./output.ts";
 
 /** Prints the outcomes and returns the exit code: 0 when everything is equal or explained. */
 export function printMaraComparisons(

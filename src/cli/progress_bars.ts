@@ -3,7 +3,7 @@ import { terminalWidth } from "./environment.ts";
 import type { Progress } from "../sync/progress.ts";
 import { formatCount, formatSeconds } from "../format.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
-import type { Output } from "./command.ts";
+import type { Output } from "./output.ts";
 
 /** Shows progress until it is stopped. */
 export interface ProgressDisplay {

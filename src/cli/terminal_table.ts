@@ -1,6 +1,12 @@
 /** Tables for a terminal: as broad as it is at most, whatever is in them. */
 import { printable } from "../format.ts";
-import type { Terminal } from "./command.ts";
+
+/** A terminal that is printed to. */
+export interface Terminal {
+  /** Characters in a line. */
+  readonly width: number;
+  readonly hasColors: boolean;
+}
 
 /** How a cell is meant; told by its words or shape, and by colour where there are colours. */
 export type Tone = "good" | "bad" | "warn" | "go" | "soft";

@@ -1,7 +1,8 @@
 /** `config`: what is in force. */
 import { effectiveVariables } from "../../config/config.ts";
 import { checkFiles } from "../../delivery/file.ts";
-import { columns, type Command } from "../command.ts";
+import type { Command } from "../command.ts";
+import { columns } from "../help.ts";
 
 export const configCommand: Command = {
   name: "config",

@@ -5,7 +5,8 @@ import { requireHistory } from "../../runs/schema.ts";
 import { resumePublisher } from "../../delivery/outbox.ts";
 import { formatMoment } from "../../format.ts";
 import { describeOutcome } from "../../runs/describe.ts";
-import type { Command, Terminal } from "../command.ts";
+import type { Command } from "../command.ts";
+import type { Terminal } from "../terminal_table.ts";
 import { countOf } from "./runs.ts";
 import { tableLines } from "../terminal_table.ts";
 

@@ -12,14 +12,11 @@ import { formatMoment, formatSeconds } from "../../format.ts";
 import { describeChange, describeOutcome } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import type { RunState } from "../../runs/queue.ts";
-import {
-  columns,
-  type Command,
-  type CommandContext,
-  type Output,
-  type Terminal,
-  usage,
-} from "../command.ts";
+import { usage } from "../arguments.ts";
+import type { Command, CommandContext } from "../command.ts";
+import { columns } from "../help.ts";
+import type { Output } from "../output.ts";
+import type { Terminal } from "../terminal_table.ts";
 import { tableLines, type Tone } from "../terminal_table.ts";
 
 /** Characters of an id that a table shows: enough for `--id`. */

@@ -2,7 +2,8 @@
 import { compareTables } from "../../sync/compare_tables.ts";
 import { VARIABLES } from "../../config/variables.ts";
 import { compareWithMara } from "../../mara/comparison.ts";
-import { type Command, usage } from "../command.ts";
+import { usage } from "../arguments.ts";
+import type { Command } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
 import { loadCommand, tablesOf } from "./load.ts";
 import { printMaraComparisons } from "../mara_report.ts";

@@ -1,0 +1,95 @@
+/**
+ * Makes what a command works with: its log, its pool, and the deliveries that
+ * follow on a load.
+ *
+ * @module
+ */
+import type { Logger } from "@logtape/logtape";
+import type { Config } from "../config/config.ts";
+import type { Mask } from "../config/secrets.ts";
+import type { Service } from "../context.ts";
+import { Deliverer, publisherNames } from "../delivery/deliverer.ts";
+import { asServiceError } from "../errors.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import { setUpLogging } from "../log.ts";
+import { Pool } from "../postgres/pool.ts";
+import { pruneHistory } from "../runs/history.ts";
+import type { Output } from "./output.ts";
+
+/** Seconds after a load during which attempts to deliver events may begin; the rest is left to the next process. */
+const DELIVERY_SECONDS = 5;
+
+/** The same after a signal, the attempts included. */
+const STOPPED_DELIVERY_SECONDS = 2;
+
+/** Starts logging as the configuration and the flags ask for. */
+export function startLogging(
+  config: Config,
+  output: Output,
+  mask: Mask,
+  write: (text: string) => void,
+): Logger {
+  const isText = config.logFormat === "text" ||
+    (config.logFormat === "auto" && output.isInteractive);
+  return setUpLogging({
+    level:
+      output.isQuiet && ["TRACE", "DEBUG", "INFO"].includes(config.logLevel)
+        ? "WARNING"
+        : config.logLevel,
+    format: isText ? "text" : "json",
+    colors: output.hasColors,
+    mask,
+    write,
+  });
+}
+
+/** Returns what a load works with. `released` closes it. */
+export function startService(
+  config: Config,
+  log: Logger,
+  released: AsyncDisposableStack,
+  signal: AbortSignal,
+): Service {
+  const warehouse = released.use(
+    new Pool(config.dwh, {
+      max: 4,
+      connectTimeoutSeconds: config.connectTimeoutSeconds,
+      stallTimeoutSeconds: config.stallTimeoutSeconds,
+    }),
+  );
+  let delivered = Promise.resolve();
+  // After the command has answered, and before its connections are closed.
+  released.defer(() => delivered);
+  return {
+    config,
+    warehouse,
+    log,
+    // Processes in containers share their ids, so the name needs more than that.
+    runner: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
+    deliver() {
+      delivered = (async () => {
+        // A load that a signal ended has an event too, and a moment to say so.
+        const limit = signal.aborted
+          ? AbortSignal.timeout(STOPPED_DELIVERY_SECONDS * 1000)
+          : signal;
+        await new Deliverer({ config, warehouse, log })
+          .deliver(DELIVERY_SECONDS, limit);
+        await prune({ config, warehouse, log });
+      })();
+    },
+  };
+}
+
+/** Removes what is older than RUN_RETENTION_DAYS. Never throws: the next run tries again. */
+export async function prune(
+  { config, warehouse, log }: Pick<Service, "config" | "warehouse" | "log">,
+): Promise<void> {
+  const names = publisherNames(config);
+  try {
+    await pruneHistory(warehouse, config.runRetentionDays, names);
+  } catch (error) {
+    log.warn("Old runs are not removed yet: {error}", {
+      error: asServiceError(error).line,
+    });
+  }
+}

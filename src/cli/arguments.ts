@@ -1,0 +1,103 @@
+/**
+ * The arguments of a command line.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { closestString } from "@std/text/closest-string";
+import { ServiceError } from "../errors.ts";
+import { type Command, COMMON_FLAGS, type ParsedArguments } from "./command.ts";
+
+/**
+ * Sorts out the words after the command's name.
+ *
+ * @throws {ServiceError} `usage`, with a suggestion for a mistyped flag.
+ */
+export function parseArguments(
+  command: Command,
+  words: readonly string[],
+): ParsedArguments {
+  const flags = { ...COMMON_FLAGS, ...command.flags };
+  const names = Object.keys(flags);
+  const isSwitch = (name: string) => flags[name]?.value === undefined;
+  const fail = (message: string) => usage(message, command.name);
+  const parsed = parseArgs([...words], {
+    boolean: names.filter(isSwitch),
+    string: names.filter((name) => !isSwitch(name)),
+    collect: names.filter((name) => !isSwitch(name)),
+    alias: { h: "help" },
+    unknown(word, key) {
+      if (key !== undefined) {
+        throw fail(
+          `unknown flag ${word.split("=")[0]}${
+            suggest(`--${key}`, names.map((n) => `--${n}`))
+          }`,
+        );
+      }
+      return true;
+    },
+  });
+  const values: Record<string, readonly string[]> = {};
+  for (const name of names.filter((name) => !isSwitch(name))) {
+    const given = (parsed[name] as string[]).flatMap((v) =>
+      flags[name]!.isRepeatable ? v.split(",") : [v]
+    );
+    for (const value of given) {
+      const { allowed } = flags[name]!;
+      if (value === "") {
+        throw fail(`--${name} needs a value: ${flags[name]!.value}`);
+      }
+      if (allowed && !allowed.includes(value)) {
+        throw fail(
+          `--${name} must be one of ${allowed.join(", ")}, not ${
+            JSON.stringify(value)
+          }${suggest(value, allowed)}`,
+        );
+      }
+    }
+    if (given.length > 1 && !flags[name]!.isRepeatable) {
+      throw fail(`--${name} is given more than once`);
+    }
+    values[name] = given;
+  }
+  const [action, ...rest] = parsed._.map(String);
+  const stray = command.action ? rest[0] : action;
+  if (stray !== undefined) {
+    throw fail(`unexpected word ${JSON.stringify(stray)}`);
+  }
+  if (
+    command.action && action !== undefined &&
+    !command.action.allowed.includes(action)
+  ) {
+    throw fail(
+      `${command.name} takes one of ${command.action.allowed.join(", ")}, not ${
+        JSON.stringify(action)
+      }${suggest(action, command.action.allowed)}`,
+    );
+  }
+  return {
+    action: action ?? command.action?.default ?? "",
+    switches: new Set(names.filter((name) => isSwitch(name) && parsed[name])),
+    values,
+  };
+}
+
+/** A usage error that points at the help of the command. */
+export function usage(message: string, command = ""): ServiceError {
+  return new ServiceError("usage", `Cannot run: ${message}`, {
+    remedy: `See ${["--help", command].filter(Boolean).reverse().join(" ")}.`,
+  });
+}
+
+/** A suggestion for a mistyped word, or nothing where no word is near. */
+export function suggest(word: string, known: readonly string[]): string {
+  if (known.length === 0) return "";
+  const closest = closestString(word, [...known]);
+  return isNear(word, closest) ? `; did you mean ${closest}?` : "";
+}
+
+function isNear(a: string, b: string): boolean {
+  const shared = [...a].filter((letter) => b.includes(letter)).length;
+  return Math.abs(a.length - b.length) <= 3 &&
+    shared >= Math.max(a.length, b.length) / 2;
+}
