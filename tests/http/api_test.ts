@@ -6,6 +6,7 @@ import {
 } from "@std/assert";
 import fc from "fast-check";
 import { createDatabases, type Databases } from "../support/databases.ts";
+import { testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 
@@ -315,27 +316,31 @@ Deno.test("500 requests at once share at most two runs", async () => {
   assert(runs === 1 || runs === 2, `${runs} runs`);
 });
 
-Deno.test("curl -sf: exit 0 after a success, 22 after a failure whose body names table, cause and remedy", async () => {
-  await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
-  const curl = (...flags: string[]) =>
-    new Deno.Command("curl", {
-      args: [...flags, "-X", "POST", `${server.url}/load`],
-    }).output();
-  assertEquals((await curl("-sf")).code, 0);
-  await db.source.unsafe(
-    "alter table marketing.closed_deals drop column won_date",
-  );
-  assertEquals((await curl("-sf")).code, 22);
-  const { status, body } = await server.json("/load", { method: "POST" });
-  assertEquals(status, 500);
-  assertEquals(body.event_type, "marketing-data-load-failed");
-  assertStringIncludes(
-    body.error,
-    `column "won_date" is missing in marketing.closed_deals`,
-  );
-  assertStringIncludes(body.error, "Add the column");
-});
+testWith(
+  ["curl"],
+  "curl -sf: exit 0 after a success, 22 after a failure whose body names table, cause and remedy",
+  async () => {
+    await using db = await createDatabases({ rows: ROWS });
+    await using server = await startServer(db);
+    const curl = (...flags: string[]) =>
+      new Deno.Command("curl", {
+        args: [...flags, "-X", "POST", `${server.url}/load`],
+      }).output();
+    assertEquals((await curl("-sf")).code, 0);
+    await db.source.unsafe(
+      "alter table marketing.closed_deals drop column won_date",
+    );
+    assertEquals((await curl("-sf")).code, 22);
+    const { status, body } = await server.json("/load", { method: "POST" });
+    assertEquals(status, 500);
+    assertEquals(body.event_type, "marketing-data-load-failed");
+    assertStringIncludes(
+      body.error,
+      `column "won_date" is missing in marketing.closed_deals`,
+    );
+    assertStringIncludes(body.error, "Add the column");
+  },
+);
 
 Deno.test("a client that hangs up does not abort the load", async () => {
   await using db = await createDatabases({ rows: ROWS });

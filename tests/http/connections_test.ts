@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { connectionLimit, MAX_CONNECTIONS } from "../../src/http/server.ts";
 import { createDatabases } from "../support/databases.ts";
+import { testWith } from "../support/debian.ts";
 import { type Server, startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 3, leads: 3 };
@@ -46,10 +47,10 @@ async function textUntilClosed(connection: Deno.TcpConn): Promise<string> {
   }
 }
 
-Deno.test({
-  name: "listen() keeps serving after the process runs out of file descriptors",
-  ignore: Deno.build.os !== "linux",
-  async fn() {
+testWith(
+  ["prlimit"],
+  "listen() keeps serving after the process runs out of file descriptors",
+  async () => {
     await using db = await createDatabases({ rows: ROWS });
     await using server = await startServer(db);
     await server.json("/load", { method: "POST" });
@@ -66,7 +67,7 @@ Deno.test({
       const limit = await new Deno.Command("prlimit", {
         args: ["--pid", String(server.pid), "--nofile=100:100"],
       }).output();
-      assert(limit.success, "Install the Debian package util-linux");
+      assert(limit.success);
       const connections = await openMany(server, 300);
       for (const connection of connections) {
         void textUntilClosed(connection);
@@ -88,7 +89,7 @@ Deno.test({
       await writer.end({ timeout: 1 });
     }
   },
-});
+);
 
 Deno.test("connectionLimit() leaves half of the file descriptors to loads", () => {
   const limits = (soft: string) =>

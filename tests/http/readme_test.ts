@@ -3,6 +3,8 @@ import { assert, assertEquals } from "@std/assert";
 import { dirname } from "node:path";
 import { troubleshooting } from "../../docs/troubleshooting.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
+import { missingOf } from "../support/debian.ts";
+import { skip } from "../support/measure.ts";
 import { freePort, startServer, until } from "../support/server.ts";
 
 const ROOT = new URL("../../", import.meta.url);
@@ -122,7 +124,7 @@ for (
       ...db.environment,
       MARKETING_DATA_SERVICE_URL: url,
       DENORT_BIN: Deno.env.get("DENORT_BIN") ?? Deno.execPath(),
-      PATH: `${dirname(Deno.execPath())}:/usr/bin:${Deno.env.get("PATH")}`,
+      PATH: `${dirname(Deno.execPath())}:${Deno.env.get("PATH")}`,
     };
     let isLoaded = document === "README.md";
     try {
@@ -146,6 +148,11 @@ for (
           assertEquals((await runShell("deno task load", env)).code, 0);
         }
         if (NOT_RUN.some(({ command }) => command.test(text))) continue;
+        const remedy = missingOf(text);
+        if (remedy) {
+          skip(`${document}: ${text}`, remedy);
+          continue;
+        }
         if (text === "deno task serve") {
           await serveForAMoment(text, env);
           continue;

@@ -2,12 +2,8 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createTableSql } from "../../src/sync/target.ts";
 import { TABLES } from "../../src/tables/declaration.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
+import { testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program.ts";
-
-const hasPsql = await new Deno.Command("sh", {
-  args: ["-c", "command -v psql sed"],
-  stdout: "null",
-}).output().then(({ success }) => success);
 
 /** How Mara's `Copy` writes: as CSV with `csv_format=True`, as it comes without. */
 type MaraFormat = "csv" | "plain";
@@ -64,11 +60,7 @@ function verify(db: Databases, ...words: string[]) {
 }
 
 function maraTest(name: string, fn: () => Promise<void>) {
-  Deno.test({
-    name: hasPsql ? name : `SKIPPED, no psql and sed on the PATH: ${name}`,
-    ignore: !hasPsql,
-    fn,
-  });
+  testWith(["psql", "sed"], name, fn);
 }
 
 maraTest(

@@ -1,17 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
+import { findProgram, testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program.ts";
 import { freePort, startServer, until } from "../support/server.ts";
-
-/** Debian puts it where only root's PATH looks. */
-const PGBOUNCER = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
-  .find((path) => {
-    try {
-      return Deno.statSync(path).isFile;
-    } catch {
-      return false;
-    }
-  });
 
 /** A PgBouncer, by default one that pools transactions, before the server of the given variables. */
 async function startPgBouncer(
@@ -44,7 +35,7 @@ default_pool_size = ${poolSize}
 max_client_conn = ${clients}
 `,
   );
-  const process = new Deno.Command(PGBOUNCER!, {
+  const process = new Deno.Command(findProgram("pgbouncer")!, {
     args: [...(Deno.uid() === 0 ? ["-u", "nobody"] : []), `${folder}/ini`],
     stdout: "null",
     stderr: "null",
@@ -70,12 +61,10 @@ max_client_conn = ${clients}
   };
 }
 
-Deno.test({
-  name: PGBOUNCER
-    ? "load, verify and serve work behind a PgBouncer that pools transactions"
-    : "SKIPPED, pgbouncer is not installed: load, verify and serve behind PgBouncer",
-  ignore: !PGBOUNCER,
-  async fn() {
+testWith(
+  ["pgbouncer"],
+  "load, verify and serve work behind a PgBouncer that pools transactions",
+  async () => {
     await using db = await createDatabases({ rows: { deals: 80, leads: 900 } });
     await using bouncer = await startPgBouncer(db.environment, 8);
     const environment = {
@@ -107,7 +96,7 @@ Deno.test({
       return left!.locks === 0;
     });
   },
-});
+);
 
 interface Refusal {
   readonly name: string;
@@ -157,12 +146,10 @@ const REFUSALS: readonly Refusal[] = [
 ];
 
 for (const { name, options, environment, exit, code, says } of REFUSALS) {
-  Deno.test({
-    name: PGBOUNCER
-      ? `load names cause and remedy where PgBouncer refuses: ${name}`
-      : `SKIPPED, pgbouncer is not installed: PgBouncer refuses: ${name}`,
-    ignore: !PGBOUNCER,
-    async fn() {
+  testWith(
+    ["pgbouncer"],
+    `load names cause and remedy where PgBouncer refuses: ${name}`,
+    async () => {
       await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
       await using bouncer = await startPgBouncer(db.environment, 8, options);
       const result = await runJson(["load"], {
@@ -181,5 +168,5 @@ for (const { name, options, environment, exit, code, says } of REFUSALS) {
       );
       for (const part of says) assertStringIncludes(result.json.error, part);
     },
-  });
+  );
 }

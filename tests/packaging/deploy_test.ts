@@ -8,6 +8,7 @@ import { parse, parseAllDocuments } from "yaml";
 import { parseConfig } from "../../src/config/config.ts";
 import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
+import { testWith } from "../support/debian.ts";
 import { startServer } from "../support/server.ts";
 
 const DEPLOY = new URL("../../deploy/", import.meta.url).pathname;
@@ -25,30 +26,14 @@ async function run(command: string, args: string[], cwd = DEPLOY) {
   return { code, said: decoder.decode(stdout) + decoder.decode(stderr) };
 }
 
-async function exists(command: string): Promise<boolean> {
-  return (await run("sh", ["-c", `command -v ${command}`])).code === 0;
-}
-
-/** A test that needs a program which not every host has. */
-async function testWith(command: string, name: string, fn: () => unknown) {
-  const isHere = await exists(command);
-  Deno.test({
-    name: isHere ? name : `SKIPPED, ${command} is not installed: ${name}`,
-    ignore: !isHere,
-    fn: async () => {
-      await fn();
-    },
-  });
-}
-
 const UNITS = [
   "marketing-data-service.service",
   "marketing-data-load.service",
   "marketing-data-load.timer",
 ];
 
-await testWith(
-  "systemd-analyze",
+testWith(
+  ["systemd-analyze"],
   "systemd takes the units, and finds the services well locked up",
   async () => {
     const folder = await Deno.makeTempDir();
@@ -199,8 +184,8 @@ Deno.test("the Kubernetes objects configure the service: variables, secret files
   assertEquals(pod.containers[0].image, `marketing-data-service:${version}`);
 });
 
-await testWith(
-  "promtool",
+testWith(
+  ["promtool"],
   "the alerts are valid, and fire and rest as their tests say",
   async () => {
     for (
@@ -234,8 +219,8 @@ function dashboard(): { panels: readonly Panel[] } {
 const expressionsOfDashboard = () =>
   dashboard().panels.flatMap((panel) => panel.targets.map((t) => t.expr));
 
-await testWith(
-  "promtool",
+testWith(
+  ["promtool"],
   "the dashboard's expressions are PromQL",
   async () => {
     const rules = expressionsOfDashboard().map((expr, index) => ({

@@ -1,5 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
+import { findProgram, testWith } from "../support/debian.ts";
 import { type Server, startServer } from "../support/server.ts";
 
 const FOLDER = new URL("../../deploy/mara", import.meta.url).pathname;
@@ -70,9 +71,8 @@ sys.exit(0 if load_marketing_data() else 1)
 async function python(
   words: string[],
   env: Record<string, string> = {},
-  command = interpreter ?? "python3",
 ) {
-  const { code, stdout, stderr } = await new Deno.Command(command, {
+  const { code, stdout, stderr } = await new Deno.Command("python3", {
     args: ["-B", ...words],
     env,
   }).output();
@@ -80,21 +80,8 @@ async function python(
   return { code, said: decoder.decode(stdout) + decoder.decode(stderr) };
 }
 
-async function canImport(module: string, command: string): Promise<boolean> {
-  try {
-    return (await python(["-c", `import ${module}`], {}, command)).code === 0;
-  } catch {
-    return false; // There is no such interpreter.
-  }
-}
-
-const candidates = ["python3", "/usr/bin/python3"];
-const withRequests = await Promise.all(
-  candidates.map((command) => canImport("requests", command)),
-);
-const interpreter = candidates.find((_, index) => withRequests[index]);
-const hasMara = interpreter !== undefined &&
-  await canImport("mara_pipelines", interpreter);
+const hasMara = findProgram("python3") !== undefined &&
+  (await python(["-c", "import mara_pipelines"])).code === 0;
 
 /** A folder from which `mara_pipelines` can be imported, empty where it is installed. */
 async function maraFolder(): Promise<string> {
@@ -117,20 +104,19 @@ function environmentOf(server: Server, tokenFile?: string) {
 const TOKEN = "a-token-of-the-pipeline";
 
 for (
-  const [name, run] of [
+  const [name, programs, run] of [
     [
       `the Mara pipeline (${hasMara ? "in Mara" : "on a stand-in for Mara"})`,
+      ["python3", "curl"],
       RUN_PIPELINE,
     ],
-    ["the plain function", RUN_FUNCTION],
+    ["the plain function", ["python3"], RUN_FUNCTION],
   ] as const
 ) {
-  Deno.test({
-    name: interpreter
-      ? `${name}: success is exit 0, failure a failed task with the event's message`
-      : `SKIPPED, no Python 3 with requests: ${name}`,
-    ignore: !interpreter,
-    async fn() {
+  testWith(
+    programs,
+    `${name}: success is exit 0, failure a failed task with the event's message`,
+    async () => {
       const folder = await maraFolder();
       const tokenFile = `${folder}/token`;
       await Deno.writeTextFile(tokenFile, `${TOKEN}\n`);
@@ -172,5 +158,35 @@ for (
         await Deno.remove(folder, { recursive: true });
       }
     },
-  });
+  );
 }
+
+testWith(
+  ["python3"],
+  "load_marketing_data.py runs without packages and keeps a refused token out of its output",
+  async () => {
+    const tokenFile = await Deno.makeTempFile();
+    const script = `${FOLDER}/load_marketing_data.py`;
+    // -S leaves out the folder of installed packages.
+    const run = (env: Record<string, string>) => python(["-S", script], env);
+    try {
+      for (const token of ["sécret-token", "secret\ntoken"]) {
+        await Deno.writeTextFile(tokenFile, token);
+        const { code, said } = await run({
+          MARKETING_DATA_SERVICE_TOKEN_FILE: tokenFile,
+        });
+        assertEquals(code, 1);
+        assertStringIncludes(said, "Cannot use the token");
+        assertEquals(/cret|Traceback/.test(said), false, said);
+      }
+      for (const url of ["127.0.0.1:8000", "ftp://127.0.0.1", "http://h:x"]) {
+        const { code, said } = await run({ MARKETING_DATA_SERVICE_URL: url });
+        assertEquals(code, 1);
+        assertStringIncludes(said, `Cannot reach marketing-data-service`);
+        assertEquals(said.includes("Traceback"), false, said);
+      }
+    } finally {
+      await Deno.remove(tokenFile);
+    }
+  },
+);

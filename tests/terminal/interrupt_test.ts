@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
+import { testWith } from "../support/debian.ts";
 import { finish, runProgram, startTaskOnTerminal } from "../support/program.ts";
 import { freePort, until } from "../support/server.ts";
 
@@ -37,13 +38,10 @@ async function lastRun(db: Databases) {
   return [run!.state, run!.code];
 }
 
-const ignore = Deno.build.os !== "linux";
-
-Deno.test({
-  name:
-    "one Ctrl-C on a terminal ends `deno task load` in order: exit 130, the run interrupted",
-  ignore,
-  async fn() {
+testWith(
+  ["script"],
+  "one Ctrl-C on a terminal ends `deno task load` in order: exit 130, the run interrupted",
+  async () => {
     const { db, other } = await loadedAndHeld();
     try {
       const process = startTaskOnTerminal("load", db.environment);
@@ -58,13 +56,12 @@ Deno.test({
       await db[Symbol.asyncDispose]();
     }
   },
-});
+);
 
-Deno.test({
-  name:
-    "one Ctrl-C on a terminal gives the load of `deno task serve` its SHUTDOWN_GRACE",
-  ignore,
-  async fn() {
+testWith(
+  ["script"],
+  "one Ctrl-C on a terminal gives the load of `deno task serve` its SHUTDOWN_GRACE",
+  async () => {
     const { db, other } = await loadedAndHeld();
     try {
       const port = String(freePort());
@@ -100,4 +97,4 @@ Deno.test({
       await db[Symbol.asyncDispose]();
     }
   },
-});
+);

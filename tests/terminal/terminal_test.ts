@@ -5,6 +5,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
+import { testWith } from "../support/debian.ts";
 import { runProgram, terminalCommand } from "../support/program.ts";
 
 /** What a command prints on a terminal of `width` columns, and how it ends. */
@@ -27,10 +28,10 @@ async function onTerminal(
   };
 }
 
-Deno.test({
-  name: "on a terminal there are bars, then tables that fit its width",
-  ignore: Deno.build.os !== "linux",
-  async fn(t) {
+testWith(
+  ["script"],
+  "on a terminal there are bars, then tables that fit its width",
+  async (t) => {
     await using db = await createDatabases({ rows: { deals: 50, leads: 90 } });
 
     await t.step("load shows a bar per table, then the results", async () => {
@@ -107,4 +108,4 @@ Deno.test({
       }
     });
   },
-});
+);

@@ -1,0 +1,100 @@
+/**
+ * Programs that some tests need beside Deno and the embedded PostgreSQL, with
+ * the Debian package of each. Run as a script, it prints the missing packages.
+ *
+ * @module
+ */
+import { skip } from "./measure.ts";
+
+/** Folders that Debian keeps out of the PATH of users. */
+const SYSTEM_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+const LIBRARIES = `/usr/lib/${Deno.build.arch}-linux-gnu`;
+
+/** Programs and their Debian packages. A name with a slash is the path of a file. */
+const DEBIAN_PACKAGES = {
+  chromium: "chromium",
+  curl: "curl",
+  openssl: "openssl",
+  pgbouncer: "pgbouncer",
+  prlimit: "util-linux",
+  promtool: "prometheus",
+  psql: "postgresql-client",
+  python3: "python3",
+  script: "bsdutils",
+  sed: "sed",
+  "systemd-analyze": "systemd",
+  [`${LIBRARIES}/faketime/libfaketime.so.1`]: "libfaketime",
+} as const;
+
+/** A program that some tests need. */
+export type Program = Exclude<keyof typeof DEBIAN_PACKAGES, number>;
+
+/** Path of the library that changes what a process reads from the clock. */
+export const FAKETIME = `${LIBRARIES}/faketime/libfaketime.so.1`;
+
+/** Returns the path of a program, or undefined where it is not installed. */
+export function findProgram(name: string): string | undefined {
+  // Other systems have a program of this name that takes other options.
+  if (name === "script" && Deno.build.os !== "linux") return undefined;
+  const folders = [
+    ...(Deno.env.get("PATH") ?? "").split(":").filter(Boolean),
+    ...SYSTEM_FOLDERS,
+  ];
+  return (name.includes("/") ? [name] : folders.map((f) => `${f}/${name}`))
+    .find((path) => {
+      try {
+        return Deno.statSync(path).isFile;
+      } catch {
+        return false;
+      }
+    });
+}
+
+/** Returns the remedy for the missing ones of these programs, or undefined where all are installed. */
+export function missing(programs: readonly Program[]): string | undefined {
+  const packages = packagesOf(programs);
+  if (packages.length === 0) return undefined;
+  const noun = packages.length > 1 ? "packages" : "package";
+  return `install the Debian ${noun} ${packages.join(" ")}`;
+}
+
+/** Returns the remedy for the missing programs of a shell command, or undefined where all are installed. */
+export function missingOf(command: string): string | undefined {
+  const words = command.split(/[^\w-]+/);
+  return missing(
+    (Object.keys(DEBIAN_PACKAGES) as Program[])
+      .filter((name) => words.includes(name)),
+  );
+}
+
+/** Registers a test that needs programs. It is ignored, with the reason in its name, where one is missing. */
+export function testWith(
+  programs: readonly Program[],
+  name: string,
+  fn: (t: Deno.TestContext) => unknown,
+): void {
+  const remedy = missing(programs);
+  if (remedy) skip(name, remedy);
+  Deno.test({
+    name: remedy ? `SKIPPED, ${remedy}: ${name}` : name,
+    ignore: remedy !== undefined,
+    fn: async (t) => {
+      await fn(t);
+    },
+  });
+}
+
+function packagesOf(programs: readonly Program[]): string[] {
+  return [
+    ...new Set(
+      programs.filter((name) => !findProgram(name))
+        .map((name) => DEBIAN_PACKAGES[name]!),
+    ),
+  ];
+}
+
+if (import.meta.main) {
+  const names = packagesOf(Object.keys(DEBIAN_PACKAGES) as Program[]);
+  Deno.stdout.writeSync(new TextEncoder().encode(`${names.join(" ")}\n`));
+}
