@@ -74,7 +74,7 @@ async function runShell(command: string, env: Record<string, string>) {
   };
 }
 
-/** `deno task serve` until it takes loads, then SIGTERM. */
+/** Runs a service until it is ready, then sends SIGTERM. */
 async function serveForAMoment(command: string, env: Record<string, string>) {
   const port = freePort();
   const process = new Deno.Command("sh", {
@@ -106,8 +106,14 @@ for (
   ]
 ) {
   Deno.test(`every command of ${document} does what it says`, async () => {
-    const steps = await stepsOf(document);
-    assert(steps.length > 0, `${document} has lost its examples`);
+    const found = await stepsOf(document);
+    assert(found.length > 0, `${document} has lost its examples`);
+    // The first command would make a schema that the reader's SQL makes.
+    const isSetUp = ({ text }: Step) => text.includes("create schema");
+    const steps = [
+      ...found.filter(isSetUp),
+      ...found.filter((step) => !isSetUp(step)),
+    ];
     const zone = document === "docs/migration.md" ? "Europe/Berlin" : "UTC";
     await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
     await using stack = new AsyncDisposableStack();
@@ -153,7 +159,7 @@ for (
           skip(`${document}: ${text}`, remedy);
           continue;
         }
-        if (text === "deno task serve") {
+        if (/^deno (task|run .* cli\.ts) serve$/.test(text)) {
           await serveForAMoment(text, env);
           continue;
         }
