@@ -10,7 +10,7 @@ import { Dispatcher } from "./src/service/dispatcher.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import { lastSuccess } from "./src/runs/history.ts";
 import { createApp } from "./src/http/app.ts";
-import { isLoopback } from "./src/http/own_host.ts";
+import { isLoopback } from "./src/http/middleware/host.ts";
 import { listen } from "./src/http/server.ts";
 import { LiveRuns } from "./src/service/live_runs.ts";
 import { sharedHealthCheck } from "./src/service/health.ts";

@@ -5,26 +5,26 @@
  */
 import { OpenAPIHono } from "@hono/zod-openapi";
 import { requestId } from "hono/request-id";
-import { tokenRequired } from "./access.ts";
+import { tokenRequired } from "./middleware/auth.ts";
 import type { HttpContext } from "./context.ts";
-import { addDocumentRoutes } from "./document_routes.tsx";
+import { addDocumentRoutes } from "./routes/docs.tsx";
 import {
   allowedMethods,
   answerErrors,
   headers,
   measured,
   noStore,
-} from "./guards.ts";
-import { FailedTokens } from "./failed_tokens.ts";
-import { addHealthRoutes } from "./health_routes.ts";
-import { addHistoryRoutes } from "./history_routes.tsx";
-import { issues } from "./load_request.ts";
-import { addLoadRoutes } from "./load_routes.ts";
-import { addOverviewRoute } from "./overview_routes.tsx";
-import { isLoopback, ownHostOnly, validHostOnly } from "./own_host.ts";
+} from "./middleware/guards.ts";
+import { FailedTokens } from "./middleware/failed_tokens.ts";
+import { addHealthRoutes } from "./routes/health.ts";
+import { addHistoryRoutes } from "./routes/runs.tsx";
+import { issues } from "./routes/load_request.ts";
+import { addLoadRoutes } from "./routes/load.ts";
+import { addOverviewRoute } from "./routes/overview.tsx";
+import { isLoopback, ownHostOnly, validHostOnly } from "./middleware/host.ts";
 import { badRequest, problem } from "./problem.tsx";
-import { sameOriginOnly } from "./same_origin.ts";
-import { addSessionRoutes } from "./session_routes.ts";
+import { sameOriginOnly } from "./middleware/csrf.ts";
+import { addSessionRoutes } from "./routes/session.ts";
 
 /** Returns the application, for `listen`. */
 export function createApp(context: HttpContext): OpenAPIHono {

@@ -1,9 +1,9 @@
 /** How every error is answered: RFC 9457 for programs, a page for browsers. */
 import type { Context } from "hono";
 import { type ErrorKind, ServiceError } from "../errors.ts";
-import { answerPage, wantsPage } from "./frame.tsx";
-import { ProblemPage } from "./problem_page.tsx";
-import { SignInPage } from "./sign_in_page.tsx";
+import { answerPage, wantsPage } from "./pages/layout.tsx";
+import { ProblemPage } from "./pages/problem_page.tsx";
+import { SignInPage } from "./pages/sign_in_page.tsx";
 
 /** Seconds after which a client that was sent away should ask again. */
 const RETRY_AFTER_SECONDS = 5;

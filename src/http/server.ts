@@ -12,7 +12,7 @@ import {
 import { getRequestListener } from "@hono/node-server";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, ServiceError } from "../errors.ts";
-import { isHost } from "./own_host.ts";
+import { isHost } from "./middleware/host.ts";
 
 /** Maximum number of open connections. The server closes any connection beyond it. */
 export const MAX_CONNECTIONS = 1000;

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { getLogger } from "@logtape/logtape";
-import { isHttps } from "../../src/http/access.ts";
-import { FailedTokens } from "../../src/http/failed_tokens.ts";
+import { isHttps } from "../../src/http/middleware/auth.ts";
+import { FailedTokens } from "../../src/http/middleware/failed_tokens.ts";
 import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 import { startServer } from "../support/server.ts";

@@ -1,15 +1,19 @@
 /** The first thing that is asked: what this is, and how it is. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
-import { listOutcomes, listRuns, listTableHistory } from "../runs/history.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
-import { VERSION } from "../identity.ts";
-import { hasSession } from "./access.ts";
-import { guarded, jsonOrPage } from "./answers.ts";
-import type { HttpContext } from "./context.ts";
-import { answerPage, wantsPage } from "./frame.tsx";
-import { nextTick } from "../config/crontab.ts";
-import { type Overview, OverviewPage } from "./overview_page.tsx";
-import * as schemas from "./schemas.ts";
+import {
+  listOutcomes,
+  listRuns,
+  listTableHistory,
+} from "../../runs/history.ts";
+import { TABLE_NAMES } from "../../tables/declaration.ts";
+import { VERSION } from "../../identity.ts";
+import { hasSession } from "../middleware/auth.ts";
+import { guarded, jsonOrPage } from "../openapi/responses.ts";
+import type { HttpContext } from "../context.ts";
+import { answerPage, wantsPage } from "../pages/layout.tsx";
+import { nextTick } from "../../config/crontab.ts";
+import { type Overview, OverviewPage } from "../pages/overview_page.tsx";
+import * as schemas from "../openapi/schemas.ts";
 
 /** Runs in the charts. */
 const CHARTED = 40;

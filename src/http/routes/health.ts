@@ -1,10 +1,10 @@
 /** How the service is: health checks and metrics. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
-import { VERSION } from "../identity.ts";
-import { isAnonymous } from "./access.ts";
-import { guarded, json, ownHost, text } from "./answers.ts";
-import type { HttpContext } from "./context.ts";
-import * as schemas from "./schemas.ts";
+import { VERSION } from "../../identity.ts";
+import { isAnonymous } from "../middleware/auth.ts";
+import { guarded, json, ownHost, text } from "../openapi/responses.ts";
+import type { HttpContext } from "../context.ts";
+import * as schemas from "../openapi/schemas.ts";
 
 /** Adds `/health`, `/health/live`, `/health/ready` and `/metrics`. */
 export function addHealthRoutes(

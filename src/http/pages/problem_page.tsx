@@ -1,6 +1,6 @@
 /** What a browser is shown where a program gets a problem document. */
-import type { ServiceError } from "../errors.ts";
-import { Icon } from "./icons.tsx";
+import type { ServiceError } from "../../errors.ts";
+import { Icon } from "./components/icons.tsx";
 
 /** The failure, its remedy, and the way back. */
 export function ProblemPage(

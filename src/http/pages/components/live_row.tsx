@@ -1,6 +1,6 @@
 /** What a table's load is doing at this moment. Has its place also when nothing goes on. */
-import { formatBytes, formatCount } from "../format.ts";
-import type { Progress } from "../sync/progress.ts";
+import { formatBytes, formatCount } from "../../../format.ts";
+import type { Progress } from "../../../sync/progress.ts";
 
 /** The row; the page's script fills it with what the stream tells. */
 export function LiveRow(

@@ -5,10 +5,10 @@ import { methodNotAllowed } from "hono/method-not-allowed";
 import { routePath } from "hono/route";
 import { NONCE, secureHeaders } from "hono/secure-headers";
 import type { Logger } from "@logtape/logtape";
-import { asServiceError, ServiceError } from "../errors.ts";
-import type { Metrics } from "../service/metrics.ts";
-import { isAnonymous } from "./access.ts";
-import { problem } from "./problem.tsx";
+import { asServiceError, ServiceError } from "../../errors.ts";
+import type { Metrics } from "../../service/metrics.ts";
+import { isAnonymous } from "./auth.ts";
+import { problem } from "../problem.tsx";
 
 /** Counts and times requests by route pattern. */
 export function measured(metrics: Metrics): MiddlewareHandler {

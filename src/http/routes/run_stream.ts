@@ -4,9 +4,9 @@
  * @module
  */
 import { delay } from "@std/async/delay";
-import type { RunDetails } from "../runs/history.ts";
-import type { LiveRuns } from "../service/live_runs.ts";
-import type { Progress } from "../sync/progress.ts";
+import type { RunDetails } from "../../runs/history.ts";
+import type { LiveRuns } from "../../service/live_runs.ts";
+import type { Progress } from "../../sync/progress.ts";
 import type { StoredRuns } from "./stored_runs.ts";
 
 /** Milliseconds between two messages at least. The changes between are folded into one. */

@@ -1,23 +1,29 @@
 /** What has been, and what is going on: runs and events. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
-import { asServiceError, ServiceError } from "../errors.ts";
-import type { Pool } from "../postgres/pool.ts";
-import { requireHistory } from "../runs/schema.ts";
+import { asServiceError, ServiceError } from "../../errors.ts";
+import type { Pool } from "../../postgres/pool.ts";
+import { requireHistory } from "../../runs/schema.ts";
 import {
   findRun,
   listEvents,
   listOutcomes,
   listRuns,
-} from "../runs/history.ts";
-import { hasSession } from "./access.ts";
-import { json, jsonOrPage, refused, stored, text } from "./answers.ts";
-import type { HttpContext } from "./context.ts";
-import { answerPage, wantsPage } from "./frame.tsx";
-import { RunPage } from "./run_page.tsx";
-import { RunsPage } from "./runs_page.tsx";
-import * as schemas from "./schemas.ts";
+} from "../../runs/history.ts";
+import { hasSession } from "../middleware/auth.ts";
+import {
+  json,
+  jsonOrPage,
+  refused,
+  stored,
+  text,
+} from "../openapi/responses.ts";
+import type { HttpContext } from "../context.ts";
+import { answerPage, wantsPage } from "../pages/layout.tsx";
+import { RunPage } from "../pages/run_page.tsx";
+import { RunsPage } from "../pages/runs_page.tsx";
+import * as schemas from "../openapi/schemas.ts";
 import { StoredRuns } from "./stored_runs.ts";
-import { streamRun } from "./stream.ts";
+import { streamRun } from "./run_stream.ts";
 
 const missing = { 404: refused("There is no such run") };
 

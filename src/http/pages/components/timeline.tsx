@@ -1,6 +1,6 @@
 /** The phases of a run, table by table, on one time axis. */
-import type { RunDetails } from "../runs/history.ts";
-import { formatSeconds } from "../format.ts";
+import type { RunDetails } from "../../../runs/history.ts";
+import { formatSeconds } from "../../../format.ts";
 
 /** A lane for each table; a queued or running run has empty ones, so that nothing moves when they fill. */
 export function Timeline({ run }: { run: RunDetails }) {

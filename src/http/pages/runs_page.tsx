@@ -1,7 +1,7 @@
 /** The history, page by page. */
-import type { RunOutcome } from "../runs/history.ts";
-import type { RunState } from "../runs/queue.ts";
-import { RunTable } from "./run_table.tsx";
+import type { RunOutcome } from "../../runs/history.ts";
+import type { RunState } from "../../runs/queue.ts";
+import { RunTable } from "./components/run_table.tsx";
 
 /** What the list shows. */
 export interface RunsPageProps {

@@ -1,14 +1,14 @@
 /** Signing in and out, for browsers. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
-import { ServiceError } from "../errors.ts";
-import { closeSession, openSession, tokenCheck } from "./access.ts";
-import { refused } from "./answers.ts";
-import { readBody } from "./body.ts";
-import type { HttpContext } from "./context.ts";
-import type { FailedTokens } from "./failed_tokens.ts";
-import { wantsPage } from "./frame.tsx";
-import { problem, signIn } from "./problem.tsx";
-import * as schemas from "./schemas.ts";
+import { ServiceError } from "../../errors.ts";
+import { closeSession, openSession, tokenCheck } from "../middleware/auth.ts";
+import { refused } from "../openapi/responses.ts";
+import { readBody } from "../body.ts";
+import type { HttpContext } from "../context.ts";
+import type { FailedTokens } from "../middleware/failed_tokens.ts";
+import { wantsPage } from "../pages/layout.tsx";
+import { problem, signIn } from "../problem.tsx";
+import * as schemas from "../openapi/schemas.ts";
 
 /** Maximum size of the form. A token and a path are small. */
 const FORM_BYTES = 4 * 1024;

@@ -1,7 +1,7 @@
 /** Charts of the last runs, as inline SVG that stretches to its place. */
-import type { RunOutcome } from "../runs/history.ts";
-import { formatCount, formatMoment, formatSeconds } from "../format.ts";
-import type { TableName } from "../tables/declaration.ts";
+import type { RunOutcome } from "../../../runs/history.ts";
+import { formatCount, formatMoment, formatSeconds } from "../../../format.ts";
+import type { TableName } from "../../../tables/declaration.ts";
 
 /** What one run has in a chart; the oldest comes first. */
 interface Column {

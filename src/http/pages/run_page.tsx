@@ -1,16 +1,16 @@
 /** One run: what it is doing, or did, and why it failed. */
 import type { Child } from "hono/jsx";
-import type { LoadedEntry } from "../runs/event.ts";
-import type { RunDetails } from "../runs/history.ts";
-import type { LiveRun } from "../service/live_runs.ts";
-import { formatBytes, formatCount, formatSeconds } from "../format.ts";
-import { describeChange } from "../runs/describe.ts";
-import { tablesNamed } from "../tables/declaration.ts";
-import { Icon, Status } from "./icons.tsx";
-import { Json } from "./json.tsx";
-import { LiveRow } from "./live_row.tsx";
-import { Distance, Moment } from "./moment.tsx";
-import { Timeline } from "./timeline.tsx";
+import type { LoadedEntry } from "../../runs/event.ts";
+import type { RunDetails } from "../../runs/history.ts";
+import type { LiveRun } from "../../service/live_runs.ts";
+import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
+import { describeChange } from "../../runs/describe.ts";
+import { tablesNamed } from "../../tables/declaration.ts";
+import { Icon, Status } from "./components/icons.tsx";
+import { Json } from "./components/json.tsx";
+import { LiveRow } from "./components/live_row.tsx";
+import { Distance, Moment } from "./components/moment.tsx";
+import { Timeline } from "./components/timeline.tsx";
 
 /** What the page of a run shows. */
 export interface RunPageProps {

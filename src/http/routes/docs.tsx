@@ -1,11 +1,11 @@
 /** The API, described: for programs and for people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
-import { VERSION } from "../identity.ts";
-import { hasSession } from "./access.ts";
-import { guarded, json, text } from "./answers.ts";
-import type { HttpContext } from "./context.ts";
-import { DocsPage } from "./docs_page.tsx";
-import { answerPage } from "./frame.tsx";
+import { VERSION } from "../../identity.ts";
+import { hasSession } from "../middleware/auth.ts";
+import { guarded, json, text } from "../openapi/responses.ts";
+import type { HttpContext } from "../context.ts";
+import { DocsPage } from "../pages/docs_page.tsx";
+import { answerPage } from "../pages/layout.tsx";
 
 const DESCRIPTION = {
   openapi: "3.1.0",

@@ -1,7 +1,7 @@
 /** The shapes of requests and answers: they validate, and the OpenAPI document is made of them. */
 import { z } from "@hono/zod-openapi";
-import { TRIGGERS } from "../runs/event.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
+import { TRIGGERS } from "../../runs/event.ts";
+import { TABLE_NAMES } from "../../tables/declaration.ts";
 
 const STATES = [
   "queued",

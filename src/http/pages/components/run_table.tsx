@@ -1,7 +1,7 @@
 /** Runs as a table, newest first. */
-import type { RunOutcome } from "../runs/history.ts";
-import { formatSeconds } from "../format.ts";
-import { describeChange } from "../runs/describe.ts";
+import type { RunOutcome } from "../../../runs/history.ts";
+import { formatSeconds } from "../../../format.ts";
+import { describeChange } from "../../../runs/describe.ts";
 import { Status } from "./icons.tsx";
 import { Distance, Moment } from "./moment.tsx";
 

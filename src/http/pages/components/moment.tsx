@@ -1,5 +1,5 @@
 /** Moments on a page: how long ago, and when exactly. */
-import { formatDistance, formatMoment } from "../format.ts";
+import { formatDistance, formatMoment } from "../../../format.ts";
 
 /** A moment with its distance from now. */
 export function Distance({ at, now }: { at: string | Date; now: Date }) {

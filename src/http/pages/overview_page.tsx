@@ -1,18 +1,22 @@
 /** The dashboard: is all well, what do the tables hold, what have the last runs done. */
 import type { Child } from "hono/jsx";
-import type { Check, Health } from "../service/health.ts";
-import type { RunOutcome, TableHistory } from "../runs/history.ts";
-import type { LiveRun } from "../service/live_runs.ts";
-import { formatCount, formatSeconds } from "../format.ts";
-import { describeChange } from "../runs/describe.ts";
-import type { RunState } from "../runs/queue.ts";
-import { TABLE_NAMES, TABLES } from "../tables/declaration.ts";
-import { DurationChart, RowsChart, TableDurationChart } from "./charts.tsx";
-import { Icon, Status } from "./icons.tsx";
-import { LiveRow } from "./live_row.tsx";
-import { LoadButton } from "./load_button.tsx";
-import { Distance, Moment } from "./moment.tsx";
-import { RunTable } from "./run_table.tsx";
+import type { Check, Health } from "../../service/health.ts";
+import type { RunOutcome, TableHistory } from "../../runs/history.ts";
+import type { LiveRun } from "../../service/live_runs.ts";
+import { formatCount, formatSeconds } from "../../format.ts";
+import { describeChange } from "../../runs/describe.ts";
+import type { RunState } from "../../runs/queue.ts";
+import { TABLE_NAMES, TABLES } from "../../tables/declaration.ts";
+import {
+  DurationChart,
+  RowsChart,
+  TableDurationChart,
+} from "./components/charts.tsx";
+import { Icon, Status } from "./components/icons.tsx";
+import { LiveRow } from "./components/live_row.tsx";
+import { LoadButton } from "./components/load_button.tsx";
+import { Distance, Moment } from "./components/moment.tsx";
+import { RunTable } from "./components/run_table.tsx";
 
 /** What the overview shows. */
 export interface Overview {

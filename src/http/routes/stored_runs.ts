@@ -4,8 +4,8 @@
  * @module
  */
 import { delay } from "@std/async/delay";
-import type { Pool } from "../postgres/pool.ts";
-import { findRun, findRuns, type RunDetails } from "../runs/history.ts";
+import type { Pool } from "../../postgres/pool.ts";
+import { findRun, findRuns, type RunDetails } from "../../runs/history.ts";
 
 /** Milliseconds between two lookups. */
 const POLL_MILLISECONDS = 1000;

@@ -1,5 +1,5 @@
 /** Shapes that tell a state besides its colour and its word. */
-import type { RunState } from "../runs/queue.ts";
+import type { RunState } from "../../../runs/queue.ts";
 
 /** The shapes, once a page; the rest refers to them. */
 export function Icons() {

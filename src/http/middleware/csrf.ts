@@ -1,7 +1,7 @@
 /** Refuses what another site has a browser do in its user's name. */
 import type { MiddlewareHandler } from "hono";
-import { ServiceError } from "../errors.ts";
-import { problem } from "./problem.tsx";
+import { ServiceError } from "../../errors.ts";
+import { problem } from "../problem.tsx";
 
 /** Methods that change nothing. */
 const SAFE = new Set(["GET", "HEAD", "OPTIONS"]);

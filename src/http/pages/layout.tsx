@@ -3,10 +3,10 @@ import type { Context } from "hono";
 import { accepts } from "hono/accepts";
 import { raw } from "hono/html";
 import type { Child } from "hono/jsx";
-import type { RunState } from "../runs/queue.ts";
-import { VERSION } from "../identity.ts";
-import { nonceOf } from "./guards.ts";
-import { Icons } from "./icons.tsx";
+import type { RunState } from "../../runs/queue.ts";
+import { VERSION } from "../../identity.ts";
+import { nonceOf } from "../middleware/guards.ts";
+import { Icons } from "./components/icons.tsx";
 
 const STYLE = readAsset("dashboard.css");
 const SCRIPT = readAsset("dashboard.js");

@@ -1,11 +1,11 @@
 /** What a request for a load may say. */
 import type { z } from "@hono/zod-openapi";
-import type { Config } from "../config/config.ts";
-import type { RunOptions } from "../runs/queue.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
-import { readBody } from "./body.ts";
-import { badRequest } from "./problem.tsx";
-import * as schemas from "./schemas.ts";
+import type { Config } from "../../config/config.ts";
+import type { RunOptions } from "../../runs/queue.ts";
+import { TABLE_NAMES } from "../../tables/declaration.ts";
+import { readBody } from "../body.ts";
+import { badRequest } from "../problem.tsx";
+import * as schemas from "../openapi/schemas.ts";
 
 /**
  * The options of the load that a request asks for. The body is JSON whatever

@@ -1,6 +1,6 @@
 /** A reader for the API, made on the server from the OpenAPI document: it needs nothing from elsewhere. */
 
-import { Json } from "./json.tsx";
+import { Json } from "./components/json.tsx";
 
 // deno-lint-ignore no-explicit-any -- an OpenAPI document, read loosely
 type Document = any;

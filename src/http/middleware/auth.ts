@@ -1,9 +1,9 @@
 /** Authenticates callers: programs by the token, browsers by a session that the token opened. */
 import type { Context, MiddlewareHandler } from "hono";
 import { deleteCookie, getSignedCookie, setSignedCookie } from "hono/cookie";
-import { ServiceError } from "../errors.ts";
+import { ServiceError } from "../../errors.ts";
 import type { FailedTokens } from "./failed_tokens.ts";
-import { problem } from "./problem.tsx";
+import { problem } from "../problem.tsx";
 
 /** Marks a request that came without the token. */
 const ANONYMOUS = "anonymous";

@@ -3,8 +3,8 @@
  * token is asked for, it must be ours: another name may have been made to lead here.
  */
 import type { MiddlewareHandler } from "hono";
-import { ServiceError } from "../errors.ts";
-import { problem, problemDocument } from "./problem.tsx";
+import { ServiceError } from "../../errors.ts";
+import { problem, problemDocument } from "../problem.tsx";
 
 /**
  * Refuses a Host that is none. The address of a request is put together from

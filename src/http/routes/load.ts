@@ -1,10 +1,10 @@
 /** Asking for a load. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
-import { json, refused, stored } from "./answers.ts";
-import type { HttpContext } from "./context.ts";
-import { wantsPage } from "./frame.tsx";
+import { json, refused, stored } from "../openapi/responses.ts";
+import type { HttpContext } from "../context.ts";
+import { wantsPage } from "../pages/layout.tsx";
 import { readLoadRequest } from "./load_request.ts";
-import * as schemas from "./schemas.ts";
+import * as schemas from "../openapi/schemas.ts";
 
 const request = {
   body: {
