@@ -98,6 +98,12 @@ export const ERRORS = {
     false,
     "Allow the role to connect to the database.",
   ),
+  read_only: kind(
+    69,
+    503,
+    true,
+    "Point DWH_DB_HOST at the primary, or turn default_transaction_read_only off.",
+  ),
   server_too_old: kind(
     78,
     500,

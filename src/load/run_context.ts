@@ -35,7 +35,8 @@ export function warehouseConnection(
   { service, run, lock, signal }: RunContext,
 ) {
   const both = signal ? AbortSignal.any([lock.signal, signal]) : lock.signal;
-  return connectionOf(service.config, run.id, both);
+  const connection = connectionOf(service.config, run.id, both);
+  return { ...connection, holder: lock.holder };
 }
 
 /**
@@ -51,7 +52,11 @@ export async function keepLock(context: RunContext): Promise<void> {
   context.renewal ??= (async () => {
     const { lockTimeoutSeconds } = config;
     await endBackend(warehouse, context.lock.pid, LOCK_APPLICATION_NAME);
-    const lock = await acquireLock(config, lockTimeoutSeconds, signal);
+    const lock = await acquireLock(
+      { config, warehouse },
+      lockTimeoutSeconds,
+      signal,
+    );
     context.locks.use(lock);
     if (!await claimRun(warehouse, run.id, runner)) {
       throw new ServiceError(

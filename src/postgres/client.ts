@@ -75,6 +75,8 @@ export class Lines {
   readonly #open = new Set<Line>();
   #fruitless = 0;
   #isDestroyed = false;
+  /** Whether one of the lines was ready for a statement. */
+  isReady = false;
 
   constructor(config: DatabaseConfig, timeoutSeconds: number) {
     this.#config = config;
@@ -105,7 +107,10 @@ export class Lines {
     const line = new Line(
       this.#config,
       this.#timeoutSeconds,
-      () => this.#fruitless = 0,
+      () => {
+        this.#fruitless = 0;
+        this.isReady = true;
+      },
     );
     this.#open.add(line);
     line.raw.once("close", () => this.#open.delete(line));

@@ -159,10 +159,14 @@ function specificMeaning(
           `Find who canceled the statement in the server's log, or lift statement_timeout for role ${role}.`,
       };
     case "25006":
-      return {
-        code: "database_error",
-        remedy: readOnlyRemedy(routine, config),
-      };
+      // The source is always read in a read-only transaction.
+      return config.label === "olist"
+        ? {
+          code: "database_error",
+          remedy:
+            "Replace the view or function of the source that writes: a load only reads there.",
+        }
+        : { code: "read_only", remedy: readOnlyRemedy(config) };
     default:
       return undefined;
   }
@@ -199,15 +203,48 @@ function connectionLimitRemedy(
 }
 
 function readOnlyRemedy(
-  routine: string | undefined,
   config: DatabaseConfig,
+  isStandby?: boolean,
 ): string {
   const host = variable(config, "HOST");
-  return routine === "PreventCommandDuringRecovery"
-    ? `Point ${host} at the primary: this server is a standby, and a standby takes no writes.`
-    : `Point ${host} at the primary if this server is a standby. Otherwise turn default_transaction_read_only off for the server, the database and role ${
+  const setting =
+    `default_transaction_read_only off for the server, the database and role ${
       quoted(config.user)
-    }.`;
+    }`;
+  switch (isStandby) {
+    case true:
+      return `Point ${host} at the primary, or promote this server.`;
+    case false:
+      return `Turn ${setting}, or point ${host} at a server that takes writes.`;
+    case undefined:
+      return `Point ${host} at the primary if this server is a standby. Otherwise turn ${setting}.`;
+  }
+}
+
+/** The failure of a warehouse that takes no writes. */
+export function readOnlyError(
+  config: DatabaseConfig,
+  isStandby: boolean,
+): ServiceError {
+  const why = isStandby
+    ? "it is a standby"
+    : "default_transaction_read_only is on";
+  return new ServiceError(
+    "read_only",
+    `The warehouse is read-only: ${why} (${address(config)})`,
+    {
+      server: config.label,
+      sqlstate: "25006",
+      remedy: readOnlyRemedy(config, isStandby),
+    },
+  );
+}
+
+/** Remedy where a server lets a role in and then does not answer. */
+export function poolerRemedy(config: DatabaseConfig): string {
+  return `Raise default_pool_size if this is PgBouncer, which may have no free connection to the server: a load needs up to ${
+    CONNECTIONS_PER_LOAD[config.label]
+  }. Otherwise look in pg_stat_activity for what the statement waits for.`;
 }
 
 /** PgBouncer reports most refusals with one SQLSTATE, and only in English. */
@@ -348,7 +385,9 @@ export function toServiceError(
       .filter(Boolean).join("; ");
     return new ServiceError(
       code,
-      `${message}${context ? ` (${context})` : ""}`,
+      `${code === "read_only" ? "The warehouse is read-only: " : ""}${message}${
+        context ? ` (${context})` : ""
+      }`,
       {
         server: config.label,
         sqlstate,

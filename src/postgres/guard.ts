@@ -102,6 +102,11 @@ export class ServerGuard {
     this.#onReady = onReady;
   }
 
+  /** Whether the server was ready for a statement. */
+  get isReady(): boolean {
+    return this.#isReady;
+  }
+
   /** Allows the server to answer the next statement with COPY. Without it a COPY is refused. */
   expectCopy(direction: "in" | "out"): void {
     this.#copy = direction;

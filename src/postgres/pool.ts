@@ -19,8 +19,16 @@ import {
   asConnectFailure,
   checkVersion,
   isOtherServerNeeded,
+  poolerRemedy,
+  readOnlyError,
   sqlstateOf,
 } from "./errors.ts";
+import {
+  assertServer,
+  OTHER_SERVER,
+  otherServerError,
+  type ServerHolder,
+} from "./server_identity.ts";
 import {
   type Parameter,
   type Row,
@@ -30,6 +38,13 @@ import {
 
 /** Seconds that a connection is used. An address may lead to another server after a while. */
 const LIFETIME_SECONDS = 600;
+
+/** Seconds after which a question about the server counts as not answered. */
+const PROBE_SECONDS = 2;
+
+/** Asks whether a server takes writes, and if not, why. */
+const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
+  pg_catalog.current_setting('transaction_read_only') as read_only`;
 
 interface Connected {
   readonly client: Client;
@@ -43,6 +58,7 @@ export class Pool implements AsyncDisposable {
   readonly #connectTimeoutSeconds: number;
   readonly #stallTimeoutSeconds: number;
   #current: Connected | undefined;
+  #holder: ServerHolder | undefined;
   /** Statements that are under way or wait for a connection. */
   inFlight = 0;
 
@@ -73,38 +89,123 @@ export class Pool implements AsyncDisposable {
    * gives each transaction another connection.
    *
    * @throws {ServiceError} also `connection_failed` when there is no answer
-   * within `timeoutSeconds` (default: those to connect and those to stall).
+   * within `timeoutSeconds` (default: those to connect and those to stall),
+   * `read_only` when the server takes no writes, `lock_lost` when the address
+   * leads to another server than the holder's.
    */
   async query<T extends Row = Row>(
     text: string,
     parameters: readonly Parameter[] = [],
     timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
   ): Promise<T[]> {
-    const current = this.#current ??= this.#connect();
-    const { client } = current;
+    const statement = withParameters(text, parameters);
+    const holder = this.#holder;
     this.inFlight++;
     try {
+      try {
+        return await this.#run<T>(statement, timeoutSeconds, holder);
+      } catch (error) {
+        if (!holder || sqlstateOf(error) !== OTHER_SERVER) throw error;
+      }
+      try {
+        // The connection was an older one. The statement has not run yet.
+        return await this.#run<T>(statement, timeoutSeconds, holder);
+      } catch (error) {
+        if (sqlstateOf(error) !== OTHER_SERVER) throw error;
+        if (this.#holder === holder) this.#holder = undefined;
+        const reason = otherServerError(this.config);
+        holder.giveUp(reason);
+        throw reason;
+      }
+    } catch (error) {
+      const known = asConnectFailure(error, this.config);
+      throw known.code === "read_only" ? await this.#explain(known) : known;
+    } finally {
+      this.inFlight--;
+    }
+  }
+
+  /**
+   * Checks that the server takes writes.
+   *
+   * @throws {ServiceError} `read_only` when it does not, and all that `query` throws.
+   */
+  async checkWritable(timeoutSeconds?: number): Promise<void> {
+    for (let attempt = 1;; attempt++) {
+      const current = this.#current;
+      const [row] = await this.query(WRITABLE, [], timeoutSeconds);
+      if (row!.read_only !== "on") return;
+      // An older connection may lead to a server that was replaced.
+      if (this.#current) this.#drop(this.#current);
+      if (!current || attempt === 2) {
+        throw readOnlyError(this.config, row!.standby);
+      }
+    }
+  }
+
+  /**
+   * Runs all statements on the holder's server, until the result is disposed
+   * of. Gives the holder up when the address leads to another server.
+   */
+  stayWith(holder: ServerHolder): Disposable {
+    this.#holder = holder;
+    return {
+      [Symbol.dispose]: () => {
+        if (this.#holder === holder) this.#holder = undefined;
+      },
+    };
+  }
+
+  async #run<T extends Row>(
+    statement: string,
+    timeoutSeconds: number,
+    holder: ServerHolder | undefined,
+  ): Promise<T[]> {
+    const current = this.#current ??= this.#connect();
+    const { client, lines } = current;
+    const check = holder ? `${assertServer(holder.server)};\n` : "";
+    try {
       const rows = await withTimeout(
-        client.unsafe(
-          `${this.#settings(client)};\n${withParameters(text, parameters)}`,
-        ),
+        client.unsafe(`${this.#settings(client)};\n${check}${statement}`),
         timeoutSeconds,
-        () =>
-          new ServiceError(
-            "connection_failed",
-            `No answer from ${address(this.config)} within ${timeoutSeconds} s`,
-          ),
+        () => this.#noAnswer(lines.isReady, timeoutSeconds),
       );
       checkVersion(this.config, parameterOf(client, "server_version"));
       return lastRows<T>(rows);
     } catch (error) {
       // Most of the server's own errors leave the connection whole. Anything else makes it suspect.
       const sqlstate = sqlstateOf(error);
-      if (!sqlstate || isOtherServerNeeded(sqlstate)) this.#drop(current);
-      throw asConnectFailure(error, this.config);
-    } finally {
-      this.inFlight--;
+      const isSuspect = !sqlstate || sqlstate === OTHER_SERVER ||
+        isOtherServerNeeded(sqlstate);
+      if (isSuspect) this.#drop(current);
+      throw error;
     }
+  }
+
+  #noAnswer(isLoggedIn: boolean, seconds: number): ServiceError {
+    const where = address(this.config);
+    return isLoggedIn
+      ? new ServiceError(
+        "connection_failed",
+        `No answer from ${where} within ${seconds} s after the login`,
+        { remedy: poolerRemedy(this.config) },
+      )
+      : new ServiceError(
+        "connection_failed",
+        `No answer from ${where} within ${seconds} s`,
+      );
+  }
+
+  /** Finds out why the server takes no writes. */
+  async #explain(known: ServiceError): Promise<ServiceError> {
+    try {
+      await this.checkWritable(PROBE_SECONDS);
+    } catch (error) {
+      if (error instanceof ServiceError && error.code === "read_only") {
+        return error;
+      }
+    }
+    return known;
   }
 
   /** Timeouts that the role may carry are lifted: the pool has its own. */

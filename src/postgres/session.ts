@@ -20,9 +20,15 @@ import {
   address,
   asConnectFailure,
   checkVersion,
+  poolerRemedy,
   toServiceError,
 } from "./errors.ts";
 import { Line } from "./line.ts";
+import {
+  otherServerError,
+  SERVER_EXPRESSION,
+  type ServerHolder,
+} from "./server_identity.ts";
 import {
   identifier,
   literal,
@@ -44,6 +50,8 @@ export interface ConnectionOptions {
   readonly stallTimeoutSeconds: number;
   /** Destroys the session when aborted; the signal's reason becomes the error. */
   readonly signal?: AbortSignal;
+  /** What the transactions must share the server with. Given up when they do not. */
+  readonly holder?: ServerHolder;
   /** Hears what is notified on the channels that the session listens on. */
   readonly onNotify?: (channel: string, payload: string) => void;
 }
@@ -84,6 +92,7 @@ export class Session implements AsyncDisposable, Disposable {
   #idleSince = 0;
   #inTransaction = false;
   #pid = 0;
+  #server = "";
   /** The schemas of the role's own search path, without those of PostgreSQL. */
   #ownSchemas: readonly string[] = [];
   /** The role that the session acts as; `none` for the one that logged in. */
@@ -155,13 +164,7 @@ export class Session implements AsyncDisposable, Disposable {
       await withTimeout(
         session.#learnSettings(),
         options.connectTimeoutSeconds,
-        () =>
-          new ServiceError(
-            "connection_failed",
-            `Cannot connect to ${
-              address(config)
-            }: no answer within ${options.connectTimeoutSeconds} s`,
-          ),
+        () => session.#noAnswer(),
       );
       checkVersion(config, session.serverVersion);
       return session;
@@ -171,6 +174,20 @@ export class Session implements AsyncDisposable, Disposable {
       checkVersion(config, session.serverVersion);
       throw asConnectFailure(error, config);
     }
+  }
+
+  #noAnswer(): ServiceError {
+    const { connectTimeoutSeconds } = this.#options;
+    const isLoggedIn = this.#line?.guard.isReady ?? false;
+    return new ServiceError(
+      "connection_failed",
+      `Cannot connect to ${
+        address(this.config)
+      }: no answer within ${connectTimeoutSeconds} s${
+        isLoggedIn ? " after the login" : ""
+      }`,
+      isLoggedIn ? { remedy: poolerRemedy(this.config) } : {},
+    );
   }
 
   /** Reads the settings of the role. It runs under the role's own search path: it may use no operator and no cast. */
@@ -200,6 +217,11 @@ export class Session implements AsyncDisposable, Disposable {
   /** Process id of the backend: as it greeted, and of the transaction's once that has begun. */
   get pid(): number {
     return this.#pid;
+  }
+
+  /** Identifies the server of the transaction. */
+  get server(): string {
+    return this.#server;
   }
 
   /** Aborts when the connection is lost or given up, with the reason. */
@@ -314,14 +336,24 @@ export class Session implements AsyncDisposable, Disposable {
     return `set local search_path = ${schemas.join(", ")}`;
   }
 
-  /** Learns the process id of the transaction's backend. */
+  /**
+   * Learns the process id of the transaction's backend, and its server.
+   *
+   * @throws {ServiceError} `lock_lost` when it is not the holder's server.
+   */
   async #learnBackend(): Promise<void> {
-    const [backend] = await this.query<{ pid: number }>(
+    const [backend] = await this.query<{ pid: number; server: string }>(
       // Only Linux servers can notice a client that is gone while they compute.
-      `select pg_backend_pid() as pid, case when version() like '%linux%'
+      `select pg_backend_pid() as pid, ${SERVER_EXPRESSION} as server, case when version() like '%linux%'
          then set_config('client_connection_check_interval', '10s', true) end`,
     );
     this.#pid = backend!.pid;
+    this.#server = backend!.server;
+    const { holder } = this.#options;
+    if (!holder || holder.server === this.#server) return;
+    const reason = otherServerError(this.config);
+    holder.giveUp(reason);
+    throw reason;
   }
 
   /** Commits. A lost connection leaves the outcome unknown; see the code `connection_lost`. */

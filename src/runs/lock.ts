@@ -5,6 +5,8 @@
  */
 import type { Config } from "../config/config.ts";
 import { APPLICATION_NAME } from "../identity.ts";
+import type { Pool } from "../postgres/pool.ts";
+import type { ServerHolder } from "../postgres/server_identity.ts";
 import { Session } from "../postgres/session.ts";
 import { ServiceError } from "../errors.ts";
 import type { LoadEvent } from "./event.ts";
@@ -23,6 +25,8 @@ export interface Lock extends AsyncDisposable {
   readonly signal: AbortSignal;
   /** Process id of the backend that holds it. */
   readonly pid: number;
+  /** The server that holds it, which all else of a run must be on. */
+  readonly holder: ServerHolder;
 }
 
 /**
@@ -31,13 +35,15 @@ export interface Lock extends AsyncDisposable {
  * It is held by an open transaction on a connection of its own, so that it
  * dies with the process and works behind a transaction pooler.
  *
+ * While it is held, the pool's statements run on the lock's server only.
+ *
  * @param waitSeconds how long to wait; 0 tries once.
  * @param signal ends the wait; a lock that is held stays, so that nobody else
  * takes a run that is being stopped for dead.
  * @throws {ServiceError} `busy` when another load holds it for longer.
  */
 export async function acquireLock(
-  config: Config,
+  { config, warehouse }: { config: Config; warehouse: Pool },
   waitSeconds: number,
   signal?: AbortSignal,
 ): Promise<Lock> {
@@ -65,9 +71,15 @@ export async function acquireLock(
         : `select pg_try_advisory_xact_lock(${SERVICE_LOCK}) as locked`,
     );
     if (!row!.locked) throw busy(waitSeconds);
+    const holder: ServerHolder = {
+      server: session.server,
+      giveUp: (reason) => session.destroy(reason),
+    };
+    const stay = warehouse.stayWith(holder);
     const lost = new AbortController();
     session.signal.addEventListener("abort", () => {
       const cause = session.signal.reason;
+      stay[Symbol.dispose]();
       lost.abort(
         new ServiceError(
           "lock_lost",
@@ -79,7 +91,11 @@ export async function acquireLock(
     return {
       signal: lost.signal,
       pid: session.pid,
-      [Symbol.asyncDispose]: () => session.close(),
+      holder,
+      async [Symbol.asyncDispose]() {
+        stay[Symbol.dispose]();
+        await session.close();
+      },
     };
   } catch (error) {
     session.destroy();
@@ -141,7 +157,7 @@ export async function waitForTurn(
     while (true) {
       try {
         return await acquireLock(
-          config,
+          { config, warehouse },
           hasNoLimit ? LONG_WAIT_SECONDS : limitSeconds,
           AbortSignal.any([finished.signal, ...(signal ? [signal] : [])]),
         );

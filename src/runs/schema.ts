@@ -24,7 +24,7 @@ const MIGRATION_LOCK = 5_714_291;
  * Applies the migrations that are missing.
  *
  * @throws {ServiceError} `schema_too_new` when a newer program was here,
- * `permission_denied` when the schema cannot be made.
+ * `permission_denied` when the schema cannot be made, `read_only`.
  */
 export async function migrate(
   pool: Pool,
@@ -33,6 +33,7 @@ export async function migrate(
   const version = await currentVersion(pool);
   if (version === MIGRATIONS.length) return;
   refuseNewer(version);
+  await pool.checkWritable();
   await using session = await Session.open(pool.config, connection);
   await session.begin(
     { mode: "read committed", lockTimeoutSeconds: 60 },

@@ -35,7 +35,7 @@ const SETTINGS: readonly {
   { sql: "set transaction_timeout = '400ms'", waits: true, since: 17 },
   {
     sql: "set default_transaction_read_only = on",
-    ends: "exit 1, database_error",
+    ends: "exit 69, read_only",
   },
   { sql: "set default_transaction_isolation = 'serializable'" },
   { sql: "set default_transaction_deferrable = on" },

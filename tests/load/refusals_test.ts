@@ -91,9 +91,13 @@ const REFUSALS: readonly Refusal[] = [
   {
     name: "a warehouse role whose transactions are read-only",
     admin: "alter role $loader set default_transaction_read_only = on",
-    exit: 1,
-    code: "database_error",
-    says: ["dwh: ", "default_transaction_read_only off", "DWH_DB_HOST"],
+    exit: 69,
+    code: "read_only",
+    says: [
+      "dwh: The warehouse is read-only: default_transaction_read_only is on",
+      "default_transaction_read_only off",
+      "DWH_DB_HOST",
+    ],
   },
   {
     name: "a time zone that the server does not know",

@@ -39,14 +39,15 @@ export class Proxy implements AsyncDisposable {
   /** Pieces that were sent and have not gone through, since nothing moves. */
   held = 0;
   readonly #listener: Deno.TcpListener;
-  readonly #server: { hostname: string; port: number };
+  /** Where new connections lead; those that stand stay where they are. */
+  server: { hostname: string; port: number };
   #isClosed = false;
   readonly #open = new Set<Deno.Conn>();
   /** Directions that no longer move, by the connections that stood when they froze. */
   readonly #frozen = new Map<Deno.Conn, readonly Direction[]>();
 
   constructor(server: { hostname: string; port: number }, faults: Faults = {}) {
-    this.#server = server;
+    this.server = server;
     this.faults = faults;
     this.#listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     void this.#accept();
@@ -60,7 +61,7 @@ export class Proxy implements AsyncDisposable {
   cut(): void {
     for (const connection of [...this.#open]) {
       const isServer = connection.remoteAddr.transport === "tcp" &&
-        connection.remoteAddr.port === this.#server.port;
+        connection.remoteAddr.port === this.server.port;
       if (!isServer || !this.faults.isHalfOpen) this.#close(connection);
     }
   }
@@ -96,7 +97,7 @@ export class Proxy implements AsyncDisposable {
   async #serve(client: Deno.TcpConn): Promise<void> {
     let server: Deno.TcpConn;
     try {
-      server = await Deno.connect(this.#server);
+      server = await Deno.connect(this.server);
     } catch {
       return this.#close(client);
     }
