@@ -138,7 +138,7 @@ export const ERRORS = {
     1,
     500,
     true,
-    "Another session holds a write or DDL lock on it: find it in pg_locks, or raise LOCK_TIMEOUT.",
+    "Find the session that locks the table in pg_locks, or raise LOCK_TIMEOUT. Where a foreign key or trigger of the other table leads to it, set LOAD_ATOMIC=true.",
   ),
   source_locked: kind(
     1,
