@@ -39,7 +39,9 @@ Deno.test("startPostgres() starts a server that answers a query", async () => {
 });
 
 Deno.test({
-  name: "startPostgres() runs an installed PostgreSQL where it is",
+  name: installed
+    ? "startPostgres() runs an installed PostgreSQL where it is"
+    : "SKIPPED, install the Debian package postgresql: startPostgres() runs an installed PostgreSQL",
   ignore: installed === undefined,
   fn: async () => {
     await using server = await startPostgres({ binDirectory: installed! });
@@ -176,7 +178,7 @@ const ends: Record<string, (child: Deno.ChildProcess) => void> = {
 for (const [name, end] of Object.entries(ends)) {
   Deno.test(`a server is gone after ${name}`, async () => {
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["eval", "--quiet", PROGRAM],
+      args: ["eval", "--quiet", "--lock=dev.lock", PROGRAM],
       cwd: new URL("..", import.meta.url),
       detached: true,
       stdin: "piped",

@@ -46,7 +46,7 @@ async function main(words: string[]): Promise<number> {
     );
   } else if (words.length === 0) {
     print(
-      "No other PostgreSQL is installed: the load tests ran on one version only.",
+      "SKIPPED, install the Debian package postgresql: the load tests on another version.",
     );
   }
   return summarize(results);

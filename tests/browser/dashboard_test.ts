@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { Page } from "playwright-core";
 import type { Databases } from "../support/databases.ts";
 import { until } from "../support/server.ts";
-import { isSkipped } from "../support/browser.ts";
+import { browserTest } from "../support/browser.ts";
 import {
   assertAccessible,
   keepPicture,
@@ -27,10 +27,9 @@ async function heldTable(db: Databases): Promise<AsyncDisposable> {
   };
 }
 
-Deno.test({
-  name: "a load is asked for, watched and read about in a browser",
-  ignore: isSkipped,
-  async fn(t) {
+browserTest(
+  "a load is asked for, watched and read about in a browser",
+  async (t) => {
     await using scene = await setScene({ LOCK_TIMEOUT: "120" });
     const { db, server } = scene;
     const page = await scene.open();
@@ -217,12 +216,11 @@ Deno.test({
       },
     );
   },
-});
+);
 
-Deno.test({
-  name: "with the warehouse away the page says so, and recovers with it",
-  ignore: isSkipped,
-  async fn() {
+browserTest(
+  "with the warehouse away the page says so, and recovers with it",
+  async () => {
     await using scene = await setScene();
     const { db } = scene;
     const page = await scene.open();
@@ -255,4 +253,4 @@ Deno.test({
     // By itself: the open page looks for news.
     await page.getByRole("heading", { name: "No load has run yet" }).waitFor();
   },
-});
+);

@@ -7,7 +7,7 @@ import {
 } from "../../src/runs/history.ts";
 import type { Executor } from "../../src/runs/queue.ts";
 import { TABLE_NAMES } from "../../src/tables/declaration.ts";
-import { isSkipped } from "../support/browser.ts";
+import { browserTest } from "../support/browser.ts";
 import { writeHistory } from "../support/history.ts";
 import {
   assertAccessible,
@@ -28,10 +28,9 @@ const WEIGHT_LIMIT = 50_000;
 /** The pages of the README. */
 const PICTURES = new URL("../../docs/images/", import.meta.url);
 
-Deno.test({
-  name: "with 10,000 runs every page is light, fits, and can be read by all",
-  ignore: isSkipped,
-  async fn(t) {
+browserTest(
+  "with 10,000 runs every page is light, fits, and can be read by all",
+  async (t) => {
     await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
     const { db, server } = scene;
     await writeHistory(db, 10_000);
@@ -156,40 +155,36 @@ Deno.test({
       },
     );
   },
-});
+);
 
-Deno.test({
-  name: "the README shows the pages as they are",
-  ignore: isSkipped,
-  async fn() {
-    await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
-    const { db, server } = scene;
-    await writeHistory(db, 60);
-    await server.json("/load", { method: "POST" });
-    await db.source.unsafe(
-      "update marketing.marketing_qualified_leads set origin = 'email' where mql_id < '01'",
-    );
-    await server.json("/load", { method: "POST" });
-    const readme = await Deno.readTextFile(
-      new URL("../../README.md", import.meta.url),
-    );
-    for (const colorScheme of ["light", "dark"] as const) {
-      const name = `dashboard-${colorScheme}.png`;
-      assertStringIncludes(readme, `docs/images/${name}`);
-      const page = await scene.open({
-        colorScheme,
-        viewport: { width: 1200, height: 800 },
-      });
-      await page.goto("/");
-      await page.getByRole("heading", { name: "Both tables equal" }).waitFor();
-      const picture = await page.screenshot({ fullPage: true });
-      // Only when asked for, so that a test leaves the tree as it was.
-      if (Deno.env.get("UPDATE_PICTURES") === "1") {
-        await Deno.mkdir(PICTURES, { recursive: true });
-        await Deno.writeFile(new URL(name, PICTURES), picture);
-      }
-      assert((await Deno.stat(new URL(name, PICTURES))).size > 10_000);
-      await page.close();
+browserTest("the README shows the pages as they are", async () => {
+  await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
+  const { db, server } = scene;
+  await writeHistory(db, 60);
+  await server.json("/load", { method: "POST" });
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'email' where mql_id < '01'",
+  );
+  await server.json("/load", { method: "POST" });
+  const readme = await Deno.readTextFile(
+    new URL("../../README.md", import.meta.url),
+  );
+  for (const colorScheme of ["light", "dark"] as const) {
+    const name = `dashboard-${colorScheme}.png`;
+    assertStringIncludes(readme, `docs/images/${name}`);
+    const page = await scene.open({
+      colorScheme,
+      viewport: { width: 1200, height: 800 },
+    });
+    await page.goto("/");
+    await page.getByRole("heading", { name: "Both tables equal" }).waitFor();
+    const picture = await page.screenshot({ fullPage: true });
+    // Only when asked for, so that a test leaves the tree as it was.
+    if (Deno.env.get("UPDATE_PICTURES") === "1") {
+      await Deno.mkdir(PICTURES, { recursive: true });
+      await Deno.writeFile(new URL(name, PICTURES), picture);
     }
-  },
+    assert((await Deno.stat(new URL(name, PICTURES))).size > 10_000);
+    await page.close();
+  }
 });

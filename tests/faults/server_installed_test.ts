@@ -5,4 +5,4 @@ import { testStops } from "../support/server_stops.ts";
 // A file of its own, so that it runs beside the other one.
 const installed = findInstalledPostgres();
 if (installed) testStops("immediate", installed);
-else skip("stops of another server", "no other PostgreSQL is installed");
+else skip("stops of another server", "install the Debian package postgresql");

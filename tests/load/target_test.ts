@@ -447,39 +447,39 @@ Deno.test("load --recreate keeps the replica identity of a published table, so t
 });
 
 const LOSSES: readonly (readonly [string, string, string])[] = [
-  ["a view", `create view public.v as select * from ${LEAD}`, "view v"],
+  ["a view", `create view public.v as select * from ${LEAD}`, "view public.v"],
   [
     "a materialized view",
     `create materialized view public.v as select origin from ${LEAD}`,
-    "materialized view v",
+    "materialized view public.v",
   ],
   [
     "a foreign key from elsewhere",
     `alter table ${LEAD} add primary key (mql_id);
      create table public.child (id text references ${LEAD})`,
-    "constraint child_id_fkey on table child",
+    "constraint child_id_fkey on table public.child",
   ],
   [
     "a function that returns its rows",
     `create function public.f() returns setof ${LEAD} language sql as 'select * from ${LEAD}'`,
-    "function f()",
+    "function public.f()",
   ],
   [
     "a policy of another table",
     `create table public.other (id text);
      create policy p on public.other using (exists (select from ${LEAD} where mql_id = id))`,
-    "policy p on table other",
+    "policy p on table public.other",
   ],
   [
     "its place in another table's partitions",
     `create table public.parent (${COLUMNS}) partition by list (mql_id);
      alter table public.parent attach partition ${LEAD} default`,
-    "its place under parent",
+    "its place under public.parent",
   ],
   [
     "inheritance",
     `create table public.parent (mql_id text); alter table ${LEAD} inherit public.parent`,
-    "its place under parent",
+    "its place under public.parent",
   ],
   [
     "a publication of another role",

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { findInstalledPostgres } from "../../demo/postgres.ts";
 import { skip } from "./measure.ts";
 
 /** Folders that Debian keeps out of the PATH of users. */
@@ -13,8 +14,10 @@ const LIBRARIES = `/usr/lib/${Deno.build.arch}-linux-gnu`;
 
 /** Programs and their Debian packages. A name with a slash is the path of a file. */
 const DEBIAN_PACKAGES = {
+  bash: "bash",
   chromium: "chromium",
   curl: "curl",
+  mount: "mount",
   openssl: "openssl",
   pgbouncer: "pgbouncer",
   prlimit: "util-linux",
@@ -87,7 +90,7 @@ export function testWith(
 
 function packagesOf(programs: readonly Program[]): string[] {
   return [
-    ...new Set(
+    ...new Set<string>(
       programs.filter((name) => !findProgram(name))
         .map((name) => DEBIAN_PACKAGES[name]!),
     ),
@@ -96,5 +99,6 @@ function packagesOf(programs: readonly Program[]): string[] {
 
 if (import.meta.main) {
   const names = packagesOf(Object.keys(DEBIAN_PACKAGES) as Program[]);
+  if (!findInstalledPostgres()) names.push("postgresql");
   Deno.stdout.writeSync(new TextEncoder().encode(`${names.join(" ")}\n`));
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import { skip } from "./measure.ts";
+import { findProgram } from "./debian.ts";
 
 /** A mounted file system. */
 export interface Disk extends AsyncDisposable {
@@ -29,10 +30,11 @@ export async function mountDisk(
     owner ? `,uid=${owner.uid},gid=${owner.gid}` : ""
   }`;
   const isMounted = Deno.build.os === "linux" && Deno.uid() === 0 &&
+    findProgram("mount") !== undefined &&
     await run("mount", "-t", "tmpfs", "-o", options, "tmpfs", path);
   if (!isMounted) {
     await Deno.remove(path);
-    skip(what, "a file system can only be mounted by root on Linux");
+    skip(what, "needs root on Linux with the Debian package mount");
     return undefined;
   }
   return {
