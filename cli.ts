@@ -111,7 +111,7 @@ export async function main(words: readonly string[]): Promise<number> {
       ),
       async serve() {
         // The server's libraries are only loaded for it: every other command starts fast.
-        const { serve } = await import("./main.ts");
+        const { serve } = await import("./src/serve.ts");
         return await serve({
           service: context.service(),
           prune: () => prune(context.service()),

@@ -11,7 +11,8 @@ import { delay } from "@std/async/delay";
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { LoadEvent, Trigger } from "../runs/event.ts";
 import { unattendedRuns } from "../runs/history.ts";
-import { announceUnrecorded, driveRun, type LoadHooks } from "../load/load.ts";
+import { announceUnrecorded, driveRun } from "../load/load.ts";
+import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
 import { connectionOf, type Service } from "../context.ts";
 import { withRetries } from "../load/retry.ts";
 import { migrate } from "../runs/schema.ts";
@@ -40,15 +41,10 @@ interface Driver {
   hasBegun: boolean;
 }
 
-/** Listeners of a process to all its runs. */
-export type RunListener = Pick<LoadHooks, "onProgress" | "onStart"> & {
-  readonly onEnd?: (event: LoadEvent) => void;
-};
-
 /** Takes requests, shares runs among them, and takes up runs that wait in the warehouse. */
 export class Dispatcher {
   readonly #service: Service;
-  readonly #listener: RunListener;
+  readonly #observer: Required<RunObserver>;
   /** By options: requests that share the next statement to the queue. */
   readonly #gathering = new Map<string, Promise<Ticket>>();
   /** By options: the statement that is under way. */
@@ -57,9 +53,9 @@ export class Dispatcher {
   #askedAt = 0;
   #draining: ServiceError | undefined;
 
-  constructor(service: Service, listener: RunListener = {}) {
+  constructor(service: Service, observers: readonly RunObserver[] = []) {
     this.#service = service;
-    this.#listener = listener;
+    this.#observer = combineObservers(observers, service.log);
   }
 
   /** True from the moment at which no new request is taken. */
@@ -259,13 +255,11 @@ export class Dispatcher {
         beforeStart: () => this.#gather(),
         onStart: (run) => {
           driver.hasBegun = true;
-          this.#listener.onStart?.(run);
+          this.#observer.runStarted(run);
         },
-        ...(this.#listener.onProgress
-          ? { onProgress: this.#listener.onProgress }
-          : {}),
+        onProgress: this.#observer.progress,
       }).then((event) => {
-        if (driver.hasBegun) this.#listener.onEnd?.(event);
+        if (driver.hasBegun) this.#observer.runEnded(event);
         return event;
       }).finally(() => this.#drivers.delete(ticket.runId)),
     };

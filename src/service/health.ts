@@ -1,5 +1,5 @@
 /**
- * Health: whether the source answers and the warehouse takes writes, and how fast.
+ * Checks whether the source answers and the warehouse takes writes, and how fast.
  *
  * @module
  */
@@ -13,7 +13,7 @@ const CHECK_TIMEOUT_SECONDS = 2;
 export interface Check {
   readonly status: "healthy" | "unhealthy";
   readonly latency_ms: number;
-  /** What is wrong and the remedy, when something is. */
+  /** The failure and its remedy, where the check failed. */
   readonly error?: string;
 }
 

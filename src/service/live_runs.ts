@@ -1,14 +1,16 @@
 /**
- * What the runs of this process are doing at this moment, for those who watch.
- * Only the newest state is kept, so a watcher that is slow costs nothing.
+ * The current state of the runs of this process, for streams and pages. Only the
+ * newest state is kept, so a slow reader costs nothing.
  *
  * @module
  */
 import type { LoadEvent } from "../runs/event.ts";
+import type { Run } from "../runs/queue.ts";
+import type { RunObserver } from "../runs/run_observer.ts";
 import type { Progress } from "../sync/progress.ts";
 
-/** Runs that are over and still remembered, for watchers that have not seen the end. */
-const REMEMBERED = 20;
+/** Maximum number of runs. Finished runs stay for readers that have not seen the end. */
+const MAX_RUNS = 20;
 
 /** The newest state of a run. */
 export interface LiveRun {
@@ -25,30 +27,30 @@ interface MutableRun {
 }
 
 /** The runs of this process. */
-export class LiveRuns {
+export class LiveRuns implements RunObserver {
   readonly #runs = new Map<string, MutableRun>();
 
-  begin(runId: string): void {
-    this.#runs.set(runId, {
+  runStarted(run: Pick<Run, "id">): void {
+    this.#runs.set(run.id, {
       tables: new Map(),
       event: undefined,
       change: Promise.withResolvers(),
     });
     for (const [id, run] of this.#runs) {
-      if (this.#runs.size <= REMEMBERED) break;
+      if (this.#runs.size <= MAX_RUNS) break;
       if (run.event) this.#runs.delete(id);
     }
   }
 
-  update(runId: string, progress: Progress): void {
+  progress(runId: string, progress: Progress): void {
     this.#change(runId, (run) => run.tables.set(progress.table, progress));
   }
 
-  end(event: LoadEvent): void {
+  runEnded(event: LoadEvent): void {
     this.#change(event.run_id, (run) => run.event = event);
   }
 
-  /** The newest state, or `undefined` when the run is not one of this process. */
+  /** Returns the newest state, or `undefined` for a run of another process. */
   get(runId: string): LiveRun | undefined {
     const run = this.#runs.get(runId);
     return run &&

@@ -1,13 +1,15 @@
 /**
- * What Prometheus scrapes. Labels hold words of closed sets only, never an id,
- * so that the number of series stays bounded.
+ * Metrics for Prometheus. Labels hold words of closed sets only, never an ID.
+ * The number of series is therefore bounded.
  *
  * @module
  */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { type LoadEvent, TRIGGERS } from "../runs/event.ts";
+import type { Run } from "../runs/queue.ts";
+import type { RunObserver } from "../runs/run_observer.ts";
 
-/** Where the numbers come from that are looked up at each scrape. */
+/** The sources of the numbers that each scrape looks up. */
 export interface MetricsSources {
   readonly pools: Readonly<
     Record<string, { readonly inFlight: number; readonly max: number }>
@@ -15,12 +17,12 @@ export interface MetricsSources {
   readonly isLoading: () => boolean;
   /** Unix time in seconds; may reject. */
   readonly lastSuccess: () => Promise<number | undefined>;
-  /** Events that wait, by publisher; may reject. */
+  /** Undelivered events by publisher; may reject. */
   readonly undelivered: () => Promise<Readonly<Record<string, number>>>;
 }
 
 /** The metrics of a process. */
-export class Metrics {
+export class Metrics implements RunObserver {
   readonly #registry = new Registry();
   readonly #runs = new Counter({
     name: "marketing_data_runs_total",
@@ -49,7 +51,7 @@ export class Metrics {
   });
   readonly #deliveries = new Counter({
     name: "marketing_data_deliveries_total",
-    help: "Events that this process handed to publishers, by what became of it",
+    help: "Attempts of this process to deliver events, by outcome",
     labelNames: ["publisher", "outcome"],
     registers: [this.#registry],
   });
@@ -64,7 +66,7 @@ export class Metrics {
 
   constructor(sources: MetricsSources) {
     const registers = [this.#registry];
-    // From 0 on, or a rate would miss the first of each.
+    // A rate needs the series to start at 0, or it misses the first run.
     for (const status of ["success", "failure"]) {
       for (const trigger of TRIGGERS) this.#runs.inc({ status, trigger }, 0);
     }
@@ -80,7 +82,7 @@ export class Metrics {
     });
     new Gauge({
       name: "marketing_data_undelivered_events",
-      help: "Events that a publisher has not got yet",
+      help: "Events that are not delivered to a publisher yet",
       labelNames: ["publisher"],
       registers,
       async collect() {
@@ -111,7 +113,7 @@ export class Metrics {
     });
     const size = new Gauge({
       name: "marketing_data_pool_size",
-      help: "Most connections of the pool",
+      help: "Maximum number of connections in the pool",
       labelNames: ["database"],
       registers,
     });
@@ -120,8 +122,8 @@ export class Metrics {
     }
   }
 
-  runStarted(runId: string): void {
-    this.#startedAt.set(runId, performance.now());
+  runStarted(run: Pick<Run, "id">): void {
+    this.#startedAt.set(run.id, performance.now());
   }
 
   runEnded(event: LoadEvent): void {
@@ -153,7 +155,7 @@ export class Metrics {
     this.#http.observe({ method: known, route, status }, seconds);
   }
 
-  /** The text that Prometheus reads, and its media type. */
+  /** Returns the metrics in the text format of Prometheus, and its media type. */
   async text(): Promise<{ body: string; contentType: string }> {
     return {
       body: await this.#registry.metrics(),

@@ -1,12 +1,14 @@
 /**
- * Spans for run, table and phase. Deno exports them by itself where
- * OTEL_DENO=true; elsewhere this module is not loaded.
+ * Spans for run, table and phase. Deno exports them when OTEL_DENO=true. The
+ * service loads this module only then.
  *
  * @module
  */
 import { context, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
+import { VERSION } from "../identity.ts";
 import type { LoadEvent } from "../runs/event.ts";
 import type { Run } from "../runs/queue.ts";
+import type { RunObserver } from "../runs/run_observer.ts";
 import type { Progress } from "../sync/progress.ts";
 
 interface Traced {
@@ -14,50 +16,58 @@ interface Traced {
   readonly tables: Map<string, { span: Span; phase: Span; name: string }>;
 }
 
-/** A listener to runs that turns what it hears into spans. */
-export function traceRuns(version: string) {
-  const tracer = trace.getTracer("marketing-data-service", version);
-  const traced = new Map<string, Traced>();
-  const child = (name: string, parent: Span) =>
-    tracer.startSpan(name, {}, trace.setSpan(context.active(), parent));
-  return {
-    onStart(run: Run): void {
-      const span = tracer.startSpan("run", {
-        attributes: {
-          "run.id": run.id,
-          "run.trigger": run.trigger,
-          "run.mode": run.mode,
-        },
+/** Turns runs into spans. */
+export class RunTracer implements RunObserver {
+  readonly #tracer = trace.getTracer("marketing-data-service", VERSION);
+  readonly #traced = new Map<string, Traced>();
+
+  runStarted(run: Run): void {
+    const span = this.#tracer.startSpan("run", {
+      attributes: {
+        "run.id": run.id,
+        "run.trigger": run.trigger,
+        "run.mode": run.mode,
+      },
+    });
+    this.#traced.set(run.id, { run: span, tables: new Map() });
+  }
+
+  progress(runId: string, progress: Progress): void {
+    const parent = this.#traced.get(runId);
+    if (!parent) return;
+    const known = parent.tables.get(progress.table);
+    if (known?.name === progress.phase) return;
+    known?.phase.end();
+    const span = known?.span ??
+      this.#child(`table ${progress.table}`, parent.run);
+    parent.tables.set(progress.table, {
+      span,
+      phase: this.#child(`phase ${progress.phase}`, span),
+      name: progress.phase,
+    });
+  }
+
+  runEnded(event: LoadEvent): void {
+    const parent = this.#traced.get(event.run_id);
+    this.#traced.delete(event.run_id);
+    for (const { span, phase } of parent?.tables.values() ?? []) {
+      phase.end();
+      span.end();
+    }
+    if (event.status === "failure") {
+      parent?.run.setStatus({
+        code: SpanStatusCode.ERROR,
+        message: event.error,
       });
-      traced.set(run.id, { run: span, tables: new Map() });
-    },
-    onProgress(runId: string, progress: Progress): void {
-      const parent = traced.get(runId);
-      if (!parent) return;
-      const known = parent.tables.get(progress.table);
-      if (known?.name === progress.phase) return;
-      known?.phase.end();
-      const span = known?.span ?? child(`table ${progress.table}`, parent.run);
-      parent.tables.set(progress.table, {
-        span,
-        phase: child(`phase ${progress.phase}`, span),
-        name: progress.phase,
-      });
-    },
-    onEnd(event: LoadEvent): void {
-      const parent = traced.get(event.run_id);
-      traced.delete(event.run_id);
-      for (const { span, phase } of parent?.tables.values() ?? []) {
-        phase.end();
-        span.end();
-      }
-      if (event.status === "failure") {
-        parent?.run.setStatus({
-          code: SpanStatusCode.ERROR,
-          message: event.error,
-        });
-      }
-      parent?.run.end();
-    },
-  };
+    }
+    parent?.run.end();
+  }
+
+  #child(name: string, parent: Span): Span {
+    return this.#tracer.startSpan(
+      name,
+      {},
+      trace.setSpan(context.active(), parent),
+    );
+  }
 }

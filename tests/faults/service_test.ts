@@ -365,7 +365,7 @@ Deno.test("a tick that one replica skipped is not run by a replica that is late"
   const [first, late] = [one, two].map((service) => ({
     config: service.config,
     log: service.log,
-    dispatcher: new Dispatcher(service, {}),
+    dispatcher: new Dispatcher(service),
   }));
   const [row] = await db.warehouse.unsafe("select clock_timestamp() as now");
   const tick = new Date(row!.now);
@@ -389,7 +389,7 @@ Deno.test("a tick that finds the warehouse away is announced when it is back", a
     DWH_DB_PORT: "1",
     RETRY_ATTEMPTS: "1",
   });
-  const dispatcher = new Dispatcher(service, {});
+  const dispatcher = new Dispatcher(service);
   await runTick(
     { config: service.config, log: service.log, dispatcher },
     new Date(),

@@ -12,7 +12,7 @@ Deno.test("two replicas with one schedule run one load a tick, and a tick during
   const replicas = [one, two].map((service) => ({
     config: service.config,
     log: service.log,
-    dispatcher: new Dispatcher(service, {}),
+    dispatcher: new Dispatcher(service),
   }));
   const count = async (condition: string) => {
     const [row] = await db.warehouse.unsafe(
@@ -52,7 +52,7 @@ Deno.test("two replicas with one schedule run one load a tick, and a tick during
 Deno.test("runMinute() loads at a tick of the schedule and at no other minute", async () => {
   await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
   await using service = serviceOf(db);
-  const dispatcher = new Dispatcher(service, {});
+  const dispatcher = new Dispatcher(service);
   const context = { config: service.config, log: service.log, dispatcher };
   for (const time of ["05:59:59", "06:00:59", "06:01:00"]) {
     await runMinute(context, "0 6 * * *", new Date(`2126-01-01T${time}Z`));

@@ -3,6 +3,7 @@
  * token is asked for, it must be ours: another name may have been made to lead here.
  */
 import type { MiddlewareHandler } from "hono";
+import { isLoopback } from "../../config/loopback.ts";
 import { ServiceError } from "../../errors.ts";
 import { problem, problemDocument } from "../problem.tsx";
 
@@ -33,11 +34,6 @@ export function isHost(header: string): boolean {
   // The characters first, because the parser of URLs takes a path or a user for what they are.
   return /^(?:\[[\da-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+)(?::\d*)?$/i
     .test(header) && URL.parse(`http://${header}/`) !== null;
-}
-
-/** Whether only this machine reaches a listener on that address. */
-export function isLoopback(host: string): boolean {
-  return /^(127\.\d+\.\d+\.\d+|::1|localhost)$/i.test(host);
 }
 
 /**

@@ -1,0 +1,48 @@
+/**
+ * Watching the runs of a process, as metrics, traces and the dashboard do.
+ *
+ * @module
+ */
+import type { Logger } from "@logtape/logtape";
+import { asServiceError } from "../errors.ts";
+import type { Progress } from "../sync/progress.ts";
+import type { LoadEvent } from "./event.ts";
+import type { Run } from "./queue.ts";
+
+/** Watches the runs of a process. Its methods must not wait. */
+export interface RunObserver {
+  runStarted?(run: Run): void;
+  progress?(runId: string, progress: Progress): void;
+  runEnded?(event: LoadEvent): void;
+}
+
+/**
+ * Returns one observer that calls all others in order. An observer that throws
+ * affects neither the run nor the other observers. Its first failure is logged.
+ */
+export function combineObservers(
+  observers: readonly RunObserver[],
+  log: Logger,
+): Required<RunObserver> {
+  const failed = new Set<RunObserver>();
+  const notify = (call: (observer: RunObserver) => void) => {
+    for (const observer of observers) {
+      try {
+        call(observer);
+      } catch (error) {
+        if (failed.has(observer)) continue;
+        failed.add(observer);
+        log.error("{observer} cannot observe a run: {error}", {
+          observer: observer.constructor.name,
+          error: asServiceError(error).message,
+        });
+      }
+    }
+  };
+  return {
+    runStarted: (run) => notify((observer) => observer.runStarted?.(run)),
+    progress: (runId, progress) =>
+      notify((observer) => observer.progress?.(runId, progress)),
+    runEnded: (event) => notify((observer) => observer.runEnded?.(event)),
+  };
+}

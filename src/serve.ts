@@ -1,0 +1,225 @@
+/**
+ * The service: wires HTTP, the schedule, the channel and the delivery of events,
+ * and stops them in order.
+ *
+ * @module
+ */
+import { delay } from "@std/async/delay";
+import type { Logger } from "@logtape/logtape";
+import { isLoopback } from "./config/loopback.ts";
+import { connectionOf, type Service } from "./context.ts";
+import { Deliverer, publisherNames } from "./delivery/deliverer.ts";
+import { prepareFiles } from "./delivery/file.ts";
+import { registerPublishers, undeliveredEvents } from "./delivery/outbox.ts";
+import { asServiceError, ServiceError } from "./errors.ts";
+import { createApp } from "./http/app.ts";
+import { type HttpServer, listen } from "./http/server.ts";
+import { Pool } from "./postgres/pool.ts";
+import { lastSuccess } from "./runs/history.ts";
+import type { RunObserver } from "./runs/run_observer.ts";
+import { migrate } from "./runs/schema.ts";
+import { Dispatcher } from "./service/dispatcher.ts";
+import { sharedHealthCheck } from "./service/health.ts";
+import { LiveRuns } from "./service/live_runs.ts";
+import { Metrics } from "./service/metrics.ts";
+import { listenForTriggers, startSchedule } from "./service/schedule.ts";
+
+/** Seconds between two attempts to reach the warehouse at startup. */
+const RETRY_SECONDS = 2;
+
+/** Seconds to record the last run after SHUTDOWN_GRACE. */
+const RECORD_SECONDS = 5;
+
+/** Seconds for open requests to end, and then for the last event to be delivered. */
+const CLOSE_SECONDS = 2;
+
+const DAY_MILLISECONDS = 86_400_000;
+
+/** What the process hands to the service. */
+export interface ServeOptions {
+  readonly service: Service;
+  /** Stops the service. */
+  readonly signal: AbortSignal;
+  readonly isTraced: boolean;
+  /** Removes old runs. Never throws. */
+  readonly prune: () => Promise<void>;
+}
+
+/**
+ * Serves until the signal. Returns the exit code.
+ *
+ * @throws {ServiceError} `configuration` when the service must not or cannot listen.
+ */
+export async function serve(options: ServeOptions): Promise<number> {
+  const { signal, prune } = options;
+  const { config, log, warehouse } = options.service;
+  requireProtection(options.service);
+  await prepareFiles(config);
+  await using source = new Pool(config.olist, {
+    max: 1,
+    connectTimeoutSeconds: config.connectTimeoutSeconds,
+    stallTimeoutSeconds: config.stallTimeoutSeconds,
+  });
+  const metrics: Metrics = new Metrics({
+    pools: { olist: source, dwh: warehouse },
+    isLoading: () => dispatcher.isLoading,
+    lastSuccess: () => lastSuccess(warehouse),
+    undelivered: () => undeliveredEvents(warehouse, publisherNames(config)),
+  });
+  const deliverer = new Deliverer(
+    options.service,
+    (...outcome) => metrics.delivery(...outcome),
+  );
+  const service: Service = {
+    ...options.service,
+    deliver() {
+      deliverer.wake();
+      void prune();
+    },
+  };
+  const live = new LiveRuns();
+  const observers: RunObserver[] = [live, metrics];
+  if (options.isTraced) {
+    const { RunTracer } = await import("./service/tracing.ts");
+    observers.push(new RunTracer());
+  }
+  const dispatcher = new Dispatcher(service, observers);
+  let isReady = false;
+  const streams = new AbortController();
+  const server = await listen({
+    hostname: config.host,
+    port: config.port,
+    app: createApp({
+      service,
+      health: sharedHealthCheck(source, warehouse),
+      dispatcher,
+      live,
+      metrics,
+      isReady: () => isReady,
+      shutdown: streams.signal,
+    }),
+    log,
+  });
+  const background = (async () => {
+    await prepareWarehouse(service, signal);
+    if (signal.aborted) return;
+    isReady = true;
+    log.info("Ready for loads");
+    const triggers = { config, log, dispatcher };
+    startSchedule(triggers, signal);
+    const daily = setInterval(() => void prune(), DAY_MILLISECONDS);
+    await Promise.all([
+      deliverer.run(signal),
+      dispatcher.resume(signal),
+      listenForTriggers(triggers, signal),
+    ]);
+    clearInterval(daily);
+  })();
+  await aborted(signal);
+  log.info("Stopping: the service takes no more loads");
+  await stop(
+    { log, streams, dispatcher, server, background, deliverer, source },
+    config.shutdownGraceSeconds,
+  );
+  log.info("Stopped");
+  return 0;
+}
+
+/** The parts of a running service that need to be stopped. */
+interface Running {
+  readonly log: Logger;
+  readonly streams: AbortController;
+  readonly dispatcher: Dispatcher;
+  readonly server: HttpServer;
+  readonly background: Promise<void>;
+  readonly deliverer: Deliverer;
+  readonly source: Pool;
+}
+
+/** Stops the service: the streams, the last run, the server, and the delivery of the last event. */
+async function stop(
+  { log, streams, dispatcher, server, background, deliverer, source }: Running,
+  graceSeconds: number,
+): Promise<void> {
+  // An open stream keeps the server open.
+  streams.abort();
+  const isDrained = await endsWithin(
+    graceSeconds + RECORD_SECONDS,
+    dispatcher.drain(graceSeconds),
+  );
+  if (!isDrained) {
+    log.warn("The last run did not end in time. The next load records its end");
+  }
+  await endsWithin(CLOSE_SECONDS, server.shutdown(), background);
+  // The next process delivers the rest.
+  const delivered = deliverer.deliver(
+    CLOSE_SECONDS,
+    AbortSignal.timeout(CLOSE_SECONDS * 1000),
+  );
+  await endsWithin(CLOSE_SECONDS, delivered, source[Symbol.asyncDispose]());
+}
+
+/** Waits for the signal. */
+async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise<void>((done) =>
+    signal.addEventListener("abort", () => done(), { once: true })
+  );
+}
+
+/** Waits until all the work has ended, at most `seconds`. Returns whether it has. */
+async function endsWithin(
+  seconds: number,
+  ...work: readonly Promise<unknown>[]
+): Promise<boolean> {
+  const timer = new AbortController();
+  try {
+    return await Promise.race([
+      Promise.all(work).then(() => true),
+      // A database that stopped answering can take much longer.
+      delay(seconds * 1000, { signal: timer.signal }).then(() => false),
+    ]);
+  } finally {
+    timer.abort();
+  }
+}
+
+/** @throws {ServiceError} `configuration` when any client on the network could start loads. */
+function requireProtection({ config, log }: Service): void {
+  if (isLoopback(config.host) || config.apiToken) return;
+  if (config.allowUnauthenticated) {
+    log.warn(
+      "Authentication is disabled: any client that can reach {host} can start loads",
+      { host: config.host },
+    );
+    return;
+  }
+  throw new ServiceError(
+    "configuration",
+    `Cannot start: other machines can reach HOST=${config.host}, and there is no API_TOKEN`,
+    {
+      remedy:
+        "Set API_TOKEN or API_TOKEN_FILE. Set ALLOW_UNAUTHENTICATED=true if something else protects the port.",
+    },
+  );
+}
+
+/** Waits for the warehouse and updates its schema. */
+async function prepareWarehouse(
+  { config, warehouse, log }: Service,
+  signal: AbortSignal,
+): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      await migrate(warehouse, connectionOf(config, "migrate", signal));
+      await registerPublishers(warehouse, publisherNames(config));
+      return;
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn("Waiting for the warehouse: {error}", {
+        error: asServiceError(error).line,
+      });
+      await delay(RETRY_SECONDS * 1000, { signal }).catch(() => {});
+    }
+  }
+}
