@@ -118,18 +118,6 @@ Deno.test("deno.lock holds the packages of src and no others", async () => {
   for (const key of held) assert(key in development.npm, key);
 });
 
-Deno.test("the README documents every variable with its default", async () => {
-  const readme = await Deno.readTextFile(new URL("README.md", ROOT));
-  for (const [name, variable] of Object.entries(VARIABLES)) {
-    const row = readme.split("\n").find((line) =>
-      line.startsWith(`| \`${name}\` `)
-    );
-    assert(row !== undefined, `${name} is not in the README`);
-    const fallback = variable.default;
-    if (fallback) assert(row!.includes(`\`${fallback}\``), `${name}: ${row}`);
-  }
-});
-
 Deno.test("every error has a remedy that is a sentence", async () => {
   const { ERRORS } = await import("../../src/errors.ts");
   for (const [code, { remedy }] of Object.entries(ERRORS)) {

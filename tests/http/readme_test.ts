@@ -1,7 +1,7 @@
 /** Runs the commands of the README and of docs/ as they stand. */
 import { assert, assertEquals } from "@std/assert";
 import { dirname } from "node:path";
-import { troubleshooting } from "../../docs/troubleshooting.ts";
+import { PAGES } from "../../docs/generate.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { missingOf } from "../support/debian.ts";
 import { skip } from "../support/measure.ts";
@@ -100,6 +100,7 @@ async function serveForAMoment(command: string, env: Record<string, string>) {
 for (
   const document of [
     "README.md",
+    "docs/http-api.md",
     "docs/operations.md",
     "docs/troubleshooting.md",
     "docs/migration.md",
@@ -175,11 +176,17 @@ for (
   });
 }
 
-Deno.test("docs/troubleshooting.md is what `deno task docs` writes", async () => {
-  const written = await Deno.readTextFile(
-    new URL("docs/troubleshooting.md", ROOT),
-  );
-  assertEquals(written, await troubleshooting());
+Deno.test("the generated pages of docs/ are what the code says", async () => {
+  for (const [name, page] of Object.entries(PAGES)) {
+    const written = await Deno.readTextFile(new URL(`docs/${name}`, ROOT));
+    assertEquals(written, await page(), `run \`deno task docs\`: ${name}`);
+  }
+});
+
+Deno.test("the README has at most 900 words", async () => {
+  const text = await Deno.readTextFile(new URL("README.md", ROOT));
+  const words = text.split(/\s+/).filter(Boolean).length;
+  assert(words <= 900, `${words} words`);
 });
 
 Deno.test("links between the documents lead somewhere", async () => {

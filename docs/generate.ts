@@ -1,0 +1,126 @@
+/**
+ * Writes the generated pages of `docs/` from the code: `deno task docs`.
+ *
+ * @module
+ */
+import type { Variable } from "../src/config/parsers.ts";
+import { VARIABLES } from "../src/config/variables.ts";
+import { type ErrorKind, ERRORS } from "../src/errors.ts";
+
+/** The generated pages: name and content. */
+export const PAGES: Readonly<Record<string, () => Promise<string>>> = {
+  "configuration.md": configuration,
+  "troubleshooting.md": troubleshooting,
+};
+
+const INTRODUCTION = `# Troubleshooting
+
+<!-- Generated from src/errors.ts: run \`deno task docs\`. -->
+
+A failure is one line: what could not be done, why, and the remedy.
+Its code is in the failure event (\`details.results[].code\`), in the answer of the HTTP service, in the output of \`--json\`, and in the history:
+
+\`\`\`sh
+deno task cli runs --status failed
+deno task cli events --limit 5
+\`\`\`
+
+Every log line of a run has its \`run_id\`. \`LOG_LEVEL=DEBUG\` logs more.
+\`health\` checks both databases, \`config\` prints the variables in force, and \`load --dry-run\` prints what a load would do.
+
+A failed load keeps the old rows. Nothing must be cleaned up, and the next load starts from what is there.
+Retried failures were tried \`RETRY_ATTEMPTS\` times before they were reported.
+
+The exit code is that of the command line. A load of several tables ends with the code of the first table that failed by itself.
+The HTTP status is that of a request that fails so. \`POST /load\` answers 500, with the failure event, for every run that failed.
+Some failures have a more precise remedy than this table: the message names it, and it includes the hint of the server.
+`;
+
+const CONFIGURATION = `# Configuration
+
+<!-- Generated from src/config/variables.ts: run \`deno task docs\`. -->
+
+Every variable is read from the environment, or from the file that \`--env-file\` names; the environment wins.
+An empty variable counts as unset.
+All mistakes are reported together, with exit code 78, before any connection is made.
+\`deno task cli config\` prints the variables in force, with secrets masked.
+`;
+
+const CONFIGURATION_NOTES = `
+## Secrets
+
+A variable whose name ends in \`_FILE\` names a file that holds the secret.
+An empty secret file is a mistake: treating it as unset would silently disable authentication.
+Secrets of fewer than 8 characters, and secrets that are also ordinary words of the output, are not masked.
+A value that looks like a connection string or a key is never printed.
+
+## Login methods
+
+\`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`: a server that asks for another login method is refused, and nothing is sent to it.
+Unset, it is \`scram-sha-256,none\`, and every method under \`verify-full\`.
+Add \`md5\` for a server that still stores MD5 hashes.
+Leave out \`none\` to refuse a server that asks for no password.
+
+## Files
+
+\`EVENT_FILE\` and \`EVENT_SPOOL_FILE\` hold no comma, and no white space except single spaces.
+
+## Time zone
+
+\`LOAD_TIMEZONE\` sets the instant that a source \`DATE\` becomes. A Mara pipeline used \`Europe/Berlin\`.
+`;
+
+/** Returns the page of every variable, formatted as `deno fmt` has it. */
+export async function configuration(): Promise<string> {
+  const rows = Object.entries<Variable>(VARIABLES).map(([name, variable]) =>
+    `| \`${name}\` | ${variable.default ? `\`${variable.default}\`` : ""} | ${
+      escape(variable.description)
+    } | ${escape(variable.allowed)} |`
+  );
+  return await format(`${CONFIGURATION}
+| variable | default | meaning | allowed |
+| --- | --- | --- | --- |
+${rows.join("\n")}
+${CONFIGURATION_NOTES}`);
+}
+
+/** Returns the page of every error, formatted as `deno fmt` has it. */
+export async function troubleshooting(): Promise<string> {
+  const rows = Object.entries<ErrorKind>(ERRORS).map(([code, kind]) =>
+    `| \`${code}\` | ${kind.exit} | ${kind.status} | ${
+      kind.transient ? "yes" : "no"
+    } | ${escape(kind.remedy)} |`
+  );
+  return await format(`${INTRODUCTION}
+| code | exit | HTTP | retried | remedy |
+| --- | --- | --- | --- | --- |
+${rows.join("\n")}
+`);
+}
+
+/** Text as the cell of a table. */
+function escape(text: string): string {
+  return text.replaceAll("*", "\\*").replaceAll("|", "\\|")
+    // In code, stars are only stars.
+    .replaceAll(/`[^`]*`/g, (code) => code.replaceAll("\\*", "*"));
+}
+
+async function format(text: string): Promise<string> {
+  const process = new Deno.Command(Deno.execPath(), {
+    args: ["fmt", "--ext", "md", "-"],
+    stdin: "piped",
+    stdout: "piped",
+  }).spawn();
+  const writer = process.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(text));
+  await writer.close();
+  const { success, stdout } = await process.output();
+  if (!success) throw new Error("Cannot format the document");
+  return new TextDecoder().decode(stdout);
+}
+
+if (import.meta.main) {
+  for (const [name, page] of Object.entries(PAGES)) {
+    await Deno.writeTextFile(new URL(name, import.meta.url), await page());
+  }
+}
