@@ -46,6 +46,14 @@ const PROBE_SECONDS = 2;
 const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
+/** Settings of each statement. Timeouts that the role may carry are lifted: the pool has its own. */
+const SETTINGS = `${SET_SEARCH_PATH};
+set local statement_timeout = 0;
+set local lock_timeout = 0;
+set local idle_in_transaction_session_timeout = 0;
+select case when current_setting('server_version_num')::int >= 170000
+  then set_config('transaction_timeout', '0', true) end`;
+
 interface Connected {
   readonly client: Client;
   readonly lines: Lines;
@@ -166,7 +174,7 @@ export class Pool implements AsyncDisposable {
     const check = holder ? `${assertServer(holder.server)};\n` : "";
     try {
       const rows = await withTimeout(
-        client.unsafe(`${this.#settings(client)};\n${check}${statement}`),
+        client.unsafe(`${SETTINGS};\n${check}${statement}`),
         timeoutSeconds,
         () => this.#noAnswer(lines.isReady, timeoutSeconds),
       );
@@ -206,18 +214,6 @@ export class Pool implements AsyncDisposable {
       }
     }
     return known;
-  }
-
-  /** Timeouts that the role may carry are lifted: the pool has its own. */
-  #settings(client: Client): string {
-    const version = Number.parseInt(parameterOf(client, "server_version"));
-    return [
-      SET_SEARCH_PATH,
-      "set local statement_timeout = 0",
-      "set local lock_timeout = 0",
-      "set local idle_in_transaction_session_timeout = 0",
-      ...(version >= 17 ? ["set local transaction_timeout = 0"] : []),
-    ].join("; ");
   }
 
   #connect(): Connected {

@@ -97,8 +97,8 @@ export class Session implements AsyncDisposable, Disposable {
   #ownSchemas: readonly string[] = [];
   /** The role that the session acts as; `none` for the one that logged in. */
   #role = "none";
-  /** The role does not wait for its commits to be on disk. */
-  #hasAsyncCommit = false;
+  /** How a commit is made durable. What is announced must outlive a crash of the server. */
+  #synchronousCommit = "on";
   /** SQL of the settings of the open transaction. */
   #settings = "";
   #closing: Promise<void> | undefined;
@@ -201,7 +201,7 @@ export class Session implements AsyncDisposable, Disposable {
       !name.startsWith("pg_")
     );
     this.#role = row!.role;
-    this.#hasAsyncCommit = row!.commit === "off";
+    if (row!.commit !== "off") this.#synchronousCommit = row!.commit;
   }
 
   /** `server_version` of the server, such as `15.18 (Debian …)`. */
@@ -287,8 +287,7 @@ export class Session implements AsyncDisposable, Disposable {
       tcp_keepalives_interval: "10",
       tcp_keepalives_count: "3",
       ...(options.timezone ? { timezone: options.timezone } : {}),
-      // What is announced must outlive a crash of the server.
-      ...(this.#hasAsyncCommit ? { synchronous_commit: "on" } : {}),
+      synchronous_commit: this.#synchronousCommit,
     };
     this.#settings = [
       SET_SEARCH_PATH,
@@ -314,7 +313,8 @@ export class Session implements AsyncDisposable, Disposable {
   /**
    * Runs `work` with the role's own search path, which functions in a view or a
    * trigger may need, and restores the settings of the transaction afterwards:
-   * a trigger can change any of them.
+   * a trigger can change any of them. Cursors that it left open are closed: the
+   * commit would run those WITH HOLD.
    *
    * Statements of `work` must name no function or operator without its schema
    * whose argument types PostgreSQL's own do not fit exactly.
@@ -323,7 +323,7 @@ export class Session implements AsyncDisposable, Disposable {
     await this.query(this.#setOwnSearchPath());
     const result = await work();
     await this.query(
-      `set local role ${
+      `close all;\nset local role ${
         this.#role === "none" ? "none" : identifier(this.#role)
       };\n${this.#settings}`,
     );

@@ -26,7 +26,7 @@ export interface Target {
   readonly isNew: boolean;
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
-  /** Nothing acts on its rows but what is done to them: no trigger, no rule. */
+  /** Nothing acts on its rows but what is done to them: writing to it calls no function of others. */
   readonly isPlain: boolean;
   /** Writing to it may call functions of others, which may need the role's own search path. */
   readonly callsFunctions: boolean;
@@ -54,8 +54,7 @@ export interface FoundTarget {
   readonly columns: readonly FoundColumn[];
   readonly hashProbe: string;
   readonly hasRowIds: boolean;
-  readonly hasTriggers: boolean;
-  /** Writing to it may call functions of others: in triggers, checks, indexes or parts. */
+  /** Writing to it may call functions of others: in triggers, rules, checks, domains, indexes or parts. */
   readonly callsFunctions: boolean;
   /** Tables that inherit from it, quoted, schema-qualified; a partitioned table's own parts are none. */
   readonly children: readonly string[];
@@ -75,14 +74,13 @@ export interface FoundTarget {
   readonly hasRowSecurity: boolean;
 }
 
-/** SQL that is true of a relation `c` whose triggers, rules, checks, indexes or parts may call functions. */
+/** SQL that is true of a relation `c` whose triggers, rules, checks, domains, indexes or parts may call functions. */
 const CALLS_FUNCTIONS =
   `(c.relkind <> 'r' or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
          select from pg_catalog.pg_index x where x.indrelid = c.oid
-           and (x.indexprs is not null or x.indpred is not null)))`.replaceAll(
-    "\`",
-    "`",
-  );
+           and (x.indexprs is not null or x.indpred is not null)) or exists (
+         select from pg_catalog.pg_attribute d join pg_catalog.pg_type dt on dt.oid = d.atttypid
+         where d.attrelid = c.oid and dt.typtype = 'd'))`;
 
 /** Looks the target up. */
 export async function findTarget(
@@ -94,7 +92,7 @@ export async function findTarget(
     `select c.oid, coalesce(c.relkind::text, case when standalone.oid is not null then 'T' end) as kind,
        a.attname as name, pg_catalog.format_type(a.atttypid, a.atttypmod) as declared,
        pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attnotnull as notnull,
-       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids, c.relhastriggers as triggers,
+       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids,
        ${CALLS_FUNCTIONS} as calls_functions,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
@@ -149,7 +147,6 @@ export async function findTarget(
     })),
     hashProbe: first?.probe,
     hasRowIds: first?.rowids ?? false,
-    hasTriggers: first?.triggers ?? false,
     callsFunctions: first?.calls_functions ?? false,
     children: first?.children ?? [],
     foreignParts: first?.foreign_parts ?? [],
@@ -198,9 +195,8 @@ export async function lockTarget(
   if (!oid || found.oid !== oid) throw exchanged(table);
   checkTarget(table, found);
   checkWritable(table, found);
-  const { hashProbe, hasRowIds, hasTriggers, lacksReplicaIdentity } = found;
-  const { callsFunctions } = found;
-  const isPlain = hasRowIds && !hasTriggers;
+  const { hashProbe, hasRowIds, callsFunctions, lacksReplicaIdentity } = found;
+  const isPlain = hasRowIds && !callsFunctions;
   return {
     relation,
     oid,

@@ -1,4 +1,6 @@
 import { assertEquals, assertMatch } from "@std/assert";
+import { parseConfig } from "../../src/config/config.ts";
+import { Pool } from "../../src/postgres/pool.ts";
 import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 
@@ -114,4 +116,31 @@ Deno.test("load succeeds with tiny timeouts of the role and the database", async
     const { code, stderr } = await runJson(words, environment);
     assertEquals(code, 0, `${words}: ${stderr}`);
   }
+});
+
+Deno.test("Pool.query() lifts the timeouts of the role from the first statement on", async () => {
+  await using db = await createDatabases();
+  for (
+    const name of [
+      "statement_timeout",
+      "transaction_timeout",
+      "idle_session_timeout",
+    ]
+  ) {
+    const [known] = await db.warehouse.unsafe(
+      `select from pg_settings where name = '${name}'`,
+    );
+    if (!known) continue;
+    await db.warehouse.unsafe(`alter role ${db.loader} set ${name} = '50ms'`);
+  }
+  await using pool = new Pool(
+    parseConfig(db.environment, Deno.readTextFileSync).dwh,
+    {
+      max: 1,
+      connectTimeoutSeconds: 10,
+      stallTimeoutSeconds: 10,
+    },
+  );
+  const [row] = await pool.query("select 1 as n from pg_sleep(0.2)");
+  assertEquals(row!.n, 1);
 });
