@@ -1,5 +1,5 @@
 /**
- * The HTTP edge: guards in front, routes behind, every error a problem document.
+ * The HTTP application: middleware, then routes. Every error is a problem document.
  *
  * @module
  */
@@ -8,14 +8,11 @@ import { requestId } from "hono/request-id";
 import { tokenRequired } from "./middleware/auth.ts";
 import type { HttpContext } from "./context.ts";
 import { addDocumentRoutes } from "./routes/docs.tsx";
-import {
-  allowedMethods,
-  answerErrors,
-  headers,
-  measured,
-  noStore,
-} from "./middleware/guards.ts";
+import { allowedMethods, answerErrors } from "./middleware/errors.ts";
+import { noStore, securityHeaders } from "./middleware/headers.ts";
+import { measure } from "./middleware/measure.ts";
 import { FailedTokens } from "./middleware/failed_tokens.ts";
+import { addAssetRoutes } from "./routes/assets.ts";
 import { addHealthRoutes } from "./routes/health.ts";
 import { addHistoryRoutes } from "./routes/runs.tsx";
 import { issues } from "./routes/load_request.ts";
@@ -27,7 +24,7 @@ import { badRequest, problem } from "./problem.tsx";
 import { sameOriginOnly } from "./middleware/csrf.ts";
 import { addSessionRoutes } from "./routes/session.ts";
 
-/** Returns the application, for `listen`. */
+/** Returns the application for `listen`. */
 export function createApp(context: HttpContext): OpenAPIHono {
   const { config, log } = context.service;
   const app = new OpenAPIHono({
@@ -36,8 +33,8 @@ export function createApp(context: HttpContext): OpenAPIHono {
     },
   });
   app.use(requestId());
-  app.use(measured(context.metrics));
-  app.use(headers());
+  app.use(measure(context.metrics));
+  app.use(securityHeaders());
   app.use(noStore());
   app.use(validHostOnly());
   if (!config.apiToken && isLoopback(config.host)) app.use(ownHostOnly());
@@ -53,5 +50,6 @@ export function createApp(context: HttpContext): OpenAPIHono {
   addHistoryRoutes(app, context);
   addDocumentRoutes(app, context);
   addSessionRoutes(app, context, failures);
+  addAssetRoutes(app);
   return app;
 }

@@ -1,7 +1,7 @@
 /** How every error is answered: RFC 9457 for programs, a page for browsers. */
 import type { Context } from "hono";
 import { type ErrorKind, ServiceError } from "../errors.ts";
-import { answerPage, wantsPage } from "./pages/layout.tsx";
+import { answerPage, prefersHtml } from "./pages/layout.tsx";
 import { ProblemPage } from "./pages/problem_page.tsx";
 import { SignInPage } from "./pages/sign_in_page.tsx";
 
@@ -13,7 +13,7 @@ export function problem(c: Context, error: ServiceError): Response {
   const { status } = error.kind;
   if (status === 503) c.header("retry-after", String(RETRY_AFTER_SECONDS));
   if (status === 401) c.header("www-authenticate", "Bearer");
-  if (wantsPage(c)) {
+  if (prefersHtml(c)) {
     if (status === 401) return signIn(c, undefined);
     // A page of another origin is told nothing that it could show.
     if (status !== 403 && status !== 409 && status !== 422) {

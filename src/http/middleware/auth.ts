@@ -13,8 +13,8 @@ const COOKIE = "marketing_data_session";
 /** Seconds for which a browser stays signed in. */
 const SESSION_SECONDS = 12 * 3600;
 
-/** Paths that are open: the health checks, and the way in. */
-const OPEN = /^\/health(\/|$)|^\/session$/;
+/** Paths that need no token: health checks, the sign-in, and its stylesheet. */
+const OPEN = /^\/health(\/|$)|^\/session$|^\/assets\//;
 
 /** Lets only callers with the token or a session through, except to the open paths. */
 export function tokenRequired(

@@ -22,11 +22,8 @@ async function refresh() {
     // The session is over: the form for it is the page now.
     if (response.status === 401) return location.reload();
     const html = await response.text();
-    // The content alone: this page's policy does not know the nonce of that one's style.
-    const next = new DOMParser().parseFromString(
-      html.slice(html.indexOf("<main"), html.indexOf("</main>")),
-      "text/html",
-    ).querySelector("main");
+    const next = new DOMParser().parseFromString(html, "text/html")
+      .querySelector("main");
     const focused = document.activeElement?.id;
     for (const { id } of document.querySelectorAll("details[open]")) {
       if (id) next.querySelector(`#${id}`)?.setAttribute("open", "");

@@ -1,63 +1,58 @@
-/** The frame of every page. */
+/** The layout of every page. */
 import type { Context } from "hono";
 import { accepts } from "hono/accepts";
-import { raw } from "hono/html";
 import type { Child } from "hono/jsx";
 import type { RunState } from "../../runs/queue.ts";
 import { VERSION } from "../../identity.ts";
-import { nonceOf } from "../middleware/guards.ts";
+import { SCRIPT, STYLESHEET } from "./assets.ts";
 import { Icons } from "./components/icons.tsx";
-
-const STYLE = readAsset("dashboard.css");
-const SCRIPT = readAsset("dashboard.js");
 
 const ICON =
   `data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%230c6b63'/%3E%3Cpath d='M4 6h8M4 10h8' stroke='%23fff' stroke-width='2' stroke-linecap='round'/%3E%3C/svg%3E`;
 
 /** A page of the service. */
 export interface Page {
-  /** What the browser's tab says before the service's name. */
+  /** Title in the browser's tab, before the name of the service. */
   readonly title: string;
-  /** Path of the page in the navigation that this one belongs to. */
+  /** Navigation entry that the page belongs to. */
   readonly section?: "/" | "/runs" | "/docs";
-  /** Leaves out the navigation, for who is not signed in. */
+  /** Omits the navigation, for visitors who are not signed in. */
   readonly isClosed?: boolean;
   readonly isSignedIn?: boolean;
-  /** A run that the page follows while it goes on, as the page shows it. */
+  /** The queued or running run whose progress the page follows. */
   readonly follow?:
     | { readonly run_id: string; readonly status: RunState }
     | undefined;
-  /** Changes with what the page shows; it then looks for news by itself. */
+  /** Changes with the content. A page with a version checks for updates by itself. */
   readonly version?: string;
   readonly body: Child;
 }
 
 const SECTIONS = [["/", "Overview"], ["/runs", "Runs"], ["/docs", "API"]];
 
-/** Answers with a page. */
+/** Returns a response with a page. */
 export function answerPage(
   c: Context,
   page: Page,
   status: 200 | 400 | 401 | 404 | 405 | 408 | 413 | 500 | 503 = 200,
 ): Response {
-  // What is shown is of this moment, and of who is signed in.
+  // The content depends on the time and on the visitor.
   c.header("cache-control", "no-store");
   c.header("vary", "accept, cookie");
-  const html = `<!doctype html>${<Frame {...page} nonce={nonceOf(c)} />}`;
-  return c.html(html, status);
+  return c.html(`<!doctype html>${<Layout {...page} />}`, status);
 }
 
-/** Whether a browser asks for a page, rather than a program for data: a page is for who would rather have it. */
-export function wantsPage(c: Context): boolean {
-  const [data, page] = ["application/json", "text/html"] as const;
+/** Returns whether the caller prefers a page to JSON, as browsers do. */
+export function prefersHtml(c: Context): boolean {
+  const [json, html] = ["application/json", "text/html"] as const;
   return accepts(c, {
     header: "Accept",
-    supports: [data, "application/problem+json", page],
-    default: data,
-  }) === page;
+    supports: [json, "application/problem+json", html],
+    default: json,
+  }) === html;
 }
 
-function Frame(page: Page & { nonce: string }) {
+function Layout(page: Page) {
   return (
     <html lang="en">
       <head>
@@ -66,7 +61,8 @@ function Frame(page: Page & { nonce: string }) {
         <meta name="color-scheme" content="light dark" />
         <title>{page.title} · marketing-data-service</title>
         <link rel="icon" href={ICON} />
-        <style nonce={page.nonce}>{raw(STYLE)}</style>
+        <link rel="stylesheet" href={STYLESHEET.path} />
+        <script defer src={SCRIPT.path}></script>
         {page.follow && (
           <noscript>
             <meta http-equiv="refresh" content="3" />
@@ -121,15 +117,7 @@ function Frame(page: Page & { nonce: string }) {
           )}
         </footer>
         <p id="news" class="unseen" role="status"></p>
-        <script nonce={page.nonce}>{raw(SCRIPT)}</script>
       </body>
     </html>
   );
-}
-
-/** A file beside this one, without its comments and indentation, as it is part of every page. */
-function readAsset(name: string): string {
-  return Deno.readTextFileSync(new URL(name, import.meta.url))
-    .replaceAll(/^\s*\/\*[\s\S]*?\*\/\s*$|^\s*\/\/.*$/gm, "")
-    .replaceAll(/\n\s*/g, "\n").trim();
 }

@@ -2,7 +2,7 @@
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import { json, refused, stored } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
-import { wantsPage } from "../pages/layout.tsx";
+import { prefersHtml } from "../pages/layout.tsx";
 import { readLoadRequest } from "./load_request.ts";
 import * as schemas from "../openapi/schemas.ts";
 
@@ -67,7 +67,7 @@ export function addLoadRoutes(
   app.post("/load-async", async (c) => {
     const options = await readLoadRequest(c.req.raw, config);
     const run_id = await dispatcher.submit("http", options);
-    if (wantsPage(c)) return c.redirect(`/runs/${run_id}`, 303);
+    if (prefersHtml(c)) return c.redirect(`/runs/${run_id}`, 303);
     return c.json({ run_id, status: "queued" }, 202, {
       location: `/runs/${run_id}`,
     });

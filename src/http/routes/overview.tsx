@@ -10,7 +10,7 @@ import { VERSION } from "../../identity.ts";
 import { hasSession } from "../middleware/auth.ts";
 import { guarded, jsonOrPage } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
-import { answerPage, wantsPage } from "../pages/layout.tsx";
+import { answerPage, prefersHtml } from "../pages/layout.tsx";
 import { nextTick } from "../../config/crontab.ts";
 import { type Overview, OverviewPage } from "../pages/overview_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
@@ -32,7 +32,7 @@ export function addOverviewRoute(
       responses: { 200: jsonOrPage(schemas.Root, "The service"), ...guarded },
     }),
     async (c) => {
-      if (wantsPage(c)) {
+      if (prefersHtml(c)) {
         const overview = await lookAround(context);
         const [newest] = overview.runs;
         return answerPage(c, {
@@ -103,11 +103,11 @@ function obstacleTo(
   return undefined;
 }
 
+/** Returns the operations of the OpenAPI document. */
 function endpointsOf(app: OpenAPIHono): string[] {
-  return [
-    ...new Set(
-      app.routes.filter((route) => route.method !== "ALL")
-        .map(({ method, path }) => `${method} ${path}`),
-    ),
-  ];
+  return app.openAPIRegistry.definitions.flatMap((definition) =>
+    definition.type === "route"
+      ? [`${definition.route.method.toUpperCase()} ${definition.route.path}`]
+      : []
+  );
 }

@@ -18,7 +18,7 @@ import {
   text,
 } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
-import { answerPage, wantsPage } from "../pages/layout.tsx";
+import { answerPage, prefersHtml } from "../pages/layout.tsx";
 import { RunPage } from "../pages/run_page.tsx";
 import { RunsPage } from "../pages/runs_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
@@ -49,7 +49,7 @@ export function addHistoryRoutes(
     }),
     async (c) => {
       const query = c.req.valid("query");
-      if (wantsPage(c)) {
+      if (prefersHtml(c)) {
         const { limit, before, status } = query;
         // One more than is shown tells whether there are older ones.
         const runs = await read(listOutcomes(warehouse, {
@@ -95,7 +95,7 @@ export function addHistoryRoutes(
     }),
     async (c) => {
       const run = await found(c.req.valid("param").id);
-      if (wantsPage(c)) {
+      if (prefersHtml(c)) {
         const isOver = run.finished_at !== null;
         return answerPage(c, {
           title: `Run ${run.run_id.slice(0, 8)}`,

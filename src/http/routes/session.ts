@@ -6,7 +6,7 @@ import { refused } from "../openapi/responses.ts";
 import { readBody } from "../body.ts";
 import type { HttpContext } from "../context.ts";
 import type { FailedTokens } from "../middleware/failed_tokens.ts";
-import { wantsPage } from "../pages/layout.tsx";
+import { prefersHtml } from "../pages/layout.tsx";
 import { problem, signIn } from "../problem.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
@@ -55,7 +55,7 @@ export function addSessionRoutes(
     if (apiToken !== undefined && isToken) {
       if (!await isToken(form.get("token") ?? "")) {
         await failures.delay(c);
-        if (wantsPage(c)) {
+        if (prefersHtml(c)) {
           return signIn(c, "This is not the token. Try again.", next);
         }
         return problem(

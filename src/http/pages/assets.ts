@@ -1,0 +1,29 @@
+/**
+ * The stylesheet and the script of the pages. Their paths contain a hash of the
+ * content, so browsers can cache them forever.
+ *
+ * @module
+ */
+import { createHash } from "node:crypto";
+
+/** A file that the pages refer to. */
+export interface Asset {
+  readonly path: string;
+  readonly contentType: string;
+  readonly text: string;
+}
+
+export const STYLESHEET = readAsset("dashboard.css", "text/css");
+export const SCRIPT = readAsset("dashboard.js", "text/javascript");
+
+/** Reads a file of this folder. */
+function readAsset(file: string, type: string): Asset {
+  const text = Deno.readTextFileSync(new URL(file, import.meta.url));
+  const hash = createHash("sha256").update(text).digest("hex").slice(0, 12);
+  const [name, extension] = file.split(".");
+  return {
+    path: `/assets/${name}.${hash}.${extension}`,
+    contentType: `${type}; charset=utf-8`,
+    text,
+  };
+}

@@ -1,0 +1,47 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { createDatabases } from "../support/databases.ts";
+import { startServer } from "../support/server.ts";
+
+Deno.test("pages load a stylesheet and a script with hashed paths, without a token", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using server = await startServer(db, {
+    API_TOKEN: "tok-en-1234567890",
+  });
+  const response = await server.fetch("/", {
+    headers: { accept: "text/html" },
+  });
+  const page = await response.text();
+  const policy = response.headers.get("content-security-policy")!;
+  assertMatch(policy, /style-src 'self'; script-src 'self'/);
+  assert(!policy.includes("nonce"));
+  assert(!/<style|<script(?! defer src=)| style=| on\w+=/.test(page), page);
+  const assets = [...page.matchAll(/(?:href|src)="(\/assets\/[^"]+)"/g)]
+    .map(([, path]) => path!);
+  assertEquals(assets.length, 2);
+  for (
+    const [path, type] of [
+      [assets[0]!, "text/css"],
+      [assets[1]!, "text/javascript"],
+    ]
+  ) {
+    assertMatch(path, /^\/assets\/dashboard\.[0-9a-f]{12}\.(css|js)$/);
+    const asset = await server.fetch(path);
+    assert((await asset.text()).length > 1000);
+    assertEquals(
+      [
+        asset.status,
+        asset.headers.get("content-type"),
+        asset.headers.get("cache-control"),
+        asset.headers.get("x-content-type-options"),
+      ],
+      [
+        200,
+        `${type}; charset=utf-8`,
+        "public, max-age=31536000, immutable",
+        "nosniff",
+      ],
+    );
+  }
+  const stale = await server.json("/assets/dashboard.000000000000.css");
+  assertEquals([stale.status, stale.body.code], [404, "not_found"]);
+});
