@@ -28,7 +28,7 @@ export interface TableColumn {
 }
 
 /** Characters that the flexible column has before others give way to it. */
-const LEAST_FLEXIBLE = 16;
+const MIN_FLEXIBLE = 16;
 
 const GAP = "  ";
 
@@ -51,7 +51,7 @@ export function tableLines(
   const room = () =>
     terminal.width - GAP.length * (shown.length - 1) -
     shown.reduce((sum, i) => sum + (i === flexible ? 0 : widths[i]!), 0);
-  const least = flexible < 0 ? 0 : Math.min(LEAST_FLEXIBLE, widths[flexible]!);
+  const least = flexible < 0 ? 0 : Math.min(MIN_FLEXIBLE, widths[flexible]!);
   // The last of the others are left out first: columns are given by weight.
   while (room() < least && shown.length > 2) {
     shown.splice(shown.findLastIndex((i) => i !== flexible), 1);

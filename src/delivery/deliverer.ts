@@ -122,8 +122,9 @@ export class Deliverer {
     const { warehouse, log } = this.#context;
     try {
       const backlog = await backlogOf(warehouse, publisher);
-      if (backlog.state === "stopped") this.#tellStop(publisher, backlog.error);
-      else this.#stopped.delete(publisher.name);
+      if (backlog.state === "stopped") {
+        this.#logStopped(publisher, backlog.error);
+      } else this.#stopped.delete(publisher.name);
       if (backlog.state !== "pending") return POLL_SECONDS;
       if (backlog.dueSeconds > 0) {
         return Math.min(backlog.dueSeconds, POLL_SECONDS);
@@ -194,7 +195,7 @@ export class Deliverer {
     );
     if (outcome.kind === "gone") {
       this.#onOutcome?.(name, "stopped", 1);
-      this.#tellStop(publisher, outcome.error);
+      this.#logStopped(publisher, outcome.error);
       return;
     }
     log.debug("The next attempt is due in {seconds} s", {
@@ -210,7 +211,7 @@ export class Deliverer {
   }
 
   /** Once for as long as it lasts. */
-  #tellStop({ name, label }: Publisher, error: string): void {
+  #logStopped({ name, label }: Publisher, error: string): void {
     if (this.#stopped.has(name)) return;
     this.#stopped.add(name);
     this.#context.log.error(

@@ -162,7 +162,7 @@ async function recordFailure(
   { seq, failures }: ClaimedEvent,
   outcome: Exclude<Outcome, { kind: "delivered" }>,
 ) {
-  const { name, patience } = publisher;
+  const { name, giveUpAfter } = publisher;
   const isGone = outcome.kind === "gone";
   const delaySeconds = isGone ? 0 : Math.max(
     publisher.delaySeconds(failures + 1),
@@ -189,13 +189,13 @@ async function recordFailure(
       isGone,
     ],
   );
-  const isOver = patience !== undefined && !isGone &&
-    row!.failing_seconds > patience.seconds &&
-    row!.failures >= patience.failures;
+  const isOver = giveUpAfter !== undefined && !isGone &&
+    row!.failing_seconds > giveUpAfter.seconds &&
+    row!.failures >= giveUpAfter.failures;
   return {
     attempts: row!.attempts as number,
     delaySeconds,
-    givenUp: isOver ? await giveUp(session, name, patience.seconds) : 0,
+    givenUp: isOver ? await giveUp(session, name, giveUpAfter.seconds) : 0,
   };
 }
 

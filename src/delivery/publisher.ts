@@ -47,7 +47,10 @@ export interface Publisher {
    * How long, and how often at least, it has to fail in a row until events
    * that are as old are given up; `undefined` is for ever.
    */
-  readonly patience?: { readonly seconds: number; readonly failures: number };
+  readonly giveUpAfter?: {
+    readonly seconds: number;
+    readonly failures: number;
+  };
   /** Hands over one event. Rejects only when aborted. */
   readonly publish: (
     event: OutgoingEvent,

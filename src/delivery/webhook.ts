@@ -46,7 +46,7 @@ export async function webhookPublisher(
     target: await digestOf(url.href),
     label: `the webhook at ${url.origin}`,
     isRemote: true,
-    patience: PATIENCE,
+    giveUpAfter: PATIENCE,
     delaySeconds(failures) {
       const base = Math.max(options.retryDelaySeconds, MIN_DELAY_SECONDS);
       const delay = Math.min(MAX_DELAY_SECONDS, base * 2 ** (failures - 1));

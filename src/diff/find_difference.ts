@@ -16,11 +16,11 @@ import {
   diffRows,
   equal,
   type Fingerprint,
-  isLopsided,
+  isSkewed,
   isWorthRefining,
+  MAX_DIFFED_ROWS,
+  MAX_RECENT_ROWS,
   modeFor,
-  MOST_RECENT_ROWS,
-  MOST_ROWS_TOLD_APART,
   parseBuckets,
   type PlanMode,
   type RowDifference,
@@ -43,7 +43,7 @@ export interface Side {
   readonly session: Session;
   /** Quoted, schema-qualified. */
   readonly relation: string;
-  readonly hasRowIds: boolean;
+  readonly hasStableCtid: boolean;
 }
 
 /** Both sides of a table, and the hash that they can be compared by. */
@@ -55,7 +55,7 @@ export interface Sides {
 }
 
 /** What was known before. All of it is a hint: where it is wrong, that costs time, never a row. */
-export interface Expectation {
+export interface ChangeHint {
   /** Rows at the last load. */
   readonly rows: number;
   /** Whether rows were deleted from the source since then. */
@@ -92,7 +92,7 @@ export interface Selection {
  */
 export async function compareContent(
   sides: Sides,
-  expected: Expectation = { rows: 0, hasDeletions: false },
+  expected: ChangeHint = { rows: 0, hasDeletions: false },
 ): Promise<Compared> {
   if (expected.hasDeletions) return await compareByBucket(sides, expected.rows);
   const [wanted, present] = await Promise.all([
@@ -118,7 +118,7 @@ async function planFromRecent(
   { wanted, present }: Omit<Compared, "plan">,
 ): Promise<Plan | undefined> {
   const { table: { columns }, source, target, method } = sides;
-  const most = MOST_RECENT_ROWS;
+  const most = MAX_RECENT_ROWS;
   const recent = await rowsWhere(source, sides, writtenSinceSql(since), most);
   if (!recent?.keys) return undefined;
   const held = await rowsWhere(
@@ -144,7 +144,7 @@ async function compareByBucket(sides: Sides, rows: number): Promise<Compared> {
   const buckets = bucketCount(rows);
   const byFirst = await compareBuckets(sides, { by: "first column", buckets });
   const { difference, wanted, present } =
-    isLopsided(byFirst.difference, byFirst.wanted.count)
+    isSkewed(byFirst.difference, byFirst.wanted.count)
       ? await compareBuckets(sides, { by: "row", buckets })
       : byFirst;
   const mode = modeFor(difference, wanted.count);
@@ -215,14 +215,14 @@ async function selectInBuckets(
 
 /** The rows of one side for which the condition holds; `undefined` where they are more than `most`. */
 async function rowsWhere(
-  { session, relation, hasRowIds }: Side,
+  { session, relation, hasStableCtid }: Side,
   { table, method }: Sides,
   condition: string,
-  most = MOST_ROWS_TOLD_APART,
+  most = MAX_DIFFED_ROWS,
 ): Promise<{ rows: string; keys: string } | undefined> {
   const [row] = await session.query<
     { count: string; rows: string; keys: string }
-  >(rowsSql(relation, table.columns, method, condition, hasRowIds, most));
+  >(rowsSql(relation, table.columns, method, condition, hasStableCtid, most));
   return Number(row!.count) <= most ? row! : undefined;
 }
 
@@ -230,12 +230,12 @@ function selectionOf(
   { table: { columns }, source, target, method }: Sides,
   { hashes, ...rows }: RowDifference,
 ): Selection {
-  const condition = (side: "source" | "target", { hasRowIds }: Side) =>
+  const condition = (side: "source" | "target", { hasStableCtid }: Side) =>
     differingRowsSql(
       columns,
       method,
       hashes,
-      hasRowIds ? rows[side] : undefined,
+      hasStableCtid ? rows[side] : undefined,
     );
   return {
     source: condition("source", source),

@@ -174,16 +174,16 @@ export interface BucketDifference extends Bucketing {
 }
 
 /** Most rows, on one side, that are told apart one by one: they are held in memory. */
-export const MOST_ROWS_TOLD_APART = 250_000;
+export const MAX_DIFFED_ROWS = 250_000;
 
 /** Most rows written since the last load that are looked at: from about here on copying all is the faster way. */
-export const MOST_RECENT_ROWS = 100_000;
+export const MAX_RECENT_ROWS = 100_000;
 
 /** Whether the rows of the differing buckets are worth telling apart. */
 export function isWorthRefining(
   { sourceRows, targetRows }: BucketDifference,
 ): boolean {
-  return Math.max(sourceRows, targetRows) <= MOST_ROWS_TOLD_APART;
+  return Math.max(sourceRows, targetRows) <= MAX_DIFFED_ROWS;
 }
 
 /** The buckets whose fingerprints differ. */
@@ -227,7 +227,7 @@ export function modeFor(
 const MOST_LOPSIDED = 4;
 
 /** Whether the buckets that differ hold far more rows than their number says: they narrow nothing down. */
-export function isLopsided(
+export function isSkewed(
   { buckets, changed, sourceRows, targetRows }: BucketDifference,
   rows: number,
 ): boolean {

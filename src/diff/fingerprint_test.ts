@@ -6,7 +6,7 @@ import {
   differingBuckets,
   diffRows,
   equal,
-  isLopsided,
+  isSkewed,
   modeFor,
   parseBuckets,
   wholeOf,
@@ -67,18 +67,18 @@ Deno.test("modeFor() copies all when most differs or one side is empty", () => {
   assertEquals(modeOf(some, buckets({ 1: [10, "7"], 2: [10, "8"] })), "full");
 });
 
-Deno.test("isLopsided() tells one value in most rows from many changes", () => {
+Deno.test("isSkewed() tells one value in most rows from many changes", () => {
   const difference = (changed: number, rows: number) => ({
     ...BUCKETING,
     changed: Array.from({ length: changed }, (_, i) => i),
     sourceRows: rows,
     targetRows: rows,
   });
-  assertEquals(isLopsided(difference(1, 90_000), 100_000), true);
-  assertEquals(isLopsided(difference(1, 390), 100_000), false);
-  assertEquals(isLopsided(difference(256, 100_000), 100_000), false);
-  assertEquals(isLopsided(difference(1, 1), 20), false);
-  assertEquals(isLopsided(difference(0, 0), 0), false);
+  assertEquals(isSkewed(difference(1, 90_000), 100_000), true);
+  assertEquals(isSkewed(difference(1, 390), 100_000), false);
+  assertEquals(isSkewed(difference(256, 100_000), 100_000), false);
+  assertEquals(isSkewed(difference(1, 1), 20), false);
+  assertEquals(isSkewed(difference(0, 0), 0), false);
 });
 
 Deno.test("afterDelta() adds up what stayed and what was written, and gives up when they do not fit", () => {

@@ -131,7 +131,7 @@ export const HASH_PROBE = `(select ${
 }::text from (values ('closed_deal', -0.5, '2018-02-26 19:58:54+00', null)) probe (a, b, c, d))`;
 
 /** Expression over `pg_class c`: a plain heap, whose rows have ids that stay, and no rule rewrites what is done to it. */
-export const HAS_ROW_IDS =
+export const HAS_STABLE_CTID =
   `(c.relkind = 'r' and not c.relhassubclass and not c.relhasrules
   and c.relam = (select oid from pg_catalog.pg_am where amname = 'heap'))`;
 
@@ -195,7 +195,7 @@ export function rowsSql(
   columns: readonly Column[],
   method: HashMethod,
   condition: string,
-  hasRowIds: boolean,
+  hasStableCtid: boolean,
   most: number,
 ): string {
   return `select pg_catalog.count(*)::text as count,
@@ -203,7 +203,7 @@ export function rowsSql(
       coalesce(pg_catalog.string_agg(key::text, ','), '') as keys
     from (
       select ${rowHash(columns, method)}::text collate "C" as hash, ${
-    hasRowIds ? "ctid::text" : "''"
+    hasStableCtid ? "ctid::text" : "''"
   } as id, ${keyHash(columns, method)} as key
       from ${from} where ${condition} limit ${most + 1}) rows`;
 }

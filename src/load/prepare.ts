@@ -22,8 +22,8 @@ import {
 import { endBackend, lastLoads, recordTableLoad } from "../runs/queue.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
-  loadTable,
   settleConstraints,
+  syncTable,
   type TableResult,
   warehouseTransaction,
 } from "../sync/sync_table.ts";
@@ -114,7 +114,7 @@ async function prepareUnit(
       const known = await lastLoads(warehouse, run.tables);
       const results: TableResult[] = [];
       for (const table of tables) {
-        const result = await loadTable(
+        const result = await syncTable(
           {
             config,
             connection,
@@ -145,7 +145,7 @@ async function prepareUnit(
           totalRows: result.targetCount,
         });
       }
-      if (tables.length > 1 && !results.every((r) => r.isPlain)) {
+      if (tables.length > 1 && !results.every((r) => r.hasNoSideEffects)) {
         // What hangs on one table may have acted on another one after that was verified.
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();

@@ -194,7 +194,7 @@ function asLoaded(
   return {
     session: source.session,
     relation: `(select ${columns} from ${source.relation}) as loaded`,
-    hasRowIds: false,
+    hasStableCtid: false,
   };
 }
 

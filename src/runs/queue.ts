@@ -23,7 +23,7 @@ import {
   type Trigger,
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
-import type { SourceMark } from "../sync/snapshot.ts";
+import type { SourceWatermark } from "../sync/snapshot.ts";
 import type { LastLoad } from "../sync/sync_table.ts";
 import type { TableName } from "../tables/declaration.ts";
 
@@ -229,7 +229,7 @@ export async function recordTableLoad(
   entry: LoadedEntry,
   check: IntegrityCheck,
   phases: readonly PhaseTiming[],
-  mark: SourceMark | undefined,
+  mark: SourceWatermark | undefined,
 ): Promise<void> {
   await session.query(
     `insert into marketing_data_service.table_load
@@ -263,7 +263,7 @@ export async function lastLoads(
   return new Map(
     rows.map((
       { name, mark, rows },
-    ) => [name, { mark: JSON.parse(mark) as SourceMark, rows }]),
+    ) => [name, { mark: JSON.parse(mark) as SourceWatermark, rows }]),
   );
 }
 

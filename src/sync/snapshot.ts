@@ -11,20 +11,20 @@ import { ERRORS, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
 import { HASH_PROBE, randomSeed } from "../diff/queries.ts";
 import {
-  checkShapes,
+  checkColumns,
+  findDependencies,
   findReadable,
-  findReads,
   isLockable,
   lockSql,
-  obstacle,
-  type ReadRelation,
-  type Shapes,
+  type SourceChecks,
+  type SourceRelation,
   type SourceTable,
+  unsupportedReason,
 } from "./source_tables.ts";
 import type { Table, TableName } from "../tables/declaration.ts";
 
 /** Where a source table was in its history when the snapshot was taken. */
-export interface SourceMark {
+export interface SourceWatermark {
   /** Rows ever deleted from it, by the server's statistics, which lag behind. */
   readonly deletions: string;
   /** 64-bit id of the oldest transaction that was not over. */
@@ -41,9 +41,9 @@ export interface Snapshot extends AsyncDisposable {
   /** Seed of the row hashes that are compared under it. */
   readonly seed: bigint;
   /** Per table whose server tells it, what the next load can begin its search with. */
-  readonly marks: ReadonlyMap<TableName, SourceMark>;
+  readonly marks: ReadonlyMap<TableName, SourceWatermark>;
   /** Tables whose rows can be found again by their ctid. */
-  readonly withRowIds: ReadonlySet<TableName>;
+  readonly withStableCtid: ReadonlySet<TableName>;
   /** Tables that the snapshot gives the same rows of each time: no view computes them. */
   readonly repeatable: ReadonlySet<TableName>;
   /** The error with its cause where recovery of a standby is that. Any other is returned as it is. */
@@ -69,7 +69,7 @@ export interface Snapshot extends AsyncDisposable {
 }
 
 /** Times that the snapshot is taken anew because DDL came between it and its readers. */
-const MOST_SNAPSHOTS = 5;
+const MAX_SNAPSHOTS = 5;
 
 /**
  * Opens the snapshot and checks the source tables' shapes.
@@ -96,7 +96,7 @@ export async function openSnapshot(
   tables: readonly Table[],
   isLastAttempt = true,
 ): Promise<Snapshot> {
-  const found: Shapes = new Map();
+  const found: SourceChecks = new Map();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
     let isStandby = false;
@@ -115,8 +115,8 @@ export async function openSnapshot(
       isStandby = server!.standby;
       const present = await findReadable(holder, pending, found);
       await lockAll(config, holder, present, found, isLastAttempt);
-      const reads = await findReads(holder, present);
-      const readable = withoutObstacles(present, reads, found);
+      const reads = await findDependencies(holder, present);
+      const readable = withoutUnsupported(present, reads, found);
       const [taken] = await holder.query<
         { id: string; takenat: string; probe: string; xid: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
@@ -133,10 +133,10 @@ export async function openSnapshot(
       for (const outcome of opened) {
         if (outcome.status === "rejected") throw outcome.reason;
       }
-      for (const [name, shape] of await checkShapes(holder, readable)) {
+      for (const [name, shape] of await checkColumns(holder, readable)) {
         found.set(name, shape);
       }
-      const named = (of: (read: ReadRelation) => boolean) =>
+      const named = (of: (read: SourceRelation) => boolean) =>
         new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));
       return {
         takenAt: taken!.takenat,
@@ -144,11 +144,11 @@ export async function openSnapshot(
         encoding: holder.serverEncoding,
         seed: randomSeed(),
         marks: new Map(
-          reads.filter((r) => r.isSource && r.hasRowIds).map((
+          reads.filter((r) => r.isSource && r.hasStableCtid).map((
             { table, deletions },
           ) => [table, { deletions, xid: taken!.xid }]),
         ),
-        withRowIds: named((read) => read.hasRowIds),
+        withStableCtid: named((read) => read.hasStableCtid),
         repeatable: named((read) => read.kind !== "v"),
         explain,
         tables: found,
@@ -164,13 +164,13 @@ export async function openSnapshot(
         },
         async confirm(table) {
           try {
-            await confirmReads(holder, table, reads);
+            await confirmDependencies(holder, table, reads);
           } catch (error) {
             if (!isLost(error)) throw error;
             // The readers' own locks have outlived it.
             const other = await Session.open(config.olist, connection);
             sessions.push(other);
-            await confirmReads(other, table, reads);
+            await confirmDependencies(other, table, reads);
           }
         },
         async [Symbol.asyncDispose]() {
@@ -182,7 +182,7 @@ export async function openSnapshot(
       for (const session of sessions) session.destroy();
       const isWorthAnother = error instanceof LockRefused ||
         error instanceof ServiceError && error.code === "snapshot_lost";
-      if (!isWorthAnother || round === MOST_SNAPSHOTS) throw error;
+      if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
     }
   }
 }
@@ -198,7 +198,7 @@ async function lockAll(
   config: Config,
   session: Session,
   tables: readonly SourceTable[],
-  found: Shapes,
+  found: SourceChecks,
   isLastAttempt: boolean,
 ): Promise<void> {
   for (const table of tables) {
@@ -240,10 +240,10 @@ function lockFailure(
 }
 
 /** The tables that can be loaded; the others go to `found` with the reason. */
-function withoutObstacles(
+function withoutUnsupported(
   tables: readonly SourceTable[],
-  reads: readonly ReadRelation[],
-  found: Shapes,
+  reads: readonly SourceRelation[],
+  found: SourceChecks,
 ): SourceTable[] {
   return tables.filter((table) => {
     const ours = reads.filter((read) => read.table === table.name);
@@ -251,22 +251,22 @@ function withoutObstacles(
       const { schema, name } = table.source;
       throw snapshotLost(table, `${schema}.${name} was exchanged`);
     }
-    const reason = obstacle(table, ours);
+    const reason = unsupportedReason(table, ours);
     if (reason) found.set(table.name, reason);
     return !reason;
   });
 }
 
 /** @throws {ServiceError} `snapshot_lost` when other relations are read by now than were before. */
-async function confirmReads(
+async function confirmDependencies(
   session: Session,
   table: Table,
-  before: readonly ReadRelation[],
+  before: readonly SourceRelation[],
 ): Promise<void> {
-  const oids = (reads: readonly ReadRelation[]) =>
+  const oids = (reads: readonly SourceRelation[]) =>
     reads.filter((read) => read.table === table.name)
       .map((read) => read.oid).sort().join();
-  if (oids(await findReads(session, [table])) === oids(before)) return;
+  if (oids(await findDependencies(session, [table])) === oids(before)) return;
   const { schema, name } = table.source;
   throw snapshotLost(
     table,

@@ -7,7 +7,7 @@
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified, type Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
-import { HAS_ROW_IDS } from "../diff/queries.ts";
+import { HAS_STABLE_CTID } from "../diff/queries.ts";
 import {
   BASE_TYPE,
   incompatibility,
@@ -24,13 +24,13 @@ export interface SourceTable extends Table {
 }
 
 /** What is known of each table: warnings about its source, or why it cannot be loaded. */
-export type Shapes = Map<TableName, readonly string[] | ServiceError>;
+export type SourceChecks = Map<TableName, readonly string[] | ServiceError>;
 
 /** The tables that exist and may be read; the others go to `found` with the reason. */
 export async function findReadable(
   session: Session,
   tables: readonly Table[],
-  found: Shapes,
+  found: SourceChecks,
 ): Promise<SourceTable[]> {
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind,
@@ -89,14 +89,14 @@ export function isLockable(kind: string): boolean {
 }
 
 /** A relation that is read when a source table is: itself, under a view, a partition, a child. */
-export interface ReadRelation {
+export interface SourceRelation {
   readonly table: TableName;
   readonly oid: number;
   readonly kind: string;
   /** Its name, schema-qualified, quoted where it has to be. */
   readonly relation: string;
   readonly isSource: boolean;
-  readonly hasRowIds: boolean;
+  readonly hasStableCtid: boolean;
   /** Rows ever deleted from it, by the server's statistics. */
   readonly deletions: string;
   /** The source, or a materialized view or foreign table that a query of it plans to read, and so has locked. */
@@ -108,10 +108,10 @@ export interface ReadRelation {
  * What is read when the tables are, as the catalog says. What the functions in a
  * view read is not among it.
  */
-export async function findReads(
+export async function findDependencies(
   session: Session,
   tables: readonly Table[],
-): Promise<ReadRelation[]> {
+): Promise<SourceRelation[]> {
   if (tables.length === 0) return [];
   const sources = await session.query(
     `select n.nspname as schema, c.relname as relation, ${READ_COLUMNS}, c.relhassubclass as parent
@@ -130,7 +130,7 @@ export async function findReads(
     const isAlone = row.kind === "r" && !row.parent;
     return [
       readOf(name, row, true),
-      ...isAlone ? [] : await findBeneath(session, name, row.oid),
+      ...isAlone ? [] : await findUnderlying(session, name, row.oid),
     ];
   }));
   return reads.flat();
@@ -141,17 +141,17 @@ const KINDS = "'r', 'p', 'v', 'm', 'f'";
 
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
-  ${HAS_ROW_IDS} as rowids, c.relispopulated as populated,
+  ${HAS_STABLE_CTID} as rowids, c.relispopulated as populated,
   pg_catalog.pg_stat_get_tuples_deleted(c.oid)::text as deletions`;
 
-function readOf(table: TableName, row: Row, isSource: boolean): ReadRelation {
+function readOf(table: TableName, row: Row, isSource: boolean): SourceRelation {
   return {
     table,
     isSource,
     oid: row.oid,
     kind: row.kind,
     relation: row.name,
-    hasRowIds: row.rowids,
+    hasStableCtid: row.rowids,
     deletions: row.deletions,
     isPopulated: row.populated,
     isAsked: isSource || row.asked,
@@ -159,11 +159,11 @@ function readOf(table: TableName, row: Row, isSource: boolean): ReadRelation {
 }
 
 /** The relations under a view, the partitions of a table and its children, however deep. */
-async function findBeneath(
+async function findUnderlying(
   session: Session,
   table: TableName,
   oid: number,
-): Promise<ReadRelation[]> {
+): Promise<SourceRelation[]> {
   const rows = await session.query(
     `with recursive beneath (oid) as (
        values (${oid}::oid)
@@ -186,9 +186,9 @@ async function findBeneath(
 }
 
 /** Why a table cannot be loaded that reads these relations, or `undefined`. */
-export function obstacle(
+export function unsupportedReason(
   { name: table, source }: Table,
-  reads: readonly ReadRelation[],
+  reads: readonly SourceRelation[],
 ): ServiceError | undefined {
   const name = `${source.schema}.${source.name}`;
   const foreign = reads.find((r) => r.kind === "f" && r.isAsked);
@@ -217,7 +217,7 @@ export function obstacle(
 }
 
 /** Checks every table's columns. */
-export async function checkShapes(
+export async function checkColumns(
   session: Session,
   tables: readonly SourceTable[],
 ): Promise<[TableName, readonly string[] | ServiceError][]> {
@@ -233,11 +233,11 @@ export async function checkShapes(
   );
   return tables.map((table) => [
     table.name,
-    checkShape(table, columns.filter((c) => c.oid === table.oid)),
+    checkColumnsOf(table, columns.filter((c) => c.oid === table.oid)),
   ]);
 }
 
-function checkShape(
+function checkColumnsOf(
   table: Table,
   columns: readonly Row[],
 ): readonly string[] | ServiceError {

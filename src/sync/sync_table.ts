@@ -10,8 +10,8 @@ import { GONE } from "../postgres/errors.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
 import { identifier, qualified } from "../postgres/sql.ts";
 import {
+  type ChangeHint,
   compareContent,
-  type Expectation,
   fingerprintOf,
   type Plan,
   type Selection,
@@ -28,7 +28,7 @@ import {
 } from "../diff/fingerprint.ts";
 import { castToTarget, deleteSql, writtenRowsSql } from "../diff/queries.ts";
 import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
-import type { Snapshot, SourceMark } from "./snapshot.ts";
+import type { Snapshot, SourceWatermark } from "./snapshot.ts";
 import type { Table } from "../tables/declaration.ts";
 import {
   checkDeletable,
@@ -39,7 +39,7 @@ import {
 } from "./target.ts";
 
 /** What a load needs to know of its surroundings. */
-export interface TableLoadContext {
+export interface SyncContext {
   readonly config: Config;
   readonly connection: ConnectionOptions;
   readonly snapshot: Snapshot;
@@ -56,7 +56,7 @@ export interface TableLoadContext {
 /** What the last load of a table left to know. */
 export interface LastLoad {
   readonly rows: number;
-  readonly mark: SourceMark;
+  readonly mark: SourceWatermark;
 }
 
 /** A table that holds the source's rows, verified, in a transaction that is still open. */
@@ -75,7 +75,7 @@ export interface TableResult {
   readonly seconds: number;
   readonly phases: readonly PhaseTiming[];
   /** Nothing acts on the target's rows but what is done to them. */
-  readonly isPlain: boolean;
+  readonly hasNoSideEffects: boolean;
   /**
    * Compares all of the target with the snapshot once more.
    *
@@ -99,8 +99,8 @@ export function warehouseTransaction(config: Config) {
  *
  * @throws {ServiceError} with the table's name; `warehouse` must then be given up.
  */
-export async function loadTable(
-  context: TableLoadContext,
+export async function syncTable(
+  context: SyncContext,
   table: Table,
   warehouse: Session,
 ): Promise<TableResult> {
@@ -131,7 +131,7 @@ export async function loadTable(
       table,
       mode: compared.plan.mode,
       ...verified,
-      isPlain: target.isPlain,
+      hasNoSideEffects: target.hasNoSideEffects,
       async verifyAgain() {
         try {
           const held = await measure(context, sides.target, sides);
@@ -162,11 +162,11 @@ export async function loadTable(
 /** Whether the source's table can no longer be found by its name: its schema may have been renamed. */
 function isGoneInSource(error: unknown, warehouse: Session): boolean {
   return error instanceof ServiceError && GONE.has(error.sqlstate ?? "") &&
-    !isOf(warehouse, error);
+    !isFrom(warehouse, error);
 }
 
 /** Whether that session's server reported it. */
-function isOf({ config }: Session, { server }: ServiceError): boolean {
+function isFrom({ config }: Session, { server }: ServiceError): boolean {
   return server === config.label;
 }
 
@@ -200,7 +200,7 @@ export function sidesOf(
   snapshot: Snapshot,
   source: Session,
   warehouse: Session,
-  target: Pick<Target, "relation" | "hasRowIds" | "hashProbe">,
+  target: Pick<Target, "relation" | "hasStableCtid" | "hashProbe">,
 ): Sides {
   const isComparable = snapshot.hashProbe === target.hashProbe &&
     snapshot.encoding === warehouse.serverEncoding;
@@ -209,12 +209,12 @@ export function sidesOf(
     source: {
       session: source,
       relation: qualified(table.source),
-      hasRowIds: snapshot.withRowIds.has(table.name),
+      hasStableCtid: snapshot.withStableCtid.has(table.name),
     },
     target: {
       session: warehouse,
       relation: target.relation,
-      hasRowIds: target.hasRowIds,
+      hasStableCtid: target.hasStableCtid,
     },
     method: { kind: isComparable ? "native" : "text", seed: snapshot.seed },
   };
@@ -229,7 +229,7 @@ interface Decided {
 
 /** A full load needs no comparison; anything else is decided by content. */
 async function compare(
-  context: TableLoadContext,
+  context: SyncContext,
   sides: Sides,
   target: Target,
 ): Promise<Decided> {
@@ -239,19 +239,19 @@ async function compare(
 }
 
 /** Above this the server's own 32-bit ids have come round. */
-const MOST_TRANSACTIONS = 2n ** 31n - 1_000_000n;
+const MAX_TRANSACTIONS = 2n ** 31n - 1_000_000n;
 
 /** What can be told of the difference from what the source's server says of the table. */
 function expectation(
-  { snapshot, lastLoads }: TableLoadContext,
+  { snapshot, lastLoads }: SyncContext,
   table: Table,
-): Expectation | undefined {
+): ChangeHint | undefined {
   const last = lastLoads.get(table.name);
   const now = snapshot.marks.get(table.name);
   if (!last || !now) return undefined;
   if (!/^\d{1,20}$/.test(last.mark.xid)) return undefined;
   const transactions = BigInt(now.xid) - BigInt(last.mark.xid);
-  const isSameServer = transactions >= 0n && transactions < MOST_TRANSACTIONS;
+  const isSameServer = transactions >= 0n && transactions < MAX_TRANSACTIONS;
   return {
     rows: last.rows,
     hasDeletions: now.deletions !== last.mark.deletions,
@@ -270,7 +270,7 @@ interface Applied {
 }
 
 async function apply(
-  { config }: TableLoadContext,
+  { config }: SyncContext,
   sides: Sides,
   target: Target,
   { plan, wanted }: Decided,
@@ -328,7 +328,7 @@ function writeTo<T>(
 
 /** Takes the selected rows out of the target, or all of them. */
 async function deleteRows(
-  { table, target: { session, hasRowIds }, method }: Sides,
+  { table, target: { session, hasStableCtid }, method }: Sides,
   { relation, isNew }: Target,
   selected: Selection | undefined,
 ): Promise<{ rows: number; fingerprint?: Fingerprint }> {
@@ -336,7 +336,7 @@ async function deleteRows(
   if (!selected) {
     return { rows: await session.execute(`delete from ${relation}`) };
   }
-  if (!hasRowIds) {
+  if (!hasStableCtid) {
     const rows = await session.execute(
       `delete from ${relation} where ${selected.target}`,
     );
@@ -355,7 +355,7 @@ async function deleteRows(
  * @throws {ServiceError} `verification_failed`.
  */
 async function verify(
-  context: TableLoadContext,
+  context: SyncContext,
   sides: Sides,
   target: Target,
   { plan, present }: Decided,
@@ -366,11 +366,11 @@ async function verify(
     const { count, checksum } = wanted;
     return { sourceCount: count, targetCount: count, checksum };
   }
-  if (context.isAlone && !target.isPlain) {
+  if (context.isAlone && !target.hasNoSideEffects) {
     await settleConstraints(sides.target.session);
   }
   const byContent = context.config.verify === "content";
-  const held = !byContent && target.isPlain
+  const held = !byContent && target.hasNoSideEffects
     // What the server said that it deleted and took is what there is.
     ? countAs((present?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
     : (byContent && present && deleted &&
@@ -435,7 +435,7 @@ async function commandId(warehouse: Session): Promise<number> {
 
 /** What a side holds, as far as VERIFY asks for it. */
 async function measure(
-  { config }: TableLoadContext,
+  { config }: SyncContext,
   side: Side,
   sides: Sides,
 ): Promise<Fingerprint> {
@@ -445,9 +445,9 @@ async function measure(
 }
 
 function checkHeld(
-  { config, snapshot, isAlone }: TableLoadContext,
+  { config, snapshot, isAlone }: SyncContext,
   { table }: Sides,
-  { isPlain }: Target,
+  { hasNoSideEffects }: Target,
   held: Fingerprint,
   wanted: Fingerprint,
 ): void {
@@ -465,7 +465,7 @@ function checkHeld(
         remedy: mismatchRemedy(
           table,
           snapshot.repeatable.has(table.name),
-          isPlain && isAlone,
+          hasNoSideEffects && isAlone,
         ),
       },
     );
@@ -476,18 +476,18 @@ function checkHeld(
 function mismatchRemedy(
   { source, target }: Table,
   isRepeatable: boolean,
-  isPlain: boolean,
+  hasNoSideEffects: boolean,
 ): string {
   const view =
     `${source.schema}.${source.name} is a view: look for what makes it give other rows each time it is read, such as random() or clock_timestamp()`;
   const triggers =
     `look for triggers, rules or foreign keys on ${target.schema}.${target.name}, or leading there, that change or drop rows`;
   if (isRepeatable) {
-    return isPlain
+    return hasNoSideEffects
       ? "Nothing on either side explains it: report this with the log."
       : `The target was rolled back: ${triggers}.`;
   }
-  return isPlain
+  return hasNoSideEffects
     ? `The target was rolled back. ${view}.`
     : `The target was rolled back. ${view}; or ${triggers}.`;
 }
@@ -533,7 +533,7 @@ export function forTable(
   if (!(error instanceof ServiceError)) throw error;
   if (error.table) return error;
   const { schema, name } = table.target;
-  const isTarget = isOf(warehouse, error);
+  const isTarget = isFrom(warehouse, error);
   const details = {
     table: table.name,
     cause: error,

@@ -7,7 +7,7 @@ import type { Pool } from "../postgres/pool.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
-import { HAS_ROW_IDS, HASH_PROBE } from "../diff/queries.ts";
+import { HAS_STABLE_CTID, HASH_PROBE } from "../diff/queries.ts";
 import { rowSecurityRemedy } from "../postgres/errors.ts";
 import { BASE_TYPE, type Table, TARGET_SCHEMA } from "../tables/declaration.ts";
 import {
@@ -25,9 +25,9 @@ export interface Target {
   /** Made in this transaction, so empty and seen by nobody. */
   readonly isNew: boolean;
   readonly hashProbe: string;
-  readonly hasRowIds: boolean;
+  readonly hasStableCtid: boolean;
   /** Nothing acts on its rows but what is done to them: writing to it calls no function of others. */
-  readonly isPlain: boolean;
+  readonly hasNoSideEffects: boolean;
   /** Writing to it may call functions of others, which may need the role's own search path. */
   readonly callsFunctions: boolean;
   /** Published, and without the replica identity that a DELETE then needs. */
@@ -53,7 +53,7 @@ export interface FoundTarget {
   readonly kind: string;
   readonly columns: readonly FoundColumn[];
   readonly hashProbe: string;
-  readonly hasRowIds: boolean;
+  readonly hasStableCtid: boolean;
   /** Writing to it may call functions of others: in triggers, rules, checks, domains, indexes or parts. */
   readonly callsFunctions: boolean;
   /** Tables that inherit from it, quoted, schema-qualified; a partitioned table's own parts are none. */
@@ -92,7 +92,7 @@ export async function findTarget(
     `select c.oid, coalesce(c.relkind::text, case when standalone.oid is not null then 'T' end) as kind,
        a.attname as name, pg_catalog.format_type(a.atttypid, a.atttypmod) as declared,
        pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attnotnull as notnull,
-       ${HASH_PROBE} as probe, ${HAS_ROW_IDS} as rowids,
+       ${HASH_PROBE} as probe, ${HAS_STABLE_CTID} as rowids,
        ${CALLS_FUNCTIONS} as calls_functions,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
@@ -146,7 +146,7 @@ export async function findTarget(
       isNotNull: notnull,
     })),
     hashProbe: first?.probe,
-    hasRowIds: first?.rowids ?? false,
+    hasStableCtid: first?.rowids ?? false,
     callsFunctions: first?.calls_functions ?? false,
     children: first?.children ?? [],
     foreignParts: first?.foreign_parts ?? [],
@@ -195,15 +195,16 @@ export async function lockTarget(
   if (!oid || found.oid !== oid) throw exchanged(table);
   checkTarget(table, found);
   checkWritable(table, found);
-  const { hashProbe, hasRowIds, callsFunctions, lacksReplicaIdentity } = found;
-  const isPlain = hasRowIds && !callsFunctions;
+  const { hashProbe, hasStableCtid, callsFunctions, lacksReplicaIdentity } =
+    found;
+  const hasNoSideEffects = hasStableCtid && !callsFunctions;
   return {
     relation,
     oid,
     isNew: false,
     hashProbe,
-    hasRowIds,
-    isPlain,
+    hasStableCtid,
+    hasNoSideEffects,
     callsFunctions,
     lacksReplicaIdentity,
   };
@@ -249,8 +250,8 @@ async function createTarget(
     oid: await oidOf(warehouse, relation) ?? 0,
     isNew: true,
     hashProbe: found.hashProbe,
-    hasRowIds: false,
-    isPlain: true,
+    hasStableCtid: false,
+    hasNoSideEffects: true,
     callsFunctions: false,
     lacksReplicaIdentity: false,
   };

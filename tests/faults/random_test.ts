@@ -206,7 +206,7 @@ async function signalProcess(
   const signal = random.pick(["SIGKILL", "SIGTERM", "SIGINT"] as const);
   const text = random.pick(["begins", ...PHASES.map((phase) => `: ${phase}`)]);
   say(`${signal} at "${text}"`);
-  // With patience: how it ends must follow from the signal alone.
+  // With giveUpAfter: how it ends must follow from the signal alone.
   const program = watchProgram(["load"], {
     ...db.environment,
     ...settings,

@@ -124,14 +124,14 @@ Deno.test("serve: SHUTDOWN_GRACE over ends the load: 500 with the event, exit 14
 
 Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, long before STALL_TIMEOUT", async (t) => {
   // For minutes, nobody gives up a statement by itself.
-  const patience = { CONNECT_TIMEOUT: "300", STALL_TIMEOUT: "300" };
+  const giveUpAfter = { CONNECT_TIMEOUT: "300", STALL_TIMEOUT: "300" };
 
   await t.step("with no load running", async () => {
     await using db = await loadedDatabases(SMALL);
     await using proxies = proxied(db);
     const file = await Deno.makeTempFile();
     await using server = await startServer(db, {
-      ...patience,
+      ...giveUpAfter,
       ...proxies.environment,
       SHUTDOWN_GRACE: "1",
       EVENT_PUBLISHER_TYPE: "file",
@@ -159,7 +159,7 @@ Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, lon
       await using other = await holdTable(db);
       await using proxies = proxied(db);
       await using server = await startServer(db, {
-        ...patience,
+        ...giveUpAfter,
         ...proxies.environment,
         SHUTDOWN_GRACE: "1",
         LOCK_TIMEOUT: "300",

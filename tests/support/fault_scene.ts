@@ -14,8 +14,8 @@ import { loadHere, type Outcome, sayOutcome } from "./local_load.ts";
 import { measure } from "./measure.ts";
 import {
   assertSound,
+  type ChangeHint,
   type Content,
-  type Expectation,
   sourceContent,
   targetContent,
 } from "./soundness.ts";
@@ -73,7 +73,7 @@ export async function recoverHere(db: Databases): Promise<void> {
 }
 
 /** A fault that was made, and the load that met it. */
-export interface Met extends Omit<Expectation, "contents"> {
+export interface Met extends Omit<ChangeHint, "contents"> {
   /** Heading and line of the table in `docs/reliability.md`. */
   readonly group: string;
   readonly fault: string;

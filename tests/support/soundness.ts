@@ -51,7 +51,7 @@ async function contentOf(
 }
 
 /** What a case allows. */
-export interface Expectation {
+export interface ChangeHint {
   /** Contents of which every target must hold one; all targets the same one when `isAtomic`. */
   readonly contents: readonly Content[];
   readonly isAtomic?: boolean;
@@ -62,7 +62,7 @@ export interface Expectation {
 /** Asks the questions about the two databases; returns what the targets hold. */
 export async function assertSound(
   db: Databases,
-  { contents, isAtomic = false, mayHaveDeadRun = false }: Expectation,
+  { contents, isAtomic = false, mayHaveDeadRun = false }: ChangeHint,
 ): Promise<Content> {
   await assertNothingLeft(db);
   const now = await targetContent(db);

@@ -28,7 +28,7 @@ export function DocsPage({ document }: { document: Document }) {
       {operations.map(({ name, operation }) => (
         <Operation name={name} operation={operation} />
       ))}
-      <h2>Shapes</h2>
+      <h2>SourceChecks</h2>
       {Object.entries<Document>(document.components.schemas).map((
         [name, schema],
       ) => (

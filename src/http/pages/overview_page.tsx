@@ -30,7 +30,7 @@ export interface Overview {
   readonly live: LiveRun | undefined;
   readonly nextTick: Date | undefined;
   /** Why no load can be asked for. */
-  readonly obstacle: string | undefined;
+  readonly unsupportedReason: string | undefined;
 }
 
 /** Runs in the list; the charts have more. */
@@ -155,7 +155,7 @@ export function OverviewPage(overview: Overview) {
 
 /** The one sentence that a passer-by reads, and the button. */
 function Verdict(
-  { now, health, current, last, obstacle }: Overview & {
+  { now, health, current, last, unsupportedReason }: Overview & {
     last: RunOutcome | undefined;
   },
 ) {
@@ -182,7 +182,7 @@ function Verdict(
           ))}
         </p>
       </div>
-      <LoadButton obstacle={obstacle} />
+      <LoadButton unsupportedReason={unsupportedReason} />
     </section>
   );
 }

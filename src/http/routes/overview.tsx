@@ -88,7 +88,10 @@ async function lookAround(context: HttpContext): Promise<Overview> {
     current,
     live: current && live.get(current.run_id),
     nextTick: nextTick(config.loadSchedule, now),
-    obstacle: obstacleTo(context, health.checks.dwh.status === "healthy"),
+    unsupportedReason: obstacleTo(
+      context,
+      health.checks.dwh.status === "healthy",
+    ),
   };
 }
 

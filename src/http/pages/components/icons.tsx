@@ -1,4 +1,4 @@
-/** Shapes that tell a state besides its colour and its word. */
+/** SourceChecks that tell a state besides its colour and its word. */
 import type { RunState } from "../../../runs/queue.ts";
 
 /** The shapes, once a page; the rest refers to them. */
