@@ -1,63 +1,123 @@
-/** Reads a request's body within bounds of size and time. */
+/**
+ * Reads the bodies of requests within limits of size, time and number.
+ *
+ * @module
+ */
 import { ServiceError } from "../errors.ts";
 
-/** Maximum size of a body, where the route sets no smaller one. */
-const LIMIT_BYTES = 64 * 1024;
-
 /**
- * Maximum number of bytes that are read of a body that is too large. A client
- * that still writes when the answer comes would see a broken connection.
+ * Maximum number of bytes to read from a body that is too large. A client that
+ * still writes when the response comes would see a broken connection.
  */
 const DISCARD_BYTES = 1024 * 1024;
 
 /** Seconds for the whole body to arrive. */
 const DEADLINE_SECONDS = 10;
 
-/**
- * Returns the body as text.
- *
- * @throws {ServiceError} `body_too_large`, `body_too_slow`.
- */
-export async function readBody(
-  request: Request,
-  limit = LIMIT_BYTES,
-): Promise<string> {
-  if (!request.body) return "";
-  const announced = Number(request.headers.get("content-length") ?? 0);
-  if (announced > DISCARD_BYTES) throw tooLarge(limit);
-  const reader = request.body.getReader();
-  const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() =>
-    late.reject(
-      new ServiceError(
-        "body_too_slow",
-        `Request body not received within ${DEADLINE_SECONDS} s`,
-      ),
-    ), DEADLINE_SECONDS * 1000);
-  const decoder = new TextDecoder();
-  let text = "";
-  let size = 0;
-  try {
-    while (true) {
-      const { done, value } = await Promise.race([reader.read(), late.promise]);
-      if (done && size > limit) throw tooLarge(limit);
-      if (done) return text + decoder.decode();
-      size += value.length;
-      if (size > DISCARD_BYTES) throw tooLarge(limit);
-      if (size <= limit) text += decoder.decode(value, { stream: true });
-    }
-  } catch (error) {
-    reader.cancel().catch(() => {});
-    throw error;
-  } finally {
-    clearTimeout(timer);
-  }
-}
+/** Maximum number of bodies that one reader receives at the same time. */
+export const MAX_OPEN_BODIES = 64;
 
-function tooLarge(limit: number): ServiceError {
-  return new ServiceError(
-    "body_too_large",
-    `The body has more than ${limit} bytes`,
-    { remedy: `Send at most ${limit / 1024} KiB.` },
-  );
+/** Reads bodies up to a size. Bodies beyond `MAX_OPEN_BODIES` wait for their turn. */
+export class BodyReader {
+  readonly #maxBytes: number;
+  readonly #waiting = new Set<() => void>();
+  #open = 0;
+
+  constructor(maxBytes: number) {
+    this.#maxBytes = maxBytes;
+  }
+
+  /**
+   * Returns the body as text.
+   *
+   * @throws {ServiceError} `body_too_large`, `body_too_slow`.
+   */
+  async read(request: Request): Promise<string> {
+    if (!request.body) return "";
+    const announced = Number(request.headers.get("content-length") ?? 0);
+    if (announced > DISCARD_BYTES) throw this.#tooLarge();
+    const stopped = Promise.withResolvers<never>();
+    stopped.promise.catch(() => {});
+    const timer = setTimeout(() =>
+      stopped.reject(
+        new ServiceError(
+          "body_too_slow",
+          `Request body not received within ${DEADLINE_SECONDS} s`,
+        ),
+      ), DEADLINE_SECONDS * 1000);
+    const leave = () => stopped.reject(request.signal.reason);
+    request.signal.addEventListener("abort", leave, { once: true });
+    try {
+      await this.#enter(stopped.promise);
+      try {
+        return await this.#collect(request.body, stopped.promise);
+      } finally {
+        this.#leave();
+      }
+    } finally {
+      clearTimeout(timer);
+      request.signal.removeEventListener("abort", leave);
+    }
+  }
+
+  /** Waits until fewer than `MAX_OPEN_BODIES` are open, or until `stopped` rejects. */
+  async #enter(stopped: Promise<never>): Promise<void> {
+    if (this.#open < MAX_OPEN_BODIES) {
+      this.#open++;
+      return;
+    }
+    const turn = Promise.withResolvers<void>();
+    this.#waiting.add(turn.resolve);
+    try {
+      await Promise.race([turn.promise, stopped]);
+    } catch (error) {
+      // A turn that came at the same moment goes to the next one.
+      if (!this.#waiting.delete(turn.resolve)) this.#leave();
+      throw error;
+    }
+  }
+
+  /** Passes the turn on to the body that has waited longest. */
+  #leave(): void {
+    const [next] = this.#waiting;
+    if (!next) {
+      this.#open--;
+      return;
+    }
+    this.#waiting.delete(next);
+    next();
+  }
+
+  async #collect(
+    body: ReadableStream<Uint8Array>,
+    stopped: Promise<never>,
+  ): Promise<string> {
+    const reader = body.getReader();
+    const decoder = new TextDecoder();
+    let text = "";
+    let size = 0;
+    try {
+      while (true) {
+        const { done, value } = await Promise.race([reader.read(), stopped]);
+        if (done && size > this.#maxBytes) throw this.#tooLarge();
+        if (done) return text + decoder.decode();
+        size += value.length;
+        if (size > DISCARD_BYTES) throw this.#tooLarge();
+        if (size <= this.#maxBytes) {
+          text += decoder.decode(value, { stream: true });
+        }
+      }
+    } catch (error) {
+      reader.cancel().catch(() => {});
+      throw error;
+    }
+  }
+
+  #tooLarge(): ServiceError {
+    return new ServiceError(
+      "body_too_large",
+      `The body has more than ${this.#maxBytes} bytes`,
+      { remedy: `Send at most ${this.#maxBytes / 1024} KiB.` },
+    );
+  }
 }

@@ -22,7 +22,7 @@ Deno.test("pages load a stylesheet and a script with hashed paths, without a tok
     const [path, type] of [
       [assets[0]!, "text/css"],
       [assets[1]!, "text/javascript"],
-    ]
+    ] as const
   ) {
     assertMatch(path, /^\/assets\/dashboard\.[0-9a-f]{12}\.(css|js)$/);
     const asset = await server.fetch(path);

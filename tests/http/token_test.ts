@@ -66,16 +66,38 @@ Deno.test("a wrong token is logged with its address, at a bounded rate", async (
   assert(!lines[0]!.includes("\u009b"));
 });
 
-Deno.test("FailedTokens delays each address longer, forgets in time and bounds its memory", () => {
+Deno.test("FailedTokens.add() delays each address longer, forgets in time and bounds its memory", () => {
   let now = 0;
   const failures = new FailedTokens(getLogger(["test"]), () => now);
-  const delays = Array.from({ length: 8 }, () => failures.add("10.0.0.1"));
+  const delays = Array.from({ length: 8 }, () => {
+    const delay = failures.add("10.0.0.1");
+    now += delay;
+    return delay;
+  });
   assertEquals(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
   assertEquals(failures.add("10.0.0.2"), 100);
   now += 600_000;
   assertEquals(failures.add("10.0.0.1"), 100);
   for (let i = 0; i < 5000; i++) failures.add(`192.0.2.${i}`);
   assertEquals(failures.size, 1000);
+});
+
+Deno.test("FailedTokens.add() answers parallel wrong tokens of an address one after another", () => {
+  const failures = new FailedTokens(getLogger(["test"]), () => 0);
+  const add = (address: string, times: number) =>
+    Array.from({ length: times }, () => failures.add(address));
+  assertEquals(add("10.0.0.1", 8), [
+    ...[100, 300, 700, 1500, 3100, 6300, 11_300, 16_300],
+  ]);
+  // The wait of one answer is limited.
+  assertEquals(add("10.0.0.1", 1000).at(-1), 30_000);
+  assertEquals(add("10.0.0.2", 1), [100]);
+  // All addresses of an IPv6 network belong to one client.
+  assertEquals(add("2001:db8::1", 1), [100]);
+  assertEquals(add("2001:db8:0:0:ffff::2", 1), [300]);
+  assertEquals(add("2001:db8:0:1::1", 1), [100]);
+  assertEquals(add("::ffff:10.0.0.3", 1), [100]);
+  assertEquals(add("::ffff:10.0.0.4", 1), [100]);
 });
 
 Deno.test("isHttps() reads the first protocol of X-Forwarded-Proto", () => {

@@ -7,11 +7,14 @@ import { delay } from "@std/async/delay";
 import type { Context } from "hono";
 import type { Logger } from "@logtape/logtape";
 
-/** Milliseconds that the first wrong token of an address waits. Each further one doubles it. */
+/** Milliseconds before the answer to the first wrong token of an address. Each further token doubles them. */
 const FIRST_DELAY = 100;
 
-/** Maximum delay in milliseconds. */
+/** Maximum milliseconds between two answers to wrong tokens of an address. */
 const MAX_DELAY = 5000;
+
+/** Maximum milliseconds that one answer waits, however many wait before it. */
+const MAX_WAIT = 30_000;
 
 /** Milliseconds after which an address without further failures is forgotten. */
 const FORGET_AFTER = 600_000;
@@ -22,12 +25,21 @@ const MAX_ADDRESSES = 1000;
 /** Milliseconds between two warnings. */
 const WARN_AFTER = 10_000;
 
+/** The wrong tokens of an address. */
+interface Failures {
+  readonly count: number;
+  readonly at: number;
+  /** When the last of them is answered. */
+  readonly answeredAt: number;
+}
+
 /**
- * Counts wrong tokens by address. Only answers to wrong tokens are delayed: a
- * caller with the right token behind the same proxy does not wait.
+ * Counts wrong tokens by address and delays their answers. The answers of one
+ * address come one after another, so parallel requests gain nothing. A caller
+ * with the right token behind the same proxy does not wait.
  */
 export class FailedTokens {
-  readonly #addresses = new Map<string, { count: number; at: number }>();
+  readonly #addresses = new Map<string, Failures>();
   readonly #log: Logger;
   readonly #now: () => number;
   #unreported = 0;
@@ -54,16 +66,21 @@ export class FailedTokens {
   /** Records a wrong token. Returns the milliseconds to wait before its answer. */
   add(address: string): number {
     const now = this.#now();
-    const known = this.#addresses.get(address);
-    const count = known && now - known.at < FORGET_AFTER ? known.count + 1 : 1;
+    const key = networkOf(address);
+    const known = this.#addresses.get(key);
+    const isRecent = known !== undefined && now - known.at < FORGET_AFTER;
+    const count = isRecent ? known.count + 1 : 1;
+    const delay = Math.min(FIRST_DELAY * 2 ** (count - 1), MAX_DELAY);
+    const previous = isRecent ? Math.max(now, known.answeredAt) : now;
+    const answeredAt = Math.min(previous + delay, now + MAX_WAIT);
     // Set again, so that the map's order is the order of the last failures.
-    this.#addresses.delete(address);
-    this.#addresses.set(address, { count, at: now });
+    this.#addresses.delete(key);
+    this.#addresses.set(key, { count, at: now, answeredAt });
     for (const oldest of this.#addresses.keys()) {
       if (this.#addresses.size <= MAX_ADDRESSES) break;
       this.#addresses.delete(oldest);
     }
-    return Math.min(FIRST_DELAY * 2 ** (count - 1), MAX_DELAY);
+    return answeredAt - now;
   }
 
   #warn(c: Context, address: string): void {
@@ -81,6 +98,22 @@ export class FailedTokens {
     this.#unreported = 0;
     this.#warnedAt = this.#now();
   }
+}
+
+/**
+ * Returns the address, or the /64 network of an IPv6 address: whoever has one
+ * such address has all addresses of its network.
+ */
+function networkOf(address: string): string {
+  if (!address.includes(":") || address.includes(".")) return address;
+  const [head, tail] = address.split("::");
+  const groups = head!.split(":").filter(Boolean);
+  const end = tail?.split(":").filter(Boolean) ?? [];
+  const zeros = Array.from(
+    { length: 8 - groups.length - end.length },
+    () => "0",
+  );
+  return [...groups, ...zeros, ...end].slice(0, 4).join(":");
 }
 
 /** Returns the address of the other end of the connection. */

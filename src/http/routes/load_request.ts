@@ -1,24 +1,26 @@
-/** What a request for a load may say. */
+/** Parses requests for loads. */
 import type { z } from "@hono/zod-openapi";
 import type { Config } from "../../config/config.ts";
 import type { RunOptions } from "../../runs/queue.ts";
 import { TABLE_NAMES } from "../../tables/declaration.ts";
-import { readBody } from "../body.ts";
+import { BodyReader } from "../body.ts";
 import { badRequest } from "../problem.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
+const bodies = new BodyReader(64 * 1024);
+
 /**
- * The options of the load that a request asks for. The body is JSON whatever
- * content type it has, or empty.
+ * Returns the options of the requested load. The body is JSON or empty. Its
+ * content type does not matter.
  *
- * @throws {ServiceError} `usage`, naming what is not allowed, `body_too_large`,
+ * @throws {ServiceError} `usage` with the invalid field, `body_too_large`,
  * `body_too_slow`.
  */
 export async function readLoadRequest(
   request: Request,
   config: Config,
 ): Promise<RunOptions> {
-  const { tables, mode } = parseLoadRequest(await readBody(request));
+  const { tables, mode } = parseLoadRequest(await bodies.read(request));
   return {
     tables: tables
       ? TABLE_NAMES.filter((name) => tables.some((t) => t === name))
@@ -35,14 +37,16 @@ function parseLoadRequest(body: string): z.infer<typeof schemas.LoadRequest> {
   try {
     value = JSON.parse(body);
   } catch (error) {
-    throw badRequest(`The body is not JSON: ${(error as Error).message}`);
+    throw badRequest(
+      `The body is not valid JSON: ${(error as Error).message}`,
+    );
   }
   const result = schemas.LoadRequest.safeParse(value, { reportInput: true });
   if (!result.success) throw badRequest(issues(result.error));
   return result.data;
 }
 
-/** What a schema found, in one line that names each place. */
+/** Returns the validation errors as one line that names each field. */
 export function issues(error: z.ZodError): string {
   return error.issues.map(({ path, message, input }) => {
     const given = typeof input === "string"

@@ -3,15 +3,15 @@ import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { ServiceError } from "../../errors.ts";
 import { closeSession, openSession, tokenCheck } from "../middleware/auth.ts";
 import { refused } from "../openapi/responses.ts";
-import { readBody } from "../body.ts";
+import { BodyReader } from "../body.ts";
 import type { HttpContext } from "../context.ts";
 import type { FailedTokens } from "../middleware/failed_tokens.ts";
 import { prefersHtml } from "../pages/layout.tsx";
 import { problem, signIn } from "../problem.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
-/** Maximum size of the form. A token and a path are small. */
-const FORM_BYTES = 4 * 1024;
+/** A token and a path are small. */
+const forms = new BodyReader(4 * 1024);
 
 /** Adds `/session` and `/session/end`. */
 export function addSessionRoutes(
@@ -50,7 +50,7 @@ export function addSessionRoutes(
     },
   }));
   app.post("/session", async (c) => {
-    const form = new URLSearchParams(await readBody(c.req.raw, FORM_BYTES));
+    const form = new URLSearchParams(await forms.read(c.req.raw));
     const next = ownPath(form.get("next"));
     if (apiToken !== undefined && isToken) {
       if (!await isToken(form.get("token") ?? "")) {
