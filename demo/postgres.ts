@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { existsSync } from "node:fs";
+import { existsSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { delay } from "@std/async/delay";
@@ -45,6 +45,8 @@ export interface PostgresOptions {
   hba?: string[];
   /** More arguments for initdb, after {@linkcode INITDB_ARGS}. */
   initdbArgs?: string[];
+  /** Folder that gets the server's folder. Default: the system's temporary folder. */
+  parent?: string | undefined;
 }
 
 /** A user and a group to run a program as. */
@@ -139,7 +141,7 @@ export async function startPostgres(
     );
   }
   const name = `marketing-data-postgres-${crypto.randomUUID()}`;
-  const folder = resolve(tmpdir(), name);
+  const folder = resolve(options.parent ?? tmpdir(), name);
   const binDirectory = options.binDirectory ?? join(folder, "bin");
   const initdbArgs = [...INITDB_ARGS, ...options.initdbArgs ?? []];
   const account = Deno.uid() === 0
@@ -159,6 +161,24 @@ export async function startPostgres(
   } catch (error) {
     await server[Symbol.asyncDispose]();
     throw error;
+  }
+}
+
+/**
+ * Returns the folder of Linux for files in memory, or undefined where programs
+ * cannot run from it or less than this many bytes are free. A database is
+ * created there several times as fast as on a disk.
+ */
+export function findMemoryFolder(bytes: number): string | undefined {
+  const path = "/dev/shm";
+  try {
+    const [, , , options] = Deno.readTextFileSync("/proc/mounts").split("\n")
+      .map((line) => line.split(" ")).find((words) => words[1] === path) ?? [];
+    if (!options || /\b(noexec|ro)\b/.test(options)) return undefined;
+    const { bavail, bsize } = statfsSync(path);
+    return bavail * bsize >= bytes ? path : undefined;
+  } catch {
+    return undefined;
   }
 }
 

@@ -11,6 +11,7 @@ import postgres from "postgres";
 import {
   chooseAccount,
   findInstalledPostgres,
+  findMemoryFolder,
   type PostgresServer,
   startPostgres,
 } from "../demo/postgres.ts";
@@ -52,6 +53,24 @@ Deno.test({
     assertEquals(server.binDirectory, installed!);
     assertEquals(row?.version, server.version);
   },
+});
+
+Deno.test("startPostgres() keeps its files in the given folder and removes them", async () => {
+  const parent = await Deno.makeTempDir();
+  try {
+    await Deno.chmod(parent, 0o777);
+    {
+      await using server = await startPostgres({ parent });
+      assert(server.dataDirectory.startsWith(`${parent}/`));
+    }
+    assertEquals([...Deno.readDirSync(parent)], []);
+  } finally {
+    await Deno.remove(parent, { recursive: true });
+  }
+});
+
+Deno.test("findMemoryFolder() returns no folder that has too little space", () => {
+  assertEquals(findMemoryFolder(Infinity), undefined);
 });
 
 Deno.test("startPostgres() starts two servers at once", async () => {

@@ -10,6 +10,7 @@
  */
 import {
   findInstalledPostgres,
+  findMemoryFolder,
   type PostgresServer,
   startPostgres,
 } from "../demo/postgres.ts";
@@ -19,6 +20,9 @@ const HBA = [
   "host all all 127.0.0.1/32 scram-sha-256",
 ];
 
+/** Free memory that the files of the test server may need, in bytes. */
+const SERVER_BYTES = 4 * 2 ** 30;
+
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
 async function main(words: string[]): Promise<number> {
@@ -27,8 +31,9 @@ async function main(words: string[]): Promise<number> {
     return summarize([await runTests("the given server", given, words)]);
   }
   const results: Result[] = [];
+  const parent = findMemoryFolder(SERVER_BYTES);
   {
-    await using server = await startPostgres({ hba: HBA });
+    await using server = await startPostgres({ hba: HBA, parent });
     results.push(
       await runTests(`PostgreSQL ${major(server)}`, server.url(), words),
     );
@@ -37,6 +42,7 @@ async function main(words: string[]): Promise<number> {
   if (installed && words.length === 0) {
     await using server = await startPostgres({
       hba: HBA,
+      parent,
       binDirectory: installed,
     });
     results.push(
