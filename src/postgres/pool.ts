@@ -30,6 +30,7 @@ import {
   type ServerHolder,
 } from "./server_identity.ts";
 import {
+  LIFT_TIMEOUTS,
   type Parameter,
   type Row,
   SET_SEARCH_PATH,
@@ -46,13 +47,8 @@ const PROBE_SECONDS = 2;
 const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
-/** Settings of each statement. Timeouts that the role may carry are lifted: the pool has its own. */
-const SETTINGS = `${SET_SEARCH_PATH};
-set local statement_timeout = 0;
-set local lock_timeout = 0;
-set local idle_in_transaction_session_timeout = 0;
-select case when current_setting('server_version_num')::int >= 170000
-  then set_config('transaction_timeout', '0', true) end`;
+/** Settings of each statement. The pool has its own timeouts. */
+const SETTINGS = `${LIFT_TIMEOUTS};\n${SET_SEARCH_PATH}`;
 
 interface Connected {
   readonly client: Client;

@@ -31,6 +31,7 @@ import {
 } from "./server_identity.ts";
 import {
   identifier,
+  LIFT_TIMEOUTS,
   literal,
   type Parameter,
   type Row,
@@ -193,7 +194,8 @@ export class Session implements AsyncDisposable, Disposable {
   /** Reads the settings of the role. It runs under the role's own search path: it may use no operator and no cast. */
   async #learnSettings(): Promise<void> {
     const [row] = await this.query(
-      `select pg_catalog.array_to_json(pg_catalog.current_schemas(false)) as schemas,
+      `${LIFT_TIMEOUTS};
+       select pg_catalog.array_to_json(pg_catalog.current_schemas(false)) as schemas,
          pg_catalog.current_setting('role') as role,
          pg_catalog.current_setting('synchronous_commit') as commit`,
     );
@@ -312,9 +314,7 @@ export class Session implements AsyncDisposable, Disposable {
 
   /**
    * Runs `work` with the role's own search path, which functions in a view or a
-   * trigger may need, and restores the settings of the transaction afterwards:
-   * a trigger can change any of them. Cursors that it left open are closed: the
-   * commit would run those WITH HOLD.
+   * trigger may need, and restores the settings of the transaction afterwards.
    *
    * Statements of `work` must name no function or operator without its schema
    * whose argument types PostgreSQL's own do not fit exactly.
@@ -322,12 +322,21 @@ export class Session implements AsyncDisposable, Disposable {
   async withOwnSearchPath<T>(work: () => Promise<T>): Promise<T> {
     await this.query(this.#setOwnSearchPath());
     const result = await work();
+    await this.restoreSettings();
+    return result;
+  }
+
+  /**
+   * Restores the settings of the transaction after functions of others ran,
+   * which can change any of them. Closes the cursors that they left open: the
+   * commit would run those WITH HOLD.
+   */
+  async restoreSettings(): Promise<void> {
     await this.query(
       `close all;\nset local role ${
         this.#role === "none" ? "none" : identifier(this.#role)
       };\n${this.#settings}`,
     );
-    return result;
   }
 
   /** PostgreSQL's own schema comes first where a path does not name it. */
@@ -581,7 +590,7 @@ export class Session implements AsyncDisposable, Disposable {
       const result = await withTimeout(
         client.unsafe(
           // A role that became another one at login may not look at its own sessions.
-          `${SET_SEARCH_PATH}; set local role none;
+          `${LIFT_TIMEOUTS}; ${SET_SEARCH_PATH}; set local role none;
            select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
            from pg_stat_activity left join pg_stat_progress_copy using (pid)
            -- Disabled by track_activities: an idle backend waits for its client, whatever its state.

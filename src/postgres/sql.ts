@@ -19,6 +19,17 @@ export type Parameter = string | number | boolean | Date | null;
  */
 export const SET_SEARCH_PATH = "set local search_path = pg_catalog, pg_temp";
 
+/**
+ * Lifts the timeouts that the role may carry, whatever the search path is. Comes
+ * first in a script: they count until then.
+ */
+export const LIFT_TIMEOUTS =
+  `select case when pg_catalog.int4ge(pg_catalog.current_setting('server_version_num')::pg_catalog.int4, 170000)
+  then pg_catalog.set_config('transaction_timeout', '0', true) end;
+set local statement_timeout = 0;
+set local lock_timeout = 0;
+set local idle_in_transaction_session_timeout = 0`;
+
 /** Quotes an identifier. */
 export function identifier(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;

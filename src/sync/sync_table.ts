@@ -126,16 +126,28 @@ export async function syncTable(
     await snapshot.confirm(table);
     const verified = await verify(context, sides, target, compared, applied);
     await confirmTarget(table, warehouse, target);
-    if (recreate) await putInPlace(table, warehouse, target);
+    const placed = recreate
+      ? await putInPlace(table, warehouse, target)
+      : target;
+    const verifyAgain = async () => {
+      const side = { ...sides.target, relation: placed.relation };
+      const held = await measure(context, side, sides);
+      checkHeld(context, sides, placed, held, applied.wanted);
+    };
+    if (
+      target.hasNoSideEffects && !placed.hasNoSideEffects && context.isAlone
+    ) {
+      await settleConstraints(warehouse);
+      await verifyAgain();
+    }
     return {
       table,
       mode: compared.plan.mode,
       ...verified,
-      hasNoSideEffects: target.hasNoSideEffects,
+      hasNoSideEffects: placed.hasNoSideEffects,
       async verifyAgain() {
         try {
-          const held = await measure(context, sides.target, sides);
-          checkHeld(context, sides, target, held, applied.wanted);
+          await verifyAgain();
         } catch (error) {
           throw forTable(error, table, warehouse, true);
         }

@@ -562,7 +562,8 @@ function checkChildren(table: Table, { children }: FoundTarget): void {
 
 /**
  * Replaces the old table by the one that was loaded beside it, and gives that
- * what belonged to the old one. Only here do readers wait.
+ * what belonged to the old one. Only here do readers wait. Returns the table under
+ * its own name. To give it a constraint can have called functions of others.
  *
  * @throws {ServiceError} `target_in_use`, naming what cannot be carried over.
  */
@@ -570,9 +571,9 @@ export async function putInPlace(
   table: Table,
   warehouse: Session,
   target: Target,
-): Promise<void> {
+): Promise<Target> {
   const relation = qualified(table.target);
-  if (target.relation === relation) return;
+  if (target.relation === relation) return target;
   try {
     await warehouse.query(`lock table ${relation} in access exclusive mode`);
   } catch (error) {
@@ -603,11 +604,19 @@ export async function putInPlace(
   for (const { what, sql } of belongings) {
     try {
       await warehouse.query(sql);
+      await warehouse.restoreSettings();
     } catch (error) {
       if (!(error instanceof ServiceError) || !error.sqlstate) throw error;
       throw notCarried(table, [`${what} (${error.reason})`], error);
     }
   }
+  const { callsFunctions } = await findTarget(table, warehouse);
+  return {
+    ...target,
+    relation,
+    callsFunctions,
+    hasNoSideEffects: !callsFunctions,
+  };
 }
 
 /**

@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 
@@ -90,6 +90,34 @@ async function rowsOf({ source, warehouse }: Databases) {
     "select json_agg(t order by t.mql_id) as rows from m_data.closed_deal t",
   );
   return { wanted: wanted!.rows, held: held!.rows };
+}
+
+for (
+  const [what, name] of [
+    ["writes a table with a deferred trigger", "relays"],
+    ["opens a cursor that the commit runs", "opens_cursor"],
+  ]
+) {
+  for (const atomic of ["false", "true"]) {
+    Deno.test(`load --recreate with LOAD_ATOMIC=${atomic} commits no other row when a check constraint that it carries over ${what}`, async () => {
+      await using db = await loadedScene(
+        `alter table m_data.closed_deal add check (m_data.${name}(business_type))`,
+      );
+      await db.warehouse`alter table m_data.closed_deal owner to ${
+        db.warehouse(db.loader)
+      }`;
+      const { code, stderr } = await runJson(["load", "--recreate"], {
+        ...db.environment,
+        LOAD_ATOMIC: atomic,
+      });
+      const { wanted, held } = await rowsOf(db);
+      if (code === 0) assertEquals(held, wanted, stderr);
+      else {
+        assertEquals(code, 1, stderr);
+        assertMatch(stderr, /after the copy the target holds 5 rows/);
+      }
+    });
+  }
 }
 
 for (const [what, ddl] of Object.entries(CALLERS)) {
