@@ -1,4 +1,4 @@
-/** Printing what a comparison with a Mara pipeline's tables gave. */
+/** The report of a comparison with the tables of a Mara pipeline. */
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import type {
   Habit,
@@ -73,7 +73,7 @@ function describe(
       return [`equal      ${sourceCount} rows, as the service loads them`];
     case "explained":
       return [
-        `explained  ${sourceCount} rows, equal but for Mara's habits`,
+        `explained  ${sourceCount} rows, equal except for Mara's habits`,
         ...explained,
       ];
     case "different":
@@ -90,9 +90,9 @@ function describe(
 }
 
 const HABIT_TEXTS: Readonly<Record<Habit, (zones: Zones) => string>> = {
-  timezone: ({ mara, ours }) =>
-    `a DATE is midnight in ${mara}, and would be in ${ours} (LOAD_TIMEZONE)`,
-  blank_lines: () => "blank lines inside a text are gone",
+  timezone: ({ mara, service }) =>
+    `a DATE is midnight in ${mara}, and would be in ${service} (LOAD_TIMEZONE)`,
+  blank_lines: () => "blank lines inside a text are missing",
   empty_texts: () => "an empty text is NULL",
 };
 

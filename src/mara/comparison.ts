@@ -1,11 +1,11 @@
 /**
  * Compares a table that a Mara pipeline loaded with what the service would
- * load, and tells Mara's habits from real differences.
+ * load, and separates Mara's habits from other differences.
  *
- * Mara pipes `psql` through `sed '/^$/d'` into `psql`, both with `PGTZ` set
- * (mara_db/shell.py). So a DATE becomes midnight in Mara's time zone, blank
- * lines inside a text vanish, and without `csv_format` an empty text becomes
- * NULL. Everything else arrives as it was, or differs.
+ * Mara pipes `psql` through `sed '/^$/d'` into `psql`, and sets `PGTZ` for both
+ * (mara_db/shell.py). So a DATE becomes midnight in Mara's time zone, and blank
+ * lines inside a text vanish. Without `csv_format` an empty text becomes NULL.
+ * All other values stay the same.
  *
  * @module
  */
@@ -30,49 +30,50 @@ import { sidesOf } from "../sync/sync_table.ts";
 import type { Column, Table } from "../tables/declaration.ts";
 import { findTarget } from "../sync/target.ts";
 
-/** What Mara does to values on their way. */
+/** The changes that Mara makes to values. */
 export const HABITS = ["timezone", "blank_lines", "empty_texts"] as const;
 
 /** One of {@linkcode HABITS}. */
 export type Habit = (typeof HABITS)[number];
 
-/** What became of a table under Mara. */
+/** The comparison of one table that Mara loaded. */
 export interface MaraComparison {
   readonly sourceCount: number;
   /** `null` when the target does not exist. */
   readonly targetCount: number | null;
-  /** Habits that explain differences, with the source rows that each touches. */
+  /** Habits that explain differences, with the number of source rows that each changes. */
   readonly habits: readonly { readonly habit: Habit; readonly rows: number }[];
-  /** What the habits do not explain, or `null` when they explain everything. */
+  /** The differences that no habit explains, or `null` when the habits explain everything. */
   readonly unexplained: Unexplained | null;
 }
 
-/** Rows that one side has and the other has not, the habits allowed for. */
+/** Rows that only one side has after the habits are applied. */
 export interface Unexplained {
   readonly missing: number;
   readonly surplus: number;
-  /** There are more: only some of the buckets that differ were looked into. */
+  /** Whether there can be more rows: only some of the differing buckets were compared row by row. */
   readonly isAtLeast: boolean;
-  /** Some of their first columns, such as `mql_id`; `null` is NULL. */
+  /** Examples of the first column, such as `mql_id`; `null` is NULL. */
   readonly missingKeys: readonly (string | null)[];
   readonly surplusKeys: readonly (string | null)[];
 }
 
-/** Most rows of one side that are looked at one by one: they are held in memory. */
-const MOST_ROWS = 100_000;
+/** Maximum number of rows of one side that are compared one by one, because memory holds them. */
+const MAX_ROWS = 100_000;
 
-/** Keys that are named as examples, on either side. */
-const MOST_EXAMPLES = 5;
+/** Maximum number of example keys on each side. */
+const MAX_EXAMPLES = 5;
 
-/** The time zones of Mara's sessions and of the service's, LOAD_TIMEZONE. */
+/** The time zone of Mara's sessions, and LOAD_TIMEZONE. */
 export interface Zones {
   readonly mara: string;
-  readonly ours: string;
+  readonly service: string;
 }
 
 /**
- * Compares one table for a pipeline in Mara's time zone: first as the service
- * compares, which also checks both shapes, then as Mara would have loaded it.
+ * Returns a comparison for a pipeline in Mara's time zone. It first compares as
+ * the service does, which also checks both shapes. Then it compares the target
+ * with the source as Mara would have loaded it.
  */
 export function compareWithMara(zones: Zones) {
   return async (
@@ -80,21 +81,17 @@ export function compareWithMara(zones: Zones) {
     table: Table,
     warehouse: Session,
   ): Promise<MaraComparison> => {
-    const { plan, source: wanted, target: present } = await compareTable(
-      snapshot,
-      table,
-      warehouse,
-    );
+    const compared = await compareTable(snapshot, table, warehouse);
     const counts = {
-      sourceCount: wanted.count,
-      targetCount: present?.count ?? null,
+      sourceCount: compared.source.count,
+      targetCount: compared.target?.count ?? null,
     };
-    if (plan.mode === "unchanged") {
+    if (compared.plan.mode === "unchanged") {
       return { ...counts, habits: [], unexplained: null };
     }
-    if (!present) {
+    if (!compared.target) {
       const unexplained = {
-        missing: wanted.count,
+        missing: compared.source.count,
         surplus: 0,
         isAtLeast: false,
         missingKeys: [],
@@ -107,11 +104,11 @@ export function compareWithMara(zones: Zones) {
     const target = { ...found, relation: qualified(table.target) };
     const sides = sidesOf(table, snapshot, source, warehouse, target);
     const values = await describeValues(sides, zones);
-    const touched = await countTouchedRows(sides, values);
-    const candidates = subsets(touched.filter(({ rows }) => rows > 0));
+    const changes = await countChangedRows(sides, values);
+    const candidates = subsets(changes.filter(({ rows }) => rows > 0));
     for (const habits of candidates) {
       const loaded = asLoaded(sides, values, habits);
-      if (equal(await wholeFingerprint(loaded, sides), present)) {
+      if (equal(await wholeFingerprint(loaded, sides), compared.target)) {
         return { ...counts, habits, unexplained: null };
       }
     }
@@ -119,13 +116,13 @@ export function compareWithMara(zones: Zones) {
   };
 }
 
-type Touched = MaraComparison["habits"];
+type Changes = MaraComparison["habits"];
 
-/** What the habits make of the source's columns, as SQL. */
+/** The effect of the habits on the columns of the source, as SQL. */
 interface Values {
   readonly value: (column: Column, habits: ReadonlySet<Habit>) => string;
-  /** Conditions of which one holds for a row that the habit changes. */
-  readonly touches: Readonly<Record<Habit, readonly string[]>>;
+  /** Conditions: at least one holds for each row that the habit changes. */
+  readonly changes: Readonly<Record<Habit, readonly string[]>>;
 }
 
 async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
@@ -144,7 +141,10 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
           return `${identifier(column.name)}::double precision`;
         case "timestamp with time zone":
           return isLocal(column)
-            ? instant(column, habits.has("timezone") ? zones.mara : zones.ours)
+            ? instant(
+              column,
+              habits.has("timezone") ? zones.mara : zones.service,
+            )
             : identifier(column.name);
         case "text": {
           const text = habits.has("blank_lines")
@@ -156,9 +156,9 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
         }
       }
     },
-    touches: {
+    changes: {
       timezone: columns.filter(isLocal).map((column) =>
-        `${instant(column, zones.mara)} <> ${instant(column, zones.ours)}`
+        `${instant(column, zones.mara)} <> ${instant(column, zones.service)}`
       ),
       blank_lines: texts.map((column) =>
         `pg_catalog.strpos(${asText(column)}, E'\\n\\n') > 0`
@@ -168,7 +168,7 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
   };
 }
 
-/** Types of the source's columns, as `format_type` spells them without a length. */
+/** Returns the types of the source's columns, as `format_type` spells them without a length. */
 async function columnTypes(
   { source }: Sides,
 ): Promise<ReadonlyMap<string, string>> {
@@ -181,11 +181,11 @@ async function columnTypes(
   return new Map(rows.map(({ name, type }) => [name, type]));
 }
 
-/** The source as Mara with these habits would load it. */
+/** Returns the source as Mara with these habits would load it. */
 function asLoaded(
   { table, source }: Sides,
   { value }: Values,
-  habits: Touched,
+  habits: Changes,
 ): Side {
   const names = new Set(habits.map(({ habit }) => habit));
   const columns = table.columns.map((column) =>
@@ -198,15 +198,15 @@ function asLoaded(
   };
 }
 
-async function countTouchedRows(
+async function countChangedRows(
   { source }: Sides,
-  { touches }: Values,
-): Promise<Touched> {
+  { changes }: Values,
+): Promise<Changes> {
   const [row] = await source.session.query(
     `select ${
       HABITS.map((habit) =>
         `count(*) filter (where ${
-          touches[habit].join(" or ") || "false"
+          changes[habit].join(" or ") || "false"
         }) as ${habit}`
       )
     } from ${source.relation}`,
@@ -214,10 +214,10 @@ async function countTouchedRows(
   return HABITS.map((habit) => ({ habit, rows: Number(row![habit]) }));
 }
 
-/** Every choice of the habits but none, larger ones first: a pipeline mostly has all that apply. */
-function subsets(habits: Touched): Touched[] {
+/** Returns every non-empty subset of the habits, larger ones first, because most pipelines have all of them. */
+function subsets(habits: Changes): Changes[] {
   return habits
-    .reduce<Touched[]>(
+    .reduce<Changes[]>(
       (sets, habit) => [...sets, ...sets.map((set) => [...set, habit])],
       [[]],
     )
@@ -225,11 +225,11 @@ function subsets(habits: Touched): Touched[] {
     .sort((a, b) => b.length - a.length);
 }
 
-/** The rows that no habit explains, under the habits that explain most. */
+/** Finds the rows that no habit explains, with the habits that explain the most rows. */
 async function findUnexplained(
   sides: Sides,
   values: Values,
-  candidates: readonly Touched[],
+  candidates: readonly Changes[],
 ): Promise<Pick<MaraComparison, "habits" | "unexplained">> {
   const { table, target, method } = sides;
   const [size] = await target.session.query(
@@ -245,54 +245,60 @@ async function findUnexplained(
     );
     return parseBuckets(row!.buckets);
   };
-  const present = await bucketsOf(target);
-  let nearest: { habits: Touched; differing: Differing } | undefined;
+  const targetBuckets = await bucketsOf(target);
+  let nearest: { habits: Changes; differing: Differing } | undefined;
   for (const habits of [[], ...candidates]) {
-    const wanted = await bucketsOf(asLoaded(sides, values, habits));
-    const differing = tellBucketsApart(wanted, present);
+    const differing = compareBuckets(
+      await bucketsOf(asLoaded(sides, values, habits)),
+      targetBuckets,
+    );
     if (!nearest || differing.rows < nearest.differing.rows) {
       nearest = { habits, differing };
     }
   }
   const { habits, differing } = nearest!;
-  const looked = differing.buckets.slice(0, differing.within);
-  const [wanted, found] = await Promise.all(
+  const compared = differing.buckets.slice(0, differing.within);
+  const [sourceKeys, targetKeys] = await Promise.all(
     [asLoaded(sides, values, habits), target].map((side) =>
-      rowsIn(side, sides, bucketing, looked)
+      rowsIn(side, sides, bucketing, compared)
     ),
   );
   return {
     habits,
     unexplained: {
-      ...tellApart(wanted!, found!),
-      isAtLeast: looked.length < differing.buckets.length,
+      ...compareRows(sourceKeys!, targetKeys!),
+      isAtLeast: compared.length < differing.buckets.length,
     },
   };
 }
 
 interface Differing {
   readonly buckets: readonly number[];
-  /** Rows in them, on both sides. */
+  /** Number of rows in them, on both sides together. */
   readonly rows: number;
-  /** How many of the buckets hold no more than {@linkcode MOST_ROWS} rows of either side; at least one. */
+  /** Number of leading buckets with at most {@linkcode MAX_ROWS} rows of each side; at least one. */
   readonly within: number;
 }
 
-function tellBucketsApart(wanted: Buckets, present: Buckets): Differing {
+function compareBuckets(source: Buckets, target: Buckets): Differing {
   const buckets: number[] = [];
-  let [ours, theirs, within] = [0, 0, 0];
-  for (const bucket of new Set([...wanted.keys(), ...present.keys()])) {
-    const [a, b] = [wanted.get(bucket), present.get(bucket)];
+  let [sourceRows, targetRows, within] = [0, 0, 0];
+  for (const bucket of new Set([...source.keys(), ...target.keys()])) {
+    const [a, b] = [source.get(bucket), target.get(bucket)];
     if (equal(a, b)) continue;
     buckets.push(bucket);
-    ours += a?.count ?? 0;
-    theirs += b?.count ?? 0;
-    if (Math.max(ours, theirs) <= MOST_ROWS) within = buckets.length;
+    sourceRows += a?.count ?? 0;
+    targetRows += b?.count ?? 0;
+    if (Math.max(sourceRows, targetRows) <= MAX_ROWS) within = buckets.length;
   }
-  return { buckets, rows: ours + theirs, within: Math.max(within, 1) };
+  return {
+    buckets,
+    rows: sourceRows + targetRows,
+    within: Math.max(within, 1),
+  };
 }
 
-/** Keys of the rows in the buckets, by the rows' hash. */
+/** Returns the keys of the rows in the buckets, by the hash of the row. */
 async function rowsIn(
   { session, relation }: Side,
   { table: { columns }, method }: Sides,
@@ -316,23 +322,23 @@ async function rowsIn(
   return keys;
 }
 
-function tellApart(
-  wanted: ReadonlyMap<string, (string | null)[]>,
-  found: ReadonlyMap<string, (string | null)[]>,
+function compareRows(
+  source: ReadonlyMap<string, (string | null)[]>,
+  target: ReadonlyMap<string, (string | null)[]>,
 ): Omit<Unexplained, "isAtLeast"> {
   const surplusOf = (
-    here: typeof wanted,
-    there: typeof wanted,
+    here: typeof source,
+    there: typeof source,
   ): (string | null)[] =>
     [...here].flatMap(([hash, keys]) =>
       keys.slice(there.get(hash)?.length ?? 0)
     );
-  const missing = surplusOf(wanted, found);
-  const surplus = surplusOf(found, wanted);
+  const missing = surplusOf(source, target);
+  const surplus = surplusOf(target, source);
   return {
     missing: missing.length,
     surplus: surplus.length,
-    missingKeys: missing.slice(0, MOST_EXAMPLES),
-    surplusKeys: surplus.slice(0, MOST_EXAMPLES),
+    missingKeys: missing.slice(0, MAX_EXAMPLES),
+    surplusKeys: surplus.slice(0, MAX_EXAMPLES),
   };
 }

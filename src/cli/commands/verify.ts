@@ -8,7 +8,7 @@ import { printComparisons } from "../comparison_report.ts";
 import { loadCommand, tablesOf } from "./load.ts";
 import { printMaraComparisons } from "../mara_report.ts";
 
-/** Mara's own default. */
+/** The default time zone of Mara. */
 const MARA_TIMEZONE = "Europe/Berlin";
 
 export const verifyCommand: Command = {
@@ -22,12 +22,11 @@ export const verifyCommand: Command = {
     },
     "against-mara": {
       description:
-        "The tables were loaded by a Mara pipeline: explain what differs by its habits; exits with 1 for what is left",
+        "Compare with tables that Mara loaded, and explain differences by its habits; exits with 1 if some remain",
     },
     "mara-timezone": {
       value: "ZONE",
-      description:
-        `Time zone of that pipeline; ${MARA_TIMEZONE} when not given`,
+      description: `Time zone of the Mara pipeline (default: ${MARA_TIMEZONE})`,
     },
   },
   async run({ arguments: { values, switches }, config, output, signal }) {
@@ -40,7 +39,7 @@ export const verifyCommand: Command = {
       return printComparisons(output, outcomes, "verdict");
     }
     const zone = timezoneOf(values["mara-timezone"]?.[0] ?? MARA_TIMEZONE);
-    const zones = { mara: zone, ours: config().loadTimezone };
+    const zones = { mara: zone, service: config().loadTimezone };
     const outcomes = await compareTables(
       config(),
       tables,
