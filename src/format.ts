@@ -24,6 +24,14 @@ export function printable(text: string): string {
     .replace(UNPRINTABLES, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
 }
 
+/** Returns text of several lines with its unprintable characters as numbers. Line breaks and tabs stay. */
+export function printableLines(text: string): string {
+  return text.replace(
+    UNPRINTABLES,
+    (c) => /[\n\r\t]/.test(c) ? c : `\\u{${c.codePointAt(0)!.toString(16)}}`,
+  );
+}
+
 /** Returns serialized JSON with its unprintable characters escaped. The data stays the same. */
 export function printableJson(json: string): string {
   return json.replace(

@@ -47,6 +47,34 @@ export function setUpLogging(options: LogOptions): Logger {
   return getLogger([APPLICATION_NAME]);
 }
 
+/** The log level of each method of the console. */
+const CONSOLE_LEVELS = {
+  debug: "debug",
+  log: "debug",
+  info: "debug",
+  warn: "warn",
+  error: "warn",
+} as const;
+
+/**
+ * Logs what libraries print on the console, so that it is masked and printable.
+ * Returns a function that restores the console.
+ */
+export function captureConsole(log: Logger): () => void {
+  const original = { ...globalThis.console };
+  for (const [method, level] of Object.entries(CONSOLE_LEVELS)) {
+    Object.assign(globalThis.console, {
+      [method]: (...values: unknown[]) =>
+        log[level]("A library reports: {text}", {
+          text: values.map((value) =>
+            typeof value === "string" ? value : Deno.inspect(value)
+          ).join(" "),
+        }),
+    });
+  }
+  return () => void Object.assign(globalThis.console, original);
+}
+
 /** One JSON object: time, level, message, and the record's properties. */
 function jsonLine(mask: Mask): (record: LogRecord) => string {
   return (record) => {

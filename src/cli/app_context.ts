@@ -11,7 +11,7 @@ import type { Service } from "../context.ts";
 import { Deliverer, publisherNames } from "../delivery/deliverer.ts";
 import { asServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
-import { setUpLogging } from "../log.ts";
+import { captureConsole, setUpLogging } from "../log.ts";
 import { Pool } from "../postgres/pool.ts";
 import { pruneHistory } from "../runs/history.ts";
 import type { Output } from "./output.ts";
@@ -31,7 +31,7 @@ export function startLogging(
 ): Logger {
   const isText = config.logFormat === "text" ||
     (config.logFormat === "auto" && output.isInteractive);
-  return setUpLogging({
+  const log = setUpLogging({
     level:
       output.isQuiet && ["TRACE", "DEBUG", "INFO"].includes(config.logLevel)
         ? "WARNING"
@@ -41,6 +41,8 @@ export function startLogging(
     mask,
     write,
   });
+  captureConsole(log);
+  return log;
 }
 
 /** Returns what a load works with. `released` closes it. */

@@ -8,6 +8,7 @@ import { requestId } from "hono/request-id";
 import { tokenRequired } from "./middleware/auth.ts";
 import type { HttpContext } from "./context.ts";
 import { addDocumentRoutes } from "./routes/docs.tsx";
+import { printableBodies } from "./middleware/printable.ts";
 import { allowedMethods, answerErrors } from "./middleware/errors.ts";
 import { noStore, securityHeaders } from "./middleware/headers.ts";
 import { measure } from "./middleware/measure.ts";
@@ -36,6 +37,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   app.use(measure(context.metrics));
   app.use(securityHeaders());
   app.use(noStore());
+  app.use(printableBodies());
   app.use(validHostOnly());
   if (!config.apiToken && isLoopback(config.host)) app.use(ownHostOnly());
   app.use(sameOriginOnly());

@@ -63,6 +63,22 @@ export function startProgram(
   return { process, finished: finish(process) };
 }
 
+/** Returns a `startProgram` for processes with a limited number of file descriptors. */
+export function withDescriptorLimit(limit: number): typeof startProgram {
+  return (words, environment = {}, cwd) => {
+    const process = spawnPiped(
+      [
+        ...["sh", "-c", `ulimit -n ${limit} && exec "$@"`, "sh"],
+        ...programCommand(),
+        ...words,
+      ],
+      environment,
+      cwd ?? EMPTY_FOLDER,
+    );
+    return { process, finished: finish(process) };
+  };
+}
+
 /** The same, with the output left to the caller to read. */
 export function spawnProgram(
   words: readonly string[],

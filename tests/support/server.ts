@@ -29,9 +29,10 @@ export interface Server extends AsyncDisposable {
 export async function startServer(
   databases: Pick<Databases, "environment">,
   changes: Readonly<Record<string, string>> = {},
+  start = startProgram,
 ): Promise<Server> {
   const port = freePort();
-  const { process, finished } = startProgram(["serve"], {
+  const { process, finished } = start(["serve"], {
     ...databases.environment,
     PORT: String(port),
     ...changes,

@@ -4,6 +4,7 @@
  * @module
  */
 import { delay } from "@std/async/delay";
+import { printableJson } from "../../format.ts";
 import type { RunDetails } from "../../runs/history.ts";
 import type { LiveRuns } from "../../service/live_runs.ts";
 import type { Progress } from "../../sync/progress.ts";
@@ -41,7 +42,9 @@ export function streamRun(
     async pull(controller) {
       const send = (event: string, data: unknown) =>
         controller.enqueue(
-          encoder.encode(`event: ${event}\ndata: ${JSON.stringify(data)}\n\n`),
+          encoder.encode(
+            `event: ${event}\ndata: ${printableJson(JSON.stringify(data))}\n\n`,
+          ),
         );
       while (!signal.aborted && !hasEnded) {
         const run = live.get(runId);

@@ -1,11 +1,11 @@
-/** Runs as a table, newest first. */
+/** A table of runs. */
 import type { RunOutcome } from "../../../runs/history.ts";
-import { formatSeconds } from "../../../format.ts";
+import { formatDistance, formatSeconds } from "../../../format.ts";
 import { describeChange } from "../../../runs/describe.ts";
 import { Status } from "./icons.tsx";
-import { Distance, Moment } from "./moment.tsx";
+import { Moment } from "./moment.tsx";
 
-/** The table; on a narrow screen it keeps the columns that matter most. */
+/** The table. A narrow screen shows the most important columns only. */
 export function RunTable(
   { runs, caption, now }: {
     runs: readonly RunOutcome[];
@@ -35,9 +35,7 @@ export function RunTable(
               <a href={`/runs/${run.run_id}`}>
                 <Moment at={run.requested_at} now={now} />
               </a>{" "}
-              <small>
-                <Distance at={run.requested_at} now={now} />
-              </small>
+              <small>{formatDistance(new Date(run.requested_at), now)}</small>
             </th>
             <td class="wide">{run.trigger}</td>
             <td class="wide">
