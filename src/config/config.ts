@@ -1,6 +1,6 @@
 /**
- * The configuration: parsed once, before any connection is made, with all
- * mistakes reported together.
+ * Parses the configuration once, before any connection is made, and reports all
+ * mistakes together.
  *
  * @module
  */
@@ -20,9 +20,9 @@ import {
   VARIABLES,
 } from "./variables.ts";
 
-/** Where a database is and how to get in. */
+/** The address of a database, and how to log in. */
 export interface DatabaseConfig {
-  /** The name that users know the connection by. */
+  /** The name of the connection in messages. */
   readonly label: "olist" | "dwh";
   readonly host: string;
   readonly port: number;
@@ -30,9 +30,9 @@ export interface DatabaseConfig {
   readonly database: string;
   readonly password: string | undefined;
   readonly sslMode: (typeof SSL_MODES)[number];
-  /** PEM text of the trusted authority, or `undefined` for the system's. */
+  /** PEM text of the trusted authority, or `undefined` for the authorities of the system. */
   readonly sslRootCertificate: string | undefined;
-  /** Ways to log in that the server may ask for. */
+  /** The authentication methods that the server may ask for. */
   readonly requireAuth: ReadonlySet<AuthMethod>;
 }
 
@@ -53,11 +53,11 @@ export interface Config {
   readonly eventPublisherType: "database" | "file";
   readonly eventFile: string;
   readonly eventSpoolFile: string;
-  /** Never to be printed beyond its origin: its path can be a secret. */
+  /** Its path can be a secret, so only its origin is printed. */
   readonly eventWebhookUrl: string | undefined;
   readonly eventWebhookSecret: string | undefined;
   readonly host: string;
-  /** 0 takes any port that is free. */
+  /** 0 takes any free port. */
   readonly port: number;
   readonly apiToken: string | undefined;
   readonly allowUnauthenticated: boolean;
@@ -70,26 +70,26 @@ export interface Config {
   readonly logFormat: "auto" | "text" | "json";
 }
 
-/** Parts of a connection string, a URL with a password, and a PEM file. */
+/** Matches parts of a connection string, a URL with a password, and a PEM file. */
 const SECRET_LOOKING =
   /:\/\/[^/]*@|^\w+:\/\/.*[?&]\w*(password|token|secret|key)=|\bpass(word|wd)?\s*=|-----BEGIN /i;
 
-/** Whether a value that should hold no secret looks as if it held one, such as a connection string. */
+/** Returns whether a value looks like a secret, such as a connection string. */
 export function looksSecret(value: string): boolean {
   return SECRET_LOOKING.test(value);
 }
 
-/** A source of variables, such as the environment. */
+/** Variables by name, such as the environment. */
 export type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
- * Reads the configuration.
+ * Parses the configuration.
  *
- * `readFile` returns the text of a file that a variable names (a password, a
- * certificate).
+ * `readFile` returns the text of a file that a variable names, such as a
+ * password or a certificate.
  *
- * @throws {ServiceError} `configuration`, naming every mistake: variable,
- * value (masked when secret) and what is allowed.
+ * @throws {ServiceError} `configuration`, with every mistake: the variable, its
+ * value (masked when it is secret) and the allowed values.
  */
 export function parseConfig(
   environment: Environment,
@@ -101,7 +101,7 @@ export function parseConfig(
     const { default: fallback, parse, secret, isHidden, allowed } =
       VARIABLES[name] as Variable<Values[K]>;
     const value = environment[name] || fallback;
-    // What is invalid or unset without a default is never used: the problems are thrown below.
+    // Stands for an invalid value, which is never used: the problems are thrown below.
     const nothing = undefined as Values[K];
     if (value === undefined) return nothing;
     if (!secret && looksSecret(value)) {
@@ -131,9 +131,9 @@ export function parseConfig(
     try {
       const text = readFile(path);
       if (text.trim() !== "") return text;
-      // Taken for unset, it would open what it was to close.
+      // Treating an empty secret file as unset would silently disable authentication.
       problems.push(
-        `${shown} is an empty file: write into it what it is to hold, or unset ${name}`,
+        `${shown} is an empty file: write the value into it, or unset ${name}`,
       );
     } catch (error) {
       problems.push(`${shown} cannot be read: ${(error as Error).message}`);
@@ -146,13 +146,15 @@ export function parseConfig(
     if (environment[name] && environment[fileName]) {
       problems.push(`${name} and ${fileName} are both set: keep one of them`);
     }
-    // Editors end a file with a newline that is not part of the secret.
+    // Editors add a newline at the end that is not part of the secret.
     const text = fileOf(fileName)?.replace(/\r?\n$/, "");
     if (text === undefined) return read(name);
     try {
       return VARIABLES[name].parse(text);
     } catch (error) {
-      problems.push(`what ${fileName} names ${(error as Error).message}`);
+      problems.push(
+        `the content of ${fileName} ${(error as Error).message}`,
+      );
       return undefined;
     }
   }
@@ -210,7 +212,7 @@ export function parseConfig(
     environment.EVENT_WEBHOOK_SECRET_FILE;
   if (config.eventWebhookUrl && !hasSecret) {
     problems.push(
-      "EVENT_WEBHOOK_URL is set without EVENT_WEBHOOK_SECRET or EVENT_WEBHOOK_SECRET_FILE: nobody could tell its posts from forged ones",
+      "EVENT_WEBHOOK_URL is set without EVENT_WEBHOOK_SECRET or EVENT_WEBHOOK_SECRET_FILE: receivers could not detect forged events",
     );
   }
 
@@ -225,7 +227,7 @@ export function parseConfig(
   return config;
 }
 
-/** One variable as `config` shows it. */
+/** One variable in the output of `config`. */
 export interface EffectiveVariable {
   readonly name: string;
   readonly value: string | null;
@@ -233,7 +235,7 @@ export interface EffectiveVariable {
   readonly description: string;
 }
 
-/** The variables in force, secrets masked. */
+/** Returns the effective variables, with secrets masked. */
 export function effectiveVariables(
   environment: Environment,
 ): readonly EffectiveVariable[] {

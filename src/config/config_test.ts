@@ -52,7 +52,7 @@ Deno.test("parseConfig() allows every login where TLS authenticates the server",
   );
 });
 
-Deno.test("parseConfig() reports all mistakes together, with the value and what is allowed", () => {
+Deno.test("parseConfig() reports all mistakes together, with the value and the allowed values", () => {
   const error = assertThrows(
     () =>
       parseConfig({
@@ -83,14 +83,14 @@ Deno.test("parseConfig() reports all mistakes together, with the value and what 
   );
 });
 
-Deno.test("parseConfig() takes an empty variable for an unset one", () => {
+Deno.test("parseConfig() treats an empty variable as unset", () => {
   assertEquals(
     parseConfig({ OLIST_DB_PORT: "", LOAD_TIMEZONE: "" }, noFile).olist.port,
     5432,
   );
 });
 
-Deno.test("parseConfig() reads a password from a file and leaves out the last newline", () => {
+Deno.test("parseConfig() reads a password from a file without its last newline", () => {
   const config = parseConfig(
     { DWH_DB_PASSWORD_FILE: "/run/secret" },
     () => "p w\n\n",
@@ -98,7 +98,7 @@ Deno.test("parseConfig() reads a password from a file and leaves out the last ne
   assertEquals(config.dwh.password, "p w\n");
 });
 
-Deno.test("parseConfig() refuses a file that holds nothing, which would count as unset", () => {
+Deno.test("parseConfig() refuses an empty secret file", () => {
   const names = [
     "API_TOKEN_FILE",
     "EVENT_WEBHOOK_SECRET_FILE",
@@ -112,14 +112,14 @@ Deno.test("parseConfig() refuses a file that holds nothing, which would count as
       const error = assertThrows(
         () => parseConfig({ [name]: "/run/secret" }, () => text),
         ServiceError,
-        `${name}="/run/secret" is an empty file: write into it what it is to hold, or unset ${name}`,
+        `${name}="/run/secret" is an empty file: write the value into it, or unset ${name}`,
       );
       assertEquals(error.kind.exit, 78);
     }
   }
 });
 
-Deno.test("parseConfig() refuses a token that no header can carry, and does not show it", () => {
+Deno.test("parseConfig() refuses a token that no header can carry, without showing it", () => {
   const given = (token: string) => [
     () => parseConfig({ API_TOKEN: token }, noFile),
     () => parseConfig({ API_TOKEN_FILE: "/t" }, () => token),
@@ -142,7 +142,7 @@ Deno.test("parseConfig() refuses a token that no header can carry, and does not 
       const error = assertThrows(
         parse,
         ServiceError,
-        "must be at least 16 visible ASCII characters with no white space",
+        "must be at least 16 visible ASCII characters without white space",
       );
       assertEquals(error.kind.exit, 78);
       assertStringIncludes(error.message, "API_TOKEN");
@@ -159,7 +159,7 @@ Deno.test("parseConfig() refuses a token that no header can carry, and does not 
   );
 });
 
-Deno.test("parseConfig() refuses a password and a password file at once", () => {
+Deno.test("parseConfig() refuses a password together with a password file", () => {
   const error = assertThrows(
     () =>
       parseConfig(
@@ -175,7 +175,7 @@ Deno.test("parseConfig() refuses a password and a password file at once", () => 
   assert(!error.message.includes("hush-hush"));
 });
 
-Deno.test("parseConfig() refuses an identifier that the server would cut", () => {
+Deno.test("parseConfig() refuses an identifier that the server would truncate", () => {
   assertThrows(
     () => parseConfig({ DWH_DB_NAME: "é".repeat(32) }, noFile),
     ServiceError,
@@ -192,7 +192,7 @@ const WEBHOOK = {
   EVENT_WEBHOOK_SECRET: `whsec_${btoa("x".repeat(24))}`,
 };
 
-Deno.test("parseConfig() takes a webhook with a secret of 24 to 64 bytes, from a file as well", () => {
+Deno.test("parseConfig() accepts a webhook secret of 24 to 64 bytes, also from a file", () => {
   const config = parseConfig(WEBHOOK, noFile);
   assertEquals(config.eventWebhookUrl, WEBHOOK.EVENT_WEBHOOK_URL);
   const { EVENT_WEBHOOK_URL, EVENT_WEBHOOK_SECRET } = WEBHOOK;
@@ -205,7 +205,7 @@ Deno.test("parseConfig() takes a webhook with a secret of 24 to 64 bytes, from a
   assertThrows(
     () => parseConfig(fromFile, () => "not a key"),
     ServiceError,
-    "what EVENT_WEBHOOK_SECRET_FILE names must be whsec_",
+    "the content of EVENT_WEBHOOK_SECRET_FILE must be whsec_",
   );
   for (const bytes of [23, 65]) {
     assertThrows(
@@ -220,7 +220,7 @@ Deno.test("parseConfig() takes a webhook with a secret of 24 to 64 bytes, from a
   }
 });
 
-Deno.test("of a webhook's URL only the origin is shown, and its secret parts are masked", () => {
+Deno.test("effectiveVariables() shows only the origin of a webhook URL, and masks its secret parts", () => {
   const shown = effectiveVariables(WEBHOOK)
     .find(({ name }) => name === "EVENT_WEBHOOK_URL");
   assertEquals(shown?.value, "https://hooks.example");
@@ -230,7 +230,7 @@ Deno.test("of a webhook's URL only the origin is shown, and its secret parts are
   assertEquals(mask("https://hooks.example"), "https://hooks.example");
 });
 
-Deno.test("effectiveVariables() masks secrets and tells what is set", () => {
+Deno.test("effectiveVariables() masks secrets and reports which variables are set", () => {
   const shown = effectiveVariables({
     OLIST_DB_PASSWORD: "hush",
     OLIST_DB_USER: "me",
@@ -264,7 +264,7 @@ Deno.test("maskOf() masks every form of every secret", () => {
   assertEquals(mask("nothing here"), "nothing here");
 });
 
-Deno.test("maskOf() does not search for a secret that is short or one of our own words", () => {
+Deno.test("maskOf() leaves a secret that is short or a fixed word of the output", () => {
   for (
     const secret of [
       "1",
@@ -301,7 +301,7 @@ Deno.test("maskStrings() masks string values and leaves keys, numbers and dates"
   );
 });
 
-Deno.test("parseConfig() refuses a host that is no host, without showing it", () => {
+Deno.test("parseConfig() refuses an invalid host, without showing it", () => {
   const allowed = [
     "localhost",
     "db-1.example.com",

@@ -1,18 +1,21 @@
 /**
- * The schedule: a crontab expression, in UTC.
+ * Parses schedules, which are crontab expressions in UTC.
  *
  * @module
  */
 import { Cron } from "croner";
 
-/** What crontab(5) knows. croner knows more: seconds, `@daily`, `L`, `W`, `#` and `?`. */
+/** Matches the syntax of crontab(5). croner also accepts seconds, `@daily`, `L`, `W`, `#` and `?`. */
 const CRONTAB = /^[\d*,/A-Z-]+( [\d*,/A-Z-]+){4}$/i;
 
-/** Names of months and days; other words are croner's own. */
+/** Matches names of months and days. croner accepts other words too. */
 const NAMES =
   /^(JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC|SUN|MON|TUE|WED|THU|FRI|SAT)$/i;
 
-/** Returns the expression with its white space folded, or `undefined` when crontab(5) would not take it or it never comes. */
+/**
+ * Returns the expression with its white space folded. Returns `undefined` when
+ * crontab(5) does not allow it, or when it has no future tick.
+ */
 export function parseCrontab(text: string): string | undefined {
   const expression = text.trim().replace(/\s+/g, " ");
   const words = expression.match(/[A-Z]+/gi) ?? [];
@@ -27,8 +30,8 @@ export function parseCrontab(text: string): string | undefined {
 }
 
 /**
- * Days are those that fit either the day of the month or the day of the week.
- * They must fit both where one of the two fields begins with `*` (crontab(5)).
+ * Compiles the expression. A day matches by day of month or by day of week. It
+ * must match both when one of the two fields begins with `*` (crontab(5)).
  */
 function cronOf(expression: string): Cron {
   const [, , days, , weekdays] = expression.split(" ");
@@ -40,17 +43,17 @@ function cronOf(expression: string): Cron {
   });
 }
 
-/** Returns the first tick of the schedule after `now`, or `undefined` where there is no schedule. */
+/** Returns the first tick of the schedule after `now`, or `undefined` without a schedule. */
 export function nextTick(
   schedule: string | undefined,
   now: Date,
 ): Date | undefined {
   if (schedule === undefined) return undefined;
-  // Without a function it starts no timer.
+  // Without a callback, Cron starts no timer.
   return cronOf(schedule).nextRun(now) ?? undefined;
 }
 
-/** Returns whether the schedule has a tick at the minute that begins at `minute`. */
+/** Returns whether the schedule has a tick in the minute that begins at `minute`. */
 export function isTick(schedule: string, minute: Date): boolean {
   return cronOf(schedule).match(minute);
 }

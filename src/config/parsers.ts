@@ -1,21 +1,21 @@
 /**
- * Parsers of variables: what each kind of value may be.
+ * Parsers of variables, one for each kind of value.
  *
  * @module
  */
 import { parseCrontab } from "./crontab.ts";
 
-/** How one variable is read. `parse` throws a plain `Error` that says what is allowed. */
+/** A variable and its parser. `parse` throws a plain `Error` that names the allowed values. */
 export interface Variable<T = unknown> {
-  /** Text that is parsed when the variable is unset or empty. */
+  /** Text to parse when the variable is unset or empty. */
   readonly default: string | undefined;
   readonly description: string;
-  /** What is allowed, as it completes the sentence "… must be". */
+  /** The allowed values. Completes the sentence "… must be". */
   readonly allowed: string;
   readonly secret: boolean;
-  /** Whether a value that is not allowed is left out of the message: it may hold a secret. */
+  /** Whether messages leave out an invalid value, because it may hold a secret. */
   readonly isHidden?: boolean;
-  /** What of a secret may be shown; without it, nothing. */
+  /** Returns the part of a secret that may be shown. Without it, nothing is shown. */
   readonly shown?: (text: string) => string;
   readonly parse: (text: string) => T;
 }
@@ -42,7 +42,7 @@ export function variable<T>(
 export const text = (fallback: string, description: string) =>
   variable(fallback, "text", description, (value) => value);
 
-/** A variable with no default: unset is a value of its own. */
+/** Returns the variable without its default. Its value is `undefined` when it is unset. */
 export const optional = <T>(of: Variable<T>): Variable<T | undefined> => ({
   ...of,
   default: undefined,
@@ -50,13 +50,13 @@ export const optional = <T>(of: Variable<T>): Variable<T | undefined> => ({
 
 export const path = (description: string) => optional(text("", description));
 
-/** An IPv6 address, with its zone where it has one. */
+/** Matches an IPv6 address, with an optional zone. */
 const IPV6 = /^(?=.*:.*:)[0-9a-f:.]+(%[\w.-]+)?$/i;
 
-/** A name as resolvers take it, or an IPv4 address. */
+/** Matches a host name or an IPv4 address. */
 const HOST_NAME = /^[\p{L}\p{N}_]([\p{L}\p{N}_.-]{0,252})$/u;
 
-/** A host is never echoed where it is wrong: it may be a connection URL. */
+/** A host. Messages never show an invalid one, because it may be a connection URL. */
 export const host = (
   fallback: string,
   description: string,
@@ -71,11 +71,14 @@ export const host = (
   isHidden: true,
 });
 
-/** A file that is written. The task hands it to Deno, which takes lists of paths and whose shell folds white space. */
+/**
+ * A file that is written. The task passes it to Deno, which splits lists of paths
+ * at commas. The shell of Deno folds white space.
+ */
 export const writtenPath = (fallback: string, description: string) =>
   variable(
     fallback,
-    "a path without commas, and with no white space but single spaces inside",
+    "a path without commas, and without white space other than single spaces inside",
     description,
     (value) => /^[^\s,\0]+( [^\s,\0]+)*$/.test(value) ? value : undefined,
   );
@@ -86,20 +89,20 @@ export const secret = (description: string) => ({
 });
 
 /**
- * A token for `Authorization: Bearer`. RFC 6750 names fewer characters; more
- * than what RFC 9110 has a header's value take as it is, nobody could send.
+ * A token for `Authorization: Bearer`. RFC 6750 allows fewer characters. These
+ * are all characters that a header value can carry unchanged (RFC 9110).
  */
 export const bearerToken = (description: string) => ({
   ...optional(variable(
     "",
-    "at least 16 visible ASCII characters with no white space (openssl rand -hex 32)",
+    "at least 16 visible ASCII characters without white space (openssl rand -hex 32)",
     description,
     (value) => /^[\x21-\x7e]{16,}$/.test(value) ? value : undefined,
   )),
   secret: true,
 });
 
-/** An address to post to. It may hold a secret, so that only its origin is ever shown. */
+/** A URL to post to. It may hold a secret, so only its origin is shown. */
 export const webhookUrl = (description: string) => ({
   ...optional(variable(
     "",
@@ -116,7 +119,7 @@ export const webhookUrl = (description: string) => ({
   shown: (value: string) => URL.parse(value)?.origin ?? "***",
 });
 
-/** Bytes that a Standard Webhooks secret may have. */
+/** Length limits of a Standard Webhooks secret, in bytes. */
 const SIGNING_KEY_BYTES = { minimum: 24, maximum: 64 } as const;
 
 export const signingSecret = (description: string) => ({
@@ -208,7 +211,7 @@ export const timezone = (fallback: string, description: string) =>
     "a time zone name such as UTC or Europe/Berlin",
     description,
     (value) => {
-      // Offsets are refused: PostgreSQL reads "+02:00" with the sign turned round.
+      // Refuses offsets: PostgreSQL reads "+02:00" with the opposite sign.
       if (!/^[A-Za-z]/.test(value)) return undefined;
       try {
         new Intl.DateTimeFormat("en", { timeZone: value });
@@ -219,11 +222,11 @@ export const timezone = (fallback: string, description: string) =>
     },
   );
 
-/** A PostgreSQL identifier: at most 63 bytes, or the server would cut it silently. */
+/** A PostgreSQL identifier. The server silently truncates one of more than 63 bytes. */
 export const identifier = (fallback: string, description: string) =>
   variable(
     fallback,
-    "at most 63 bytes with no NUL",
+    "at most 63 bytes without NUL",
     description,
     (value) =>
       new TextEncoder().encode(value).length <= 63 && !value.includes("\0")
@@ -246,7 +249,7 @@ export const SSL_MODES = [
   "verify-full",
 ] as const;
 
-/** Ways to log in that a server may ask for; `none` is a server that asks for nothing. */
+/** Authentication methods that a server may ask for. `none` stands for a server that asks for nothing. */
 export const AUTH_METHODS = [
   "password",
   "md5",
@@ -256,14 +259,14 @@ export const AUTH_METHODS = [
 
 export type AuthMethod = (typeof AUTH_METHODS)[number];
 
-/** The ways to log in that are allowed unless a variable names others. Where TLS authenticates the server, all are. */
+/** Returns the authentication methods that are allowed by default: all where TLS authenticates the server. */
 export function defaultAuthMethods(sslMode: string): ReadonlySet<AuthMethod> {
   return new Set(
     sslMode === "verify-full" ? AUTH_METHODS : ["scram-sha-256", "none"],
   );
 }
 
-/** A list of ways to log in, as libpq's `require_auth` without its negations. */
+/** A list of authentication methods, as in libpq's `require_auth` without its negations. */
 export const authMethods = (description: string) =>
   optional(variable(
     "",

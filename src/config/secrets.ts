@@ -1,6 +1,5 @@
 /**
- * The secrets of a configuration, and the mask that keeps them out of every
- * output.
+ * Finds the secrets of a configuration, and masks them in every output.
  *
  * @module
  */
@@ -13,15 +12,15 @@ import { VARIABLES } from "./variables.ts";
 export type Mask = (text: string) => string;
 
 /**
- * The minimum number of characters of a secret that is searched for. A shorter
- * one stands by chance in other words, and to mask it there would give it away.
+ * Minimum length of a secret that is masked, in characters. A shorter one occurs
+ * in other words by chance, and masking these would reveal it.
  */
 export const MIN_MASKED_LENGTH = 8;
 
-/** The minimum number of characters from which on a part of a URL is taken for a secret. */
+/** Minimum length of a part of a URL that is treated as a secret, in characters. */
 const SECRET_PART_LENGTH = 12;
 
-/** Returns our own words that events, pages and commands print. A secret that stands in one of them is not searched for. */
+/** Returns the fixed words that events, pages and commands print. A secret that occurs in them is not masked. */
 function ownWords(): string {
   return cachedWords ??= [
     "marketing-data-service marketing_data_service marketing-data-loaded marketing-data-load-failed",
@@ -37,9 +36,9 @@ function ownWords(): string {
 let cachedWords: string | undefined;
 
 /**
- * Returns a mask for the secrets, as they are and as they stand in JSON, in a
- * URL and in SQL. `shown` are texts that are printed in any case: a secret that
- * stands in one of them is left, since its mask there would give it away.
+ * Returns a mask for the secrets, both plain and as they are written in JSON, URLs
+ * and SQL. `shown` are texts that are printed anyway. A secret that occurs in one
+ * of them is not masked, because the mask would reveal it.
  */
 export function maskOf(
   secrets: readonly string[],
@@ -59,13 +58,13 @@ export function maskOf(
         secret.replaceAll("'", "''"),
       ]),
   );
-  // The longest first, so that no secret survives as the rest of a shorter one.
+  // Masks the longest first, because it may contain a shorter one.
   const sorted = [...forms].sort((a, b) => b.length - a.length);
   return (text) =>
     sorted.reduce((masked, form) => masked.replaceAll(form, "***"), text);
 }
 
-/** Returns the data with the mask applied to every string in it, and to no key. */
+/** Returns the data with the mask applied to all of its strings. Keys stay unmasked. */
 export function maskStrings(data: unknown, mask: Mask): unknown {
   if (typeof data === "string") return mask(data);
   if (Array.isArray(data)) return data.map((item) => maskStrings(item, mask));
@@ -89,7 +88,7 @@ export function maskOfConfig(config: Config): Mask {
   ]);
 }
 
-/** Returns the mask for what one server says. */
+/** Returns the mask for the messages of one server. */
 export function maskOfDatabase(config: DatabaseConfig): Mask {
   return maskOf(
     config.password === undefined ? [] : [config.password],
@@ -101,7 +100,7 @@ function shownOf({ host, user, database }: DatabaseConfig): string[] {
   return [host, user, database];
 }
 
-/** Returns the secret values of a configuration: what no output may hold. */
+/** Returns the secret values of a configuration. No output may contain them. */
 export function secretsOf(config: Config): readonly string[] {
   const { olist, dwh, apiToken, eventWebhookSecret, eventWebhookUrl } = config;
   return [
@@ -109,14 +108,14 @@ export function secretsOf(config: Config): readonly string[] {
     dwh.password,
     apiToken,
     eventWebhookSecret,
-    // Its bytes are the key, with or without the prefix.
+    // The key, without its prefix.
     eventWebhookSecret?.replace(/^whsec_/, ""),
     ...(eventWebhookUrl ? secretPartsOf(new URL(eventWebhookUrl)) : []),
   ]
     .filter((value): value is string => value !== undefined && value !== "");
 }
 
-/** Returns the parts of a webhook's URL that let others post to it. */
+/** Returns the parts of a webhook URL that allow others to post to it. */
 function secretPartsOf(url: URL): string[] {
   const parts = [
     url.pathname + url.search,

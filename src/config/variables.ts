@@ -1,5 +1,5 @@
 /**
- * Every variable, with its default, its meaning and what is allowed.
+ * All variables, with their defaults, descriptions and allowed values.
  *
  * @module
  */
@@ -39,18 +39,20 @@ const databaseVariables = <P extends string>(
     PORT: integer("5432", 1, 65535, `Port of the ${what}`),
     USER: identifier("root", `Role in the ${what}`),
     NAME: identifier(name, `Database of the ${what}`),
-    PASSWORD: secret(`Password in the ${what}`),
-    PASSWORD_FILE: path(`File that holds the password in the ${what}`),
+    PASSWORD: secret(`Password of the role in the ${what}`),
+    PASSWORD_FILE: path(
+      `File that contains the password of the role in the ${what}`,
+    ),
     SSLMODE: oneOf(
       SSL_MODES,
       "prefer",
-      `TLS to the ${what}; only verify-full checks who answers`,
+      `TLS mode for the ${what}. Only verify-full authenticates the server`,
     ),
     SSLROOTCERT: path(
-      `PEM file of the authority that verify-full trusts for the ${what}`,
+      `PEM file of the certificate authority that verify-full trusts for the ${what}`,
     ),
     REQUIRE_AUTH: authMethods(
-      `Logins that the ${what} may ask for: password, md5, scram-sha-256, none`,
+      `Authentication methods that the ${what} may ask for: password, md5, scram-sha-256, none`,
     ),
   };
   return Object.fromEntries(
@@ -60,22 +62,27 @@ const databaseVariables = <P extends string>(
   ) as { [K in keyof typeof variables as `${P}_${K}`]: (typeof variables)[K] };
 };
 
-/** Every variable, in the order in which `config` prints them. */
+/** All variables, in the order in which `config` prints them. */
 export const VARIABLES = {
   ...databaseVariables("OLIST_DB", "source", "olist_ecommerce"),
   ...databaseVariables("DWH_DB", "warehouse", "example_project_1_dwh"),
   MAX_PARALLEL_TASKS: integer("5", 1, 64, "Tables loaded at the same time"),
-  RETRY_ATTEMPTS: integer("3", 1, 100, "Attempts in all, for transient causes"),
+  RETRY_ATTEMPTS: integer(
+    "3",
+    1,
+    100,
+    "Maximum attempts of a load that fails for a transient cause",
+  ),
   RETRY_DELAY: number(
     "1.0",
     0,
     3600,
-    "Seconds before the second attempt, doubled for each one after it",
+    "Delay before the second attempt, in seconds. It doubles for each further attempt",
   ),
   LOAD_MODE: oneOf(
     ["auto", "full"],
     "auto",
-    "auto copies what differs, full copies everything",
+    "auto copies the rows that differ, full copies all rows",
   ),
   LOAD_ATOMIC: boolean(
     false,
@@ -83,83 +90,85 @@ export const VARIABLES = {
   ),
   LOAD_TIMEZONE: timezone(
     "UTC",
-    "Time zone whose midnight a source DATE becomes",
+    "Time zone in which a source DATE becomes midnight",
   ),
   VERIFY: oneOf(
     ["content", "count"],
     "content",
-    "What is compared before a load becomes visible",
+    "Verification before a load becomes visible: content compares all rows, count only their number",
   ),
   LOCK_TIMEOUT: number(
     "60",
     0.1,
     86400,
-    "Seconds to wait for another load, and for a lock on a table",
+    "Maximum wait for another load, and for a lock on a table, in seconds",
   ),
-  CONNECT_TIMEOUT: number("10", 0.1, 600, "Seconds for a connection to stand"),
+  CONNECT_TIMEOUT: number("10", 0.1, 600, "Connection timeout, in seconds"),
   STALL_TIMEOUT: number(
     "60",
     0.5,
     86400,
-    "Seconds without a byte after which a connection is given up",
+    "Maximum time without data on a busy connection, in seconds",
   ),
   EVENT_PUBLISHER_TYPE: oneOf(
     ["database", "file"],
     "database",
-    "Where events go: the event table, or the table and EVENT_FILE",
+    "Destination of events: the event table, or the event table and EVENT_FILE",
   ),
   EVENT_FILE: writtenPath(
     "events.jsonl",
-    "File of the file publisher, one event a line",
+    "File that events are appended to, one event per line",
   ),
   EVENT_SPOOL_FILE: writtenPath(
     "events.spool.jsonl",
-    "Where a failure event waits while the warehouse is out of reach",
+    "File that keeps failure events while the warehouse is unreachable",
   ),
   EVENT_WEBHOOK_URL: webhookUrl(
-    "Where each event is posted, signed; https but for tests",
+    "URL that receives each event in a signed POST. Use https outside of tests",
   ),
   EVENT_WEBHOOK_SECRET: signingSecret(
-    "Key of the signatures, as Standard Webhooks write it: whsec_…",
+    "Signing key in the format of Standard Webhooks: whsec_…",
   ),
-  EVENT_WEBHOOK_SECRET_FILE: path("File that holds the key of the signatures"),
+  EVENT_WEBHOOK_SECRET_FILE: path("File that contains the signing key"),
   HOST: host(
     "127.0.0.1",
     "Address that the service listens on",
     "one host name or one address",
   ),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
-  API_TOKEN: bearerToken("Bearer token that every request but /health* needs"),
-  API_TOKEN_FILE: path("File that holds the bearer token"),
+  API_TOKEN: bearerToken(
+    "Bearer token that every request except /health* needs",
+  ),
+  API_TOKEN_FILE: path("File that contains the bearer token"),
   ALLOW_UNAUTHENTICATED: boolean(
     false,
-    "Listen beyond loopback without a token",
+    "Whether the service may listen beyond loopback without a token",
   ),
-  LOAD_SCHEDULE: cron("When the service loads by itself, in UTC; unset is off"),
+  LOAD_SCHEDULE: cron("Schedule of loads, in UTC. Unset disables it"),
   LISTEN_CHANNEL: optional(
-    identifier("", "A NOTIFY on this channel of the warehouse triggers a load"),
+    identifier("", "Channel of the warehouse whose notifications start loads"),
   ),
   SHUTDOWN_GRACE: number(
     "30",
     0,
     86400,
-    "Seconds that a running load gets to end when the service is stopped",
+    "Maximum wait for a running load when the service stops, in seconds",
   ),
   RUN_RETENTION_DAYS: number(
     "90",
     0.001,
     36500,
-    "Days for which finished runs and their events are kept",
+    "Retention of finished runs and their events, in days",
   ),
-  LOG_LEVEL: oneOf(LOG_LEVELS, "INFO", "Least level that is logged"),
+  LOG_LEVEL: oneOf(LOG_LEVELS, "INFO", "Minimum log level"),
   LOG_FORMAT: oneOf(
     ["auto", "text", "json"],
     "auto",
-    "auto is text on a terminal and json elsewhere",
+    "auto writes text to a terminal and JSON elsewhere",
   ),
 } satisfies Record<string, Variable>;
 
-/** Name of a variable. */
+/** The name of a variable. */
 export type VariableName = keyof typeof VARIABLES;
 
 export type SecretVariable =
