@@ -40,21 +40,21 @@ const COMMANDS: readonly Command[] = [
   versionCommand,
 ];
 
-/** The exit code of a process that a signal ends. */
+/** Exit codes of a process that a signal ends. */
 const SIGNAL_EXITS = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
 
 /**
- * Milliseconds after the first signal in which further ones are the same request
- * to stop: one Ctrl-C comes twice, from the terminal and from `deno task`.
+ * Milliseconds after the first signal in which more signals count as the same
+ * request to stop. One Ctrl-C arrives twice: from the terminal and from `deno task`.
  */
 const ONE_STOP_MILLISECONDS = 1000;
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
-/** Runs the command that the words name and returns the exit code. */
-export async function main(words: readonly string[]): Promise<number> {
+/** Runs the command that the arguments name. Returns the exit code. */
+export async function main(args: readonly string[]): Promise<number> {
   let mask: Mask = (text) => text;
-  const isJson = words.includes("--json");
+  const isJson = args.includes("--json");
   const controller = new AbortController();
   let signalExit: number | undefined;
   onStopSignal((name) => {
@@ -63,19 +63,19 @@ export async function main(words: readonly string[]): Promise<number> {
       new ServiceError("terminated", `The load was ended by ${name}`),
     );
   });
-  // Without a listener the process would end where a file reaches its limit; with one the write fails.
+  // Without a listener, the process ends when a file reaches its size limit. With one, the write fails.
   if (Deno.build.os !== "windows") {
     Deno.addSignalListener("SIGXFSZ", () => {});
   }
   await using released = new AsyncDisposableStack();
   try {
-    const command = findCommand(words);
+    const command = findCommand(args);
     if (typeof command === "string") {
       print(`${command}\n`);
       return 0;
     }
-    const parsed = parseArguments(command, words.slice(1));
-    if (parsed.switches.has("help")) {
+    const parsed = parseArguments(command, args.slice(1));
+    if (parsed.flags.has("help")) {
       print(`${helpOf(command)}\n`);
       return 0;
     }
@@ -89,7 +89,7 @@ export async function main(words: readonly string[]): Promise<number> {
     });
     let writeLog = printError;
     const output = outputFor(
-      parsed.switches,
+      parsed.flags,
       (text) => mask(text),
       (write) => writeLog = write ?? printError,
     );
@@ -110,7 +110,7 @@ export async function main(words: readonly string[]): Promise<number> {
         startService(config(), log(), released, controller.signal)
       ),
       async serve() {
-        // The server's libraries are only loaded for it: every other command starts fast.
+        // Load the libraries of the server here only, so that other commands start fast.
         const { serve } = await import("./src/serve.ts");
         return await serve({
           service: context.service(),
@@ -133,7 +133,7 @@ export async function main(words: readonly string[]): Promise<number> {
         const failure = { error: line, code, remedy, table };
         print(`${printableJson(JSON.stringify(maskStrings(failure, mask)))}\n`);
       } catch {
-        // The failure is told, and it is what the exit code is about.
+        // Standard error and the exit code report the failure.
       }
     }
     if (error.code === "internal" && error.cause instanceof Error) {
@@ -143,7 +143,7 @@ export async function main(words: readonly string[]): Promise<number> {
   }
 }
 
-/** Calls `stop` at the first signal that asks for it. A later one ends the process at once. */
+/** Calls `stop` at the first signal. A later one ends the process at once. */
 function onStopSignal(stop: (name: keyof typeof SIGNAL_EXITS) => void): void {
   let stoppedAt: number | undefined;
   for (const name of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
@@ -158,7 +158,7 @@ function onStopSignal(stop: (name: keyof typeof SIGNAL_EXITS) => void): void {
   }
 }
 
-/** The command that is named, or the text that answers instead. */
+/** Returns the named command, or the help text to print instead. */
 function findCommand([name, ...rest]: readonly string[]): Command | string {
   if (name === undefined || name === "--help" || name === "-h") {
     return helpOfAll(COMMANDS);

@@ -9,22 +9,22 @@ import { ServiceError } from "../errors.ts";
 import { type Command, COMMON_FLAGS, type ParsedArguments } from "./command.ts";
 
 /**
- * Sorts out the words after the command's name.
+ * Parses the arguments after the name of the command.
  *
  * @throws {ServiceError} `usage`, with a suggestion for a mistyped flag.
  */
 export function parseArguments(
   command: Command,
-  words: readonly string[],
+  args: readonly string[],
 ): ParsedArguments {
-  const flags = { ...COMMON_FLAGS, ...command.flags };
-  const names = Object.keys(flags);
-  const isSwitch = (name: string) => flags[name]?.value === undefined;
+  const known = { ...COMMON_FLAGS, ...command.flags };
+  const names = Object.keys(known);
+  const hasValue = (name: string) => known[name]?.value !== undefined;
   const fail = (message: string) => usage(message, command.name);
-  const parsed = parseArgs([...words], {
-    boolean: names.filter(isSwitch),
-    string: names.filter((name) => !isSwitch(name)),
-    collect: names.filter((name) => !isSwitch(name)),
+  const parsed = parseArgs([...args], {
+    boolean: names.filter((name) => !hasValue(name)),
+    string: names.filter(hasValue),
+    collect: names.filter(hasValue),
     alias: { h: "help" },
     unknown(word, key) {
       if (key !== undefined) {
@@ -38,14 +38,14 @@ export function parseArguments(
     },
   });
   const values: Record<string, readonly string[]> = {};
-  for (const name of names.filter((name) => !isSwitch(name))) {
+  for (const name of names.filter(hasValue)) {
     const given = (parsed[name] as string[]).flatMap((v) =>
-      flags[name]!.isRepeatable ? v.split(",") : [v]
+      known[name]!.isRepeatable ? v.split(",") : [v]
     );
     for (const value of given) {
-      const { allowed } = flags[name]!;
+      const { allowed } = known[name]!;
       if (value === "") {
-        throw fail(`--${name} needs a value: ${flags[name]!.value}`);
+        throw fail(`--${name} needs a value: ${known[name]!.value}`);
       }
       if (allowed && !allowed.includes(value)) {
         throw fail(
@@ -55,7 +55,7 @@ export function parseArguments(
         );
       }
     }
-    if (given.length > 1 && !flags[name]!.isRepeatable) {
+    if (given.length > 1 && !known[name]!.isRepeatable) {
       throw fail(`--${name} is given more than once`);
     }
     values[name] = given;
@@ -77,19 +77,19 @@ export function parseArguments(
   }
   return {
     action: action ?? command.action?.default ?? "",
-    switches: new Set(names.filter((name) => isSwitch(name) && parsed[name])),
+    flags: new Set(names.filter((name) => !hasValue(name) && parsed[name])),
     values,
   };
 }
 
-/** A usage error that points at the help of the command. */
+/** Returns a usage error whose remedy names the help of the command. */
 export function usage(message: string, command = ""): ServiceError {
   return new ServiceError("usage", `Cannot run: ${message}`, {
     remedy: `See ${["--help", command].filter(Boolean).reverse().join(" ")}.`,
   });
 }
 
-/** A suggestion for a mistyped word, or nothing where no word is near. */
+/** Returns a suggestion for a mistyped word, or an empty text when no known word is similar. */
 export function suggest(word: string, known: readonly string[]): string {
   if (known.length === 0) return "";
   const closest = closestString(word, [...known]);

@@ -1,5 +1,5 @@
 /**
- * What a command is: its flags, and what it is given to run with.
+ * A command: its flags, and the context in which it runs.
  *
  * @module
  */
@@ -11,9 +11,9 @@ import type { Output } from "./output.ts";
 /** A flag of a command. */
 export interface Flag {
   readonly description: string;
-  /** Name of the value in the help; a flag without one is a switch. */
+  /** Name of the value in the help. A flag without a name takes no value. */
   readonly value?: string;
-  /** The values that are allowed. */
+  /** The allowed values. */
   readonly allowed?: readonly string[];
   readonly isRepeatable?: boolean;
 }
@@ -23,7 +23,7 @@ export interface Command {
   readonly name: string;
   readonly summary: string;
   readonly flags: Readonly<Record<string, Flag>>;
-  /** A word that may follow the command's name. */
+  /** An optional word after the name of the command. */
   readonly action?: {
     readonly allowed: readonly string[];
     readonly default: string;
@@ -32,26 +32,28 @@ export interface Command {
   readonly run: (context: CommandContext) => Promise<number>;
 }
 
-/** What a command is given. */
+/** The context of a command. */
 export interface CommandContext {
   readonly arguments: ParsedArguments;
   readonly environment: Environment;
-  /** Parsed on first use, so that `version` works with a broken environment. */
+  /** Parses on first use, so that `version` works with invalid variables. */
   readonly config: () => Config;
-  /** Logging and the warehouse, on first use; released by the caller. */
+  /** Starts logging and connects to the warehouse on first use. The caller releases both. */
   readonly service: () => Service;
   readonly log: () => Logger;
-  /** Serves until the signal; returns the exit code. */
+  /** Serves until the signal. Returns the exit code. */
   readonly serve: () => Promise<number>;
   readonly output: Output;
-  /** Aborted by SIGHUP, SIGINT and SIGTERM. */
+  /** SIGHUP, SIGINT and SIGTERM abort it. */
   readonly signal: AbortSignal;
 }
 
-/** The words of a command line, sorted out. */
+/** The parsed arguments of a command line. */
 export interface ParsedArguments {
   readonly action: string;
-  readonly switches: ReadonlySet<string>;
+  /** Flags without a value that are set. */
+  readonly flags: ReadonlySet<string>;
+  /** Values of the other flags, in order. */
   readonly values: Readonly<Record<string, readonly string[]>>;
 }
 
@@ -59,9 +61,9 @@ export interface ParsedArguments {
 export const COMMON_FLAGS: Readonly<Record<string, Flag>> = {
   "env-file": {
     value: "FILE",
-    description: "Read variables from FILE; the environment wins",
+    description: "Read variables from FILE. The environment overrides them",
   },
   json: { description: "Print data as JSON" },
-  quiet: { description: "No progress and no log below warnings" },
+  quiet: { description: "Print no progress and no log below warnings" },
   help: { description: "Print this help" },
 };

@@ -1,12 +1,12 @@
-/** Printing what a comparison of source and target gave. */
+/** The report of a comparison of source and target. */
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import { equal as holdSame } from "../diff/fingerprint.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
 import type { Output } from "./output.ts";
 
 /**
- * Prints the outcomes and returns the exit code. As a `verdict`, data that
- * differ are a failure; as a `plan` they are what a load would change.
+ * Prints the outcomes and returns the exit code. Different data is a failure as
+ * a `verdict`, and a planned change as a `plan`.
  */
 export function printComparisons(
   output: Output,

@@ -1,8 +1,8 @@
 /**
  * The environment of the process, and the small files that it names.
  *
- * Deno's own errors about a value that is not valid UTF-8 hold the value. So no
- * error of Deno may leave this module.
+ * Deno's error about a value with invalid UTF-8 contains the value. So no error
+ * of Deno may leave this module.
  *
  * @module
  */
@@ -10,13 +10,14 @@ import type { Environment } from "../config/config.ts";
 import { VARIABLES } from "../config/variables.ts";
 import { ServiceError } from "../errors.ts";
 
-/** The maximum number of bytes of a file that holds a secret, a certificate or variables. */
+/** Maximum size in bytes of a file that holds a secret, a certificate or variables. */
 const MAX_SMALL_FILE_BYTES = 1_048_576;
 
 /**
- * Returns the variables of the service: from the environment, or from the file where the environment has none.
+ * Returns the variables of the service. A variable that the environment does not
+ * set comes from the file.
  *
- * @throws {ServiceError} `configuration`, which names the variable and never holds its value.
+ * @throws {ServiceError} `configuration`, which names the variable and never contains its value.
  */
 export async function readEnvironment(
   file: string | undefined,
@@ -53,7 +54,7 @@ export async function readEnvironment(
       } is not valid UTF-8`,
       {
         remedy:
-          "Set it to UTF-8 text, or write it into a file that the variable with _FILE names.",
+          "Set it to UTF-8 text, or write it to a file and name the file in the variable with _FILE.",
       },
     );
   }
@@ -63,7 +64,7 @@ export async function readEnvironment(
 /**
  * Returns the value of a variable.
  *
- * @throws {Error} where it is not valid UTF-8. Deno's own error holds the value.
+ * @throws {Error} when it is not valid UTF-8. The error does not contain the value.
  */
 function readVariable(name: string): string | undefined {
   try {
@@ -73,7 +74,7 @@ function readVariable(name: string): string | undefined {
   }
 }
 
-/** Returns whether NO_COLOR asks for output without colors. */
+/** Returns whether NO_COLOR disables colors. */
 export function hasNoColor(): boolean {
   try {
     return Boolean(readVariable("NO_COLOR"));
@@ -82,7 +83,7 @@ export function hasNoColor(): boolean {
   }
 }
 
-/** Returns whether OpenTelemetry is switched on. */
+/** Returns whether OpenTelemetry is enabled. */
 export function isTraced(): boolean {
   try {
     return readVariable("OTEL_DENO") === "true";
@@ -91,7 +92,11 @@ export function isTraced(): boolean {
   }
 }
 
-/** Returns the text of a file, which must be valid UTF-8 and small. */
+/**
+ * Returns the text of a file.
+ *
+ * @throws {Error} when it is too large or not valid UTF-8.
+ */
 export function readSmallFile(path: string): string {
   using file = Deno.openSync(path);
   const bytes = new Uint8Array(MAX_SMALL_FILE_BYTES + 1);
@@ -111,7 +116,7 @@ export function readSmallFile(path: string): string {
   }
 }
 
-/** Columns where a terminal does not say how many it has. */
+/** Columns of a terminal that does not report its width. */
 const DEFAULT_WIDTH = 80;
 
 /** Returns the width of the terminal in columns. */

@@ -24,7 +24,7 @@ export function helpOfAll(commands: readonly Command[]): string {
   ].join("\n");
 }
 
-/** The help of one command. */
+/** Returns the help of one command. */
 export function helpOf(command: Command): string {
   const action = command.action ? ` [${command.action.allowed.join("|")}]` : "";
   const rows = Object.entries({ ...command.flags, ...COMMON_FLAGS }).map(
@@ -46,7 +46,7 @@ export function helpOf(command: Command): string {
   ].join("\n");
 }
 
-/** Lines with the first cells padded to one width. */
+/** Returns a line for each row, with the first cells padded to the same width. */
 export function columns(rows: readonly (readonly string[])[]): string[] {
   const width = Math.max(...rows.map(([first]) => first!.length));
   return rows.map(([first, ...rest]) =>

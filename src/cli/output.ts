@@ -1,6 +1,5 @@
 /**
- * Standard output and standard error: masked, printable, and as JSON where that
- * is asked for.
+ * Standard output and standard error: masked, printable, and as JSON on request.
  *
  * @module
  */
@@ -10,7 +9,7 @@ import { printable, printableJson } from "../format.ts";
 import { hasNoColor, terminalWidth } from "./environment.ts";
 import { printableLine, type Terminal } from "./terminal_table.ts";
 
-/** Where a command prints. Standard output is data; the rest is for people. */
+/** The output of a command. Standard output is data, and standard error is for people. */
 export interface Output {
   /** Prints a line of data. */
   readonly line: (text?: string) => void;
@@ -18,23 +17,23 @@ export interface Output {
   readonly json: (value: unknown) => void;
   /** Prints one line to standard error. */
   readonly progress: (line: string) => void;
-  /** Has the log written by `write` while bars are shown, which it would tear; back by `undefined`. */
+  /** Writes the log by `write` while bars are shown, because it would break them. `undefined` ends that. */
   readonly divertLog: (write: ((text: string) => void) | undefined) => void;
-  /** Whether the reader of standard output has gone, or it takes no more. */
+  /** Returns whether standard output has no reader or failed. */
   readonly isUnread: () => boolean;
   readonly isJson: boolean;
   readonly isQuiet: boolean;
-  /** Standard error is a terminal. */
+  /** Whether standard error is a terminal. */
   readonly isInteractive: boolean;
-  /** Whether standard error is one that takes colours. */
+  /** Whether standard error is a terminal with colors. */
   readonly hasColors: boolean;
-  /** Standard output, where it is a terminal: tables for people, plain lines otherwise. */
+  /** Standard output when it is a terminal, for tables. Otherwise commands print plain lines. */
   readonly terminal: Terminal | undefined;
 }
 
 const encoder = new TextEncoder();
 
-/** Streams that nobody reads any more, or that take no more. */
+/** Streams that have no reader or failed. */
 export const broken = new Set<unknown>();
 
 export const print = (text: string) => writeAll(Deno.stdout, text);
@@ -42,7 +41,7 @@ export const printError = (text: string) => writeAll(Deno.stderr, text);
 
 /** Returns the output of a command with these flags. */
 export function outputFor(
-  switches: ReadonlySet<string>,
+  flags: ReadonlySet<string>,
   mask: Mask,
   divertLog: Output["divertLog"],
 ): Output {
@@ -54,8 +53,8 @@ export function outputFor(
     progress: (line) => printError(`${printable(mask(line))}\n`),
     divertLog,
     isUnread: () => broken.has(Deno.stdout),
-    isJson: switches.has("json"),
-    isQuiet: switches.has("quiet"),
+    isJson: flags.has("json"),
+    isQuiet: flags.has("quiet"),
     isInteractive: isTerminal,
     hasColors: isTerminal && !hasNoColor(),
     terminal: Deno.stdout.isTerminal()
@@ -78,8 +77,8 @@ function writeAll(
     }
   } catch (error) {
     broken.add(stream);
-    // Whoever read it has gone, as `head` does, or the log's disk is full: what the
-    // command does stays as it is.
+    // A reader such as `head` has ended, or the disk of the log is full. The command
+    // continues.
     const isLost = error instanceof Deno.errors.BrokenPipe ||
       stream === Deno.stderr;
     if (isLost) return;

@@ -11,13 +11,13 @@ export interface ProgressDisplay {
   stop(): void;
 }
 
-/** Starts the display that fits the output. The bars' library is only loaded where there is a terminal. */
+/** Starts the display for the output. Loads the library of the bars only for a terminal. */
 export async function startProgress(output: Output): Promise<ProgressDisplay> {
   if (output.isQuiet) return { update() {}, stop() {} };
   return output.isInteractive ? await startBars(output) : startLines(output);
 }
 
-/** What a bar is made of. */
+/** The state of a bar. */
 interface BarState {
   readonly progress: Progress;
   /** Seconds since the phase began. */
@@ -32,7 +32,7 @@ async function startBars(output: Output): Promise<ProgressDisplay> {
     hideCursor: true,
     clearOnComplete: true,
   });
-  // Written above the bars with their next drawing, which this asks for. Its types do not know of either.
+  // `log` prints above the bars with their next update. The types of the library lack both methods.
   const drawing = bars as unknown as {
     log(text: string): void;
     update(): void;
@@ -66,15 +66,15 @@ async function startBars(output: Output): Promise<ProgressDisplay> {
   };
 }
 
-/** Phases after which nothing is left to move. */
+/** Phases in which all rows are copied. */
 const MOVED = new Set(["verify", "wait", "commit"]);
 
-/** Characters of everything beside the bar, at the most. */
+/** Maximum number of characters beside the bar. */
 const BESIDE_BAR = 78;
 
 /**
- * One table's line: bar, phase, rows, rows a second and time left, as far as
- * they are known; no longer than the terminal is wide.
+ * Returns the line of one table: bar, phase, rows, rows per second and time
+ * left, as far as they are known. The line fits the width of the terminal.
  */
 export function barLine(
   { table, phase, rows, totalRows }: Progress,
@@ -88,7 +88,7 @@ export function barLine(
     : 0;
   const size = Math.min(30, Math.max(6, width - BESIDE_BAR));
   const full = Math.round(share * size);
-  // A rate of the first moments says nothing.
+  // A rate of the first moments means nothing.
   const rate = rows > 0 && seconds >= 0.25 && !MOVED.has(phase)
     ? rows / seconds
     : undefined;
@@ -111,7 +111,7 @@ export function barLine(
   return [...line].slice(0, width).join("");
 }
 
-/** One line per phase, as a log file wants it. */
+/** Prints one line per phase, for log files. */
 function startLines(output: Output): ProgressDisplay {
   const phases = new Map<string, string>();
   return {

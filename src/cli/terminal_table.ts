@@ -1,38 +1,38 @@
-/** Tables for a terminal: as broad as it is at most, whatever is in them. */
+/** Tables for a terminal, at most as wide as the terminal. */
 import { printable } from "../format.ts";
 
-/** A terminal that is printed to. */
+/** A terminal. */
 export interface Terminal {
-  /** Characters in a line. */
+  /** Number of characters in a line. */
   readonly width: number;
   readonly hasColors: boolean;
 }
 
-/** How a cell is meant; told by its words or shape, and by colour where there are colours. */
+/** The meaning of a cell. Its text or shape shows it, and its color where there are colors. */
 export type Tone = "good" | "bad" | "warn" | "go" | "soft";
 
-/** A cell that is more than its text. */
+/** A cell with a tone. */
 export interface Cell {
   readonly text: string;
   readonly tone?: Tone | undefined;
 }
 
-/** A column; at most one of a table gives way when there is too little room. */
+/** A column. At most one column of a table is flexible. */
 export interface TableColumn {
   readonly name: string;
   readonly isNumber?: boolean;
-  /** Takes the room that is left, and is cut where it is longer. */
+  /** Takes the remaining width, and cuts longer texts. */
   readonly isFlexible?: boolean;
-  /** Characters that it has at least, for rows that are printed one by one. */
+  /** Minimum width, for rows that are printed one by one. */
   readonly width?: number;
 }
 
-/** Characters that the flexible column has before others give way to it. */
+/** Minimum width of the flexible column. Other columns are omitted to reach it. */
 const MIN_FLEXIBLE = 16;
 
 const GAP = "  ";
 
-/** The lines of a table: its head, and a line for each row. */
+/** Returns the lines of a table: its head, and a line for each row. */
 export function tableLines(
   columns: readonly TableColumn[],
   rows: readonly (readonly (string | Cell)[])[],
@@ -52,7 +52,7 @@ export function tableLines(
     terminal.width - GAP.length * (shown.length - 1) -
     shown.reduce((sum, i) => sum + (i === flexible ? 0 : widths[i]!), 0);
   const least = flexible < 0 ? 0 : Math.min(MIN_FLEXIBLE, widths[flexible]!);
-  // The last of the others are left out first: columns are given by weight.
+  // Omit the last columns first: columns are ordered by importance.
   while (room() < least && shown.length > 2) {
     shown.splice(shown.findLastIndex((i) => i !== flexible), 1);
   }
@@ -71,7 +71,7 @@ export function tableLines(
 
 const MARKS = { good: "✓", bad: "✗", warn: "!", go: "▸", soft: "·" } as const;
 
-/** A shape that tells what a line is about before it is read. */
+/** Returns a symbol for the tone of a line. */
 export function mark(terminal: Terminal, tone: Tone): string {
   return painted(MARKS[tone], { text: "", tone }, terminal);
 }
@@ -96,7 +96,7 @@ function padded(
   return isNumber ? space + cut : cut + space;
 }
 
-/** A line without colours is cut at the edge in any case; colours count for nothing. */
+/** Cuts a line without colors at the edge. A line with colors is already fitted. */
 function fitted(line: string, { width, hasColors }: Terminal): string {
   return hasColors || lengthOf(line) <= width
     ? line
@@ -112,20 +112,20 @@ function lengthOf(text: string): number {
   return [...text].length;
 }
 
-/** Our own colors in a line. */
+/** The colors that this module prints. */
 // deno-lint-ignore no-control-regex -- the escape is what begins a color
 const PAINT = /(\x1b\[(?:0|2|3[1-6])m)/;
 
-/** Returns the line with everything but our own colors made printable. */
+/** Returns the line with everything made printable, except the colors of this module. */
 export function printableLine(line: string): string {
   return line.split(PAINT)
-    // Every second part is a color. Spaces at an edge of a part belong to the line.
+    // Every second part is a color. Keep spaces at the edges of the other parts.
     .map((part, i) =>
       i % 2 === 1 ? part : part.replace(/[^ ].*[^ ]|[^ ]/s, printableSpaced)
     ).join("");
 }
 
-/** Keeps spaces, which align columns. */
+/** Returns printable text. Keeps spaces, which align columns. */
 function printableSpaced(text: string): string {
   return text.split(/( +)/).map((part, i) =>
     i % 2 === 1 ? part : printable(part)

@@ -1,4 +1,4 @@
-/** `config`: what is in force. */
+/** `config`: prints the variables in force. */
 import { effectiveVariables } from "../../config/config.ts";
 import { checkFiles } from "../../delivery/file.ts";
 import type { Command } from "../command.ts";
@@ -6,10 +6,10 @@ import { columns } from "../help.ts";
 
 export const configCommand: Command = {
   name: "config",
-  summary: "Prints every variable with its value in force, secrets masked.",
+  summary: "Prints every variable with its value in force, and masks secrets.",
   flags: {},
   async run({ config, environment, output }) {
-    // Report what is wrong before anything is printed.
+    // Report mistakes before printing anything.
     await checkFiles(config());
     const variables = effectiveVariables(environment);
     if (output.isJson) {

@@ -1,4 +1,4 @@
-/** `events`: what was announced, and what will be. */
+/** `events`: prints the events, and follows new ones. */
 import { delay } from "@std/async/delay";
 import { listEvents, type StoredEvent } from "../../runs/history.ts";
 import { requireHistory } from "../../runs/schema.ts";
@@ -10,30 +10,33 @@ import type { Terminal } from "../terminal_table.ts";
 import { countOf } from "./runs.ts";
 import { tableLines } from "../terminal_table.ts";
 
-/** Milliseconds between two looks for new events. */
+/** Milliseconds between two queries for new events. */
 const POLL_MILLISECONDS = 500;
 
 export const eventsCommand: Command = {
   name: "events",
   summary:
-    "Prints events, oldest first: a table on a terminal, one JSON line each elsewhere.",
+    "Prints events, oldest first: as a table on a terminal, otherwise as one line of JSON each.",
   flags: {
-    after: { value: "SEQ", description: "Only events after this cursor" },
-    limit: { value: "NUMBER", description: "How many; 100 when not given" },
-    "resume-webhook": {
-      description: "Send to the webhook again after it answered 410, and end",
+    after: { value: "SEQ", description: "Print only events after this cursor" },
+    limit: {
+      value: "NUMBER",
+      description: "Maximum number of events (default: 100)",
     },
-    follow: { description: "Go on with the events that are still to come" },
+    "resume-webhook": {
+      description: "Resume a webhook that answered 410, and exit",
+    },
+    follow: { description: "Wait for new events and print them" },
   },
   async run(context) {
-    const { switches, values } = context.arguments;
+    const { flags, values } = context.arguments;
     const { output, signal } = context;
-    const isFollowing = switches.has("follow");
+    const isFollowing = flags.has("follow");
     let after = countOf("after", values.after?.[0] ?? "0");
     const limit = countOf("limit", values.limit?.[0] ?? "100");
     const { warehouse } = context.service();
     await requireHistory(warehouse);
-    if (switches.has("resume-webhook")) {
+    if (flags.has("resume-webhook")) {
       const resumed = await resumePublisher(warehouse, "webhook");
       output.json({ resumed });
       return 0;
@@ -49,7 +52,7 @@ export const eventsCommand: Command = {
           }
           hasHead = true;
         } else {
-          // With --json the cursor comes along; without, the line is the event.
+          // With --json the cursor is printed too. Without it, the line is the event.
           for (const stored of events) {
             output.json(output.isJson ? stored : stored.event);
           }
@@ -58,7 +61,7 @@ export const eventsCommand: Command = {
         if (isFollowing && events.length === limit) continue;
       } catch (error) {
         if (!isFollowing || output.isUnread()) throw error;
-        // A restart of the warehouse is no reason to stop following.
+        // Continue after a restart of the warehouse.
         context.log().warn("Cannot read events: {error}", {
           error: (error as Error).message,
         });
@@ -71,7 +74,7 @@ export const eventsCommand: Command = {
   },
 };
 
-/** Events as a table. Its columns have a set width, as more rows may follow. */
+/** Returns events as a table. Its columns have fixed widths, because more rows may follow. */
 function tableOf(
   events: readonly StoredEvent[],
   terminal: Terminal,

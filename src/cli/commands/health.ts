@@ -1,4 +1,4 @@
-/** `health`: can both databases be reached. */
+/** `health`: checks both databases, or asks the running service. */
 import type { Config } from "../../config/config.ts";
 import { Pool } from "../../postgres/pool.ts";
 import { ERRORS, ServiceError } from "../../errors.ts";
@@ -6,23 +6,23 @@ import { checkHealth, type Health } from "../../service/health.ts";
 import type { Command } from "../command.ts";
 import { mark } from "../terminal_table.ts";
 
-/** Seconds in which a running service must answer; its own checks take up to 2. */
+/** Seconds within which a running service must answer. Its checks take up to 2. */
 const SERVICE_TIMEOUT_SECONDS = 4;
 
-/** The answer of a service: without the right token it has no checks. */
+/** The answer of a service. Without the token it has no checks. */
 type ServiceHealth = Pick<Health, "status"> & Partial<Health>;
 
 export const healthCommand: Command = {
   name: "health",
   summary:
-    "Checks that both databases answer; exits with 69 when one does not.",
+    "Checks that both databases answer. Exits with 69 when one does not.",
   flags: {
     service: {
-      description: "Ask the service that listens on PORT of this host instead",
+      description: "Ask the service that listens on HOST and PORT instead",
     },
   },
-  async run({ arguments: { switches }, config, output, signal }) {
-    const health: ServiceHealth = switches.has("service")
+  async run({ arguments: { flags }, config, output, signal }) {
+    const health: ServiceHealth = flags.has("service")
       ? await askService(config(), signal)
       : await checkDatabases(config());
     if (output.isJson) output.json(health);
@@ -79,7 +79,7 @@ async function askService(
         ]),
       ),
     );
-    if (!health.status) throw new Error("something else listens there");
+    if (!health.status) throw new Error("another program listens there");
     return health;
   } catch (error) {
     throw new ServiceError(
@@ -87,13 +87,14 @@ async function askService(
       `No service answers on ${url}: ${(error as Error).message}`,
       {
         cause: error,
-        remedy: "Start it with `serve`, or set HOST and PORT to where it is.",
+        remedy:
+          "Start the service with `serve`, or set HOST and PORT to its address.",
       },
     );
   }
 }
 
-/** Returns the body behind a URL. Unlike `fetch`, it never asks a proxy, which would see the token. */
+/** Returns the body at a URL. Unlike `fetch`, it never uses a proxy, which would see the token. */
 async function getDirectly(
   url: string,
   headers: Record<string, string>,

@@ -16,33 +16,35 @@ import { mark, tableLines } from "../terminal_table.ts";
 export const loadCommand: Command = {
   name: "load",
   summary:
-    "Makes the warehouse tables equal to the source tables and announces it by an event.",
+    "Makes the warehouse tables equal to the source tables, and announces the load by an event.",
   flags: {
     table: {
       value: "NAME",
       allowed: TABLE_NAMES,
       isRepeatable: true,
-      description: "Load only this table; may be given several times",
+      description: "Load only this table. Repeat the flag for several tables",
     },
     mode: {
       value: "MODE",
       allowed: ["auto", "full"],
-      description: "auto copies what differs, full copies everything",
+      description: "auto copies rows that differ, full copies all rows",
     },
     atomic: { description: "All tables become visible together or not at all" },
-    recreate: { description: "Drop the target tables and make them anew" },
-    "dry-run": { description: "Say what a load would do and change nothing" },
+    recreate: { description: "Drop the target tables and create them again" },
+    "dry-run": {
+      description: "Print what a load would do, and change nothing",
+    },
   },
   async run(context) {
     const config = context.config();
-    const { switches, values } = context.arguments;
+    const { flags, values } = context.arguments;
     const options: RunOptions = {
       tables: tablesOf(values.table ?? []),
       mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
-      atomic: switches.has("atomic") || config.loadAtomic,
-      recreate: switches.has("recreate"),
+      atomic: flags.has("atomic") || config.loadAtomic,
+      recreate: flags.has("recreate"),
     };
-    if (switches.has("dry-run")) {
+    if (flags.has("dry-run")) {
       const outcomes = await compareTables(
         config,
         options.tables,
@@ -67,7 +69,7 @@ export const loadCommand: Command = {
   },
 };
 
-/** The named tables, each once; all of them when none is named. */
+/** Returns each named table once, or all tables when no name is given. */
 export function tablesOf(names: readonly string[]): readonly TableName[] {
   return names.length === 0
     ? TABLE_NAMES
@@ -75,8 +77,10 @@ export function tablesOf(names: readonly string[]): readonly TableName[] {
 }
 
 /**
- * Prints the event and returns the exit code. That the output cannot be
- * written undoes no load, which the message then says.
+ * Prints the event and returns the exit code.
+ *
+ * @throws {ServiceError} `output_unwritable` after a load that succeeded. The
+ * message then says that the load is committed.
  */
 function reportEvent(context: CommandContext, event: LoadEvent): number {
   try {
@@ -99,7 +103,7 @@ function reportEvent(context: CommandContext, event: LoadEvent): number {
   return exitCodeOf(event);
 }
 
-/** Prints a line for each failed table to standard error, unless both outputs are one screen. */
+/** Prints a line for each failed table to standard error, unless both streams are terminals. */
 function reportFailures({ output }: CommandContext, event: LoadEvent): void {
   if (event.status === "success") return;
   if (output.terminal && output.isInteractive) return;
@@ -108,14 +112,14 @@ function reportFailures({ output }: CommandContext, event: LoadEvent): void {
   }
 }
 
-/** What the process exits with after a run: the code of the first table that failed by itself. */
+/** Returns the exit code for a run: that of the first table that failed by itself. */
 function exitCodeOf(event: LoadEvent): number {
   if (event.status === "success") return 0;
   const codes = event.details.results.flatMap((r) =>
     r.status === "failure" ? [r.code] : []
   );
   const code = codes.find((code) => code !== "rolled_back") ?? "internal";
-  // A signal ended another process, which ran this load; of our own, the caller knows.
+  // A signal ended the other process that ran this load. The caller handles signals to this process.
   return code === "terminated" ? 1 : ERRORS[code].exit;
 }
 
@@ -135,7 +139,7 @@ function printEvent({ output }: CommandContext, event: LoadEvent): void {
   );
 }
 
-/** The results as a table, and below it what failed, with the remedy, whole. */
+/** Returns the results as a table, and below it each failure with its remedy. */
 function tableOf(
   entries: readonly TableEntry[],
   terminal: Terminal,

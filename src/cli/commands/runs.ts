@@ -1,4 +1,4 @@
-/** `runs`: the history. */
+/** `runs`: prints the history. */
 import { ServiceError } from "../../errors.ts";
 import {
   findRun,
@@ -19,7 +19,7 @@ import type { Output } from "../output.ts";
 import type { Terminal } from "../terminal_table.ts";
 import { tableLines, type Tone } from "../terminal_table.ts";
 
-/** Characters of an id that a table shows: enough for `--id`. */
+/** Number of characters of an id in a table. They are enough for `--id`. */
 const SHORT_ID = 8;
 
 export const runsCommand: Command = {
@@ -28,13 +28,16 @@ export const runsCommand: Command = {
   flags: {
     id: {
       value: "ID",
-      description: "Show this run alone; the beginning of its id is enough",
+      description: "Show only this run. The beginning of its id is enough",
     },
-    limit: { value: "NUMBER", description: "How many; 20 when not given" },
+    limit: {
+      value: "NUMBER",
+      description: "Maximum number of runs (default: 20)",
+    },
     status: {
       value: "STATUS",
       allowed: ["queued", "running", "succeeded", "failed", "interrupted"],
-      description: "Only runs in this state",
+      description: "List only runs in this state",
     },
   },
   async run(context) {
@@ -74,7 +77,7 @@ export const runsCommand: Command = {
   },
 };
 
-/** What a state is told in besides its word. */
+/** The tone of each state. */
 const TONES: Readonly<Record<RunState, Tone>> = {
   queued: "soft",
   running: "go",
@@ -114,7 +117,7 @@ function printTable(
   for (const line of lines) output.line(line);
 }
 
-/** @throws {ServiceError} `not_found`, `usage` when several runs begin like that. */
+/** @throws {ServiceError} `not_found`, or `usage` when several ids begin with `id`. */
 async function showRun(context: CommandContext, id: string): Promise<number> {
   const { output } = context;
   if (!/^[0-9a-f-]{1,36}$/i.test(id)) {
@@ -127,7 +130,7 @@ async function showRun(context: CommandContext, id: string): Promise<number> {
   const run = found && await findRun(warehouse, found);
   if (!run) {
     throw new ServiceError("not_found", `There is no run ${id}`, {
-      remedy: "See the command `runs` for what there is.",
+      remedy: "Run the command `runs` to list the runs.",
     });
   }
   if (output.isJson) output.json(run);
@@ -163,7 +166,7 @@ function describeRun(run: RunDetails): string[] {
   ]).map((line) => line.slice(2));
 }
 
-/** The value of a flag that counts something. */
+/** Returns the value of a flag as a whole number. */
 export function countOf(flag: string, text: string): number {
   if (!/^\d{1,9}$/.test(text)) {
     throw usage(

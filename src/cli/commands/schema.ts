@@ -1,4 +1,4 @@
-/** `schema`: the warehouse objects. */
+/** `schema`: prints or creates the objects of the warehouse. */
 import { Session } from "../../postgres/session.ts";
 import { connectionOf } from "../../context.ts";
 import { migrate } from "../../runs/schema.ts";
@@ -14,7 +14,7 @@ import { loadCommand } from "./load.ts";
 export const schemaCommand: Command = {
   name: "schema",
   summary:
-    "print shows the DDL of the target tables, ensure makes what is missing, recreate drops and reloads the tables.",
+    "print shows the DDL of the target tables, ensure creates what is missing, recreate drops and reloads the tables.",
   flags: {},
   action: { allowed: ["print", "ensure", "recreate"], default: "print" },
   async run(context) {
@@ -24,7 +24,7 @@ export const schemaCommand: Command = {
       case "recreate":
         return await loadCommand.run({
           ...context,
-          arguments: { ...context.arguments, switches: new Set(["recreate"]) },
+          arguments: { ...context.arguments, flags: new Set(["recreate"]) },
         });
       default:
         return print(context);
@@ -46,7 +46,7 @@ function print({ output }: CommandContext): number {
   return 0;
 }
 
-/** Makes the schemas and the tables that are missing; existing ones stay as they are. */
+/** Creates missing schemas and tables, and changes no existing ones. */
 async function ensure(context: CommandContext): Promise<number> {
   const { config, warehouse } = context.service();
   const connection = connectionOf(config, "schema", context.signal);

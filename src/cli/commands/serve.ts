@@ -3,7 +3,7 @@ import type { Command } from "../command.ts";
 
 export const serveCommand: Command = {
   name: "serve",
-  summary: "Serves the HTTP API and loads by schedule, until it is stopped.",
+  summary: "Serves the HTTP API and loads by schedule until a signal stops it.",
   flags: {},
   run: (context) => context.serve(),
 };

@@ -1,4 +1,4 @@
-/** `verify`: compares source and target now. */
+/** `verify`: compares source and target. */
 import { compareTables } from "../../sync/compare_tables.ts";
 import { VARIABLES } from "../../config/variables.ts";
 import { compareWithMara } from "../../mara/comparison.ts";
@@ -14,7 +14,7 @@ const MARA_TIMEZONE = "Europe/Berlin";
 export const verifyCommand: Command = {
   name: "verify",
   summary:
-    "Compares the warehouse tables with the source tables; exits with 1 when they differ.",
+    "Compares the warehouse tables with the source tables. Exits with 1 when they differ.",
   flags: {
     table: {
       ...loadCommand.flags.table!,
@@ -22,16 +22,16 @@ export const verifyCommand: Command = {
     },
     "against-mara": {
       description:
-        "Compare with tables that Mara loaded, and explain differences by its habits; exits with 1 if some remain",
+        "Explain differences by the habits of the Mara pipeline that loaded the tables. Exits with 1 when some remain",
     },
     "mara-timezone": {
       value: "ZONE",
       description: `Time zone of the Mara pipeline (default: ${MARA_TIMEZONE})`,
     },
   },
-  async run({ arguments: { values, switches }, config, output, signal }) {
+  async run({ arguments: { values, flags }, config, output, signal }) {
     const tables = tablesOf(values.table ?? []);
-    if (!switches.has("against-mara")) {
+    if (!flags.has("against-mara")) {
       if (values["mara-timezone"]?.length) {
         throw usage("--mara-timezone needs --against-mara", "verify");
       }

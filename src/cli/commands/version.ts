@@ -1,4 +1,4 @@
-/** `version`: what this program is. */
+/** `version`: prints the version. */
 import { VERSION } from "../../identity.ts";
 import type { Command } from "../command.ts";
 
