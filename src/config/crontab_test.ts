@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
-import { isTick, nextTick, parseCrontab } from "../../src/config/crontab.ts";
+import { isTick, nextTick, parseCrontab } from "./crontab.ts";
 
 /** Returns the days of December 2026 on which the schedule has a tick at midnight. The 1st is a Tuesday. */
 function daysOf(schedule: string): number[] {
