@@ -180,7 +180,10 @@ Deno.test("no secret is in any output: of commands, logs, failures, events, tabl
 Deno.test("a webhook without a secret, with user and password, or of another scheme is refused, with the variable named", async () => {
   for (
     const [changes, message] of [
-      [{ EVENT_WEBHOOK_URL: "https://hooks.example/x" }, "receivers could not detect"],
+      [
+        { EVENT_WEBHOOK_URL: "https://hooks.example/x" },
+        "receivers could not detect",
+      ],
       [
         {
           EVENT_WEBHOOK_URL: "https://me:pw@hooks.example/",
