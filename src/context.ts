@@ -1,5 +1,5 @@
 /**
- * What a process of the service works with, and how it connects.
+ * What a process works with, and the options of its connections.
  *
  * @module
  */

@@ -84,7 +84,7 @@ function jsonLine(mask: Mask): (record: LogRecord) => string {
       message: mask(messageOf(record)),
     };
     const properties = maskStrings(record.properties, mask) as object;
-    // First in the line, whatever properties of those names there are.
+    // These fields come first and win over properties of the same name.
     return printableJson(JSON.stringify({ ...own, ...properties, ...own }));
   };
 }

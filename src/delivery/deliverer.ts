@@ -1,6 +1,6 @@
 /**
- * Hands events to the publishers: once, as after a load on the command line,
- * or for as long as the service runs.
+ * Delivers events to the publishers: once after a load on the command line, or as
+ * long as the service runs.
  *
  * @module
  */
@@ -54,7 +54,7 @@ async function publishersOf(config: Config): Promise<readonly Publisher[]> {
     publishers.push(filePublisher(config.eventFile));
   }
   if (url && secret) {
-    // Its library is only loaded where there is one.
+    // Load its library only where it is configured.
     const { webhookPublisher } = await import("./webhook.ts");
     const { retryDelaySeconds } = config;
     publishers.push(await webhookPublisher({ url, secret, retryDelaySeconds }));
@@ -77,9 +77,8 @@ export class Deliverer {
   }
 
   /**
-   * Hands over what is pending. No attempt at a remote receiver begins after
-   * `seconds`, and none follows on a failure: the rest is left to the next
-   * call. Never throws.
+   * Delivers pending events. No attempt at a remote receiver starts after
+   * `seconds` or after a failure: the next call delivers the rest. Never throws.
    */
   async deliver(seconds: number, signal: AbortSignal): Promise<void> {
     const until = performance.now() + seconds * 1000;
@@ -133,9 +132,9 @@ export class Deliverer {
     } catch (error) {
       const known = asServiceError(error);
       if (signal.aborted) return 0;
-      // Another process is at it.
+      // Another process delivers.
       if (known.sqlstate === "55P03") return POLL_SECONDS;
-      log.warn("Events did not go to {label}: {error}", {
+      log.warn("Cannot deliver events to {label}: {error}", {
         label: publisher.label,
         error: known.line,
       });
@@ -158,7 +157,7 @@ export class Deliverer {
     while (performance.now() < until) {
       const lockTimeoutSeconds = Math.min(
         LOCK_SECONDS,
-        // Less than what would be taken for a connection without life.
+        // Less than the idle timeout of the transaction.
         config.stallTimeoutSeconds / 2,
         Math.max(0.1, (until - performance.now()) / 1000),
       );
@@ -182,7 +181,7 @@ export class Deliverer {
     const { outcome, eventId, attempts, delaySeconds, givenUp } = attempt;
     if (outcome.kind === "delivered") {
       this.#onOutcome?.(name, "delivered", 1);
-      log.debug("Event {event_id} is delivered to {label}", {
+      log.debug("Delivered event {event_id} to {label}", {
         event_id: eventId,
         label,
       });
@@ -190,7 +189,7 @@ export class Deliverer {
     }
     this.#onOutcome?.(name, "failed", 1);
     log.warn(
-      "Event {event_id} did not go to {label} (attempt {attempts}): {error}",
+      "Cannot deliver event {event_id} to {label} (attempt {attempts}): {error}",
       { event_id: eventId, label, attempts, error: outcome.error },
     );
     if (outcome.kind === "gone") {
@@ -198,12 +197,12 @@ export class Deliverer {
       this.#logStopped(publisher, outcome.error);
       return;
     }
-    log.debug("The next attempt is due in {seconds} s", {
+    log.debug("The next attempt follows in {seconds} s", {
       seconds: delaySeconds.toFixed(1),
     });
     if (givenUp > 0) {
       this.#onOutcome?.(name, "given_up", givenUp);
-      log.error("{label} failed for too long: {count} events are given up", {
+      log.error("{label} failed for too long: gave up {count} events", {
         label,
         count: givenUp,
       });
@@ -215,7 +214,7 @@ export class Deliverer {
     if (this.#stopped.has(name)) return;
     this.#stopped.add(name);
     this.#context.log.error(
-      "Nothing more is sent to {label}: {error}. Change EVENT_WEBHOOK_URL, or run `events --resume-webhook`",
+      "Stopped deliveries to {label}: {error}. Change EVENT_WEBHOOK_URL, or run `events --resume-webhook`",
       { label, error },
     );
   }

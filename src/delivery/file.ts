@@ -1,5 +1,5 @@
 /**
- * The file publisher: events of the warehouse's table as lines of a file.
+ * The file publisher: appends events to a file, one per line.
  *
  * @module
  */
@@ -25,8 +25,8 @@ type FileConfig = Pick<
 const RETRY_SECONDS = 30;
 
 /**
- * A publisher that appends each event to the file, synced to disk. A failure
- * loses nothing: events wait until the file takes them.
+ * Returns a publisher that appends each event to the file, synced to disk. After
+ * a failure, events wait until the file can be written.
  */
 export function filePublisher(path: string): Publisher {
   return {
@@ -37,7 +37,7 @@ export function filePublisher(path: string): Publisher {
     isRemote: false,
     async publish({ payload }) {
       try {
-        // The event of a torn line is not marked as delivered, so it comes again.
+        // The event of a torn line is not marked as delivered, so it is written again.
         await appendLine(eventFile(path), payload, "cut");
         return { kind: "delivered" };
       } catch (error) {
@@ -52,8 +52,8 @@ function eventFile(path: string): AppendFile {
 }
 
 /**
- * Checks the event file and the spool before a load begins: each can be
- * written, and they are not the same file. Creates the event file.
+ * Checks before a load that the event file and the spool can be written and are
+ * not the same file. Creates the event file.
  *
  * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */
@@ -65,7 +65,7 @@ export async function prepareFiles(config: FileConfig): Promise<void> {
       { create: true },
       () => Promise.resolve(),
     );
-    // Only now it shows whether names that differ in case are the same.
+    // Only now names that differ in case can be compared.
     await refuseSameFile(config.eventFile, config.eventSpoolFile);
   }
   await checkWritable(spoolFile(config.eventSpoolFile));
@@ -73,8 +73,8 @@ export async function prepareFiles(config: FileConfig): Promise<void> {
 
 /**
  * Checks that the event file and the spool are regular files where they exist,
- * and not the same file. Whoever looks at the configuration need not be able
- * to write to them.
+ * and not the same file. A user who only looks at the configuration needs no
+ * write access.
  *
  * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */
@@ -94,6 +94,6 @@ async function refuseSameFile(
   throw new ServiceError(
     "configuration",
     `Cannot start: EVENT_FILE=${eventPath} and EVENT_SPOOL_FILE=${spoolPath} are the same file`,
-    { remedy: "Name another file in one of them." },
+    { remedy: "Set one of them to another file." },
   );
 }

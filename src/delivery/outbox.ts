@@ -1,12 +1,11 @@
 /**
- * Deliveries on record: how far each publisher has come, and what became of
- * each event there.
+ * The outbox: the cursor of each publisher, and the outcome of each event there.
  *
- * A publisher's row holds a cursor. Events are numbered in the order of their
- * commits, so all before the cursor is settled and all after it is not. The
- * row is locked from the look at the next event to the mark, so that several
- * processes hand over one event at a time, in order; a process that dies in
- * between leaves the event to be handed over again.
+ * The row of a publisher holds its cursor. Events are numbered in the order of
+ * their commits: events up to the cursor are settled, later ones are not. The row
+ * is locked from reading the next event until marking it. So several processes
+ * deliver one event at a time, in order. If a process ends in between, the event
+ * is delivered again.
  *
  * @module
  */
@@ -17,16 +16,15 @@ import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
 
 /**
- * Puts publishers on record that are new. The file gets every event there is;
- * the webhook gets those that come after this, since its receiver was told
- * of no others.
+ * Records new publishers. The file receives every event of the history. The
+ * webhook receives only later events.
  */
 export async function registerPublishers(
   executor: Executor,
   names: readonly PublisherName[],
 ): Promise<void> {
   if (names.length === 0) return;
-  // Never an update: it would wait for a delivery that is under way.
+  // No update: it would wait for a running delivery.
   await executor.query(
     `insert into marketing_data_service.publisher (name, cursor)
      select name, case name when 'file' then 0
@@ -76,12 +74,12 @@ export interface Attempt {
 }
 
 /**
- * Hands over the next event, in a transaction that marks it.
+ * Delivers the next event, in a transaction that marks it.
  *
- * @returns `undefined` when there is none that may be handed over now.
- * @throws {ServiceError} with SQLSTATE 55P03 when other processes hand over
- * for longer than `lockTimeoutSeconds`; when aborted, or when the warehouse is
- * lost, the event is not marked and is handed over again.
+ * @returns `undefined` when no event can be delivered now.
+ * @throws {ServiceError} with SQLSTATE 55P03 when other processes deliver for
+ * longer than `lockTimeoutSeconds`. When it is aborted, or the warehouse is lost,
+ * the event is not marked and is delivered again.
  */
 export async function deliverNext(
   session: Session,
@@ -117,8 +115,8 @@ async function claimNext(
 ): Promise<ClaimedEvent | undefined> {
   const own = `name = ${literal(name)}`;
   const aim = target === null ? "null" : literal(target);
-  // Another receiver begins without the failures of the one before. A statement
-  // of its own looks for the event: it must see the row as it is under the lock.
+  // A new receiver starts without the failures of the old one. A separate statement
+  // reads the event: it must see the row under the lock.
   const [row] = await session.begin(
     { mode: "read committed", lockTimeoutSeconds },
     `select from marketing_data_service.publisher where ${own} for update;
@@ -228,8 +226,7 @@ async function giveUp(
 }
 
 /**
- * Lets a publisher go on that its receiver has stopped, with the events that
- * came since.
+ * Resumes a publisher that its receiver has stopped, with the events since then.
  *
  * @returns whether it was stopped.
  */

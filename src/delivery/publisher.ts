@@ -1,57 +1,56 @@
 /**
- * What a publisher is: something that takes events, one after another.
+ * The interface of a publisher, which delivers events one after another.
  *
  * @module
  */
 import type { PublisherName } from "../runs/event.ts";
 
-/** An event on its way out. */
+/** An event to deliver. */
 export interface OutgoingEvent {
   readonly eventId: string;
   readonly runId: string;
   readonly eventType: string;
-  /** As the event has it: UTC, six decimals, no offset. */
+  /** Time of the event: UTC, six decimals, no offset. */
   readonly timestamp: string;
   /** The event exactly as it is stored. */
   readonly payload: string;
 }
 
-/** What became of one attempt. Texts hold no secret. */
+/** Outcome of one attempt. Texts hold no secret. */
 export type Outcome =
   | { readonly kind: "delivered" }
   | {
     readonly kind: "failed";
     readonly error: string;
-    /** Seconds for which the receiver asked to be left alone. */
+    /** Seconds that the receiver asked to wait. */
     readonly retryAfterSeconds?: number;
   }
-  /** The receiver wants no more. */
+  /** The receiver refuses further events. */
   | { readonly kind: "gone"; readonly error: string };
 
-/** Takes events. */
+/** Delivers events to one destination. */
 export interface Publisher {
   readonly name: PublisherName;
-  /** Digest of where events go; another one is a new receiver. */
+  /** Digest of the destination; another digest is a new receiver. */
   readonly target: string | null;
-  /** Where events go, as logs may say it. */
+  /** Name of the destination in logs. */
   readonly label: string;
-  /** Seconds until an attempt may follow on this many failures in a row. */
+  /** Seconds before the next attempt after this number of consecutive failures. */
   readonly delaySeconds: (failures: number) => number;
   /**
-   * A remote receiver is left alone by every process for the delay that
-   * follows on a failure, and is not waited for without end. A local one is
-   * tried anew after each run, until it has everything.
+   * After a failure at a remote receiver, every process waits for the delay, and a
+   * command does not wait forever. A local one is retried after each run.
    */
   readonly isRemote: boolean;
   /**
-   * How long, and how often at least, it has to fail in a row until events
-   * that are as old are given up; `undefined` is for ever.
+   * Minimum seconds and number of consecutive failures after which events of that
+   * age are given up; `undefined` for never.
    */
   readonly giveUpAfter?: {
     readonly seconds: number;
     readonly failures: number;
   };
-  /** Hands over one event. Rejects only when aborted. */
+  /** Delivers one event. Rejects only when aborted. */
   readonly publish: (
     event: OutgoingEvent,
     signal: AbortSignal,

@@ -1,6 +1,6 @@
 /**
- * The webhook publisher: each event is posted as a CloudEvent, signed as
- * Standard Webhooks.
+ * The webhook publisher: posts each event as a CloudEvent, signed as Standard
+ * Webhooks specify.
  *
  * @module
  */
@@ -50,7 +50,7 @@ export async function webhookPublisher(
     delaySeconds(failures) {
       const base = Math.max(options.retryDelaySeconds, MIN_DELAY_SECONDS);
       const delay = Math.min(MAX_DELAY_SECONDS, base * 2 ** (failures - 1));
-      // Jitter of a quarter, so that those who failed together do not come back together.
+      // A jitter of a quarter spreads senders that failed together.
       return delay * (0.75 + Math.random() / 2);
     },
     publish: (event, signal) => post(url, signer, event, signal),
@@ -92,7 +92,7 @@ async function post(
         "webhook-signature": signer.sign(event.eventId, now, body),
       },
       body,
-      // Another address was not meant to get the event.
+      // The event is not meant for another address.
       redirect: "manual",
       signal: AbortSignal.any([signal, timeout]),
     });
@@ -105,7 +105,7 @@ async function post(
         : causeOf(error, url),
     };
   }
-  // Only the status counts: an answer may be long, or never end.
+  // Only the status counts: a body may be long or endless.
   response.body?.cancel().catch(() => {});
   return outcomeOf(response);
 }

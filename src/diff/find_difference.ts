@@ -1,6 +1,6 @@
 /**
- * What differs between the two sides of a table: whole, then among the rows
- * written lately or by bucket, then by row, each one query on either side.
+ * Finds what differs between the two sides of a table: whole tables first, then
+ * recent rows or buckets, then rows. Each step is one query on either side.
  *
  * @module
  */
@@ -38,7 +38,7 @@ import {
 } from "./queries.ts";
 import type { Table } from "../tables/declaration.ts";
 
-/** One side of the comparison: a session that sees the rows, and where they are. */
+/** One side of a comparison: a session that sees the rows, and their table. */
 export interface Side {
   readonly session: Session;
   /** Quoted, schema-qualified. */
@@ -46,7 +46,7 @@ export interface Side {
   readonly hasStableCtid: boolean;
 }
 
-/** Both sides of a table, and the hash that they can be compared by. */
+/** Both sides of a table, and the hash method of the comparison. */
 export interface Sides {
   readonly table: Table;
   readonly source: Side;
@@ -54,9 +54,9 @@ export interface Sides {
   readonly method: HashMethod;
 }
 
-/** What was known before. All of it is a hint: where it is wrong, that costs time, never a row. */
+/** Hints from the last load. A wrong hint costs time and never a row. */
 export interface ChangeHint {
-  /** Rows at the last load. */
+  /** Number of rows at the last load. */
   readonly rows: number;
   /** Whether rows were deleted from the source since then. */
   readonly hasDeletions: boolean;
@@ -64,31 +64,31 @@ export interface ChangeHint {
   readonly since?: string | undefined;
 }
 
-/** What is to be done. */
+/** The plan of a load. */
 export type Plan =
   | { readonly mode: Exclude<PlanMode, "delta"> }
   | { readonly mode: "delta"; readonly selection: Selection };
 
-/** What is to be done, and what both sides hold. */
+/** The plan, and the fingerprints of both sides. */
 export interface Compared {
   readonly plan: Plan;
   readonly wanted: Fingerprint;
   readonly present: Fingerprint;
 }
 
-/** Which rows a delta takes away from the target and copies from the source, as SQL conditions. */
+/** SQL conditions of the rows that a delta deletes from the target and copies from the source. */
 export interface Selection {
   readonly source: string;
   readonly target: string;
-  /** Rows that will be copied. */
+  /** Number of rows to copy. */
   readonly rows: number;
 }
 
 /**
- * Compares by content, first whole tables. What differs is looked for among the
- * rows that were written since the last load, and where these do not explain
- * the difference, by bucket. Of rows that were deleted nothing is left to find,
- * so where there are such, buckets are compared at once.
+ * Compares by content, first whole tables. Then it searches the rows that were
+ * written since the last load. Where these do not explain the difference, it
+ * compares buckets. Deleted rows leave no trace in recent rows, so after deletions
+ * it compares buckets at once.
  */
 export async function compareContent(
   sides: Sides,
@@ -109,8 +109,8 @@ export async function compareContent(
 }
 
 /**
- * The plan that replaces the target's rows with the keys of recent source rows;
- * `undefined` when that would not make the target equal to the source.
+ * Returns the plan that replaces the target rows with the keys of recent source
+ * rows, or `undefined` when that would not make the target equal to the source.
  */
 async function planFromRecent(
   sides: Sides,
@@ -166,7 +166,7 @@ async function compareBuckets(sides: Sides, bucketing: Bucketing) {
   };
 }
 
-/** What a side holds. */
+/** Returns the fingerprint of a side. */
 export async function wholeFingerprint(
   { session, relation }: Side,
   { table, method }: Pick<Sides, "table" | "method">,
@@ -188,12 +188,12 @@ async function bucketFingerprints(
   return parseBuckets(row!.buckets);
 }
 
-/** The fingerprint in a row with `count` and `checksum`. */
+/** Returns the fingerprint of a row with `count` and `checksum`. */
 export function fingerprintOf(row: Row): Fingerprint {
   return { count: Number(row.count), checksum: row.checksum };
 }
 
-/** Narrows the buckets that differ down to the rows that do, where these are not too many. */
+/** Narrows differing buckets to differing rows, unless there are too many. */
 async function selectInBuckets(
   sides: Sides,
   difference: BucketDifference,
@@ -213,7 +213,7 @@ async function selectInBuckets(
   return { source: condition, target: condition, rows };
 }
 
-/** The rows of one side for which the condition holds; `undefined` where they are more than `most`. */
+/** Returns the rows of one side that meet the condition, or `undefined` when there are more than `most`. */
 async function rowsWhere(
   { session, relation, hasStableCtid }: Side,
   { table, method }: Sides,

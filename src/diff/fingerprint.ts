@@ -1,10 +1,10 @@
 /**
- * Fingerprints: what a table holds, as a row count and a sum of row hashes,
- * whole or per bucket. Two tables with equal fingerprints hold the same rows,
- * duplicates included, in whatever order.
+ * Fingerprints: the row count and the sum of the row hashes of a table or of a
+ * bucket. Two tables with equal fingerprints hold the same rows, with the same
+ * duplicates, in any order.
  *
- * This module decides, from two of them, what has to be copied. It talks to no
- * database; the SQL that computes them is in `fingerprint_sql.ts`.
+ * This module decides from two fingerprints which rows to copy. It uses no
+ * database. The SQL is in `queries.ts`.
  *
  * @module
  */
@@ -22,8 +22,8 @@ export type Buckets = ReadonlyMap<number, Fingerprint>;
 /** How rows are sorted into buckets. */
 export interface Bucketing {
   /**
-   * The first column's hash is cheap to filter by, but a value that is in many
-   * rows puts them all in one bucket; the whole row's spreads any table.
+   * The hash of the first column is cheap to filter by, but a frequent value puts
+   * many rows into one bucket. The hash of the whole row spreads any table.
    */
   readonly by: "first column" | "row";
   /** How many, a power of two. */
@@ -88,7 +88,7 @@ export function diffRows(source: string, target: string): RowDifference {
     const theirs = there?.hash === hash ? there.ids : [];
     if (ours.length !== theirs.length) {
       difference.hashes.push(hash);
-      // Not by spreading: there is a limit to the arguments of a call.
+      // No spread: the number of arguments of a call is limited.
       for (const id of ours) difference.source.push(id);
       for (const id of theirs) difference.target.push(id);
       copied += BigInt(hash) * BigInt(ours.length);
@@ -131,11 +131,12 @@ function* rowsByHash(text: string): Generator<RowsOfHash, undefined> {
 }
 
 /**
- * What a table holds after a delta, from what it held before, what was deleted
- * and what this transaction wrote; `undefined` when that cannot be told.
+ * Returns the fingerprint of a table after a delta, from the fingerprints before,
+ * of the deleted and of the written rows. Returns `undefined` when they do not
+ * determine it.
  *
- * The rows that were not written are among those that were there and were not
- * deleted. If they are as many, they are the same ones.
+ * The rows that were not written are among the old rows that were not deleted.
+ * If there are as many, they are the same rows.
  */
 export function afterDelta(
   before: Fingerprint,
@@ -153,8 +154,8 @@ export function afterDelta(
 const MOST_BUCKETS = 65_536;
 
 /**
- * Number of buckets for a table of this size, so that each has some 400 rows:
- * more cost more to tell apart than they narrow down.
+ * Returns the number of buckets for a table of this size, about 400 rows each.
+ * More buckets cost more to compare than they save.
  */
 export function bucketCount(rows: number): number {
   let buckets = 256;

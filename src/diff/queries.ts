@@ -1,9 +1,9 @@
 /**
- * The SQL that fingerprints are computed with: the hash of a row, and what is
- * summed, found and deleted by it.
+ * The SQL of fingerprints: the hash of a row, and the queries that sum, find and
+ * delete rows by it.
  *
- * Operators are given the very types that they are declared for: one that fits
- * better, in any schema of the search path, would be called instead.
+ * Every operator gets exactly the types that it is declared for. Otherwise an
+ * operator of another schema in the search path could fit better.
  *
  * @module
  */
@@ -15,13 +15,13 @@ import type { Column } from "../tables/declaration.ts";
 export interface HashMethod {
   /**
    * `native` is PostgreSQL's own 64-bit hash. `text` is for two servers whose own
-   * hashes disagree (another byte order, another encoding) and costs several
-   * times as much.
+   * hashes differ (another byte order, another encoding). It costs several times
+   * as much.
    */
   readonly kind: "native" | "text";
   /**
-   * Signed 64-bit number, drawn for each snapshot. With a seed that is known
-   * beforehand, a text can be computed that has the hash of another one.
+   * Signed random 64-bit number of the snapshot. With a known seed, one can compute
+   * a text that has the hash of another text.
    */
   readonly seed: bigint;
 }
@@ -43,14 +43,12 @@ export function castToTarget(column: Column): string {
 }
 
 /**
- * The hash of a row as an SQL expression, such that equal hashes mean equal
- * bytes.
+ * Returns the hash of a row as an SQL expression. Equal hashes mean equal bytes.
  *
- * Every column is hashed with a seed of its own, and all but the first become
- * the seed of the first. So it is not linear in its columns: the sum over a
- * table changes when two rows exchange a value, which it does not for
- * `hash_record_extended` (31 times the columns before, plus the next one).
- * It also costs less than making a record.
+ * Each column is hashed with its own seed. The hashes of all columns but the
+ * first become the seed of the first. So the hash is not linear in its columns:
+ * the sum over a table changes when two rows exchange a value. The sum of
+ * `hash_record_extended` does not change then. Building a record also costs more.
  */
 export function rowHash(
   columns: readonly Column[],
@@ -68,7 +66,7 @@ export function rowHash(
     const seed = seedOf(method, index + 2);
     return `coalesce(${hashOf(bytesAsText(column), seed)}, ${seed})`;
   });
-  // NULL and the empty text are told apart by the seed.
+  // The seed distinguishes NULL from the empty text.
   const isNull = `(case when ${
     identifier(first.name)
   } is null then 1 else 0 end)::bigint`;
@@ -84,8 +82,8 @@ function hashOf(text: string, seed: string): string {
 }
 
 /**
- * A text that is equal exactly where the value's bytes are. PostgreSQL's own
- * hashes of 8-byte types take -0.0 for 0.0 and fold integers to 32 bits.
+ * Returns a text that is equal exactly when the bytes of the value are equal.
+ * PostgreSQL's own hashes treat -0.0 as 0.0, and fold integers to 32 bits.
  */
 function bytesAsText(column: Column): string {
   const value = castToTarget(column);
@@ -100,9 +98,8 @@ function bytesAsText(column: Column): string {
 }
 
 /**
- * The field with its length before it, so that no two rows run together to one
- * text. The length is of the bytes that are hashed: SQL_ASCII takes each for a
- * character.
+ * Returns the field after its length, so that two different rows never become the
+ * same text. The length counts bytes: SQL_ASCII treats each byte as a character.
  */
 function withLength(column: Column): string {
   const value = bytesAsText(column);
@@ -118,7 +115,7 @@ function bytesOf(text: string): string {
 }
 
 /**
- * An expression whose value is equal on two servers exactly when their row
+ * An expression that has the same value on two servers exactly when their row
  * hashes can be compared.
  */
 export const HASH_PROBE = `(select ${
@@ -167,8 +164,8 @@ function bucketNumber(
 }
 
 /**
- * SQL of the fingerprints by bucket, as one text for {@linkcode parseBuckets}:
- * tens of thousands of rows would cost more to receive than to compute.
+ * Returns SQL of the fingerprints by bucket, as one text for
+ * {@linkcode parseBuckets}: to receive many rows would cost more.
  */
 export function bucketsSql(
   from: string,
@@ -176,7 +173,7 @@ export function bucketsSql(
   method: HashMethod,
   bucketing: Bucketing,
 ): string {
-  // "offset 0" keeps the planner from guessing that there is a bucket a row, and sorting.
+  // "offset 0" keeps the planner from expecting one bucket per row, and from sorting.
   return `select coalesce(pg_catalog.string_agg(line, ',' order by bucket), '') as buckets from (
       select bucket, bucket::text || ' ' || pg_catalog.count(*)::text || ' ' || pg_catalog.sum(hash)::text as line from (
         select ${bucketNumber(columns, method, bucketing)}::int4 as bucket,
@@ -185,10 +182,10 @@ export function bucketsSql(
 }
 
 /**
- * SQL of the rows for which the condition holds, of at most one more than
- * `most`: `count`; `rows`, one text for {@linkcode diffRows} with
- * each row's hash and, where the table has such, its row id, ordered by the
- * hash's bytes; and `keys`, the hashes of their first columns.
+ * Returns SQL of the rows that meet the condition, at most `most` and one more.
+ * Its columns are `count`, `rows` and `keys`. `rows` is one text for
+ * {@linkcode diffRows}: the hash of each row and its ctid where that is stable,
+ * ordered by the bytes of the hash. `keys` has the hashes of the first columns.
  */
 export function rowsSql(
   from: string,
@@ -210,7 +207,7 @@ export function rowsSql(
 
 /** SQL condition that holds for the rows that the transaction with this 64-bit id and later ones have written. Needs a table with row ids. */
 export function writtenSinceSql(xid8: string): string {
-  // In a row there are the lower 32 bits.
+  // A row has the lower 32 bits.
   const xid = BigInt.asUintN(32, BigInt(xid8));
   return `pg_catalog.age(xmin) <= (select pg_catalog.age('${xid}'::pg_catalog.xid))`;
 }
@@ -261,12 +258,12 @@ export function deleteSql(
 }
 
 /**
- * SQL of the fingerprint of the rows that this transaction has written, columns
- * `count`, `checksum`, and of `total`, the number of all rows. Needs a table
- * with row ids.
+ * Returns SQL of the fingerprint of the rows that this transaction has written.
+ * Its columns are `count`, `checksum`, and `total` for all rows. Requires a table
+ * with a stable ctid.
  *
- * Nobody else writes while the table is locked, so what is not older than this
- * transaction is its own or a subtransaction's.
+ * The lock keeps other writers out. So rows that are not older than this
+ * transaction are its own or those of its subtransactions.
  */
 export function writtenRowsSql(
   relation: string,

@@ -1,6 +1,6 @@
 /**
- * Compares source and target as they are now and changes nothing: what
- * `verify` and `load --dry-run` do.
+ * Compares source and target and changes nothing, for `verify` and
+ * `load --dry-run`.
  *
  * @module
  */
@@ -40,22 +40,22 @@ import {
   type FoundTarget,
 } from "./target.ts";
 
-/** What comparing one table found. */
+/** The result of comparing one table. */
 export interface Comparison {
   readonly source: Fingerprint;
-  /** `null` where the target does not exist, or has another shape and is to be made anew. */
+  /** `null` where the target does not exist, or is replaced because its columns differ. */
   readonly target: Fingerprint | null;
   readonly plan: Plan;
   /** Rows that a load would copy. */
   readonly rowsToCopy: number;
 }
 
-/** What comparing one table gave. */
+/** The outcome of comparing one table. */
 export type ComparisonOutcome<T = Comparison> =
   | { readonly table: TableName; readonly comparison: T }
   | { readonly table: TableName; readonly error: ServiceError };
 
-/** Compares one table; the warehouse's session has a read-only transaction open. */
+/** Compares one table. The warehouse session has a read-only transaction open. */
 export type CompareTable<T> = (
   snapshot: Snapshot,
   table: Table,
@@ -63,8 +63,8 @@ export type CompareTable<T> = (
 ) => Promise<T>;
 
 /**
- * Compares the tables, all from one snapshot of the source and each in a
- * read-only transaction of the warehouse, without locks that hold anybody off.
+ * Compares the tables from one snapshot of the source, each in a read-only
+ * transaction of the warehouse, without locks that block others.
  *
  * @throws {ServiceError} when a database cannot be reached.
  */
@@ -105,14 +105,14 @@ export interface LoadToPlan {
   readonly recreate: boolean;
 }
 
-/** Compares as a load would that does what is asked: one that is full, or makes the tables anew, copies every row. */
+/** Returns a comparison as the load would make it. A full load, and one that recreates tables, copies every row. */
 export function comparedForLoad(load: LoadToPlan): CompareTable<Comparison> {
   return (...parts) => compareTable(...parts, load);
 }
 
 /**
  * Compares one table by content. With `load`, it also fails where that load
- * would fail for the target's sake.
+ * would fail because of the target.
  */
 export async function compareTable(
   snapshot: Snapshot,
@@ -171,7 +171,7 @@ async function compareSides(
 }
 
 /**
- * Checks that the source has a value wherever the target demands one.
+ * Checks that the source has no NULL where the target requires a value.
  *
  * @throws {ServiceError} `constraint_violated`, naming the column.
  */
@@ -197,7 +197,7 @@ async function checkNulls(
   const { schema, name } = table.target;
   throw new ServiceError(
     "constraint_violated",
-    `column "${column}" of ${schema}.${name} in the warehouse is NOT NULL, and the source has rows without a value`,
+    `column "${column}" of ${schema}.${name} in the warehouse is NOT NULL, and the source has NULL values`,
     { table: table.name },
   );
 }
@@ -209,7 +209,7 @@ function copyingAll(
   return { source, target, plan: { mode: "full" }, rowsToCopy: source.count };
 }
 
-/** Whether the rows of a table that is to be replaced can be compared with the source's. */
+/** Returns whether the rows of a table that will be replaced can be compared. */
 function isComparable(table: Table, found: FoundTarget): boolean {
   try {
     checkTarget(table, found);

@@ -1,10 +1,10 @@
 /**
- * How far a table's load is, and how long each of its phases took.
+ * The progress of a table's load, and the duration of each phase.
  *
  * @module
  */
 
-/** What a table's load is doing. */
+/** Phase of a table's load. */
 export type Phase =
   | "lock"
   | "compare"
@@ -14,7 +14,7 @@ export type Phase =
   | "wait"
   | "commit";
 
-/** A phase that is over, for the timeline of a run. */
+/** A finished phase, for the timeline of a run. */
 export interface PhaseTiming {
   readonly phase: Phase;
   /** Seconds since the table's load began. */
@@ -22,17 +22,17 @@ export interface PhaseTiming {
   readonly seconds: number;
 }
 
-/** How far a table's load is. */
+/** Progress of a table's load. */
 export interface Progress {
   readonly table: string;
   readonly phase: Phase;
   readonly rows: number;
   readonly bytes: number;
-  /** Rows that the phase will handle, when that is known. */
+  /** Number of rows of the phase, where it is known. */
   readonly totalRows: number | null;
 }
 
-/** Notes when phases begin and end, and tells the listener. */
+/** Measures phases and reports progress to the listener. */
 export class PhaseClock {
   readonly #started = performance.now();
   readonly #phases: PhaseTiming[] = [];
@@ -47,7 +47,7 @@ export class PhaseClock {
     this.#onProgress = onProgress;
   }
 
-  /** Begins a phase, which handles this many rows if that is known. */
+  /** Begins a phase with this number of rows, where it is known. */
   enter(phase: Phase, totalRows: number | null = null): void {
     this.#leave();
     this.#phase = phase;
@@ -56,7 +56,7 @@ export class PhaseClock {
     this.moved({ rows: 0, bytes: 0 });
   }
 
-  /** Tells how far the phase is. */
+  /** Reports the progress of the phase. */
   moved = ({ rows, bytes }: { rows: number; bytes: number }): void => {
     this.#onProgress({
       table: this.#table,
@@ -67,7 +67,7 @@ export class PhaseClock {
     });
   };
 
-  /** Ends the last phase; the whole duration, in seconds, and every phase. */
+  /** Ends the last phase. Returns the whole duration in seconds, and every phase. */
   stop(): { seconds: number; phases: readonly PhaseTiming[] } {
     this.#leave();
     return {

@@ -1,5 +1,5 @@
 /**
- * The one view of the source that all tables of a run are read from.
+ * The snapshot of the source, which every table of a run is read from.
  *
  * @module
  */
@@ -23,72 +23,72 @@ import {
 } from "./source_tables.ts";
 import type { Table, TableName } from "../tables/declaration.ts";
 
-/** Where a source table was in its history when the snapshot was taken. */
+/** The state of a source table when the snapshot was taken. */
 export interface SourceWatermark {
-  /** Rows ever deleted from it, by the server's statistics, which lag behind. */
+  /** Number of rows ever deleted, by the server's statistics. They lag behind. */
   readonly deletions: string;
-  /** 64-bit id of the oldest transaction that was not over. */
+  /** 64-bit id of the oldest running transaction. */
   readonly xid: string;
 }
 
-/** A snapshot of the source, held open until it is disposed of. */
+/** A snapshot of the source. Disposing closes it. */
 export interface Snapshot extends AsyncDisposable {
-  /** When it was taken, UTC, as `2025-08-26T21:19:33.123456`. */
+  /** Time of the snapshot in UTC, such as `2025-08-26T21:19:33.123456`. */
   readonly takenAt: string;
   /** Value of {@linkcode HASH_PROBE} on the source. */
   readonly hashProbe: string;
   readonly encoding: string;
-  /** Seed of the row hashes that are compared under it. */
+  /** Seed of the row hashes. */
   readonly seed: bigint;
-  /** Per table whose server tells it, what the next load can begin its search with. */
+  /** Watermarks, from which the next load searches. */
   readonly marks: ReadonlyMap<TableName, SourceWatermark>;
-  /** Tables whose rows can be found again by their ctid. */
+  /** Tables whose rows keep their ctid. */
   readonly withStableCtid: ReadonlySet<TableName>;
-  /** Tables that the snapshot gives the same rows of each time: no view computes them. */
+  /** Tables that are no views, so that each read returns the same rows. */
   readonly repeatable: ReadonlySet<TableName>;
-  /** The error with its cause where recovery of a standby is that. Any other is returned as it is. */
+  /** Returns the error with recovery of the standby as its cause, where it can be. */
   readonly explain: (error: unknown) => unknown;
-  /** Per table, warnings about its source, or why it cannot be loaded. */
+  /** Warnings about each source table, or the reason why it cannot be loaded. */
   readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
   /**
-   * A session that reads the table as the snapshot has it. The caller begins to
-   * close it; the snapshot waits for the end of that when it is disposed of.
+   * Returns a session that reads the table in the snapshot. The caller starts to
+   * close it. Disposing the snapshot waits until it is closed.
    *
    * @throws {ServiceError} `snapshot_lost` when the source no longer has the
    * snapshot, or the table can no longer be read in it.
    */
   readonly openReader: (table: Table) => Promise<Session>;
   /**
-   * To be called when the table has been read: sees to it that what was read is
-   * what was locked. A schema can be renamed and a partition attached although
-   * the tables are locked.
+   * Checks, after the table was read, that the relations that were read are the
+   * locked ones. A locked table does not keep others from renaming its schema or
+   * attaching a partition.
    *
    * @throws {ServiceError} `snapshot_lost`.
    */
   readonly confirm: (table: Table) => Promise<void>;
 }
 
-/** Times that the snapshot is taken anew because DDL came between it and its readers. */
+/** The maximum number of snapshots, when DDL commits between a snapshot and its readers. */
 const MAX_SNAPSHOTS = 5;
 
 /**
- * Opens the snapshot and checks the source tables' shapes.
+ * Opens the snapshot and checks the columns of the source tables.
  *
- * The tables and all that is under them are locked (ACCESS SHARE, as any SELECT
- * does) before the snapshot is taken. Without that, a TRUNCATE, a rewriting ALTER
+ * The tables, and the relations under views, are locked before the snapshot is
+ * taken (ACCESS SHARE, as for any SELECT). Without that, a TRUNCATE, a rewriting ALTER
  * or a REFRESH MATERIALIZED VIEW that commits between the snapshot and the first
- * read would make the table look empty or newer, since none of them respects
- * older snapshots. So the transaction is READ COMMITTED: in another one the
- * first lock on a view would take the snapshot as well. What it exports is the
- * snapshot of that one statement, which stays valid until the transaction ends.
+ * read would make the table look empty or newer. None of them respects older
+ * snapshots. The transaction is READ COMMITTED: in any other, the first lock on
+ * a view would also take the snapshot. It exports the snapshot of one statement,
+ * which stays valid until the transaction ends.
  *
- * Each table's reader is opened along with the snapshot: one that came later
- * would queue behind DDL that itself waits for the snapshot's lock.
+ * The reader of each table is opened with the snapshot. A later reader would
+ * queue behind DDL that waits for the snapshot's lock.
  *
- * @param isLastAttempt whether a lock that is not free fails its table alone,
- * rather than the attempt.
- * @throws {ServiceError} when the source cannot be reached or read at all. What
- * is wrong with one table is in `tables`.
+ * @param isLastAttempt whether a busy lock fails only its table, and not the
+ * attempt.
+ * @throws {ServiceError} when the source cannot be reached or read. A failure of
+ * one table is in `tables`.
  */
 export async function openSnapshot(
   config: Config,
@@ -167,7 +167,7 @@ export async function openSnapshot(
             await confirmDependencies(holder, table, reads);
           } catch (error) {
             if (!isLost(error)) throw error;
-            // The readers' own locks have outlived it.
+            // The readers hold their own locks.
             const other = await Session.open(config.olist, connection);
             sessions.push(other);
             await confirmDependencies(other, table, reads);
@@ -187,13 +187,13 @@ export async function openSnapshot(
   }
 }
 
-/** The least time to wait for a lock; 0 would be no limit. */
+/** The minimum lock timeout in seconds; 0 would disable it. */
 const AT_ONCE_SECONDS = 0.001;
 
-/** One table could not be locked, which ended the transaction; the table is marked as failed. */
+/** A table could not be locked, which ended the transaction. The table is marked as failed. */
 class LockRefused extends Error {}
 
-/** Locks all tables, in the transaction that is open. */
+/** Locks all tables in the open transaction. */
 async function lockAll(
   config: Config,
   session: Session,
@@ -202,17 +202,17 @@ async function lockAll(
   isLastAttempt: boolean,
 ): Promise<void> {
   for (const table of tables) {
-    // It will be refused, and only to plan its query may ask another server.
+    // It is refused later. Planning its query could contact another server.
     if (table.kind === "f") continue;
     try {
       const lock = () => session.query(lockSql(table));
-      // To plan a view may call its functions.
+      // Planning a view can call its functions.
       await (isLockable(table.kind) ? lock() : session.withOwnSearchPath(lock));
     } catch (error) {
       if (
         !(error instanceof ServiceError) || !error.sqlstate || session.failure
       ) throw error;
-      // It was there a moment ago: whether it still is, is for another look to say.
+      // It existed a moment ago. Another snapshot shows whether it still does.
       if (GONE.has(error.sqlstate)) {
         throw snapshotLost(table, error.message, error);
       }
@@ -231,15 +231,15 @@ function lockFailure(
 ): ServiceError {
   const name = `${source.schema}.${source.name}`;
   if (error.sqlstate !== "55P03") return error.of(table);
-  const what = kind === "v" ? `${name} or what is under it` : name;
+  const what = kind === "v" ? `${name} or a relation under it` : name;
   return new ServiceError(
     "source_locked",
-    `${what} is locked by another session in the source for more than ${lockTimeoutSeconds} s`,
+    `another session in the source locks ${what} for more than ${lockTimeoutSeconds} s`,
     { table, cause: error, sqlstate: error.sqlstate },
   );
 }
 
-/** The tables that can be loaded; the others go to `found` with the reason. */
+/** Returns the tables that can be loaded. Puts the others into `found` with the reason. */
 function withoutUnsupported(
   tables: readonly SourceTable[],
   reads: readonly SourceRelation[],
@@ -249,7 +249,7 @@ function withoutUnsupported(
     const ours = reads.filter((read) => read.table === table.name);
     if (!ours.some((read) => read.isSource && read.oid === table.oid)) {
       const { schema, name } = table.source;
-      throw snapshotLost(table, `${schema}.${name} was exchanged`);
+      throw snapshotLost(table, `${schema}.${name} was replaced`);
     }
     const reason = unsupportedReason(table, ours);
     if (reason) found.set(table.name, reason);
@@ -257,7 +257,7 @@ function withoutUnsupported(
   });
 }
 
-/** @throws {ServiceError} `snapshot_lost` when other relations are read by now than were before. */
+/** @throws {ServiceError} `snapshot_lost` when the table now reads other relations. */
 async function confirmDependencies(
   session: Session,
   table: Table,
@@ -270,7 +270,7 @@ async function confirmDependencies(
   const { schema, name } = table.source;
   throw snapshotLost(
     table,
-    `what is read as ${schema}.${name} was exchanged during the load`,
+    `a relation that ${schema}.${name} reads was replaced during the load`,
   );
 }
 
@@ -290,7 +290,7 @@ async function openReader(
       {
         mode: "repeatable read read only",
         timezone: config.loadTimezone,
-        // Waiting here would be for DDL that waits for the snapshot: neither would end.
+        // Waiting would deadlock with DDL that waits for the snapshot.
         lockTimeoutSeconds: AT_ONCE_SECONDS,
         hasOwnSearchPath: !isLockedFirst,
       },
@@ -301,7 +301,7 @@ async function openReader(
         }ms'`,
       ].join(";\n"),
     );
-    // That the snapshot was there after the lock says that no DDL came before it.
+    // The snapshot still exists after the lock, so no DDL committed before it.
     if (!isLockedFirst) {
       await holder.query("select 1").catch((error) => {
         throw isLost(error) ? snapshotLost(table, error.message, error) : error;
@@ -318,8 +318,9 @@ async function openReader(
 }
 
 /**
- * The error of a standby whose recovery may be its cause. Nothing else rolls a
- * read-only transaction back there. A lost connection can have other causes.
+ * Returns the error with the standby's settings as remedy where recovery may be
+ * its cause. Nothing else rolls a read-only transaction back on a standby. A lost
+ * connection can have other causes.
  */
 function asRecoveryConflict(error: unknown, { olist }: Config): unknown {
   if (!(error instanceof ServiceError)) return error;
@@ -342,7 +343,7 @@ function asRecoveryConflict(error: unknown, { olist }: Config): unknown {
   );
 }
 
-/** Whether the session is gone or out of reach; its server may have said so before its end was noticed. */
+/** Returns whether the session is lost or unreachable. */
 function isLost(error: unknown): error is ServiceError {
   return error instanceof ServiceError &&
     (error.code === "connection_lost" || error.code === "stalled");
@@ -355,14 +356,14 @@ function snapshotLost(
 ): ServiceError {
   return new ServiceError(
     "snapshot_lost",
-    `the source's snapshot is gone or overtaken by DDL (${reason})`,
+    `the source's snapshot ended, or DDL changed the table (${reason})`,
     { table, cause, sqlstate: cause?.sqlstate },
   );
 }
 
 /**
- * SQLSTATEs that say that a snapshot can no longer be read from: 22023 invalid
- * or unknown identifier, 55000 its transaction is over, 42704 no such file,
- * 55P03 DDL is waiting for the table; or that the table is gone.
+ * SQLSTATEs of a snapshot that can no longer be read: 22023 for an unknown
+ * identifier, 55000 for an ended transaction, 42704 for a missing file, 55P03 for
+ * DDL that waits for the table; and those of a missing table.
  */
 const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", ...GONE]);

@@ -1,6 +1,6 @@
 /**
- * The source's tables, which may be views: found, locked with all that is under
- * them, and checked.
+ * Finds the source tables, locks them with the relations under views, and checks
+ * their columns.
  *
  * @module
  */
@@ -16,17 +16,17 @@ import {
   type TableName,
 } from "../tables/declaration.ts";
 
-/** A source table, or what stands in its place, that may be read. */
+/** A readable source table, view or the like. */
 export interface SourceTable extends Table {
   readonly oid: number;
   /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
   readonly kind: string;
 }
 
-/** What is known of each table: warnings about its source, or why it cannot be loaded. */
+/** Warnings about each source table, or the reason why it cannot be loaded. */
 export type SourceChecks = Map<TableName, readonly string[] | ServiceError>;
 
-/** The tables that exist and may be read; the others go to `found` with the reason. */
+/** Returns the tables that exist and can be read. Puts the others into `found` with the reason. */
 export async function findReadable(
   session: Session,
   tables: readonly Table[],
@@ -49,7 +49,7 @@ export async function findReadable(
       const error = row
         ? new ServiceError(
           "permission_denied",
-          `role "${session.config.user}" may not read ${schema}.${name} in the source`,
+          `role "${session.config.user}" has no privilege to read ${schema}.${name} in the source`,
           {
             table: table.name,
             remedy:
@@ -69,13 +69,12 @@ export async function findReadable(
 }
 
 /**
- * SQL that takes the locks that reading the table takes, and reads nothing.
+ * Returns SQL that takes the locks of reading the table, and reads nothing.
  *
- * A table is locked along with its partitions and children. LOCK goes down into
- * a view as well, but it passes over the materialized views there and asks more
- * rights of the view's owner than a SELECT does. To plan a query locks all that
- * the query reads, and asks for what the query asks for. With `where false` it
- * would leave out what the planner then need not look at.
+ * LOCK includes partitions and children. On a view, LOCK skips materialized views
+ * and requires more privileges of the owner than SELECT does. Planning a query
+ * locks every relation that the query reads, with the privileges of the query.
+ * With `where false` the planner would skip some of them.
  */
 export function lockSql({ kind, source }: SourceTable): string {
   return isLockable(kind)
@@ -83,30 +82,30 @@ export function lockSql({ kind, source }: SourceTable): string {
     : `explain select * from ${qualified(source)}`;
 }
 
-/** Whether LOCK takes all that is read, and takes it without a snapshot. */
+/** Returns whether LOCK covers every relation that is read, without taking a snapshot. */
 export function isLockable(kind: string): boolean {
   return kind === "r" || kind === "p";
 }
 
-/** A relation that is read when a source table is: itself, under a view, a partition, a child. */
+/** A relation that reading a source table reads: the table, a relation under a view, a partition or a child. */
 export interface SourceRelation {
   readonly table: TableName;
   readonly oid: number;
   readonly kind: string;
-  /** Its name, schema-qualified, quoted where it has to be. */
+  /** Schema-qualified name, quoted where needed. */
   readonly relation: string;
   readonly isSource: boolean;
   readonly hasStableCtid: boolean;
-  /** Rows ever deleted from it, by the server's statistics. */
+  /** Number of rows ever deleted, by the server's statistics. */
   readonly deletions: string;
-  /** The source, or a materialized view or foreign table that a query of it plans to read, and so has locked. */
+  /** Whether it is the source, or a materialized view or foreign table that planning its query has locked. */
   readonly isAsked: boolean;
   readonly isPopulated: boolean;
 }
 
 /**
- * What is read when the tables are, as the catalog says. What the functions in a
- * view read is not among it.
+ * Returns the relations that reading the tables reads, by the catalog. Relations
+ * that functions of a view read are not included.
  */
 export async function findDependencies(
   session: Session,
@@ -136,7 +135,7 @@ export async function findDependencies(
   return reads.flat();
 }
 
-/** Kinds of relations that have rows. */
+/** Kinds of relations with rows. */
 const KINDS = "'r', 'p', 'v', 'm', 'f'";
 
 const READ_COLUMNS =
@@ -158,17 +157,17 @@ function readOf(table: TableName, row: Row, isSource: boolean): SourceRelation {
   };
 }
 
-/** The relations under a view, the partitions of a table and its children, however deep. */
+/** Returns the relations under a view, the partitions and the children, at any depth. */
 async function findUnderlying(
   session: Session,
   table: TableName,
   oid: number,
 ): Promise<SourceRelation[]> {
   const rows = await session.query(
-    `with recursive beneath (oid) as (
+    `with recursive underlying (oid) as (
        values (${oid}::oid)
        union
-       select next.oid from beneath join pg_catalog.pg_class c on c.oid = beneath.oid, lateral (
+       select next.oid from underlying join pg_catalog.pg_class c on c.oid = underlying.oid, lateral (
          select i.inhrelid as oid from pg_catalog.pg_inherits i where i.inhparent = c.oid
          union all
          select d.refobjid from pg_catalog.pg_rewrite r join pg_catalog.pg_depend d
@@ -178,14 +177,14 @@ async function findUnderlying(
        ) next)
      select ${READ_COLUMNS}, c.relkind in ('m', 'f') and exists (select from pg_catalog.pg_locks l
          where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.relation = c.oid) as asked
-     from beneath join pg_catalog.pg_class c on c.oid = beneath.oid
+     from underlying join pg_catalog.pg_class c on c.oid = underlying.oid
        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where c.relkind in (${KINDS}) and c.oid <> ${oid} order by c.oid`,
   );
   return rows.map((row) => readOf(table, row, false));
 }
 
-/** Why a table cannot be loaded that reads these relations, or `undefined`. */
+/** Returns why a table that reads these relations cannot be loaded, or `undefined`. */
 export function unsupportedReason(
   { name: table, source }: Table,
   reads: readonly SourceRelation[],
@@ -199,7 +198,7 @@ export function unsupportedReason(
         foreign.isSource
           ? "is a foreign table"
           : `reads the foreign table ${foreign.relation}`
-      }, whose rows are of no snapshot of the source`,
+      }, and the source snapshot does not cover foreign tables`,
       { table },
     );
   }
@@ -216,7 +215,7 @@ export function unsupportedReason(
   );
 }
 
-/** Checks every table's columns. */
+/** Checks the columns of every table. */
 export async function checkColumns(
   session: Session,
   tables: readonly SourceTable[],
@@ -268,7 +267,9 @@ function checkColumnsOf(
     .map((c) => `"${c.column}"`);
   if (extra.length > 0) {
     warnings.push(
-      `${schema}.${name} has columns that are not loaded: ${extra.join(", ")}`,
+      `${schema}.${name} has columns that the load ignores: ${
+        extra.join(", ")
+      }`,
     );
   }
   return warnings;

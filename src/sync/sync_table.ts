@@ -1,6 +1,6 @@
 /**
- * One table: lock, compare, apply, verify. What is written stays uncommitted;
- * the caller commits.
+ * Makes one table equal to its source: lock, compare, apply, verify. The caller
+ * commits.
  *
  * @module
  */
@@ -38,28 +38,28 @@ import {
   type Target,
 } from "./target.ts";
 
-/** What a load needs to know of its surroundings. */
+/** The surroundings of a table's load. */
 export interface SyncContext {
   readonly config: Config;
   readonly connection: ConnectionOptions;
   readonly snapshot: Snapshot;
   readonly mode: "auto" | "full";
-  /** Drop the target and make it anew. */
+  /** Whether the target is dropped and created again. */
   readonly recreate: boolean;
-  /** Whether the transaction loads no other table: then constraints that were deferred act before the table is verified. */
+  /** Whether the transaction loads no other table. Deferred constraints then fire before the table is verified. */
   readonly isAlone: boolean;
-  /** What is known of each table's last load; a hint only. */
+  /** The last load of each table, where it is known. It is only a hint. */
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
   readonly onProgress: (progress: Progress) => void;
 }
 
-/** What the last load of a table left to know. */
+/** The last load of a table. */
 export interface LastLoad {
   readonly rows: number;
   readonly mark: SourceWatermark;
 }
 
-/** A table that holds the source's rows, verified, in a transaction that is still open. */
+/** A table that holds the source's rows, verified, in an open transaction. */
 export interface TableResult {
   readonly table: Table;
   readonly mode: PlanMode;
@@ -74,17 +74,17 @@ export interface TableResult {
   readonly warnings: readonly string[];
   readonly seconds: number;
   readonly phases: readonly PhaseTiming[];
-  /** Nothing acts on the target's rows but what is done to them. */
+  /** Whether writing to the target calls no function of others. */
   readonly hasNoSideEffects: boolean;
   /**
-   * Compares all of the target with the snapshot once more.
+   * Compares all of the target with the snapshot again.
    *
    * @throws {ServiceError} `verification_failed`.
    */
   readonly verifyAgain: () => Promise<void>;
 }
 
-/** Settings of the warehouse's side of a load. */
+/** Returns the settings of the warehouse's transaction. */
 export function warehouseTransaction(config: Config) {
   return {
     mode: "read committed",
@@ -97,7 +97,7 @@ export function warehouseTransaction(config: Config) {
  * Makes the target equal to the snapshot, in the transaction that `warehouse`
  * has open, and verifies it there.
  *
- * @throws {ServiceError} with the table's name; `warehouse` must then be given up.
+ * @throws {ServiceError} with the table's name. The caller then destroys `warehouse`.
  */
 export async function syncTable(
   context: SyncContext,
@@ -159,7 +159,7 @@ export async function syncTable(
         ...warnings,
         ...(sides.method.kind === "text"
           ? [
-            "the servers hash rows differently, so a slower hash of the text was compared",
+            "the servers hash rows differently, so a slower text hash was compared",
           ]
           : []),
       ],
@@ -171,18 +171,22 @@ export async function syncTable(
   }
 }
 
-/** Whether the source's table can no longer be found by its name: its schema may have been renamed. */
+/** Returns whether the source's table is missing under its name. Its schema may have been renamed. */
 function isGoneInSource(error: unknown, warehouse: Session): boolean {
   return error instanceof ServiceError && GONE.has(error.sqlstate ?? "") &&
     !isFrom(warehouse, error);
 }
 
-/** Whether that session's server reported it. */
+/** Returns whether the server of that session reported the error. */
 function isFrom({ config }: Session, { server }: ServiceError): boolean {
   return server === config.label;
 }
 
-/** What is to be told of the source table. Throws when it cannot be loaded. */
+/**
+ * Returns the warnings about the source table.
+ *
+ * @throws {ServiceError} when it cannot be loaded.
+ */
 export function warningsOf(
   snapshot: Snapshot,
   table: Table,
@@ -192,7 +196,7 @@ export function warningsOf(
   return warnings;
 }
 
-/** Waits for both; when one fails, the other's session is cut and the failure is thrown. */
+/** Waits for both. When one fails, destroys the reader and throws the failure. */
 export async function bothSides<T>(
   reader: Promise<Session>,
   other: Promise<T>,
@@ -206,7 +210,7 @@ export async function bothSides<T>(
   return [opened.value, done.value];
 }
 
-/** Both sides of a comparison. */
+/** Returns both sides of a comparison. */
 export function sidesOf(
   table: Table,
   snapshot: Snapshot,
@@ -232,14 +236,14 @@ export function sidesOf(
   };
 }
 
-/** What is to be done, and what the sides hold as far as that is known by now. */
+/** The plan, and the fingerprints of both sides where they are known. */
 interface Decided {
   readonly plan: Plan;
   readonly wanted?: Fingerprint;
   readonly present?: Fingerprint;
 }
 
-/** A full load needs no comparison; anything else is decided by content. */
+/** Returns the plan. A full load needs no comparison. */
 async function compare(
   context: SyncContext,
   sides: Sides,
@@ -250,10 +254,10 @@ async function compare(
     : await compareContent(sides, expectation(context, sides.table));
 }
 
-/** Above this the server's own 32-bit ids have come round. */
+/** The maximum distance of two transactions: beyond it, 32-bit transaction ids wrap around. */
 const MAX_TRANSACTIONS = 2n ** 31n - 1_000_000n;
 
-/** What can be told of the difference from what the source's server says of the table. */
+/** Returns what the statistics of the source say about the changes since the last load. */
 function expectation(
   { snapshot, lastLoads }: SyncContext,
   table: Table,
@@ -271,13 +275,13 @@ function expectation(
   };
 }
 
-/** What was written, and what is to be found in the target afterwards. */
+/** The rows that were written, and the fingerprint that the target must have. */
 interface Applied {
   readonly rowsInserted: number;
   readonly rowsDeleted: number;
   readonly bytesCopied: number;
   readonly wanted: Fingerprint;
-  /** What a delta deleted, where its rows were hashed as they went. */
+  /** The fingerprint of the deleted rows, where the delete returned it. */
   readonly deleted?: Fingerprint | undefined;
 }
 
@@ -297,7 +301,7 @@ async function apply(
 
   if (!target.isNew) checkDeletable(table, target);
   clock.enter("delete");
-  // The source's fingerprint is taken while the warehouse deletes: the two servers work side by side.
+  // The source hashes its rows while the warehouse deletes.
   const needsFingerprint = !wanted && config.verify === "content";
   const [deleted, measured] = await Promise.all([
     writeTo(
@@ -338,7 +342,7 @@ function writeTo<T>(
   return callsFunctions ? warehouse.withOwnSearchPath(write) : write();
 }
 
-/** Takes the selected rows out of the target, or all of them. */
+/** Deletes the selected rows of the target, or all rows. */
 async function deleteRows(
   { table, target: { session, hasStableCtid }, method }: Sides,
   { relation, isNew }: Target,
@@ -362,7 +366,7 @@ async function deleteRows(
 }
 
 /**
- * Compares what the target holds now, uncommitted, with the snapshot.
+ * Compares the uncommitted target with the snapshot.
  *
  * @throws {ServiceError} `verification_failed`.
  */
@@ -374,7 +378,7 @@ async function verify(
   { wanted, deleted, rowsInserted, rowsDeleted }: Applied,
 ): Promise<Pick<TableResult, "sourceCount" | "targetCount" | "checksum">> {
   if (plan.mode === "unchanged") {
-    // The comparison was the verification.
+    // The comparison is the verification.
     const { count, checksum } = wanted;
     return { sourceCount: count, targetCount: count, checksum };
   }
@@ -383,7 +387,7 @@ async function verify(
   }
   const byContent = context.config.verify === "content";
   const held = !byContent && target.hasNoSideEffects
-    // What the server said that it deleted and took is what there is.
+    // Nothing else changes the rows, so the counts of the server are exact.
     ? countAs((present?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
     : (byContent && present && deleted &&
       await heldAfterDelta(sides, present, deleted)) ||
@@ -445,7 +449,7 @@ async function commandId(warehouse: Session): Promise<number> {
   return Number(row!.command);
 }
 
-/** What a side holds, as far as VERIFY asks for it. */
+/** Returns the fingerprint of a side: count and content, or the count only, as VERIFY says. */
 async function measure(
   { config }: SyncContext,
   side: Side,
@@ -484,19 +488,19 @@ function checkHeld(
   }
 }
 
-/** What to look for, as far as it can be known which side is to blame. */
+/** Returns the remedy of a mismatch, by the side that can cause it. */
 function mismatchRemedy(
   { source, target }: Table,
   isRepeatable: boolean,
   hasNoSideEffects: boolean,
 ): string {
   const view =
-    `${source.schema}.${source.name} is a view: look for what makes it give other rows each time it is read, such as random() or clock_timestamp()`;
+    `${source.schema}.${source.name} is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp()`;
   const triggers =
-    `look for triggers, rules or foreign keys on ${target.schema}.${target.name}, or leading there, that change or drop rows`;
+    `look for triggers, rules or foreign keys that change rows of ${target.schema}.${target.name}`;
   if (isRepeatable) {
     return hasNoSideEffects
-      ? "Nothing on either side explains it: report this with the log."
+      ? "Report this with the log: no trigger and no view explains it."
       : `The target was rolled back: ${triggers}.`;
   }
   return hasNoSideEffects
@@ -505,9 +509,8 @@ function mismatchRemedy(
 }
 
 /**
- * What the target holds after a delta, without hashing again what was not
- * touched; `undefined` when something else than the delta, such as a trigger,
- * changed the table as well.
+ * Returns the fingerprint of the target after a delta, without hashing unchanged
+ * rows again. Returns `undefined` when a trigger or the like also changed rows.
  */
 async function heldAfterDelta(
   { table, target: { session, relation }, method }: Sides,
@@ -530,12 +533,12 @@ async function countRows(
   return countAs(Number(row!.count));
 }
 
-/** A number of rows of which no content is known. */
+/** Returns a fingerprint with a row count only. */
 function countAs(count: number): Fingerprint {
   return { count, checksum: "" };
 }
 
-/** The error with the table's name in it, and in the terms of what was being done. */
+/** Returns the error with the table's name, and with a code that fits the phase. */
 export function forTable(
   error: unknown,
   table: Table,
@@ -554,7 +557,7 @@ export function forTable(
   if (error.sqlstate === "55P03" && isTarget && isLocked) {
     return new ServiceError(
       "target_locked",
-      `a trigger or foreign key of ${schema}.${name} waits for a lock that is not free (${error.message})`,
+      `a trigger or foreign key of ${schema}.${name} waits for a lock of another session (${error.message})`,
       {
         ...details,
         remedy:
@@ -569,8 +572,8 @@ export function forTable(
       details,
     );
   }
-  // XX000 is how a wait for a lock ends when the table is dropped. Under the lock
-  // all of these say something else: of what a trigger uses, or of a file that may not grow.
+  // XX000 ends a wait for a lock when the table is dropped. Under the lock, these
+  // codes mean something else, such as a file that must not grow.
   const mayBeDropped = isTarget && !isLocked;
   if (
     mayBeDropped &&
@@ -578,25 +581,25 @@ export function forTable(
   ) {
     return new ServiceError(
       "target_dropped",
-      `${schema}.${name} went away during the load (${error.message})`,
+      `${schema}.${name} was dropped during the load (${error.message})`,
       details,
     );
   }
   if (!isTarget && error.sqlstate === "22021") {
     return new ServiceError(
       "value_invalid",
-      `${table.source.schema}.${table.source.name} holds bytes that are no UTF-8 (${error.message})`,
+      `${table.source.schema}.${table.source.name} contains invalid UTF-8 (${error.message})`,
       {
         ...details,
         remedy:
-          "Correct the texts in the source: a SQL_ASCII database takes any bytes, and only UTF-8 can be loaded from it.",
+          "Correct the texts in the source. A SQL_ASCII database accepts any bytes, but only UTF-8 can be loaded.",
       },
     );
   }
   if (isTarget && error.sqlstate === "22P05") {
     return new ServiceError(
       "value_invalid",
-      `the encoding of the warehouse, ${warehouse.serverEncoding}, has no place for a character (${error.message})`,
+      `the warehouse encoding ${warehouse.serverEncoding} cannot represent a character (${error.message})`,
       {
         ...details,
         remedy:

@@ -1,5 +1,5 @@
 /**
- * The warehouse table: found, checked, locked, made, put in place.
+ * Finds, checks, locks, creates and replaces the warehouse table.
  *
  * @module
  */
@@ -17,35 +17,35 @@ import {
   storageOf,
 } from "./recreate.ts";
 
-/** The warehouse table that rows are written into. */
+/** The warehouse table that a load writes. */
 export interface Target {
   /** Quoted, schema-qualified. */
   readonly relation: string;
   readonly oid: number;
-  /** Made in this transaction, so empty and seen by nobody. */
+  /** Whether this transaction created it, so that it is empty and invisible to others. */
   readonly isNew: boolean;
   readonly hashProbe: string;
   readonly hasStableCtid: boolean;
-  /** Nothing acts on its rows but what is done to them: writing to it calls no function of others. */
+  /** Whether writing to it calls no function of others. */
   readonly hasNoSideEffects: boolean;
-  /** Writing to it may call functions of others, which may need the role's own search path. */
+  /** Whether writing to it may call functions of others. They may need the role's own search path. */
   readonly callsFunctions: boolean;
-  /** Published, and without the replica identity that a DELETE then needs. */
+  /** Whether it is published without the replica identity that a DELETE then needs. */
   readonly lacksReplicaIdentity: boolean;
 }
 
 /** A column of the warehouse table. */
 export interface FoundColumn {
   readonly name: string;
-  /** As declared; a domain by its name. */
+  /** Declared type; a domain by its name. */
   readonly declared: string;
-  /** The type whose values are stored: a domain's base type. */
+  /** Stored type: the base type of a domain. */
   readonly type: string;
   readonly isGenerated: boolean;
   readonly isNotNull: boolean;
 }
 
-/** What the warehouse has in the target's place. */
+/** The object that has the target's name in the warehouse. */
 export interface FoundTarget {
   readonly exists: boolean;
   readonly oid: number | null;
@@ -54,27 +54,27 @@ export interface FoundTarget {
   readonly columns: readonly FoundColumn[];
   readonly hashProbe: string;
   readonly hasStableCtid: boolean;
-  /** Writing to it may call functions of others: in triggers, rules, checks, domains, indexes or parts. */
+  /** Whether writing to it may call functions of others: in triggers, rules, checks, domains, indexes or partitions. */
   readonly callsFunctions: boolean;
-  /** Tables that inherit from it, quoted, schema-qualified; a partitioned table's own parts are none. */
+  /** Quoted, qualified names of tables that inherit from it. Partitions do not count. */
   readonly children: readonly string[];
-  /** Foreign tables among a partitioned table's parts, likewise. */
+  /** Quoted, qualified names of its foreign partitions. */
   readonly foreignParts: readonly string[];
-  /** Rules that run something else in place of a DELETE. */
+  /** Rules that replace a DELETE. */
   readonly insteadRules: readonly string[];
   readonly lacksReplicaIdentity: boolean;
-  /** The role that the session acts as, and what it is allowed to do. */
+  /** The role of the session. */
   readonly role: string;
   readonly mayUseSchema: boolean;
-  /** May create the table, and its schema where there is none. */
+  /** Whether the role can create the table, and its schema where it is missing. */
   readonly mayCreate: boolean;
-  /** Privileges that a load needs and the role lacks. */
+  /** Privileges that a load needs and the role does not have. */
   readonly missingPrivileges: readonly string[];
-  /** A policy would hide rows from the role. */
+  /** Whether a policy hides rows from the role. */
   readonly hasRowSecurity: boolean;
 }
 
-/** SQL that is true of a relation `c` whose triggers, rules, checks, domains, indexes or parts may call functions. */
+/** SQL that is true for a relation `c` whose triggers, rules, checks, domains, indexes or partitions may call functions. */
 const CALLS_FUNCTIONS =
   `(c.relkind <> 'r' or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
          select from pg_catalog.pg_index x where x.indrelid = c.oid
@@ -82,7 +82,7 @@ const CALLS_FUNCTIONS =
          select from pg_catalog.pg_attribute d join pg_catalog.pg_type dt on dt.oid = d.atttypid
          where d.attrelid = c.oid and dt.typtype = 'd'))`;
 
-/** Looks the target up. */
+/** Returns the object that has the target's name. */
 export async function findTarget(
   table: Table,
   warehouse: Session,
@@ -161,7 +161,7 @@ export async function findTarget(
   };
 }
 
-/** Expression over `pg_class c`: a DELETE fails because the table is published without a replica identity. */
+/** SQL over `pg_class c`: whether a DELETE fails because the table is published without a replica identity. */
 const LACKS_REPLICA_IDENTITY =
   `(c.relkind = 'r' and (c.relreplident = 'n' or c.relreplident in ('d', 'i') and not exists (
       select from pg_catalog.pg_index x where x.indrelid = c.oid and x.indisvalid
@@ -171,8 +171,8 @@ const LACKS_REPLICA_IDENTITY =
       where p.pubdelete and t.schemaname = n.nspname and t.tablename = c.relname))`;
 
 /**
- * Makes sure that the target exists and takes the lock that holds off writers
- * and DDL, but no reader. To recreate it, a table beside it is made.
+ * Creates the target where it is missing, and takes the lock that blocks writers
+ * and DDL, but no reader. To recreate it, creates a second table.
  *
  * @throws {ServiceError} `target_incompatible`, `target_inherited`, `target_dropped`.
  */
@@ -188,7 +188,7 @@ export async function lockTarget(
   }
   checkTarget(table, found);
   checkWritable(table, found);
-  // And once more under the lock: what was found before may have changed.
+  // Check again under the lock: the table may have changed before.
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
   const { oid } = found;
   found = await findTarget(table, warehouse);
@@ -226,14 +226,14 @@ export async function ensureTarget(
   return !found.exists;
 }
 
-/** Creates the target, or the table that is to replace it. */
+/** Creates the target, or the table that replaces it. */
 async function createTarget(
   table: Table,
   warehouse: Session,
   found: FoundTarget,
 ): Promise<Target> {
   await checkCreatable(table, warehouse, found);
-  // A name that nothing has: what others left under a fixed one is not ours to drop.
+  // A random name: a fixed one could belong to others.
   const name = found.exists
     ? `recreate_${crypto.randomUUID().replaceAll("-", "")}`
     : table.target.name;
@@ -258,8 +258,8 @@ async function createTarget(
 }
 
 /**
- * Checks that the table can be created, and that the one in its place, if any,
- * can be replaced without a loss.
+ * Checks that the table can be created, and that an existing one can be replaced
+ * without a loss.
  *
  * @throws {ServiceError} `target_incompatible`, `target_inherited`,
  * `target_in_use`, `permission_denied`.
@@ -278,7 +278,7 @@ export async function checkCreatable(
   const { schema, name } = table.target;
   throw new ServiceError(
     "permission_denied",
-    `role "${found.role}" may not create ${schema}.${name} in the warehouse`,
+    `role "${found.role}" has no privilege to create ${schema}.${name} in the warehouse`,
     {
       table: table.name,
       remedy: `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
@@ -290,7 +290,7 @@ export async function checkCreatable(
   );
 }
 
-/** Checks that the new table is still the role's: an event trigger can give it to another one. */
+/** Checks that the role still owns the new table. An event trigger can change the owner. */
 async function checkOwner(
   table: Table,
   warehouse: Session,
@@ -317,7 +317,7 @@ async function checkOwner(
   );
 }
 
-/** Remedy for what event triggers do to the objects that the service creates, or `undefined` where there are none. */
+/** Returns the remedy for event triggers that change new objects, or `undefined` where there is none. */
 export async function eventTriggerRemedy(
   warehouse: Pick<Session, "query">,
   role: string,
@@ -336,8 +336,8 @@ export async function eventTriggerRemedy(
 }
 
 /**
- * Makes sure that the name still leads to the table that was locked: no lock on
- * a table holds off who renames its schema.
+ * Checks that the name still leads to the locked table. A locked table does not
+ * keep others from renaming its schema.
  *
  * @throws {ServiceError} `target_dropped`.
  */
@@ -362,12 +362,12 @@ async function oidOf(
 function exchanged({ name: table, target }: Table): ServiceError {
   return new ServiceError(
     "target_dropped",
-    `another table was put in the place of ${target.schema}.${target.name} during the load`,
+    `another table replaced ${target.schema}.${target.name} during the load`,
     { table },
   );
 }
 
-/** DDL of a target table; also what `schema print` shows. */
+/** Returns the DDL of a target table, as `schema print` shows it. */
 export function createTableSql(
   table: Table,
   relation = qualified(table.target),
@@ -391,7 +391,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   checkChildren(table, found);
   if (found.foreignParts.length > 0) {
     fail(
-      `${schema}.${name} in the warehouse has foreign tables among its parts, which another server commits by itself: ${
+      `${schema}.${name} in the warehouse has foreign partitions, and another server commits those separately: ${
         found.foreignParts.join(", ")
       }`,
     );
@@ -416,13 +416,13 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   );
   if (extra) {
     fail(
-      `${schema}.${name} in the warehouse has a column "${extra.name}" that the source table does not feed`,
+      `${schema}.${name} in the warehouse has a column "${extra.name}" that is missing in the source`,
     );
   }
   if (!found.mayUseSchema) {
     throw new ServiceError(
       "permission_denied",
-      `role "${found.role}" may not use schema ${schema} in the warehouse`,
+      `role "${found.role}" has no USAGE privilege on schema ${schema} in the warehouse`,
       {
         table: table.name,
         remedy: `Run GRANT USAGE ON SCHEMA ${identifier(schema)} TO ${
@@ -514,7 +514,7 @@ export function checkDeletable(
   );
 }
 
-/** What stands in a table's place, by `pg_class.relkind`. */
+/** Kinds of objects by `pg_class.relkind`. */
 const KIND_NAMES: Readonly<Record<string, string>> = {
   v: "a view",
   m: "a materialized view",
@@ -561,8 +561,8 @@ function checkChildren(table: Table, { children }: FoundTarget): void {
 }
 
 /**
- * Replaces the old table by the one that was loaded beside it, and gives that
- * what belonged to the old one. Only here do readers wait. Returns the table under
+ * Replaces the old table by the loaded one, which gets the properties of the old
+ * one. Only here do readers wait. Returns the table under
  * its own name. To give it a constraint can have called functions of others.
  *
  * @throws {ServiceError} `target_in_use`, naming what cannot be carried over.
@@ -583,7 +583,7 @@ export async function putInPlace(
     const { schema, name } = table.target;
     throw new ServiceError(
       "target_locked",
-      `${schema}.${name} in the warehouse is in use by another session, and only a table that nobody uses can be recreated`,
+      `${schema}.${name} in the warehouse is used by another session, and a table in use cannot be recreated`,
       {
         table: table.name,
         sqlstate: error.sqlstate,
@@ -620,8 +620,8 @@ export async function putInPlace(
 }
 
 /**
- * Makes the schema of the targets. Apart from the load's transaction: two
- * tables that both made it would wait for each other's commit.
+ * Creates the schema of the targets, outside of the load's transaction. Two
+ * transactions that both create it would wait for each other.
  */
 export async function ensureTargetSchema(warehouse: Pool): Promise<void> {
   const [row] = await warehouse.query(
@@ -635,7 +635,7 @@ export async function ensureTargetSchema(warehouse: Pool): Promise<void> {
       `create schema if not exists ${identifier(TARGET_SCHEMA)}`,
     );
   } catch (error) {
-    // 23505: another session made it in the same moment.
+    // 23505: another session created it at the same time.
     if (error instanceof ServiceError && error.sqlstate === "23505") return;
     throw error;
   }

@@ -1,8 +1,8 @@
 /**
- * The tables that the service keeps equal, and their shapes.
+ * The tables that the service keeps equal, and their columns.
  *
- * Everything that depends on a table's columns (DDL, casts, fingerprints,
- * COPY lists, column checks) is derived from this one list.
+ * DDL, casts, fingerprints, COPY lists and column checks are derived from this
+ * list.
  *
  * @module
  */
@@ -86,8 +86,8 @@ export function tablesNamed(names: readonly TableName[]): readonly Table[] {
 }
 
 /**
- * SQL, lateral to `pg_attribute a`, of the type whose values the column stores:
- * `oid`, `typmod`. A domain stores its base type's, through any number of domains.
+ * SQL, lateral to `pg_attribute a`, of the stored type of a column: `oid` and
+ * `typmod`. A domain stores its base type, through any number of domains.
  */
 export const BASE_TYPE = `(
   with recursive domain (oid, typmod, depth) as (
@@ -98,8 +98,8 @@ export const BASE_TYPE = `(
   select oid, typmod from domain order by depth desc limit 1)`;
 
 /**
- * Why a source column of this type cannot feed the target column, or
- * `undefined` when it can. `sourceType` is a domain's base type, spelled as
+ * Returns why a source column of this type cannot be loaded into the target
+ * column, or `undefined` when it can. `sourceType` is a domain's base type, spelled as
  * `format_type` prints it, `category` is `pg_type.typcategory`.
  */
 export function incompatibility(
@@ -114,7 +114,7 @@ export function incompatibility(
     : DATES.has(sourceType.replace(/\(\d\)/, ""));
   return allowed
     ? undefined
-    : `it is of type ${sourceType}, which does not become ${column.type} without a change of meaning`;
+    : `its type ${sourceType} cannot become ${column.type} without a change of meaning`;
 }
 
 const NUMBERS = new Set([
