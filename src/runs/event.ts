@@ -214,7 +214,7 @@ export function failureLine(results: readonly TableEntry[]): string {
   return [
     ...lines,
     ...(loaded.length > 0
-      ? [`Loaded all the same: ${loaded.join(", ")}.`]
+      ? [`Loaded successfully: ${loaded.join(", ")}.`]
       : []),
   ].join(" ");
 }

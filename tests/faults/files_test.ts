@@ -339,6 +339,6 @@ Deno.test("the warehouse gone between the two commits: what is spooled does not 
   );
   assertStringIncludes(
     JSON.parse(row!.payload).error,
-    "Loaded all the same: closed_deal.",
+    "Loaded successfully: closed_deal.",
   );
 });

@@ -123,7 +123,7 @@ Deno.test("kill -9 between the two commits: one table is new, the event says whi
   );
   assert(
     JSON.parse(row!.payload).error.includes(
-      "Loaded all the same: closed_deal.",
+      "Loaded successfully: closed_deal.",
     ),
   );
 });

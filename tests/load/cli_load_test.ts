@@ -269,7 +269,7 @@ Deno.test("load: a failed table does not hold the other back, and the run is a f
     json.error,
     `column "origin" is missing in marketing.marketing_qualified_leads`,
   );
-  assertStringIncludes(json.error, "Loaded all the same: closed_deal.");
+  assertStringIncludes(json.error, "Loaded successfully: closed_deal.");
   assert(!stderr.includes(PASSWORD));
   assertEquals(await storedEvent(db.warehouse, json.run_id), json);
   const [count] = await db.warehouse.unsafe(

@@ -125,7 +125,7 @@ for (
       text: "E'M\\xfcller'",
       says: [
         `invalid byte sequence for encoding "UTF8": 0xfc`,
-        "holds bytes that are no UTF-8",
+        "contains invalid UTF-8",
         "Correct",
       ],
     },
@@ -135,7 +135,7 @@ for (
       text: "E'M\\xfcller'",
       says: [
         `invalid byte sequence for encoding "UTF8": 0xfc`,
-        "holds bytes that are no UTF-8",
+        "contains invalid UTF-8",
         "Correct",
       ],
     },
@@ -145,7 +145,7 @@ for (
       text: "'5 €'",
       says: [
         "has no equivalent",
-        "the encoding of the warehouse, LATIN1, has no place for a character",
+        "the warehouse encoding LATIN1 cannot represent a character",
         "Load into a database of encoding UTF8",
       ],
     },
@@ -169,7 +169,7 @@ for (
   }
 }
 
-Deno.test("load: bytes that are no UTF-8 in a SQL_ASCII warehouse are replaced by the source's rows", async () => {
+Deno.test("load: invalid UTF-8 in a SQL_ASCII warehouse are replaced by the source's rows", async () => {
   await using db = await encoded({ source: "UTF8", warehouse: "SQL_ASCII" });
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id) select 'ü' || i from generate_series(1, 40) i`,

@@ -72,7 +72,7 @@ Deno.test("load, serve and config refuse one file for events and the spool, howe
           assertEquals(code, 78, stderr);
           assertMatch(
             stderr,
-            /EVENT_FILE=\S+ and EVENT_SPOOL_FILE=\S+ are the same file\. Name/,
+            /EVENT_FILE=\S+ and EVENT_SPOOL_FILE=\S+ are the same file\. Set/,
           );
         });
       }

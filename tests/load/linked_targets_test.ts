@@ -62,7 +62,7 @@ for (
     assertEquals(codesOf(event), ["verification_failed", "rolled_back"]);
     assertStringIncludes(
       event.status === "failure" ? event.error : "",
-      "foreign keys on m_data.closed_deal, or leading there",
+      "foreign keys that change rows of m_data.closed_deal",
     );
     assertEquals(await heldDeals(db), before);
   });

@@ -65,7 +65,7 @@ Deno.test("a partitioned target with a foreign part is refused, and nothing is w
     assertEquals(code, 1, stdout);
     assertStringIncludes(
       stderr + stdout,
-      "has foreign tables among its parts, which another server commits by itself: m_data.there",
+      "has foreign partitions, and another server commits those separately: m_data.there",
     );
   }
   const [row] = await db.warehouse.unsafe(

@@ -99,14 +99,14 @@ const CASES: readonly Case[] = [
     warehouse:
       `create schema m_data; create table ${LEAD} (${COLUMNS}); grant all on ${LEAD} to $loader`,
     code: "permission_denied",
-    says: ["may not use schema m_data", "GRANT USAGE ON SCHEMA"],
+    says: ["has no USAGE privilege on schema m_data", "GRANT USAGE ON SCHEMA"],
   },
   {
     name: "a schema in which the role may not create",
     warehouse: "create schema m_data; grant usage on schema m_data to $loader",
     code: "permission_denied",
     says: [
-      "may not create m_data.marketing_qualified_lead",
+      "has no privilege to create m_data.marketing_qualified_lead",
       "CREATE ON SCHEMA",
     ],
   },
@@ -320,7 +320,7 @@ Deno.test("load --recreate names what it waits for when a reader holds the table
   assertEquals(code, 1);
   const [entry] = json.details.results;
   assertEquals(entry.code, "target_locked");
-  assertStringIncludes(entry.message, "is in use by another session");
+  assertStringIncludes(entry.message, "is used by another session");
   await reader.unsafe("rollback");
 });
 
@@ -524,7 +524,7 @@ for (const [name, sql, loss] of LOSSES) {
       assertEquals(entry.code, "target_in_use", stdout);
       assertStringIncludes(entry.error, "cannot be recreated without a loss");
       assertStringIncludes(entry.error, loss);
-      assertStringIncludes(entry.error, "Drop or detach what is named first");
+      assertStringIncludes(entry.error, "Drop or detach the named objects");
     }
     assertEquals([...await oid()], [...before]);
   });

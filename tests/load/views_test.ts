@@ -338,7 +338,7 @@ Deno.test("load: a view with a locked table under it fails alone", async () => {
   const [deal, lead] = event.details.results;
   assertEquals(deal!.status, "success");
   assertEquals(lead!.status === "failure" && lead!.code, "source_locked");
-  assertStringIncludes(event.error, "or what is under it is locked");
+  assertStringIncludes(event.error, "or a relation under it for more than");
   await ddl.unsafe("rollback");
   assertEquals((await load(service, "cli", ALL)).status, "success");
 });
