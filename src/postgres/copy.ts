@@ -1,6 +1,5 @@
 /**
- * Moves rows from one server to another by COPY, binary from end to end: no
- * row is decoded here.
+ * Copies rows from one server to another by binary COPY, without decoding them.
  *
  * @module
  */
@@ -9,34 +8,34 @@ import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
 import type { Session } from "./session.ts";
 
-/** Bytes gathered before they are written. One CopyData message per row takes four times as long. */
+/** Size of a chunk, in bytes. One CopyData message per row takes four times as long. */
 const CHUNK_BYTES = 64 * 1024;
 
-/** Bytes that may wait for the target before the source is paused. */
-const MOST_BUFFERED_BYTES = 4 * CHUNK_BYTES;
+/** Maximum bytes that wait for the target before the source pauses. */
+const MAX_BUFFERED_BYTES = 4 * CHUNK_BYTES;
 
-/** What a copy moved. */
+/** The amount that a copy moved. */
 export interface Copied {
   readonly rows: number;
-  /** Bytes of row data, without the protocol's framing. */
+  /** Bytes of row data, without the framing of the protocol. */
   readonly bytes: number;
 }
 
-/** What both servers said of a finished copy. */
+/** The result of a finished copy, as both servers report it. */
 export interface CopyResult extends Copied {
-  /** Rows that the source sent; `rows` are those that the target took. */
+  /** Number of rows that the source sent. `rows` is the number that the target received. */
   readonly sourceRows: number;
 }
 
-/** Called with the running total after each chunk. */
+/** Receives the running total after each chunk. */
 export type CopyProgress = (moved: Copied) => void;
 
 /**
  * Copies the rows of `select` into `into` (a table with its column list).
  *
- * On failure both sessions are cut, since neither end of a broken COPY can be
- * brought back in order. After success the source session closes: a COPY that
- * paused its socket can leave the next query hanging.
+ * After a failure both sessions are destroyed, because neither end of a broken
+ * COPY is usable. After a success the source session closes: a COPY that paused
+ * its socket can block the next query.
  *
  * @throws {ServiceError} of the side that failed first.
  */
@@ -61,7 +60,7 @@ export async function copyRows(
     const pumped = relay
       ? undefined
       : pump(reader.stream, writer.stream, onProgress);
-    // The target may fail first; that it succeeds first cannot be.
+    // The target can fail first, but cannot succeed first.
     const sourceRows = await Promise.race([
       reader.done,
       writer.done.then(() => new Promise<never>(() => {})),
@@ -82,19 +81,18 @@ export async function copyRows(
   }
 }
 
-/** First byte of a message that carries COPY data, in either direction. */
+/** First byte of a message with COPY data, in either direction. */
 const COPY_DATA = "d".charCodeAt(0);
 
 /** Bytes of a message's type and length. */
 const HEADER_BYTES = 5;
 
 /**
- * Passes the COPY data that come from the source on to the target, without the
- * client and as they are: a CopyData message is the same in either direction.
- * All other messages go to the client as ever.
+ * Passes COPY data from the source socket to the target socket unchanged. A
+ * CopyData message is the same in either direction. All other messages go to the
+ * driver as usual.
  *
- * Must be in place before the source begins to send, and the target must be
- * ready to receive.
+ * Create it when the target is ready to receive, and before the source sends.
  */
 class Relay {
   readonly #source: net.Socket;
@@ -103,10 +101,10 @@ class Relay {
   readonly #onProgress: CopyProgress;
   #bytes = 0;
   #messages = 0;
-  /** Bytes of the current message that are still to come, and whether they are COPY data. */
+  /** Missing bytes of the current message, and whether they are COPY data. */
   #missing = 0;
   #isCopyData = false;
-  /** A header that the end of a chunk has cut. */
+  /** The first part of a header that is split between two chunks. */
   #header: Buffer | undefined;
 
   constructor(
@@ -125,12 +123,12 @@ class Relay {
     target.on("drain", this.#onDrain);
   }
 
-  /** Bytes of row data passed on so far. */
+  /** Bytes of row data passed so far. */
   get bytes(): number {
     return this.#bytes - this.#messages * HEADER_BYTES;
   }
 
-  /** Gives the sockets back to their clients. */
+  /** Returns the sockets to their clients. */
   stop(): void {
     this.#source.off("data", this.#onData);
     this.#target.off("drain", this.#onDrain);
@@ -144,7 +142,7 @@ class Relay {
   #onData = (chunk: Buffer) => {
     const data = this.#header ? Buffer.concat([this.#header, chunk]) : chunk;
     this.#header = undefined;
-    /** Where the stretch of messages began that go to the same receiver. */
+    /** Start of the messages that go to the same receiver. */
     let start = 0;
     let at = 0;
     while (at < data.length) {
@@ -167,7 +165,7 @@ class Relay {
       at = end;
     }
     this.#send(data.subarray(start, at), true);
-    // One message a row, the header being glued to the first, and one for the trailer.
+    // One message per row, the first with the header, and one for the trailer.
     const rows = Math.max(0, this.#messages - 1);
     this.#onProgress({ rows, bytes: this.bytes });
   };
@@ -178,7 +176,7 @@ class Relay {
       this.#bytes += messages.length;
       const hasRoom = this.#target.write(
         messages,
-        // Writes end in their order: with this one all others of the chunk have.
+        // Writes finish in order, so all writes of the chunk are finished with this one.
         isEndOfChunk ? () => release(messages) : undefined,
       );
       if (!hasRoom) this.#source.pause();
@@ -190,16 +188,16 @@ class Relay {
   }
 }
 
-/** Bytes from which on a buffer has its memory to itself; smaller ones are cut from a shared pool. */
+/** Minimum bytes of a buffer with separate memory. Smaller buffers share a pool. */
 const OWN_MEMORY_BYTES = 16 * 1024;
 
-/** Frees the memory of a chunk that has been written: the collector would let some 60 MB of them gather first. */
+/** Frees the memory of a written chunk. The garbage collector would keep about 60 MB of chunks. */
 function release(chunk: Buffer): void {
   const memory = chunk.buffer as ArrayBuffer;
   if (memory.byteLength >= OWN_MEMORY_BYTES) memory.transfer(0);
 }
 
-/** Gathers the rows of `reader` into chunks for `writer`; resolves with the bytes moved. */
+/** Gathers the rows of `reader` into chunks for `writer`. Resolves with the number of bytes moved. */
 function pump(
   reader: Readable,
   writer: Writable,
@@ -209,14 +207,14 @@ function pump(
   let chunk = Buffer.allocUnsafe(CHUNK_BYTES);
   let filled = 0;
   let bytes = 0;
-  // One message a row, the header being glued to the first, and one for the trailer.
+  // One message per row, the first with the header, and one for the trailer.
   let messages = 0;
 
   const send = (data: Buffer) => {
     bytes += data.length;
     writer.write(data);
     onProgress({ rows: Math.max(0, messages - 1), bytes });
-    if (writer.writableLength > MOST_BUFFERED_BYTES) {
+    if (writer.writableLength > MAX_BUFFERED_BYTES) {
       reader.pause();
       writer.once("drain", () => reader.resume());
     }

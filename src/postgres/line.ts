@@ -1,8 +1,10 @@
 /**
- * The way to a server: a socket, TLS over it, and the guard before the driver.
+ * Connects to a server: a socket, TLS over it, and the guard in front of the
+ * driver.
  *
- * TLS is negotiated here and not by the driver. The driver takes any answer but
- * one for a no, reads on after it, and drops the socket's listeners.
+ * This module negotiates TLS instead of the driver. The driver treats every
+ * unknown answer as a refusal of TLS, reads the bytes after the answer, and
+ * removes the listeners of the socket.
  *
  * @module
  */
@@ -14,12 +16,12 @@ import { ServiceError } from "../errors.ts";
 import { address } from "./errors.ts";
 import { guardSocket, NOT_POSTGRES, ServerGuard } from "./guard.ts";
 
-/** The message that asks for TLS: its length and its code. */
+/** The SSLRequest message: its length and its code. */
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
 
-/** One way to a server, from the first packet to the last. */
+/** One connection to a server, from its first packet to its last. */
 export class Line {
-  /** The TCP or Unix socket. Nagle's algorithm stays on: without it COPY takes twice the time. */
+  /** The TCP or Unix socket. Nagle's algorithm stays on, because COPY takes twice as long without it. */
   readonly raw: net.Socket;
   readonly guard: ServerGuard;
   /** The socket that carries the protocol: `raw`, or TLS over it. */
@@ -38,7 +40,7 @@ export class Line {
     this.raw = config.host.startsWith("/")
       ? net.connect(`${config.host}/.s.PGSQL.${config.port}`)
       : net.connect(config.port, config.host);
-    // Every error is handled by who waits for it; an unheard one would end the process.
+    // The waiting code handles every error. An error without a listener would end the process.
     this.raw.on("error", () => {});
     this.#timer = setTimeout(
       () =>
@@ -61,12 +63,12 @@ export class Line {
     this.socket.catch(() => this.destroy());
   }
 
-  /** Whether TLS is in force, or about to be. */
+  /** Whether the connection uses TLS, or is about to. */
   get isEncrypted(): boolean {
     return this.#secure !== undefined;
   }
 
-  /** Closes the connection at once; what waits for it fails with the error. */
+  /** Closes the connection at once. Pending work fails with `error`. */
   destroy(error?: Error): void {
     clearTimeout(this.#timer);
     this.#secure?.destroy(error);
@@ -90,7 +92,7 @@ export class Line {
     if (answer.length !== 1 || answer[0] !== 0x53 && answer[0] !== 0x4e) {
       throw new ServiceError(
         "connection_failed",
-        `Cannot connect to ${where}: the server answers a request for TLS as PostgreSQL does not`,
+        `Cannot connect to ${where}: the server's answer to the TLS request is not PostgreSQL's`,
         { remedy: NOT_POSTGRES },
       );
     }
@@ -100,7 +102,7 @@ export class Line {
       throw new ServiceError(
         "tls_failed",
         `Cannot connect to ${where}: the server does not offer TLS, and ${variable}=${config.sslMode} requires it`,
-        { remedy: `Turn TLS on at the server, or lower ${variable}.` },
+        { remedy: `Turn on TLS at the server, or lower ${variable}.` },
       );
     }
     const secure = this.#secure = tls.connect({
@@ -128,7 +130,7 @@ function tlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
   };
 }
 
-/** Waits for the first bytes. Leaves no listener behind. */
+/** Waits for the first bytes, and removes its listeners. */
 async function firstData(socket: net.Socket): Promise<Buffer> {
   const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
   const onClose = () => reject(closed());

@@ -1,6 +1,6 @@
 /**
- * Which server a connection leads to. An address may lead to another one after
- * a failover, and the lock of one server means nothing on another.
+ * Identifies the server of a connection. After a failover, an address can lead to
+ * another server. A lock on one server does not protect another.
  *
  * @module
  */
@@ -9,15 +9,15 @@ import { ServiceError } from "../errors.ts";
 import { address } from "./errors.ts";
 import { literal } from "./sql.ts";
 
-/** The server as one expression: when it was started, to the microsecond, and its role. */
+/** SQL expression that identifies the server: its start time in microseconds, and whether it is in recovery. */
 export const SERVER_EXPRESSION = `pg_catalog.concat(
   pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.numeric, ' ',
   pg_catalog.pg_is_in_recovery())`;
 
-/** SQLSTATE that {@linkcode assertServer} raises. No server has it. */
+/** The SQLSTATE that {@linkcode assertServer} raises. PostgreSQL never uses it. */
 export const OTHER_SERVER = "MDS01";
 
-/** A statement that fails on any other server, so that what follows it in a script does not run there. */
+/** Returns a statement that fails on any other server. The rest of its script then does not run there. */
 export function assertServer(server: string): string {
   return `do ${
     literal(
@@ -30,19 +30,19 @@ export function assertServer(server: string): string {
   }`;
 }
 
-/** What other connections must share the server with, such as the lock. */
+/** A connection whose server the others must share, such as that of the lock. */
 export interface ServerHolder {
   readonly server: string;
-  /** Gives it up, since the address leads elsewhere. */
+  /** Closes the connection, because the address leads to another server. */
   giveUp(reason: ServiceError): void;
 }
 
-/** The failure of a connection that leads to another server than the holder's. */
+/** Returns the error of a connection that leads to another server than the holder's. */
 export function otherServerError(config: DatabaseConfig): ServiceError {
   return new ServiceError(
     "lock_lost",
     `${
       address(config)
-    } leads to another server than the one that holds the service's lock`,
+    } now leads to another server than the one with the service's lock`,
   );
 }

@@ -1,27 +1,27 @@
 /**
- * The text of SQL: quoting, and the values that go in and out.
+ * Quotes names and values in SQL, and types its rows and parameters.
  *
  * @module
  */
 
 /** A row by column name. Values are as postgres.js decodes them: int8 and numeric are strings. */
-// deno-lint-ignore no-explicit-any -- the shape of a row is known where its SQL is
+// deno-lint-ignore no-explicit-any -- the code beside the SQL knows the columns of its rows
 export type Row = Record<string, any>;
 
-/** A value that a statement takes as a parameter. */
+/** The value of a statement's parameter. */
 export type Parameter = string | number | boolean | Date | null;
 
 /**
- * Sets the search path of every statement of ours. PostgreSQL calls a function
- * whose argument types fit exactly, in whichever schema of the path it stands.
- * So no other schema may be in the path. Temporary tables would come first if
- * they were not named.
+ * Sets the search path for all statements of the service. PostgreSQL calls the
+ * function whose argument types fit exactly, in any schema of the path. So the
+ * path contains no other schema. Without `pg_temp` in it, PostgreSQL would look
+ * up temporary tables first.
  */
 export const SET_SEARCH_PATH = "set local search_path = pg_catalog, pg_temp";
 
 /**
- * Lifts the timeouts that the role may carry, whatever the search path is. Comes
- * first in a script: they count until then.
+ * Turns off the timeouts of the role. It works under any search path. It must come
+ * first in a script, because the timeouts apply until then.
  */
 export const LIFT_TIMEOUTS =
   `select case when pg_catalog.int4ge(pg_catalog.current_setting('server_version_num')::pg_catalog.int4, 170000)
@@ -40,20 +40,20 @@ export function qualified(of: { schema: string; name: string }): string {
   return `${identifier(of.schema)}.${identifier(of.name)}`;
 }
 
-/** Quotes a string as a literal, whatever `standard_conforming_strings` is. */
+/** Quotes a string as a literal that is valid under any `standard_conforming_strings`. */
 export function literal(text: string): string {
   const quoted = `'${text.replaceAll("'", "''")}'`;
   return text.includes("\\") ? ` E${quoted.replaceAll("\\", "\\\\")}` : quoted;
 }
 
-/** Quotes a parameter as a literal that the server reads as it reads a parameter of unknown type. */
+/** Quotes a parameter as a literal. The server reads it as a parameter of unknown type. */
 function literalOf(value: Parameter): string {
   if (value === null) return "null";
   if (typeof value === "boolean") return String(value);
   return literal(value instanceof Date ? value.toISOString() : String(value));
 }
 
-/** Puts the parameters in the place of `$1`, `$2`, …, so that the statement fits into a script. */
+/** Replaces `$1`, `$2`, … by the parameters, so that the statement can be part of a script. */
 export function withParameters(
   text: string,
   parameters: readonly Parameter[],

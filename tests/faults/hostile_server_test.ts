@@ -242,8 +242,14 @@ const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
     ),
     /takes more than 512 MiB|No answer|no answer/,
   ],
-  "HTTP": [says("HTTP/1.1 400 Bad Request\r\n\r\n"), /as PostgreSQL does not/],
-  "bytes after the yes to TLS": [says("SSS"), /as PostgreSQL does not/],
+  "HTTP": [
+    says("HTTP/1.1 400 Bad Request\r\n\r\n"),
+    /answer to the TLS request is not PostgreSQL/,
+  ],
+  "bytes after the yes to TLS": [
+    says("SSS"),
+    /answer to the TLS request is not PostgreSQL/,
+  ],
   "no TLS after the yes to TLS": [
     async (connection: HostileConnection) => {
       await connection.read();
