@@ -315,7 +315,7 @@ export const ERRORS = {
 export type ErrorCode = keyof typeof ERRORS;
 
 /** What is known about a failure besides its code and reason. */
-export interface ErrorDetails {
+interface ErrorDetails {
   /** The server that it is about: `olist` or `dwh`. Named where the server itself reported the failure. */
   readonly server?: string | undefined;
   /** The table that the failure belongs to. */

@@ -17,7 +17,7 @@ import { printable, printableJson } from "./format.ts";
 import { APPLICATION_NAME } from "./identity.ts";
 
 /** How and where to log. */
-export interface LogOptions {
+interface LogOptions {
   readonly level: Config["logLevel"];
   readonly format: "text" | "json";
   readonly colors: boolean;

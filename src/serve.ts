@@ -36,7 +36,7 @@ const CLOSE_SECONDS = 2;
 const DAY_MILLISECONDS = 86_400_000;
 
 /** What the process hands to the service. */
-export interface ServeOptions {
+interface ServeOptions {
   readonly service: Service;
   /** Stops the service. */
   readonly signal: AbortSignal;

@@ -9,7 +9,7 @@ import type { Service } from "../context.ts";
 import type { Output } from "./output.ts";
 
 /** A flag of a command. */
-export interface Flag {
+interface Flag {
   readonly description: string;
   /** Name of the value in the help. A flag without a name takes no value. */
   readonly value?: string;

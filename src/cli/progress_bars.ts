@@ -6,7 +6,7 @@ import { TABLE_NAMES } from "../tables/declaration.ts";
 import type { Output } from "./output.ts";
 
 /** Shows progress until it is stopped. */
-export interface ProgressDisplay {
+interface ProgressDisplay {
   update(progress: Progress): void;
   stop(): void;
 }

@@ -12,13 +12,13 @@ export interface Terminal {
 export type Tone = "good" | "bad" | "warn" | "go" | "soft";
 
 /** A cell with a tone. */
-export interface Cell {
+interface Cell {
   readonly text: string;
   readonly tone?: Tone | undefined;
 }
 
 /** A column. At most one column of a table is flexible. */
-export interface TableColumn {
+interface TableColumn {
   readonly name: string;
   readonly isNumber?: boolean;
   /** Takes the remaining width, and cuts longer texts. */

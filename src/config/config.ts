@@ -75,7 +75,7 @@ const SECRET_LOOKING =
   /:\/\/[^/]*@|^\w+:\/\/.*[?&]\w*(password|token|secret|key)=|\bpass(word|wd)?\s*=|-----BEGIN /i;
 
 /** Returns whether a value looks like a secret, such as a connection string. */
-export function looksSecret(value: string): boolean {
+function looksSecret(value: string): boolean {
   return SECRET_LOOKING.test(value);
 }
 
@@ -228,7 +228,7 @@ export function parseConfig(
 }
 
 /** One variable in the output of `config`. */
-export interface EffectiveVariable {
+interface EffectiveVariable {
   readonly name: string;
   readonly value: string | null;
   readonly origin: "set" | "default";

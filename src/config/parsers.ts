@@ -250,7 +250,7 @@ export const SSL_MODES = [
 ] as const;
 
 /** Authentication methods that a server may ask for. `none` stands for a server that asks for nothing. */
-export const AUTH_METHODS = [
+const AUTH_METHODS = [
   "password",
   "md5",
   "scram-sha-256",

@@ -15,7 +15,7 @@ export type Mask = (text: string) => string;
  * Minimum length of a secret that is masked, in characters. A shorter one occurs
  * in other words by chance, and masking these would reveal it.
  */
-export const MIN_MASKED_LENGTH = 8;
+const MIN_MASKED_LENGTH = 8;
 
 /** Minimum length of a part of a URL that is treated as a secret, in characters. */
 const SECRET_PART_LENGTH = 12;

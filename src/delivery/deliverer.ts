@@ -23,17 +23,17 @@ const POLL_SECONDS = 5;
 const LOCK_SECONDS = 20;
 
 /** What a deliverer works with. */
-export interface DeliveryContext {
+interface DeliveryContext {
   readonly config: Config;
   readonly warehouse: Pool;
   readonly log: Logger;
 }
 
 /** What is counted of deliveries. */
-export type DeliveryOutcome = "delivered" | "failed" | "stopped" | "given_up";
+type DeliveryOutcome = "delivered" | "failed" | "stopped" | "given_up";
 
 /** Hears of each attempt. */
-export type DeliveryListener = (
+type DeliveryListener = (
   publisher: PublisherName,
   outcome: DeliveryOutcome,
   events: number,

@@ -36,7 +36,7 @@ export async function registerPublishers(
 }
 
 /** What there is to do for a publisher. */
-export type Backlog =
+type Backlog =
   | { readonly state: "nothing" }
   | { readonly state: "stopped"; readonly error: string }
   /** Seconds until the next attempt may be made; 0 when it may be now. */

@@ -27,7 +27,7 @@ const PATIENCE = { seconds: 3 * 86_400, failures: 10 } as const;
 const SOURCE = "/marketing-data-service";
 
 /** Where to post, and how. */
-export interface WebhookOptions {
+interface WebhookOptions {
   readonly url: string;
   /** `whsec_` and base64. */
   readonly secret: string;

@@ -70,7 +70,7 @@ export type Plan =
   | { readonly mode: "delta"; readonly selection: Selection };
 
 /** The plan, and the fingerprints of both sides. */
-export interface Compared {
+interface Compared {
   readonly plan: Plan;
   readonly wanted: Fingerprint;
   readonly present: Fingerprint;

@@ -33,7 +33,7 @@ const CHECK_MILLISECONDS = 1000;
 const WARN_MILLISECONDS = 60_000;
 
 /** What the server listens on, and with what. */
-export interface ServerOptions {
+interface ServerOptions {
   readonly hostname: string;
   readonly port: number;
   readonly app: {

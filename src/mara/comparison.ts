@@ -31,7 +31,7 @@ import type { Column, Table } from "../tables/declaration.ts";
 import { findTarget } from "../sync/target.ts";
 
 /** The changes that Mara makes to values. */
-export const HABITS = ["timezone", "blank_lines", "empty_texts"] as const;
+const HABITS = ["timezone", "blank_lines", "empty_texts"] as const;
 
 /** One of {@linkcode HABITS}. */
 export type Habit = (typeof HABITS)[number];

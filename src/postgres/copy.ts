@@ -22,13 +22,13 @@ export interface Copied {
 }
 
 /** The result of a finished copy, as both servers report it. */
-export interface CopyResult extends Copied {
+interface CopyResult extends Copied {
   /** Number of rows that the source sent. `rows` is the number that the target received. */
   readonly sourceRows: number;
 }
 
 /** Receives the running total after each chunk. */
-export type CopyProgress = (moved: Copied) => void;
+type CopyProgress = (moved: Copied) => void;
 
 /**
  * Copies the rows of `select` into `into` (a table with its column list).

@@ -13,7 +13,7 @@ import { maskOfDatabase } from "../config/secrets.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 
 /** The fields of a server's error that are used here, as the protocol names them. */
-export interface ServerErrorFields {
+interface ServerErrorFields {
   /** SQLSTATE. */
   readonly code: string;
   readonly message: string;
@@ -25,7 +25,7 @@ export interface ServerErrorFields {
 }
 
 /** A code, with a remedy where the code's own does not fit. */
-export interface Meaning {
+interface Meaning {
   readonly code: ErrorCode;
   readonly remedy?: string;
 }
@@ -34,7 +34,7 @@ export interface Meaning {
 export const CONNECTIONS_PER_LOAD = { olist: 4, dwh: 8 } as const;
 
 /** Returns what the server's error means. */
-export function meaningOf(
+function meaningOf(
   error: ServerErrorFields,
   config: DatabaseConfig,
 ): Meaning {

@@ -58,7 +58,7 @@ export interface ConnectionOptions {
 }
 
 /** Settings of a transaction on a {@linkcode Session}. */
-export interface TransactionOptions {
+interface TransactionOptions {
   readonly mode:
     | "read committed"
     | "read committed read only"
@@ -71,7 +71,7 @@ export interface TransactionOptions {
 }
 
 /** A running COPY: its stream, and a promise of the number of rows. */
-export interface CopyStream<S> {
+interface CopyStream<S> {
   readonly stream: S;
   /** Resolves with the server's row count; rejects with the server's error. */
   readonly done: Promise<number>;

@@ -58,7 +58,7 @@ export interface StoredEvent {
 }
 
 /** What became of an event at one publisher. */
-export interface EventDelivery {
+interface EventDelivery {
   readonly publisher: PublisherName;
   /** `stopped`: the receiver wants no more, see {@linkcode resumePublisher}. */
   readonly status: "pending" | "delivered" | "given_up" | "stopped";

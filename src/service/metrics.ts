@@ -10,7 +10,7 @@ import type { Run } from "../runs/queue.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
 
 /** The sources of the numbers that each scrape looks up. */
-export interface MetricsSources {
+interface MetricsSources {
   readonly pools: Readonly<
     Record<string, { readonly inFlight: number; readonly max: number }>
   >;

@@ -41,7 +41,7 @@ import {
 } from "./target.ts";
 
 /** The result of comparing one table. */
-export interface Comparison {
+interface Comparison {
   readonly source: Fingerprint;
   /** `null` where the target does not exist, or is replaced because its columns differ. */
   readonly target: Fingerprint | null;
@@ -56,7 +56,7 @@ export type ComparisonOutcome<T = Comparison> =
   | { readonly table: TableName; readonly error: ServiceError };
 
 /** Compares one table. The warehouse session has a read-only transaction open. */
-export type CompareTable<T> = (
+type CompareTable<T> = (
   snapshot: Snapshot,
   table: Table,
   warehouse: Session,
@@ -100,7 +100,7 @@ export async function compareTables<T = Comparison>(
 }
 
 /** Options of the load that a dry run plans. */
-export interface LoadToPlan {
+interface LoadToPlan {
   readonly mode: "auto" | "full";
   readonly recreate: boolean;
 }

@@ -10,7 +10,7 @@ import { literal, qualified } from "../postgres/sql.ts";
 import type { Table } from "../tables/declaration.ts";
 
 /** Something that belonged to the old table, and the SQL that gives it to the new one. */
-export interface Belonging {
+interface Belonging {
   /** As messages name it. */
   readonly what: string;
   readonly sql: string;

@@ -39,7 +39,7 @@ import {
 } from "./target.ts";
 
 /** The surroundings of a table's load. */
-export interface SyncContext {
+interface SyncContext {
   readonly config: Config;
   readonly connection: ConnectionOptions;
   readonly snapshot: Snapshot;

@@ -35,7 +35,7 @@ export interface Target {
 }
 
 /** A column of the warehouse table. */
-export interface FoundColumn {
+interface FoundColumn {
   readonly name: string;
   /** Declared type; a domain by its name. */
   readonly declared: string;

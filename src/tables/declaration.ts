@@ -8,7 +8,7 @@
  */
 
 /** PostgreSQL type of a target column, spelled as `format_type` prints it. */
-export type ColumnType =
+type ColumnType =
   | "text"
   | "timestamp with time zone"
   | "double precision";

@@ -33,7 +33,7 @@ export function sameOriginOnly(): MiddlewareHandler {
  * own word, which no page can change; only where it is missing, as it is on
  * plain http beyond loopback, `Origin` is compared with `Host`.
  */
-export function isSameOrigin(
+function isSameOrigin(
   fetchSite: string | undefined,
   origin: string | undefined,
   host: string | undefined,

@@ -58,7 +58,7 @@ export function ownHostOnly(): MiddlewareHandler {
 }
 
 /** Whether a Host header names this machine itself. */
-export function isOwnHost(header: string): boolean {
+function isOwnHost(header: string): boolean {
   const [, address, name] = /^(?:\[([^\]]*)\]|([^:]*))(?::\d*)?$/
     .exec(header) ?? [];
   return isLoopback(address ?? name ?? "");

@@ -7,7 +7,7 @@
 import { createHash } from "node:crypto";
 
 /** A file that the pages refer to. */
-export interface Asset {
+interface Asset {
   readonly path: string;
   readonly contentType: string;
   readonly text: string;

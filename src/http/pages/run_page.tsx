@@ -13,7 +13,7 @@ import { Distance, Moment } from "./components/moment.tsx";
 import { Timeline } from "./components/timeline.tsx";
 
 /** What the page of a run shows. */
-export interface RunPageProps {
+interface RunPageProps {
   readonly now: Date;
   readonly run: RunDetails;
   readonly live: LiveRun | undefined;

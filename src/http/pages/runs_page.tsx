@@ -4,7 +4,7 @@ import type { RunState } from "../../runs/queue.ts";
 import { RunTable } from "./components/run_table.tsx";
 
 /** What the list shows. */
-export interface RunsPageProps {
+interface RunsPageProps {
   readonly now: Date;
   readonly runs: readonly RunOutcome[];
   readonly status: RunState | undefined;
@@ -78,4 +78,4 @@ export function RunsPage(
 }
 
 /** Runs on a page where nothing is said about it. */
-export const DEFAULT_LIMIT = 50;
+const DEFAULT_LIMIT = 50;

@@ -17,7 +17,7 @@ const PACE_MILLISECONDS = 100;
 const KEEPALIVE_MILLISECONDS = 15_000;
 
 /** What a stream reads and when it ends. */
-export interface StreamSources {
+interface StreamSources {
   readonly live: LiveRuns;
   readonly stored: StoredRuns;
   readonly shutdown: AbortSignal;
