@@ -1,5 +1,5 @@
 /**
- * The driver's client: its options, its sockets, and how long it may take.
+ * Creates clients of the driver, with their options, sockets and timeouts.
  *
  * @module
  */
@@ -12,8 +12,8 @@ import type { Row } from "./sql.ts";
 export type Client = ReturnType<typeof postgres>;
 
 /**
- * A client with every option given, so that it reads nothing from PG*
- * variables, whose sockets `dial` makes.
+ * Creates a client whose sockets come from `dial`. It sets every option, so that
+ * the driver reads no PG* variable.
  */
 export function connect(
   config: DatabaseConfig,
@@ -21,7 +21,7 @@ export function connect(
     applicationName: string;
     connectTimeoutSeconds: number;
     max: number;
-    /** How long a connection is used; without it, until it is closed. */
+    /** Maximum lifetime of a connection. Unlimited by default. */
     lifetimeSeconds?: number;
     onNotify?: (channel: string, payload: string) => void;
   },
@@ -32,9 +32,9 @@ export function connect(
     port: config.port,
     user: config.user,
     database: config.database,
-    // A function, because an empty password would be looked up in PGPASSWORD.
+    // A function, because the driver reads PGPASSWORD where the password is empty.
     password: () => config.password ?? "",
-    // The sockets come with TLS where it is wanted.
+    // The sockets already use TLS where it is configured.
     ssl: false,
     max: options.max,
     connect_timeout: options.connectTimeoutSeconds,
@@ -57,25 +57,25 @@ export function connect(
   );
 }
 
-/** Rows of the last statement of a script, or of the only one. */
+/** Returns the rows of the last statement of a script. */
 export function lastRows<T extends Row>(result: unknown): T[] {
   const sets = result as T[] | T[][];
   return ("command" in sets ? sets : sets.at(-1)) as T[];
 }
 
-/** A setting that the server reported when the connection began. */
+/** Returns a setting that the server reported at the start of the connection. */
 export function parameterOf(client: Client, name: string): string {
   return (client.parameters as Record<string, string | undefined>)[name] ?? "";
 }
 
-/** The lines of one client. The driver forgets a socket that is not connected yet. */
+/** The lines of one client. Needed because the driver does not close a socket that is still connecting. */
 export class Lines {
   readonly #config: DatabaseConfig;
   readonly #timeoutSeconds: number;
   readonly #open = new Set<Line>();
   #fruitless = 0;
   #isDestroyed = false;
-  /** Whether one of the lines was ready for a statement. */
+  /** Whether at least one of the lines was ready for a statement. */
   isReady = false;
 
   constructor(config: DatabaseConfig, timeoutSeconds: number) {
@@ -84,13 +84,13 @@ export class Lines {
   }
 
   /**
-   * Opens one more line.
+   * Opens another line.
    *
-   * The driver dials again, without end and at once, where a server closes the
-   * connection before it is ready. So the fourth time in a row fails.
+   * When a server closes the connection before it is ready, the driver redials
+   * immediately and without limit. So the fourth attempt in a row fails.
    */
   dial = async (): Promise<net.Socket> => {
-    // The driver dials in a later turn, when nobody may want the line any more.
+    // The driver dials in a later turn, when the client may already be closed.
     if (this.#isDestroyed) {
       throw Object.assign(new Error("the client is closed"), {
         code: "CONNECTION_DESTROYED",
@@ -117,7 +117,7 @@ export class Lines {
     return await line.socket;
   };
 
-  /** Closes all lines at once. */
+  /** Closes all lines immediately. */
   destroy(): void {
     this.#isDestroyed = true;
     for (const line of this.#open) line.destroy();

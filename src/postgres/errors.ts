@@ -1,9 +1,8 @@
 /**
- * What a server's error means: its code and its remedy.
+ * Translates an error of a server into a code and a remedy.
  *
- * An SQLSTATE alone is too coarse: one stands for several causes. The server's
- * `severity`, `file` and `routine` tell them apart. They are never translated,
- * unlike the message.
+ * One SQLSTATE stands for several causes. The fields `severity`, `file` and
+ * `routine` distinguish them. Unlike the message, they are never translated.
  *
  * @module
  */
@@ -12,7 +11,7 @@ import type { DatabaseConfig } from "../config/config.ts";
 import { maskOfDatabase } from "../config/secrets.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 
-/** The fields of a server's error that are used here, as the protocol names them. */
+/** The fields of a server's error, with their names in the protocol. */
 interface ServerErrorFields {
   /** SQLSTATE. */
   readonly code: string;
@@ -24,7 +23,7 @@ interface ServerErrorFields {
   readonly routine?: string | undefined;
 }
 
-/** A code, with a remedy where the code's own does not fit. */
+/** A code, and a remedy that replaces the default of the code. */
 interface Meaning {
   readonly code: ErrorCode;
   readonly remedy?: string;
@@ -33,7 +32,7 @@ interface Meaning {
 /** The maximum number of connections that one load of all tables holds at once, per server. */
 export const CONNECTIONS_PER_LOAD = { olist: 4, dwh: 8 } as const;
 
-/** Returns what the server's error means. */
+/** Returns the meaning of a server's error. */
 function meaningOf(
   error: ServerErrorFields,
   config: DatabaseConfig,
@@ -126,7 +125,7 @@ function specificMeaning(
         ? {
           code: "out_of_resources",
           remedy:
-            "Raise max_locks_per_transaction and restart the server. A load locks each table with its indexes and partitions.",
+            "Raise max_locks_per_transaction and restart the server. A load locks each table, its indexes and its partitions.",
         }
         : undefined;
     case "28000":
@@ -136,7 +135,7 @@ function specificMeaning(
           ? `Check ${
             variable(config, "USER")
           }. The role must exist and be allowed to log in: ALTER ROLE ${role} LOGIN;`
-          : `Add a line to the server's pg_hba.conf that admits role ${role} to database ${database} from this host, and check ${
+          : `Add a line to the server's pg_hba.conf that allows role ${role} to connect to database ${database} from this host, and check ${
             variable(config, "SSLMODE")
           }.`,
       };
@@ -150,21 +149,21 @@ function specificMeaning(
       return {
         code: "out_of_resources",
         remedy:
-          "Raise the server's limit that the message names, such as temp_file_limit.",
+          "Raise the limit that the message names, such as temp_file_limit.",
       };
     case "57014":
       return {
         code: "database_error",
         remedy:
-          `Find who canceled the statement in the server's log, or lift statement_timeout for role ${role}.`,
+          `Check the server's log for the cancellation, or turn off statement_timeout for role ${role}.`,
       };
     case "25006":
-      // The source is always read in a read-only transaction.
+      // Source transactions are always read-only.
       return config.label === "olist"
         ? {
           code: "database_error",
           remedy:
-            "Replace the view or function of the source that writes: a load only reads there.",
+            "Replace the source view or function that writes. A load only reads the source.",
         }
         : { code: "read_only", remedy: readOnlyRemedy(config) };
     default:
@@ -172,16 +171,16 @@ function specificMeaning(
   }
 }
 
-/** Remedy where row-level security would hide rows from the role. */
+/** Returns the remedy for row-level security that would hide rows from the role. */
 export function rowSecurityRemedy(role: string): string {
   return `Run ALTER ROLE ${
     quoted(role)
   } BYPASSRLS; as a superuser, or DISABLE ROW LEVEL SECURITY on the table. A policy would hide rows, and the load would miss them.`;
 }
 
-/** Remedy where a standby cancels what conflicts with its recovery. */
+/** Remedy for a standby that cancels sessions which conflict with its recovery. */
 export const RECOVERY_CONFLICT_REMEDY =
-  "The source is a standby, and a standby ends sessions that conflict with its recovery. Raise max_standby_streaming_delay (or max_standby_archive_delay) on it above the time that a load takes, or turn hot_standby_feedback on.";
+  "Raise max_standby_streaming_delay (or max_standby_archive_delay) on the source above the time that a load takes, or turn on hot_standby_feedback. The source is a standby, and it ends sessions that conflict with its recovery.";
 
 /** Remedy for a published table without a replica identity. */
 const REPLICA_IDENTITY_REMEDY =
@@ -215,13 +214,13 @@ function readOnlyRemedy(
     case true:
       return `Point ${host} at the primary, or promote this server.`;
     case false:
-      return `Turn ${setting}, or point ${host} at a server that takes writes.`;
+      return `Turn ${setting}, or point ${host} at a server that accepts writes.`;
     case undefined:
       return `Point ${host} at the primary if this server is a standby. Otherwise turn ${setting}.`;
   }
 }
 
-/** The failure of a warehouse that takes no writes. */
+/** Returns the error of a warehouse that accepts no writes. */
 export function readOnlyError(
   config: DatabaseConfig,
   isStandby: boolean,
@@ -247,7 +246,7 @@ export function poolerRemedy(config: DatabaseConfig): string {
   }. Otherwise look in pg_stat_activity for what the statement waits for.`;
 }
 
-/** PgBouncer reports most refusals with one SQLSTATE, and only in English. */
+/** Returns the meaning of a PgBouncer error. Most have the same SQLSTATE, and all are in English. */
 function poolerMeaning(
   { code, message }: ServerErrorFields,
   config: DatabaseConfig,
@@ -271,7 +270,7 @@ const POOLER_REFUSALS: readonly (readonly [
     (config) =>
       `Check ${
         variable(config, "NAME")
-      }, the section [databases] of PgBouncer, and that the server behind it has the database.`,
+      }, the section [databases] of PgBouncer, and that the database exists on the server behind it.`,
   ],
   [
     /authentication failed|no such user|password/i,
@@ -307,7 +306,7 @@ const POOLER_REFUSALS: readonly (readonly [
   ],
 ];
 
-/** Name of the variable that configures this database. */
+/** Returns the name of a variable of this database. */
 function variable({ label }: DatabaseConfig, name: string): string {
   return `${label.toUpperCase()}_DB_${name}`;
 }
@@ -316,11 +315,12 @@ function quoted(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;
 }
 
-/** Where a database is, as messages say it. Holds no secret. */
+/** Returns the address of a database for messages. Contains no secret. */
 export function address(config: DatabaseConfig): string {
   return `database "${config.database}" on ${config.host}:${config.port} (${config.label})`;
 }
 
+/** @throws {ServiceError} `server_too_old` for a server older than PostgreSQL 14. */
 export function checkVersion(
   config: DatabaseConfig,
   version: string | undefined,
@@ -329,18 +329,20 @@ export function checkVersion(
   if (major < 14) {
     throw new ServiceError(
       "server_too_old",
-      `${address(config)} runs PostgreSQL ${version}; 14 or newer is needed`,
+      `${
+        address(config)
+      } runs PostgreSQL ${version}, and 14 or newer is required`,
     );
   }
 }
 
-/** SQLSTATEs of what is not there (any more): 42P01 a table, 3F000 a schema. */
+/** SQLSTATEs of a missing table (42P01) and a missing schema (3F000). */
 export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
 
 /**
- * Whether the error says that this server, or this connection, is of no use any
- * more: 08 the connection, 25006 read-only, 57P01 to 57P05 shutdown and start.
- * The address may lead to another server by now.
+ * Returns whether the connection must be replaced: 08 is a connection failure,
+ * 25006 a read-only server, 57P01 to 57P05 a shutdown or start. The address may
+ * lead to another server by now.
  */
 export function isOtherServerNeeded(sqlstate: string): boolean {
   return /^08|^25006$|^57P0/.test(sqlstate);
@@ -362,7 +364,7 @@ const LOST = new Set([
   "ENETUNREACH",
 ]);
 
-/** An error of the driver or the server in our words; a {@linkcode ServiceError} is returned as it is. */
+/** Translates an error of the driver or the server. Returns a {@linkcode ServiceError} unchanged. */
 export function toServiceError(
   error: unknown,
   config: DatabaseConfig,
@@ -372,15 +374,15 @@ export function toServiceError(
   if (sqlstate) {
     const known = error as postgres.PostgresError;
     const mask = maskOfDatabase(config);
-    // Masked first: half a secret is not recognized.
-    const passOn = (text?: string) => clip(text && mask(text));
+    // Masks before it clips, because the mask does not recognize half a secret.
+    const maskAndClip = (text?: string) => clip(text && mask(text));
     const { code, remedy } = meaningOf(
-      { ...known, message: known.message, hint: passOn(known.hint) },
+      { ...known, message: known.message, hint: maskAndClip(known.hint) },
       config,
     );
-    const message = passOn(known.message);
-    const detail = passOn(known.detail);
-    const where = passOn(known.where);
+    const message = maskAndClip(known.message);
+    const detail = maskAndClip(known.detail);
+    const where = maskAndClip(known.where);
     const context = [detail, code === "value_invalid" ? where : undefined]
       .filter(Boolean).join("; ");
     return new ServiceError(
@@ -409,21 +411,21 @@ export function toServiceError(
   );
 }
 
-/** Maximum characters of a server's text that are passed on. */
+/** Maximum length of a text from the server, in characters. */
 const MAX_TEXT_LENGTH = 4000;
 
-/** Cuts a text that would fill logs and events. */
+/** Shortens a text that would fill logs and events. */
 function clip(text: string | undefined): string {
   if (!text || text.length <= MAX_TEXT_LENGTH) return text ?? "";
   const left = text.length - MAX_TEXT_LENGTH;
-  return `${text.slice(0, MAX_TEXT_LENGTH)}… (${left} characters left out)`;
+  return `${text.slice(0, MAX_TEXT_LENGTH)}… (${left} characters omitted)`;
 }
 
-/** Codes of a failed handshake or certificate check. A message may hold the host's name, a code does not. */
+/** Matches codes of a failed handshake or certificate check. Messages are not matched, because they may contain the host name. */
 const TLS_CODES =
   /CERT|TLS|SSL|^UNABLE_TO_|^INVALID_CA$|^INVALID_PURPOSE$|^HOSTNAME_MISMATCH$|^PATH_LENGTH_EXCEEDED$|^EPROTO$/;
 
-/** What a socket says that is closed before its handshake is done: a server without TLS does that. */
+/** Message of a socket that is closed during its handshake, as by a server without TLS. */
 const NO_HANDSHAKE =
   "Client network socket disconnected before secure TLS connection was established";
 
@@ -434,14 +436,14 @@ function isTlsFailure(
     name === "InvalidData";
 }
 
-/** The same for a failure while connecting, where a lost connection is one that never stood. */
+/** Translates an error during connecting. A lost connection counts as one that failed to open. */
 export function asConnectFailure(
   error: unknown,
   config: DatabaseConfig,
 ): ServiceError {
   const known = toServiceError(error, config);
   const cause = known.cause as { code?: string; message?: string } | undefined;
-  // A lost connection without a word of the server, or a time-out without a cause, which is told as it is.
+  // The server sent no error. A timeout has no cause, and is reported unchanged.
   if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
     return new ServiceError(
       isTlsFailure(cause) ? "tls_failed" : "connection_failed",

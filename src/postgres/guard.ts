@@ -1,10 +1,10 @@
 /**
- * Checks what a server sends before the driver reads it.
+ * Checks the messages of a server before the driver reads them.
  *
  * The driver (postgres.js 3.4) trusts the server. A malformed message can end
- * the process, a length or an iteration count can freeze it, and endless rows
- * fill its memory. It also sends the password in clear text to a server that
- * asks for it. The guard reads the same bytes first and refuses all of that.
+ * the process. A length or an iteration count can freeze it, and endless rows
+ * fill its memory. The driver also sends the password in clear text when the
+ * server asks for it. The guard reads the same bytes first and refuses all that.
  *
  * @module
  */
@@ -24,16 +24,16 @@ const MIB = 1024 * KIB;
 /** Maximum bytes that a server may send before it is ready for the first statement. */
 const MAX_STARTUP_BYTES = 256 * KIB;
 
-/** Maximum memory of one answer. COPY data do not count, because they are not kept. */
+/** Maximum memory of one answer, in bytes. COPY data do not count, because they are not kept. */
 const MAX_ANSWER_BYTES = 512 * MIB;
 
-/** Estimated memory of a kept message in addition to its bytes. */
+/** Estimated memory overhead of a kept message, in bytes. */
 const MESSAGE_OVERHEAD_BYTES = 128;
 
 /** Maximum number of settings that a server may report. PostgreSQL reports about 15. */
 const MAX_PARAMETERS = 256;
 
-/** Maximum rounds of the password hash, computed in about half a second. PostgreSQL's default is 4096. */
+/** Maximum iterations of the password hash. They take about half a second. PostgreSQL's default is 4096. */
 const MAX_SCRAM_ITERATIONS = 1_000_000;
 
 const type = (letter: string) => letter.charCodeAt(0);
@@ -42,9 +42,9 @@ const COPY_DATA = type("d");
 const DATA_ROW = type("D");
 const READY = type("Z");
 
-/** Maximum length of each message that a server may send, by its type. All others are refused. */
+/** Maximum length of each message, by its type. The guard refuses all other types. */
 const MAX_LENGTHS = new Map([
-  // The server's own limit for a value.
+  // The limit that the server sets for a value.
   [COPY_DATA, 1024 * MIB],
   [DATA_ROW, 64 * MIB],
   [READY, 5],
@@ -69,13 +69,13 @@ const MAX_LENGTHS = new Map([
 /** Messages that the guard reads whole. The driver loops without end, or throws outside a promise, where they are malformed. */
 const INSPECTED = new Set([..."ARST"].map(type));
 
-/** Messages that come before the first statement. */
+/** Messages that may come before the first statement. */
 const STARTUP = new Set([..."EKNRSZ"].map(type));
 
 /** Messages that the driver keeps nothing of. */
 const NOT_KEPT = new Set([..."ANSc"].map(type));
 
-/** How far a SCRAM exchange is. */
+/** The progress of a SCRAM exchange. */
 type ScramState = "none" | "begun" | "challenged" | "finished";
 
 /** Checks the messages of one server on one connection. */
@@ -88,11 +88,11 @@ export class ServerGuard {
   #bytes = 0;
   #hasColumns = false;
   readonly #parameters = new Set<string>();
-  /** The COPY that has been sent to the server, and what it may answer. */
+  /** The COPY that the server may answer with, or is sending. */
   #copy: "none" | "in" | "out" | "sending" = "none";
-  /** Bytes of the current message that are still to come. */
+  /** Missing bytes of the current message. */
   #missing = 0;
-  /** The part of a header, or of an inspected message, that the end of a chunk has cut. */
+  /** The first part of a header or an inspected message that is split between chunks. */
   #cut: Buffer[] = [];
   #cutBytes = 0;
   #inspected = 0;
@@ -116,8 +116,8 @@ export class ServerGuard {
    * Checks the next bytes of the server.
    *
    * @throws {ServiceError} `connection_failed` or `connection_lost` when they
-   * break the protocol or its limits, `authentication_failed` when the server
-   * asks for an authentication that is not allowed.
+   * violate the protocol or its limits. `authentication_failed` when the server
+   * asks for an authentication method that is not allowed.
    */
   check(chunk: Buffer): void {
     let at = 0;
@@ -164,7 +164,7 @@ export class ServerGuard {
     }
   }
 
-  /** Copies the bytes: the chunk's memory belongs to whoever reads it next. */
+  /** Copies the bytes, because the next reader owns the memory of the chunk. */
   #keep(bytes: Buffer): void {
     this.#cut.push(Buffer.from(bytes));
     this.#cutBytes += bytes.length;
@@ -177,10 +177,10 @@ export class ServerGuard {
     return bytes;
   }
 
-  /** Checks a message by its type and length, which count all its bytes but the type. */
+  /** Checks a message by its type and length. The length does not include the type. */
   #begin(kind: number, length: number): void {
     if (kind === COPY_DATA && this.#copy === "sending") {
-      // The path of every row that is copied.
+      // Every copied row takes this path.
       if (length < 4 || length > MAX_LENGTHS.get(COPY_DATA)!) {
         throw this.#violation(`a COPY message of ${length} bytes`);
       }
@@ -194,7 +194,7 @@ export class ServerGuard {
       throw this.#violation(
         this.#isReady
           ? `an unexpected message of type ${name}`
-          : `a message of type ${name} where PostgreSQL begins a session`,
+          : `an unexpected message of type ${name} at the start of the session`,
       );
     }
     if (length < 4 || length > maximum) {
@@ -229,31 +229,31 @@ export class ServerGuard {
         return;
       case DATA_ROW:
         if (!this.#hasColumns) {
-          throw this.#violation("a row without a description of its columns");
+          throw this.#violation("a row before the description of its columns");
         }
         return;
       case type("G"):
         if (this.#copy !== "in") {
-          throw this.#violation("a COPY that nobody asked for");
+          throw this.#violation("a COPY without a request");
         }
         this.#copy = "none";
         return;
       case type("H"):
         if (this.#copy !== "out") {
-          throw this.#violation("a COPY that nobody asked for");
+          throw this.#violation("a COPY without a request");
         }
         this.#copy = "sending";
         return;
       case COPY_DATA:
       case type("c"):
         if (this.#copy !== "sending") {
-          throw this.#violation("COPY data that nobody asked for");
+          throw this.#violation("COPY data without a request");
         }
         return;
     }
   }
 
-  /** Checks the body of a message. `hasMore` says that the server did not wait for an answer. */
+  /** Checks the body of a message. `hasMore` means that the server did not wait for an answer. */
   #inspect(kind: number, body: Buffer, hasMore: boolean): void {
     switch (kind) {
       case type("R"):
@@ -270,7 +270,7 @@ export class ServerGuard {
         return;
       }
       case type("A"):
-        // The process id, the channel and the payload. The driver looks for the end of the channel.
+        // Process id, channel and payload. The driver searches for the end of the channel.
         if (body.length < 6 || body.indexOf(0, 4) < 0) {
           throw this.#violation("a malformed notification");
         }
@@ -305,12 +305,12 @@ export class ServerGuard {
     const request = body.readUInt32BE(0);
     const isAnswered = [3, 5, 10, 11].includes(request);
     if (isAnswered && hasMore) {
-      throw this.#violation("more after an authentication request");
+      throw this.#violation("more data after an authentication request");
     }
     switch (request) {
       case 0:
         if (this.#scram === "none") {
-          // Without a password the server knows nobody; after one it was allowed by its request.
+          // Checks a login without a password. A request for a password was checked before.
           if (!this.#hasSentPassword) this.#allow("none");
         } else if (this.#scram !== "finished") {
           throw this.#refusal(
@@ -349,7 +349,7 @@ export class ServerGuard {
         this.#scram = "challenged";
         return;
       case 12:
-        // The driver compares the signature and closes the connection where it is wrong.
+        // The driver compares the signature, and closes the connection when it is wrong.
         this.#expectScram("challenged");
         this.#scram = "finished";
         return;
@@ -367,11 +367,11 @@ export class ServerGuard {
 
   #expectScram(state: ScramState): void {
     if (this.#scram !== state || this.#hasSentPassword) {
-      throw this.#violation("an authentication request out of order");
+      throw this.#violation("an unexpected authentication request");
     }
   }
 
-  /** The driver computes with whatever it finds, for as long as it takes. Of two values it takes the last. */
+  /** Checks a SCRAM challenge. The driver checks neither its format nor its number of iterations. */
   #inspectChallenge(challenge: string): void {
     const [, salt, iterations] =
       /^r=[\x21-\x2b\x2d-\x7e]+,s=([A-Za-z0-9+/]+={0,2}),i=([1-9]\d*)$/
@@ -396,7 +396,7 @@ export class ServerGuard {
     const [what, remedy] = {
       password: [
         "the server asks for the password in clear text",
-        `Set ${label.toUpperCase()}_DB_SSLMODE=verify-full, or use scram-sha-256 on the server. To send the password all the same, set ${variable}=${allowed},password.`,
+        `Set ${label.toUpperCase()}_DB_SSLMODE=verify-full, or use scram-sha-256 on the server. To send the password anyway, set ${variable}=${allowed},password.`,
       ],
       md5: [
         "the server asks for an MD5 hash of the password",
@@ -450,8 +450,8 @@ export const NOT_POSTGRES =
   "Check that host and port (*_DB_HOST, *_DB_PORT) lead to a PostgreSQL server and not to another service.";
 
 /**
- * Puts the guard before everything that reads from the socket, the driver's
- * listener included. A violation closes the socket with its error.
+ * Puts the guard in front of everything that reads from the socket, including the
+ * driver. A violation closes the socket with its error.
  *
  * Relies on two facts about streams: all data reach their listeners through
  * `emit`, and an error that is given to `destroy` is emitted as `error`.
@@ -462,7 +462,7 @@ export function guardSocket(socket: net.Socket, guard: ServerGuard): void {
     if (event !== "data") {
       return Reflect.apply(emit, socket, [event, ...values]);
     }
-    // What is left of a chunk after a violation.
+    // The rest of a chunk after a violation.
     if (socket.destroyed) return false;
     try {
       guard.check(values[0] as Buffer);

@@ -1,5 +1,5 @@
 /**
- * Connections for single statements, which are opened again when they are lost.
+ * Runs single statements on connections that are reopened after a loss.
  *
  * @module
  */
@@ -37,17 +37,17 @@ import {
   withParameters,
 } from "./sql.ts";
 
-/** Seconds that a connection is used. An address may lead to another server after a while. */
+/** Maximum lifetime of a connection, in seconds. Its address can lead to another server later. */
 const LIFETIME_SECONDS = 600;
 
-/** Seconds after which a question about the server counts as not answered. */
+/** Timeout of a probe of the server, in seconds. */
 const PROBE_SECONDS = 2;
 
-/** Asks whether a server takes writes, and if not, why. */
+/** Selects whether a server accepts writes, and the reason if it does not. */
 const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
-/** Settings of each statement. The pool has its own timeouts. */
+/** Settings of each statement. The pool enforces the timeouts instead of the server. */
 const SETTINGS = `${LIFT_TIMEOUTS};\n${SET_SEARCH_PATH}`;
 
 interface Connected {
@@ -55,7 +55,7 @@ interface Connected {
   readonly lines: Lines;
 }
 
-/** Connections for single statements: history, events, health. Reconnects by itself. */
+/** Connections for single statements: history, events, health. Reconnects automatically. */
 export class Pool implements AsyncDisposable {
   readonly config: DatabaseConfig;
   readonly #max: number;
@@ -63,7 +63,7 @@ export class Pool implements AsyncDisposable {
   readonly #stallTimeoutSeconds: number;
   #current: Connected | undefined;
   #holder: ServerHolder | undefined;
-  /** Statements that are under way or wait for a connection. */
+  /** Number of statements that run or wait for a connection. */
   inFlight = 0;
 
   constructor(
@@ -80,7 +80,7 @@ export class Pool implements AsyncDisposable {
     this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
   }
 
-  /** Most connections that the pool opens. */
+  /** Maximum number of connections that the pool opens. */
   get max(): number {
     return this.#max;
   }
@@ -88,14 +88,15 @@ export class Pool implements AsyncDisposable {
   /**
    * Runs one statement and returns its rows.
    *
-   * The statement is sent as a script, in one message and one transaction, with
-   * the settings that it needs before it. That also works behind a pooler that
-   * gives each transaction another connection.
+   * Sends the statement and its settings as one script, in one message and one
+   * transaction. That also works behind a pooler that gives each transaction
+   * another connection.
    *
-   * @throws {ServiceError} also `connection_failed` when there is no answer
-   * within `timeoutSeconds` (default: those to connect and those to stall),
-   * `read_only` when the server takes no writes, `lock_lost` when the address
-   * leads to another server than the holder's.
+   * `timeoutSeconds` defaults to the sum of the connection and stall timeouts.
+   *
+   * @throws {ServiceError} `connection_failed` when the server does not answer
+   * in time, `read_only` when it does not accept writes, `lock_lost` when the
+   * address leads to another server than the holder's, or the statement's error.
    */
   async query<T extends Row = Row>(
     text: string,
@@ -112,7 +113,7 @@ export class Pool implements AsyncDisposable {
         if (!holder || sqlstateOf(error) !== OTHER_SERVER) throw error;
       }
       try {
-        // The connection was an older one. The statement has not run yet.
+        // The connection was an old one, and the statement has not run yet.
         return await this.#run<T>(statement, timeoutSeconds, holder);
       } catch (error) {
         if (sqlstateOf(error) !== OTHER_SERVER) throw error;
@@ -130,16 +131,16 @@ export class Pool implements AsyncDisposable {
   }
 
   /**
-   * Checks that the server takes writes.
+   * Checks that the server accepts writes.
    *
-   * @throws {ServiceError} `read_only` when it does not, and all that `query` throws.
+   * @throws {ServiceError} `read_only` when it does not, or an error of `query`.
    */
   async checkWritable(timeoutSeconds?: number): Promise<void> {
     for (let attempt = 1;; attempt++) {
       const current = this.#current;
       const [row] = await this.query(WRITABLE, [], timeoutSeconds);
       if (row!.read_only !== "on") return;
-      // An older connection may lead to a server that was replaced.
+      // An old connection may lead to a replaced server.
       if (this.#current) this.#drop(this.#current);
       if (!current || attempt === 2) {
         throw readOnlyError(this.config, row!.standby);
@@ -148,8 +149,8 @@ export class Pool implements AsyncDisposable {
   }
 
   /**
-   * Runs all statements on the holder's server, until the result is disposed
-   * of. Gives the holder up when the address leads to another server.
+   * Keeps all statements on the holder's server until the result is disposed.
+   * Calls `giveUp` of the holder when the address leads to another server.
    */
   stayWith(holder: ServerHolder): Disposable {
     this.#holder = holder;
@@ -200,7 +201,7 @@ export class Pool implements AsyncDisposable {
       );
   }
 
-  /** Finds out why the server takes no writes. */
+  /** Returns the error with the reason why the server accepts no writes. */
   async #explain(known: ServiceError): Promise<ServiceError> {
     try {
       await this.checkWritable(PROBE_SECONDS);
@@ -227,7 +228,7 @@ export class Pool implements AsyncDisposable {
     return { client, lines };
   }
 
-  /** Closes all connections at once. The next statement opens one again. */
+  /** Closes all connections immediately. The next statement opens a new one. */
   #drop(current: Connected): void {
     if (this.#current === current) this.#current = undefined;
     current.client.end({ timeout: 0 }).catch(() => {});

@@ -133,7 +133,7 @@ const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
   ],
   "a signature before the challenge": [
     greets(authentication(12, "v=d3Jvbmc=")),
-    /out of order/,
+    /an unexpected authentication request/,
   ],
   "a login after the request for SASL": [
     async (connection: HostileConnection) => {
@@ -193,15 +193,15 @@ const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
       ),
       READY,
     ),
-    /3496000 characters left out.*3496000 characters left out/,
+    /3496000 characters omitted.*3496000 characters omitted/,
   ],
   "a COPY to the client": [
     answers(message("H", "\0\0\0"), message("d", "row"), READY),
-    /COPY that nobody asked for/,
+    /a COPY without a request/,
   ],
   "a COPY from the client": [
     answers(message("G", "\0\0\0"), READY),
-    /COPY that nobody asked for/,
+    /a COPY without a request/,
   ],
   "a COPY in both directions": [
     answers(message("W", "\0\0\0"), READY),
@@ -210,7 +210,7 @@ const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
   "COPY data": [answers(message("d", "row")), /COPY data/],
   "rows without columns": [
     answers(message("D", "\0\0"), message("C", "SELECT 1\0"), READY),
-    /without a description/,
+    /a row before the description/,
   ],
   "columns whose names have no end": [
     answers(message("T", "\0\x01name")),
