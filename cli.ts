@@ -107,7 +107,14 @@ export async function main(args: readonly string[]): Promise<number> {
       config,
       log,
       service: once(() =>
-        startService(config(), log(), released, controller.signal)
+        startService(
+          config(),
+          log(),
+          released,
+          controller.signal,
+          // A command has one statement at a time, and a service its clients'.
+          command === serveCommand ? 4 : 1,
+        )
       ),
       async serve() {
         // Load the libraries of the server here only, so that other commands start fast.

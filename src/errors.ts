@@ -104,6 +104,12 @@ export const ERRORS = {
     true,
     "Point DWH_DB_HOST at the primary, or turn default_transaction_read_only off.",
   ),
+  too_many_connections: kind(
+    69,
+    503,
+    true,
+    "Raise the connection limit that is reached, or close other connections.",
+  ),
   server_too_old: kind(
     78,
     500,
@@ -228,7 +234,7 @@ export const ERRORS = {
     1,
     500,
     true,
-    "See the log of the server: it is out of disk, memory or connections.",
+    "Make room on the server: it is out of disk, memory or locks. See its log.",
   ),
   serialization: kind(
     1,

@@ -51,10 +51,11 @@ export function startService(
   log: Logger,
   released: AsyncDisposableStack,
   signal: AbortSignal,
+  maxConnections: number,
 ): Service {
   const warehouse = released.use(
     new Pool(config.dwh, {
-      max: 4,
+      max: maxConnections,
       connectTimeoutSeconds: config.connectTimeoutSeconds,
       stallTimeoutSeconds: config.stallTimeoutSeconds,
     }),

@@ -106,12 +106,13 @@ async function prepareUnit(
     if (lost) {
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
+    // Before the session is opened, so that the load needs one connection less.
     await ensureTargetSchema(warehouse);
+    const known = await lastLoads(warehouse, run.tables);
     const session = await Session.open(config.dwh, connection);
     lost = session;
     try {
       await session.begin(warehouseTransaction(config));
-      const known = await lastLoads(warehouse, run.tables);
       const results: TableResult[] = [];
       for (const table of tables) {
         const result = await syncTable(

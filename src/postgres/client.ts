@@ -6,6 +6,7 @@
 import type net from "node:net";
 import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
+import { type ServerErrorFields, sqlstateOf } from "./errors.ts";
 import { Line } from "./line.ts";
 import type { Row } from "./sql.ts";
 
@@ -38,7 +39,7 @@ export function connect(
     ssl: false,
     max: options.max,
     connect_timeout: options.connectTimeoutSeconds,
-    idle_timeout: options.max === 1 ? 0 : 30,
+    idle_timeout: options.lifetimeSeconds ? 30 : 0,
     max_lifetime: options.lifetimeSeconds ?? null,
     max_pipeline: 100,
     keep_alive: 30,
@@ -77,6 +78,8 @@ export class Lines {
   #isDestroyed = false;
   /** Whether at least one of the lines was ready for a statement. */
   isReady = false;
+  /** The error with which the server ended a session last. */
+  fatal: ServerErrorFields | undefined;
 
   constructor(config: DatabaseConfig, timeoutSeconds: number) {
     this.#config = config;
@@ -104,6 +107,7 @@ export class Lines {
       );
     }
     this.#fruitless++;
+    this.fatal = undefined;
     const line = new Line(
       this.#config,
       this.#timeoutSeconds,
@@ -113,7 +117,11 @@ export class Lines {
       },
     );
     this.#open.add(line);
-    line.raw.once("close", () => this.#open.delete(line));
+    // Before the driver hears of it, which listens later.
+    line.raw.once("close", () => {
+      this.#open.delete(line);
+      this.fatal = line.guard.fatal ?? this.fatal;
+    });
     return await line.socket;
   };
 
@@ -121,6 +129,40 @@ export class Lines {
   destroy(): void {
     this.#isDestroyed = true;
     for (const line of this.#open) line.destroy();
+  }
+}
+
+/** What a new connection came to. */
+export interface Probed {
+  /** Rows of the last statement, or `undefined` without an answer in time. */
+  readonly rows: Row[] | undefined;
+  /** Whether the server let the role in and then did not answer. */
+  readonly isWaiting: boolean;
+}
+
+/** Runs a script on a new connection and closes it. Never throws. */
+export async function probe(
+  config: DatabaseConfig,
+  options: { applicationName: string; connectTimeoutSeconds: number },
+  script: string,
+): Promise<Probed> {
+  const { connectTimeoutSeconds } = options;
+  const lines = new Lines(config, connectTimeoutSeconds);
+  const client = connect(config, { ...options, max: 1 }, lines.dial);
+  try {
+    const result = await withTimeout(
+      client.unsafe(script),
+      connectTimeoutSeconds,
+      () => new Error("no answer"),
+    );
+    return { rows: lastRows(result), isWaiting: false };
+  } catch (error) {
+    // A server that refuses has answered.
+    const isWaiting = lines.isReady && !sqlstateOf(error);
+    return { rows: undefined, isWaiting };
+  } finally {
+    client.end({ timeout: 0 }).catch(() => {});
+    lines.destroy();
   }
 }
 

@@ -18,7 +18,9 @@ interface ServerErrorFields {
   readonly message: string;
   readonly severity?: string | undefined;
   readonly severity_local?: string | undefined;
+  readonly detail?: string | undefined;
   readonly hint?: string | undefined;
+  readonly where?: string | undefined;
   readonly file?: string | undefined;
   readonly routine?: string | undefined;
 }
@@ -30,7 +32,7 @@ interface Meaning {
 }
 
 /** The maximum number of connections that one load of all tables holds at once, per server. */
-export const CONNECTIONS_PER_LOAD = { olist: 4, dwh: 8 } as const;
+export const CONNECTIONS_PER_LOAD = { olist: 3, dwh: 4 } as const;
 
 /** Returns the meaning of a server's error. */
 function meaningOf(
@@ -59,10 +61,12 @@ const CODES: Readonly<Record<string, ErrorCode>> = {
   "40": "serialization",
   "42501": "permission_denied",
   "53": "out_of_resources",
+  "53300": "too_many_connections",
   "55P03": "serialization",
   "57P01": "connection_lost",
   "57P02": "connection_lost",
   "57P03": "connection_lost",
+  "57P04": "database_missing",
   "57P05": "connection_lost",
   "58": "out_of_resources",
 };
@@ -112,7 +116,7 @@ function specificMeaning(
       return undefined;
     case "53300":
       return {
-        code: "out_of_resources",
+        code: "too_many_connections",
         remedy: `${
           connectionLimitRemedy(routine, role, database)
         } A load needs up to ${
@@ -239,11 +243,29 @@ export function readOnlyError(
   );
 }
 
-/** Remedy where a server lets a role in and then does not answer. */
-export function poolerRemedy(config: DatabaseConfig): string {
-  return `Raise default_pool_size if this is PgBouncer, which may have no free connection to the server: a load needs up to ${
-    CONNECTIONS_PER_LOAD[config.label]
-  }. Otherwise look in pg_stat_activity for what the statement waits for.`;
+/**
+ * The failure of a connection without an answer. After the login, the likely
+ * cause is a pooler without a free connection to the server.
+ */
+export function noAnswerError(
+  config: DatabaseConfig,
+  seconds: number,
+  isLoggedIn: boolean,
+): ServiceError {
+  const what = `Cannot connect to ${
+    address(config)
+  }: no answer within ${seconds} s`;
+  if (!isLoggedIn) return new ServiceError("connection_failed", what);
+  return new ServiceError(
+    "connection_failed",
+    `${what} after the login, as when a pooler waits for a free connection to the server`,
+    {
+      remedy:
+        `Raise default_pool_size if this is PgBouncer: a load needs up to ${
+          CONNECTIONS_PER_LOAD[config.label]
+        } connections to this server. Otherwise look in pg_stat_activity for what the server waits for.`,
+    },
+  );
 }
 
 /** Returns the meaning of a PgBouncer error. Most have the same SQLSTATE, and all are in English. */
@@ -288,7 +310,7 @@ const POOLER_REFUSALS: readonly (readonly [
   ],
   [
     /query_wait_timeout|no more connections allowed|too many/,
-    "out_of_resources",
+    "too_many_connections",
     (config) =>
       `Raise default_pool_size and max_client_conn in PgBouncer. A load needs up to ${
         CONNECTIONS_PER_LOAD[config.label]
@@ -346,6 +368,23 @@ export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
  */
 export function isOtherServerNeeded(sqlstate: string): boolean {
   return /^08|^25006$|^57P0/.test(sqlstate);
+}
+
+/** Whether the error may be due to a connection that was not free. A pooler's is known by its silence only. */
+export function mayLackConnections(error: unknown): boolean {
+  return error instanceof ServiceError &&
+    (error.code === "too_many_connections" ||
+      error.code === "connection_failed");
+}
+
+/** The error with which a server ended the session, if the given one only says that it has ended. */
+export function endingOf(
+  error: unknown,
+  fatal: ServerErrorFields | undefined,
+): unknown {
+  const isKnown = !fatal || error instanceof ServiceError || sqlstateOf(error);
+  // Its type is not exported, and its fields are those of the protocol.
+  return isKnown ? error : new postgres.PostgresError(fatal as never);
 }
 
 /** SQLSTATE of a server's error, or `undefined` for any other. */

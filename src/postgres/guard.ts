@@ -13,7 +13,7 @@ import type net from "node:net";
 import type { DatabaseConfig } from "../config/config.ts";
 import type { AuthMethod } from "../config/parsers.ts";
 import { ServiceError } from "../errors.ts";
-import { address } from "./errors.ts";
+import { address, type ServerErrorFields } from "./errors.ts";
 
 /** Bytes of a message's type and length. */
 const HEADER_BYTES = 5;
@@ -67,10 +67,13 @@ const MAX_LENGTHS = new Map([
 ]);
 
 /** Messages that the guard reads whole. The driver loops without end, or throws outside a promise, where they are malformed. */
-const INSPECTED = new Set([..."ARST"].map(type));
+const INSPECTED = new Set([..."AERST"].map(type));
 
 /** Messages that may come before the first statement. */
 const STARTUP = new Set([..."EKNRSZ"].map(type));
+
+/** Messages that a server may send without end while it answers nothing. */
+const ASIDES = new Set([..."ANS"].map(type));
 
 /** Messages that the driver keeps nothing of. */
 const NOT_KEPT = new Set([..."ANSc"].map(type));
@@ -96,6 +99,11 @@ export class ServerGuard {
   #cut: Buffer[] = [];
   #cutBytes = 0;
   #inspected = 0;
+  #isAside = false;
+  #received = 0;
+  #fatal: ServerErrorFields | undefined;
+  /** What the client made up for SCRAM, which the challenge must repeat. */
+  #nonce: string | undefined;
 
   constructor(config: DatabaseConfig, onReady: () => void) {
     this.#config = config;
@@ -105,6 +113,31 @@ export class ServerGuard {
   /** Whether the server was ready for a statement. */
   get isReady(): boolean {
     return this.#isReady;
+  }
+
+  /** Bytes of answers so far. Notices, notifications and settings do not count: they are no progress. */
+  get received(): number {
+    return this.#received;
+  }
+
+  /**
+   * The error with which the server ended the session. The driver drops it: it
+   * keeps an error until the server is ready again, which never comes.
+   */
+  get fatal(): ServerErrorFields | undefined {
+    return this.#fatal;
+  }
+
+  /** Whether the client's bytes are of interest, which they are until the login is complete. */
+  get readsClient(): boolean {
+    return !this.#isAuthenticated;
+  }
+
+  /** Notes the nonce of a SCRAM exchange, which the driver sends and does not compare with the challenge. */
+  checkClient(chunk: Buffer): void {
+    if (this.#scram !== "begun") return;
+    this.#nonce ??= /n,,n=\*,r=([\x21-\x2b\x2d-\x7e]+)$/
+      .exec(chunk.toString("latin1"))?.[1];
   }
 
   /** Allows the server to answer the next statement with COPY. Without it a COPY is refused. */
@@ -142,6 +175,8 @@ export class ServerGuard {
         this.#begin(kind, length);
         this.#missing = length - 4;
         this.#inspected = INSPECTED.has(kind) ? kind : 0;
+        this.#isAside = ASIDES.has(kind);
+        if (!this.#isAside) this.#received += HEADER_BYTES;
         if (this.#missing === 0 && this.#inspected) {
           this.#inspect(this.#inspected, Buffer.alloc(0), at < chunk.length);
         }
@@ -149,6 +184,7 @@ export class ServerGuard {
       }
       const end = Math.min(at + this.#missing, chunk.length);
       this.#missing -= end - at;
+      if (!this.#isAside) this.#received += end - at;
       if (this.#inspected) {
         if (this.#missing > 0 || this.#cutBytes > 0) {
           this.#keep(chunk.subarray(at, end));
@@ -277,7 +313,16 @@ export class ServerGuard {
         return;
       case type("T"):
         return this.#inspectColumns(body);
+      case type("E"):
+        return this.#inspectError(body);
     }
+  }
+
+  #inspectError(body: Buffer): void {
+    if (!this.#isReady) return;
+    const error = readError(body);
+    const severity = error.severity ?? error.severity_local;
+    if (severity === "FATAL" || severity === "PANIC") this.#fatal ??= error;
   }
 
   /** The driver looks for the end of each name, beyond the end of the message as well. */
@@ -373,11 +418,17 @@ export class ServerGuard {
 
   /** Checks a SCRAM challenge. The driver checks neither its format nor its number of iterations. */
   #inspectChallenge(challenge: string): void {
-    const [, salt, iterations] =
-      /^r=[\x21-\x2b\x2d-\x7e]+,s=([A-Za-z0-9+/]+={0,2}),i=([1-9]\d*)$/
+    const [, nonce, iterations] =
+      /^r=([\x21-\x2b\x2d-\x7e]+),s=[A-Za-z0-9+/]+={0,2},i=([1-9]\d*)$/
         .exec(challenge) ?? [];
-    if (salt === undefined) {
+    if (nonce === undefined) {
       throw this.#violation("a malformed SCRAM challenge");
+    }
+    if (
+      !this.#nonce || !nonce.startsWith(this.#nonce) ||
+      nonce === this.#nonce
+    ) {
+      throw this.#violation("a SCRAM challenge for another client");
     }
     if (Number(iterations) > MAX_SCRAM_ITERATIONS) {
       throw this.#refusal(
@@ -445,6 +496,29 @@ export class ServerGuard {
   }
 }
 
+/** Fields of an error, by the letter that the protocol gives them. */
+const ERROR_FIELDS: Readonly<Record<string, keyof ServerErrorFields>> = {
+  S: "severity_local",
+  V: "severity",
+  C: "code",
+  M: "message",
+  D: "detail",
+  H: "hint",
+  W: "where",
+  F: "file",
+  R: "routine",
+};
+
+/** Reads an error's fields. */
+function readError(body: Buffer): ServerErrorFields {
+  const fields: Partial<Record<keyof ServerErrorFields, string>> = {};
+  for (const field of body.toString("utf8").split("\0")) {
+    const name = ERROR_FIELDS[field.charAt(0)];
+    if (name) fields[name] = field.slice(1);
+  }
+  return { code: "", message: "", ...fields };
+}
+
 /** Remedy where a server does not keep to PostgreSQL's protocol. */
 export const NOT_POSTGRES =
   "Check that host and port (*_DB_HOST, *_DB_PORT) lead to a PostgreSQL server and not to another service.";
@@ -454,7 +528,8 @@ export const NOT_POSTGRES =
  * driver. A violation closes the socket with its error.
  *
  * Relies on two facts about streams: all data reach their listeners through
- * `emit`, and an error that is given to `destroy` is emitted as `error`.
+ * `emit`, and an error that is given to `destroy` is emitted as `error`. The
+ * driver sends its first SCRAM message by one `write`.
  */
 export function guardSocket(socket: net.Socket, guard: ServerGuard): void {
   const emit = socket.emit;
@@ -472,4 +547,10 @@ export function guardSocket(socket: net.Socket, guard: ServerGuard): void {
       return true;
     }
   } as typeof emit;
+  const write = socket.write;
+  socket.write = function (chunk: Buffer, ...rest: unknown[]) {
+    if (guard.readsClient) guard.checkClient(chunk);
+    else socket.write = write;
+    return Reflect.apply(write, socket, [chunk, ...rest]);
+  } as typeof write;
 }

@@ -12,14 +12,15 @@ import {
   lastRows,
   Lines,
   parameterOf,
+  probe,
   withTimeout,
 } from "./client.ts";
 import {
-  address,
   asConnectFailure,
   checkVersion,
+  endingOf,
   isOtherServerNeeded,
-  poolerRemedy,
+  noAnswerError,
   readOnlyError,
   sqlstateOf,
 } from "./errors.ts";
@@ -170,14 +171,15 @@ export class Pool implements AsyncDisposable {
     const { client, lines } = current;
     const check = holder ? `${assertServer(holder.server)};\n` : "";
     try {
-      const rows = await withTimeout(
+      const rows = await this.#awaitAnswer(
         client.unsafe(`${SETTINGS};\n${check}${statement}`),
         timeoutSeconds,
-        () => this.#noAnswer(lines.isReady, timeoutSeconds),
+        lines,
       );
       checkVersion(this.config, parameterOf(client, "server_version"));
       return lastRows<T>(rows);
-    } catch (error) {
+    } catch (cause) {
+      const error = endingOf(cause, lines.fatal);
       // Most of the server's own errors leave the connection whole. Anything else makes it suspect.
       const sqlstate = sqlstateOf(error);
       const isSuspect = !sqlstate || sqlstate === OTHER_SERVER ||
@@ -187,18 +189,42 @@ export class Pool implements AsyncDisposable {
     }
   }
 
-  #noAnswer(isLoggedIn: boolean, seconds: number): ServiceError {
-    const where = address(this.config);
-    return isLoggedIn
-      ? new ServiceError(
-        "connection_failed",
-        `No answer from ${where} within ${seconds} s after the login`,
-        { remedy: poolerRemedy(this.config) },
-      )
-      : new ServiceError(
-        "connection_failed",
-        `No answer from ${where} within ${seconds} s`,
+  /**
+   * Waits for an answer.
+   *
+   * A slow statement and a pooler without a free connection look alike. So a
+   * second connection asks after a while: the pooler does not answer it either.
+   */
+  async #awaitAnswer<T>(
+    answer: PromiseLike<T>,
+    timeoutSeconds: number,
+    lines: Lines,
+  ): Promise<T> {
+    const { config } = this;
+    const connectTimeoutSeconds = this.#connectTimeoutSeconds;
+    const shortage = Promise.withResolvers<never>();
+    const timer = setTimeout(async () => {
+      if (!lines.isReady) return;
+      const options = {
+        applicationName: APPLICATION_NAME,
+        connectTimeoutSeconds,
+      };
+      const { isWaiting } = await probe(config, options, "select 1");
+      if (isWaiting) {
+        const seconds = 2 * connectTimeoutSeconds;
+        shortage.reject(noAnswerError(config, seconds, true));
+      }
+    }, connectTimeoutSeconds * 1000);
+    try {
+      return await withTimeout(
+        Promise.race([answer, shortage.promise]),
+        timeoutSeconds,
+        () => noAnswerError(config, timeoutSeconds, lines.isReady),
       );
+    } finally {
+      clearTimeout(timer);
+      shortage.promise.catch(() => {});
+    }
   }
 
   /** Returns the error with the reason why the server accepts no writes. */

@@ -12,15 +12,17 @@ import {
   type Client,
   connect,
   lastRows,
-  Lines,
   parameterOf,
+  probe,
   withTimeout,
 } from "./client.ts";
 import {
   address,
   asConnectFailure,
   checkVersion,
-  poolerRemedy,
+  endingOf,
+  mayLackConnections,
+  noAnswerError,
   toServiceError,
 } from "./errors.ts";
 import { Line } from "./line.ts";
@@ -103,11 +105,12 @@ export class Session implements AsyncDisposable, Disposable {
   /** SQL of the settings of the open transaction. */
   #settings = "";
   #closing: Promise<void> | undefined;
+  readonly #ended = Promise.withResolvers<void>();
   /** Bytes of a COPY that the server had taken when it was last asked. */
   #copied: string | undefined;
   /** When the server was last found at work, though no byte moved. */
   #workedAt = -Infinity;
-  #looking: Promise<void> | undefined;
+  #probing: Promise<void> | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -132,14 +135,14 @@ export class Session implements AsyncDisposable, Disposable {
       line.raw.once("error", (error) => cause = error);
       line.raw.once(
         "close",
-        () => this.destroy(toServiceError(cause, config)),
+        () => this.destroy(this.#explain(cause)),
       );
       const socket = await line.socket;
       if (line.isEncrypted) {
         socket.once("error", (error) => cause = error);
         socket.once(
           "close",
-          () => this.destroy(toServiceError(cause, config)),
+          () => this.destroy(this.#explain(cause)),
         );
       }
       return socket;
@@ -178,16 +181,10 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   #noAnswer(): ServiceError {
-    const { connectTimeoutSeconds } = this.#options;
-    const isLoggedIn = this.#line?.guard.isReady ?? false;
-    return new ServiceError(
-      "connection_failed",
-      `Cannot connect to ${
-        address(this.config)
-      }: no answer within ${connectTimeoutSeconds} s${
-        isLoggedIn ? " after the login" : ""
-      }`,
-      isLoggedIn ? { remedy: poolerRemedy(this.config) } : {},
+    return noAnswerError(
+      this.config,
+      this.#options.connectTimeoutSeconds,
+      this.#line?.guard.isReady ?? false,
     );
   }
 
@@ -229,6 +226,11 @@ export class Session implements AsyncDisposable, Disposable {
   /** Aborts when the connection is lost or given up, with the reason. */
   get signal(): AbortSignal {
     return this.#lost.signal;
+  }
+
+  /** Resolves when the session has given its connection back. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
   }
 
   /** Why the session is unusable, or `undefined` while it is not. */
@@ -297,9 +299,13 @@ export class Session implements AsyncDisposable, Disposable {
         .map(([name, value]) => `set local ${name} = ${literal(value)}`),
       ...(options.hasOwnSearchPath ? [this.#setOwnSearchPath()] : []),
     ].join(";\n");
-    const began = this.query(
-      `begin isolation level ${options.mode};\n${this.#settings}`,
+    // A pooler may have no connection to the server for the transaction.
+    const began = withTimeout(
+      this.query(`begin isolation level ${options.mode};\n${this.#settings}`),
+      this.#options.connectTimeoutSeconds,
+      () => this.#noAnswer(),
     ).catch((error) => {
+      if (error instanceof ServiceError && !error.sqlstate) this.destroy(error);
       throw asBeginFailure(error, options, this.config);
     });
     // Sent along in the same round trip. The first failure is the one that counts.
@@ -389,10 +395,10 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#line?.isEncrypted ? undefined : this.#line?.raw;
   }
 
-  /** Bytes received and sent so far. */
+  /** Bytes of answers received, and bytes sent, so far. */
   get bytesMoved(): number {
-    const { bytesRead = 0, bytesWritten = 0 } = this.#line?.raw ?? {};
-    return bytesRead + bytesWritten;
+    return (this.#line?.guard.received ?? 0) +
+      (this.#line?.raw.bytesWritten ?? 0);
   }
 
   /**
@@ -413,6 +419,7 @@ export class Session implements AsyncDisposable, Disposable {
     this.#release();
     await this.#client.end({ timeout: 1 });
     this.#line?.destroy();
+    this.#ended.resolve();
   }
 
   /** Cuts the connection, whatever is going on. Pending work rejects with `reason`. */
@@ -426,6 +433,7 @@ export class Session implements AsyncDisposable, Disposable {
     this.#lost.abort(reason);
     this.#client.end({ timeout: 0 }).catch(() => {});
     this.#line?.destroy();
+    this.#ended.resolve();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -435,6 +443,12 @@ export class Session implements AsyncDisposable, Disposable {
   /** Begins to close; somebody else waits for the end of that. */
   [Symbol.dispose](): void {
     void this.close();
+  }
+
+  /** The error as one of the service, with what the server said before it closed the connection. */
+  #explain(error: unknown): ServiceError {
+    const cause = endingOf(error, this.#line?.guard.fatal);
+    return toServiceError(cause, this.config);
   }
 
   #release(): void {
@@ -461,7 +475,7 @@ export class Session implements AsyncDisposable, Disposable {
     try {
       return await Promise.race([start(), failure.promise]);
     } catch (error) {
-      const known = toServiceError(error, this.config);
+      const known = this.#explain(error);
       // The driver could not read the answer, so it cannot tell where the next one begins.
       if (!known.sqlstate) this.destroy(known);
       // What the server said is worth more than that the connection ended then.
@@ -506,7 +520,7 @@ export class Session implements AsyncDisposable, Disposable {
     return {
       stream: await Promise.race([
         stream.promise.catch((error) => {
-          throw toServiceError(error, this.config);
+          throw this.#explain(error);
         }),
         finished.then(() => stream.promise),
       ]),
@@ -519,7 +533,7 @@ export class Session implements AsyncDisposable, Disposable {
     const stallMilliseconds = this.#options.stallTimeoutSeconds * 1000;
     let moved = -1;
     let movedAt = performance.now();
-    let isLooking = false;
+    let isProbing = false;
     const tick = async () => {
       const now = performance.now();
       if (this.#pending === 0 || this.bytesMoved !== moved) {
@@ -533,11 +547,11 @@ export class Session implements AsyncDisposable, Disposable {
         performance.now() -
             Math.max(movedAt, ...ends.map((end) => end.#workedAt)) >=
           stallMilliseconds;
-      // How much of a COPY was taken says nothing without an earlier look.
-      if (isLooking || !this.peer && !isStalled()) return;
-      isLooking = true;
-      await Promise.all(ends.map((end) => end.#look()));
-      isLooking = false;
+      // How much of a COPY was taken says nothing without an earlier probe.
+      if (isProbing || !this.peer && !isStalled()) return;
+      isProbing = true;
+      await Promise.all(ends.map((end) => end.#probe()));
+      isProbing = false;
       if (this.#pending > 0 && this.bytesMoved === moved && isStalled()) {
         this.destroy(
           new ServiceError(
@@ -563,10 +577,10 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /** Notes whether the server is at work. Both ends of a COPY may ask at once, and share the answer. */
-  #look(): Promise<void> {
-    return this.#looking ??= this.#isWorking().then((isWorking) => {
-      if (isWorking) this.#workedAt = performance.now();
-      this.#looking = undefined;
+  #probe(): Promise<void> {
+    return this.#probing ??= this.#isServerBusy().then((isBusy) => {
+      if (isBusy) this.#workedAt = performance.now();
+      this.#probing = undefined;
     });
   }
 
@@ -575,41 +589,44 @@ export class Session implements AsyncDisposable, Disposable {
    * waits for a lock, or has taken more of a COPY since it was last asked: what
    * we have written may be on its way for longer than we would wait.
    */
-  async #isWorking(): Promise<boolean> {
+  async #isServerBusy(): Promise<boolean> {
     if (this.#failure || !this.#pid) return false;
-    const lines = new Lines(
+    const { rows } = await probe(
       this.config,
-      this.#options.connectTimeoutSeconds,
+      this.#options,
+      // A role that became another one at login may not look at its own sessions.
+      `${LIFT_TIMEOUTS}; ${SET_SEARCH_PATH}; set local role none;
+       select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
+       from pg_stat_activity left join pg_stat_progress_copy using (pid)
+       -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
+       where pid = ${this.#pid} and state in ('active', 'disabled')
+         and application_name = ${literal(this.#options.applicationName)}`,
     );
-    const client = connect(
-      this.config,
-      { ...this.#options, max: 1 },
-      lines.dial,
-    );
+    if (!rows) return false;
+    const [backend] = rows;
+    const hasTaken = backend?.copied !== undefined &&
+      backend.copied !== null && backend.copied !== this.#copied;
+    this.#copied = backend?.copied;
+    return Boolean(backend?.busy || hasTaken);
+  }
+}
+
+/**
+ * Opens a session. Where no connection is free, waits until one of the others
+ * has ended, and retries.
+ */
+export async function openWhenFree(
+  open: () => Promise<Session>,
+  others: () => Iterable<Session>,
+): Promise<Session> {
+  while (true) {
+    const ends = [...others()].filter((session) => !session.failure)
+      .map((session) => session.ended);
     try {
-      const result = await withTimeout(
-        client.unsafe(
-          // A role that became another one at login may not look at its own sessions.
-          `${LIFT_TIMEOUTS}; ${SET_SEARCH_PATH}; set local role none;
-           select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
-           from pg_stat_activity left join pg_stat_progress_copy using (pid)
-           -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
-           where pid = ${this.#pid} and state in ('active', 'disabled')
-             and application_name = ${literal(this.#options.applicationName)}`,
-        ),
-        this.#options.connectTimeoutSeconds,
-        () => new Error("no answer"),
-      );
-      const [backend] = lastRows(result);
-      const hasTaken = backend?.copied !== undefined &&
-        backend.copied !== null && backend.copied !== this.#copied;
-      this.#copied = backend?.copied;
-      return Boolean(backend?.busy || hasTaken);
-    } catch {
-      return false;
-    } finally {
-      client.end({ timeout: 0 }).catch(() => {});
-      lines.destroy();
+      return await open();
+    } catch (error) {
+      if (!mayLackConnections(error) || ends.length === 0) throw error;
+      await Promise.race(ends);
     }
   }
 }

@@ -4,8 +4,12 @@
  * @module
  */
 import type { Config } from "../config/config.ts";
-import { GONE } from "../postgres/errors.ts";
-import { type ConnectionOptions, Session } from "../postgres/session.ts";
+import { GONE, mayLackConnections } from "../postgres/errors.ts";
+import {
+  type ConnectionOptions,
+  openWhenFree,
+  Session,
+} from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { ERRORS, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
@@ -83,7 +87,8 @@ const MAX_SNAPSHOTS = 5;
  * which stays valid until the transaction ends.
  *
  * The reader of each table is opened with the snapshot. A later reader would
- * queue behind DDL that waits for the snapshot's lock.
+ * queue behind DDL that waits for the snapshot's lock. Only where no connection
+ * is free, a reader is opened after another one has ended.
  *
  * @param isLastAttempt whether a busy lock fails only its table, and not the
  * attempt.
@@ -131,7 +136,10 @@ export async function openSnapshot(
         readers.set(table.name, reader);
       }));
       for (const outcome of opened) {
-        if (outcome.status === "rejected") throw outcome.reason;
+        // A reader whose connection is not free can follow when another one has ended.
+        const canFollow = outcome.status === "fulfilled" ||
+          readers.size > 0 && mayLackConnections(outcome.reason);
+        if (!canFollow) throw outcome.reason;
       }
       for (const [name, shape] of await checkColumns(holder, readable)) {
         found.set(name, shape);
@@ -156,8 +164,9 @@ export async function openSnapshot(
           const ready = readers.get(table.name);
           readers.delete(table.name);
           if (ready && !ready.failure) return ready;
-          const reader = await open(
-            readable.find((r) => r.name === table.name)!,
+          const reader = await openWhenFree(
+            () => open(readable.find((r) => r.name === table.name)!),
+            () => sessions.filter((session) => session !== holder),
           );
           sessions.push(reader);
           return reader;

@@ -68,7 +68,7 @@ Deno.test("a warehouse that waits for a standby which is not there", async (t) =
     await waitFor("nobody");
     const outcome = await loadHere(db, { ...IMPATIENT, RETRY_ATTEMPTS: "2" });
     assertEquals(sayOutcome(outcome), "exit 69, connection_failed");
-    assertStringIncludes(outcome.error!.line, "No answer");
+    assertStringIncludes(outcome.error!.line, "no answer within");
     await waitFor("");
     await until(async () => await seconds() === 0);
     await settle(db, {

@@ -139,9 +139,16 @@ const REFUSALS: readonly Refusal[] = [
   {
     name: "too many clients",
     options: { clients: 1 },
-    exit: 1,
-    code: "out_of_resources",
+    exit: 69,
+    code: "too_many_connections",
     says: ["max_client_conn", "A load needs up to"],
+  },
+  {
+    name: "a pool of statements",
+    options: { mode: "statement" },
+    exit: 69,
+    code: "connection_forbidden",
+    says: ["statement pooling mode", "pool_mode = transaction"],
   },
 ];
 
@@ -167,6 +174,73 @@ for (const { name, options, environment, exit, code, says } of REFUSALS) {
         result.stdout + result.stderr,
       );
       for (const part of says) assertStringIncludes(result.json.error, part);
+    },
+  );
+}
+
+/** Both sides behind the same PgBouncer, with pools of this size. */
+async function behindPools(size: number) {
+  const stack = new AsyncDisposableStack();
+  const db = stack.use(
+    await createDatabases({ rows: { deals: 200, leads: 900 } }),
+  );
+  const bouncer = stack.use(await startPgBouncer(db.environment, size));
+  const environment = {
+    ...db.environment,
+    OLIST_DB_PORT: String(bouncer.port),
+    DWH_DB_PORT: String(bouncer.port),
+    CONNECT_TIMEOUT: "2",
+    RETRY_DELAY: "0",
+  };
+  return { db, environment, [Symbol.asyncDispose]: () => stack.disposeAsync() };
+}
+
+/** Waits until no backend of the roles has a transaction open. */
+async function untilNoTransaction(
+  db: Awaited<ReturnType<typeof createDatabases>>,
+): Promise<void> {
+  await until("no transaction is left open", async () => {
+    const left = await db.warehouse.unsafe(
+      `select pid from pg_stat_activity where state <> 'idle'
+         and usename in ('${db.reader}', '${db.loader}')`,
+    );
+    return left.length === 0;
+  });
+}
+
+testWith(
+  ["pgbouncer"],
+  "load and verify work behind a PgBouncer with pools of 3",
+  async () => {
+    await using scene = await behindPools(3);
+    const { db, environment } = scene;
+    for (const words of [["load"], ["load", "--mode", "full"]]) {
+      const { code, stdout, stderr } = await runProgram(words, environment);
+      assertEquals(code, 0, stdout + stderr);
+    }
+    await db.source.unsafe("delete from marketing.closed_deals");
+    const { code, stderr } = await runProgram(["load"], environment);
+    assertEquals(code, 0, stderr);
+    assertEquals((await runProgram(["verify"], environment)).code, 0);
+    await untilNoTransaction(db);
+  },
+);
+
+for (const size of [1, 2]) {
+  testWith(
+    ["pgbouncer"],
+    `load ends with 69 and names default_pool_size behind a PgBouncer with pools of ${size}`,
+    async () => {
+      await using scene = await behindPools(size);
+      const { db, environment } = scene;
+      const { code, json, stdout, stderr } = await runJson(
+        ["load"],
+        environment,
+      );
+      assertEquals(code, 69, stdout + stderr);
+      assertStringIncludes(json.error, "waits for a free connection");
+      assertStringIncludes(json.error, "default_pool_size");
+      await untilNoTransaction(db);
     },
   );
 }

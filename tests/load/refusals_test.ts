@@ -1,11 +1,11 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
 import { parseConfig } from "../../src/config/config.ts";
 import { Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
 import { CONNECTIONS_PER_LOAD } from "../../src/postgres/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram, spawnProgram } from "../support/program.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 const ONCE = { RETRY_ATTEMPTS: "1" };
@@ -52,8 +52,8 @@ const REFUSALS: readonly Refusal[] = [
   {
     name: "the connection limit of a role",
     admin: "alter role $reader connection limit 0",
-    exit: 1,
-    code: "out_of_resources",
+    exit: 69,
+    code: "too_many_connections",
     says: [
       "ALTER ROLE $reader CONNECTION LIMIT",
       `A load needs up to ${CONNECTIONS_PER_LOAD.olist} connections`,
@@ -62,8 +62,8 @@ const REFUSALS: readonly Refusal[] = [
   {
     name: "the connection limit of a database",
     admin: "alter database $warehouse connection limit 0",
-    exit: 1,
-    code: "out_of_resources",
+    exit: 69,
+    code: "too_many_connections",
     says: [
       "ALTER DATABASE $warehouse CONNECTION LIMIT",
       `A load needs up to ${CONNECTIONS_PER_LOAD.dwh} connections`,
@@ -166,20 +166,86 @@ for (
   });
 }
 
-Deno.test("load needs no more connections than its remedy says", async () => {
-  await using db = await createDatabases({ rows: { deals: 300, leads: 300 } });
-  await db.source.unsafe(
-    `alter role "${db.reader}" connection limit ${CONNECTIONS_PER_LOAD.olist}`,
-  );
-  await db.warehouse.unsafe(
-    `alter role "${db.loader}" connection limit ${CONNECTIONS_PER_LOAD.dwh}`,
-  );
-  for (const words of [["load"], ["load", "--mode", "full"], ["verify"]]) {
-    const { code, stderr } = await runProgram(words, {
-      ...db.environment,
-      ...ONCE,
+for (
+  const [limits, words] of [
+    [CONNECTIONS_PER_LOAD, "than its remedy says"],
+    [{ olist: 2, dwh: CONNECTIONS_PER_LOAD.dwh }, "from the source than two"],
+  ] as const
+) {
+  Deno.test(`load needs no more connections ${words}`, async () => {
+    await using db = await createDatabases({
+      rows: { deals: 300, leads: 300 },
     });
-    assertEquals(code, 0, stderr);
+    await db.source.unsafe(
+      `alter role "${db.reader}" connection limit ${limits.olist}`,
+    );
+    await db.warehouse.unsafe(
+      `alter role "${db.loader}" connection limit ${limits.dwh}`,
+    );
+    for (const words of [["load"], ["load", "--mode", "full"], ["verify"]]) {
+      const { code, stderr } = await runProgram(words, {
+        ...db.environment,
+        ...ONCE,
+      });
+      assertEquals(code, 0, stderr);
+    }
+  });
+}
+
+Deno.test("load retries while the server's connection slots are taken, and ends with 69", async () => {
+  const settings = {
+    max_connections: "14",
+    superuser_reserved_connections: "6",
+  };
+  await using warehouse = await startPostgres({ settings });
+  await using db = await createDatabases({
+    rows: ROWS,
+    servers: {
+      source: Deno.env.get("TEST_DATABASE_URL")!,
+      warehouse: warehouse.url(),
+    },
+  });
+  const taken: Session[] = [];
+  const { dwh } = parseConfig(db.environment, Deno.readTextFileSync);
+  const options = {
+    applicationName: "taker",
+    connectTimeoutSeconds: 10,
+    stallTimeoutSeconds: 60,
+  };
+  const refused = await assertRejects(async () => {
+    while (true) taken.push(await Session.open(dwh, options));
+  });
+  assertStringIncludes(String(refused), "remaining connection slots");
+  try {
+    const failed = await runJson(["load"], {
+      ...db.environment,
+      RETRY_ATTEMPTS: "2",
+      RETRY_DELAY: "0",
+    });
+    assertEquals(
+      [failed.code, failed.json.code],
+      [69, "too_many_connections"],
+      failed.stderr,
+    );
+    const process = spawnProgram(["load"], {
+      ...db.environment,
+      RETRY_ATTEMPTS: "6",
+      RETRY_DELAY: "1",
+    });
+    const output = new Response(process.stdout).text();
+    let log = "";
+    const decoder = new TextDecoder();
+    for await (const chunk of process.stderr) {
+      log += decoder.decode(chunk);
+      if (taken.length > 0 && log.includes("A transient failure")) {
+        await Promise.all(taken.splice(0).map((session) => session.close()));
+      }
+    }
+    const { code } = await process.status;
+    assertEquals(code, 0, await output + log);
+    assertEquals(taken.length, 0);
+  } finally {
+    await Promise.all(taken.map((session) => session.close()));
   }
 });
 
