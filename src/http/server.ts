@@ -9,6 +9,7 @@ import {
   type Server,
   type ServerResponse,
 } from "node:http";
+import type { Socket } from "node:net";
 import { getRequestListener } from "@hono/node-server";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, ServiceError } from "../errors.ts";
@@ -72,16 +73,21 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
     void answer(incoming, outgoing);
   });
   const maxConnections = connectionLimit(readLimits());
-  server.maxConnections = maxConnections;
-  await bound(server, hostname, port);
   const warn = limitRate((text: string, values: Record<string, unknown>) =>
     log.warn(text, values)
   );
-  server.on("drop", () => {
-    warn("Connections are refused: all {limit} are in use", {
+  let connections = 0;
+  // Deno stops accepting for a while when a server reaches its `maxConnections`.
+  server.on("connection", (socket: Socket) => {
+    connections++;
+    socket.once("close", () => connections--);
+    if (connections <= maxConnections) return;
+    socket.destroy();
+    warn("Closing new connections: {limit} connections are open", {
       limit: maxConnections,
     });
   });
+  await bound(server, hostname, port);
   server.on("error", (error: Error) => {
     warn("Cannot accept a connection: {error}", {
       error: asServiceError(error).message,

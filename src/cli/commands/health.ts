@@ -100,9 +100,12 @@ async function getDirectly(
   headers: Record<string, string>,
   signal: AbortSignal,
 ): Promise<string> {
-  const { get } = await import("node:http");
+  const { Agent, get } = await import("node:http");
+  // Without `proxyEnv`, NODE_USE_ENV_PROXY sends the request to HTTP_PROXY.
+  const options = { keepAlive: false, proxyEnv: {} };
+  const agent = new Agent(options);
   return await new Promise((done, fail) => {
-    get(url, { headers, signal, agent: false }, (response) => {
+    get(url, { headers, signal, agent }, (response) => {
       let text = "";
       response.setEncoding("utf8");
       response.on("data", (part: string) => text += part);

@@ -1,6 +1,6 @@
 /** Turns errors into responses and logs the failures of the service. */
 import type { OpenAPIHono } from "@hono/zod-openapi";
-import type { MiddlewareHandler } from "hono";
+import type { Context, MiddlewareHandler } from "hono";
 import { methodNotAllowed } from "hono/method-not-allowed";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, ServiceError } from "../../errors.ts";
@@ -35,7 +35,7 @@ export function answerErrors(app: OpenAPIHono, log: Logger): void {
   );
   app.onError((cause, c) => {
     // The client closed the connection. No response reaches it, and nothing failed here.
-    if (c.req.raw.signal.aborted) return c.body(null);
+    if (hasLeft(c)) return c.body(null);
     const error = asServiceError(cause);
     if (error.kind.status >= 500 && error.code !== "draining") {
       log.error("{method} {path} failed: {error}", {
@@ -50,6 +50,12 @@ export function answerErrors(app: OpenAPIHono, log: Logger): void {
     }
     return problem(c, isAnonymous(c) ? withoutDetails(error) : error);
   });
+}
+
+/** Returns whether the client closed the connection before its request was complete or answered. */
+function hasLeft(c: Context): boolean {
+  // The error of a body comes before the signal.
+  return c.req.raw.signal.aborted || Boolean(c.env?.incoming?.errored);
 }
 
 /** Returns the error without the messages of a database, for callers without the token. */
