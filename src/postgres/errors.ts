@@ -12,7 +12,7 @@ import { maskOfDatabase } from "../config/secrets.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 
 /** The fields of a server's error, with their names in the protocol. */
-interface ServerErrorFields {
+export interface ServerErrorFields {
   /** SQLSTATE. */
   readonly code: string;
   readonly message: string;
