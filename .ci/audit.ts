@@ -1,7 +1,7 @@
 /**
  * Asks the registry for known vulnerabilities of what the lock file names.
  * Fails on findings; where the registry cannot be asked, that is said loudly
- * and is no failure of the code.
+ * and does not fail.
  *
  * @module
  */

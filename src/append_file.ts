@@ -125,7 +125,7 @@ async function identityOf(path: string): Promise<string> {
   return join(folder, basename(path));
 }
 
-/** A reason why a file is not opened, which is no error of the system. */
+/** A reason of ours why a file is not opened. */
 class UnfitFileError extends Error {
   constructor(reason: string, readonly remedy: string) {
     super(reason);

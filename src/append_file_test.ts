@@ -155,7 +155,7 @@ Deno.test({
     }),
 });
 
-Deno.test("appendLine() refuses what is no regular file, without waiting for a reader", () =>
+Deno.test("appendLine() refuses everything but a regular file, without waiting for a reader", () =>
   inFolder(async (folder) => {
     await new Deno.Command("mkfifo", { args: [`${folder}/pipe`] }).output();
     await Deno.mkdir(`${folder}/folder`);

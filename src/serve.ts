@@ -196,7 +196,7 @@ function requireProtection({ config, log }: Service): void {
   }
   throw new ServiceError(
     "configuration",
-    `Cannot start: other machines can reach HOST=${config.host}, and there is no API_TOKEN`,
+    `Cannot start: other machines can reach HOST=${config.host}, and API_TOKEN is not set`,
     {
       remedy:
         "Set API_TOKEN or API_TOKEN_FILE. Set ALLOW_UNAUTHENTICATED=true if something else protects the port.",

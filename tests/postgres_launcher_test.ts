@@ -223,7 +223,7 @@ for (const [name, end] of Object.entries(ends)) {
   });
 }
 
-/** Starts a server, tells where its data are, and ends as it is told to. */
+/** Starts a server, prints the folder of its data, and ends as asked. */
 const PROGRAM = `
   import { startPostgres } from ${JSON.stringify(launcher)};
   const { dataDirectory } = await startPostgres();

@@ -14,7 +14,7 @@ const TIMEOUT_SECONDS = 15;
 /** Most seconds between two attempts. */
 const MAX_DELAY_SECONDS = 3600;
 
-/** Least seconds before the second attempt, so that a delay of 0 is no flood. */
+/** Minimum seconds before the second attempt, so that a delay of 0 does not flood the receiver. */
 const MIN_DELAY_SECONDS = 0.05;
 
 /** Most seconds that a receiver may ask to be left alone. */

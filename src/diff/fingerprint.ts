@@ -150,8 +150,8 @@ export function afterDelta(
   return { count: total, checksum: checksum.toString() };
 }
 
-/** Most buckets that are told apart; more cost more than they narrow down. */
-const MOST_BUCKETS = 65_536;
+/** The maximum number of buckets. More cost more than they save. */
+const MAX_BUCKETS = 65_536;
 
 /**
  * Returns the number of buckets for a table of this size, about 400 rows each.
@@ -159,11 +159,11 @@ const MOST_BUCKETS = 65_536;
  */
 export function bucketCount(rows: number): number {
   let buckets = 256;
-  while (buckets < rows / 400 && buckets < MOST_BUCKETS) buckets *= 2;
+  while (buckets < rows / 400 && buckets < MAX_BUCKETS) buckets *= 2;
   return buckets;
 }
 
-/** What has to be done to make the target equal to the source. */
+/** How a load makes the target equal to the source. */
 export type PlanMode = "unchanged" | "delta" | "full";
 
 /** Buckets that differ. */
@@ -174,7 +174,7 @@ export interface BucketDifference extends Bucketing {
   readonly targetRows: number;
 }
 
-/** Most rows, on one side, that are told apart one by one: they are held in memory. */
+/** The maximum number of rows of one side that are compared one by one, in memory. */
 export const MAX_DIFFED_ROWS = 250_000;
 
 /** Most rows written since the last load that are looked at: from about here on copying all is the faster way. */
@@ -209,7 +209,7 @@ export function differingBuckets(
 }
 
 /** From this share of the rows on a delta costs more than it saves. */
-const MOST_DELTA_SHARE = 0.5;
+const MAX_DELTA_SHARE = 0.5;
 
 /** Decides what to do, from how many rows on either side may differ, and the number of rows in the source. */
 export function modeFor(
@@ -221,11 +221,11 @@ export function modeFor(
 ): PlanMode {
   const differing = sourceRows + targetRows;
   if (differing === 0) return "unchanged";
-  return differing >= 2 * MOST_DELTA_SHARE * rows ? "full" : "delta";
+  return differing >= 2 * MAX_DELTA_SHARE * rows ? "full" : "delta";
 }
 
 /** So many times more rows than buckets of their size would have make a bucketing unfit. */
-const MOST_LOPSIDED = 4;
+const MAX_SKEW = 4;
 
 /** Whether the buckets that differ hold far more rows than their number says: they narrow nothing down. */
 export function isSkewed(
@@ -233,7 +233,7 @@ export function isSkewed(
   rows: number,
 ): boolean {
   const share = changed.length / Math.min(buckets, Math.max(rows, 1));
-  return Math.max(sourceRows, targetRows) > MOST_LOPSIDED * share * rows;
+  return Math.max(sourceRows, targetRows) > MAX_SKEW * share * rows;
 }
 
 /** True when both fingerprints stand for the same rows. */

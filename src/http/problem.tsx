@@ -15,7 +15,7 @@ export function problem(c: Context, error: ServiceError): Response {
   if (status === 401) c.header("www-authenticate", "Bearer");
   if (prefersHtml(c)) {
     if (status === 401) return signIn(c, undefined);
-    // A page of another origin is told nothing that it could show.
+    // A page of another origin gets no details.
     if (status !== 403 && status !== 409 && status !== 422) {
       return answerPage(c, {
         title: TITLES[status],
@@ -32,7 +32,7 @@ export function problem(c: Context, error: ServiceError): Response {
   return problemDocument(c, error);
 }
 
-/** Answers with what went wrong as a problem document, whoever asks. */
+/** Answers with the failure as a problem document. */
 export function problemDocument(c: Context, error: ServiceError): Response {
   const { status } = error.kind;
   return c.body(

@@ -48,7 +48,7 @@ export interface Snapshot extends AsyncDisposable {
   readonly marks: ReadonlyMap<TableName, SourceWatermark>;
   /** Tables whose rows keep their ctid. */
   readonly withStableCtid: ReadonlySet<TableName>;
-  /** Tables that are no views, so that each read returns the same rows. */
+  /** Tables other than views: each read returns the same rows. */
   readonly repeatable: ReadonlySet<TableName>;
   /** Returns the error with recovery of the standby as its cause, where it can be. */
   readonly explain: (error: unknown) => unknown;

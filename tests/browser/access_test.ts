@@ -26,19 +26,22 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
     await keepPicture(page, "sign-in");
   });
 
-  await t.step("a wrong token is told, and is in no address", async () => {
-    await field.fill("tok-en-123457");
-    await enter.click();
-    await page.getByRole("alert").waitFor();
-    assertEquals(
-      await page.getByRole("alert").textContent(),
-      "This is not the token. Try again.",
-    );
-    assert(!page.url().includes("tok-en"));
-    await assertAccessible(page);
-    await keepPicture(page, "sign-in-refused");
-    assertEquals((await page.context().cookies()).length, 0);
-  });
+  await t.step(
+    "a wrong token is reported, and no address holds it",
+    async () => {
+      await field.fill("tok-en-123457");
+      await enter.click();
+      await page.getByRole("alert").waitFor();
+      assertEquals(
+        await page.getByRole("alert").textContent(),
+        "This is not the token. Try again.",
+      );
+      assert(!page.url().includes("tok-en"));
+      await assertAccessible(page);
+      await keepPicture(page, "sign-in-refused");
+      assertEquals((await page.context().cookies()).length, 0);
+    },
+  );
 
   await t.step(
     "the right one leads to the page that was asked for",
@@ -78,7 +81,7 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
     assertEquals(await plain.locator("h1").textContent(), "API");
   });
 
-  await t.step("a forged or a stale cookie is no session", async () => {
+  await t.step("a forged or stale cookie does not sign in", async () => {
     const signedIn = await server.fetch("/session", {
       method: "POST",
       body: new URLSearchParams({ token: TOKEN, next: "/.//elsewhere.test" }),

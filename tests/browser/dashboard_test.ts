@@ -102,7 +102,7 @@ browserTest(
           }).waitFor();
           assertEquals(await shifts(), [], watcher.url());
         }
-        // Who does not see the page change is told.
+        // A screen reader announces the change.
         assertEquals(await page.locator("#news").textContent(), "Succeeded");
       },
     );
@@ -142,7 +142,7 @@ browserTest(
       },
     );
 
-    await t.step("a failure is told with table, cause and remedy", async () => {
+    await t.step("a failure shows table, cause and remedy", async () => {
       await db.source.unsafe(
         "alter table marketing.closed_deals rename column won_date to won_on",
       );
@@ -173,7 +173,7 @@ browserTest(
       assertEquals(await page.locator("tbody tr").count(), 1);
     });
 
-    await t.step("what is not there is told as a page", async () => {
+    await t.step("a missing path is a page", async () => {
       const response = await page.goto(`/runs/${crypto.randomUUID()}`);
       assertEquals(response!.status(), 404);
       assertStringIncludes(

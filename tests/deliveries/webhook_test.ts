@@ -345,7 +345,7 @@ Deno.test("file and webhook: each gets every event, whatever becomes of the othe
   }
 });
 
-Deno.test("retention keeps what is to be delivered; an endpoint that fails for three days loses what is as old", async () => {
+Deno.test("retention keeps undelivered events, and an endpoint that fails for three days loses events of that age", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 500 })

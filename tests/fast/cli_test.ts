@@ -33,7 +33,7 @@ for (
     [["schema", "drop"], "schema takes one of print, ensure, recreate"],
   ] as const
 ) {
-  Deno.test(`a usage mistake is told with a remedy: ${words.join(" ")}`, async () => {
+  Deno.test(`a usage mistake has a remedy: ${words.join(" ")}`, async () => {
     const { code, stdout, stderr } = await runProgram(words);
     assertEquals(code, 64);
     assertEquals(stdout, "");

@@ -139,7 +139,7 @@ function reasonAgainstPackage(
   const isProduction = Object.keys(imports).some((name) =>
     name === target || name.endsWith("/") && target.startsWith(name)
   );
-  if (!isProduction) return "it is no part of the program";
+  if (!isProduction) return "it is not a part of the program";
   const owner = OWNERS[target as keyof typeof OWNERS];
   return owner && !isUnder(owner, path) ? `only ${owner} does` : undefined;
 }
@@ -211,12 +211,12 @@ for (
     [
       "src/load/load.ts",
       'import { assert } from "@std/assert";',
-      "src/load/load.ts imports @std/assert: it is no part of the program",
+      "src/load/load.ts imports @std/assert: it is not a part of the program",
     ],
     [
       "src/load/load.ts",
       'import { startPostgres } from "../../demo/postgres.ts";',
-      "src/load/load.ts imports demo/postgres.ts: it is no part of the program",
+      "src/load/load.ts imports demo/postgres.ts: it is not a part of the program",
     ],
     [
       "src/load/load.ts",

@@ -61,7 +61,7 @@ async function terminate(
     `select pid, pg_terminate_backend(pid) from pg_stat_activity where ${ours}`,
   );
   const pids = rows.map((row) => row.pid);
-  assert(pids.length > 0, `there is no backend: ${victim}`);
+  assert(pids.length > 0, `no backend: ${victim}`);
   await until(async () =>
     (await db[side].unsafe(
       `select 1 from pg_stat_activity where pid in (${pids})`,

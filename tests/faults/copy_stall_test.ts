@@ -14,7 +14,7 @@ const IMPATIENT = {
   RETRY_ATTEMPTS: "6",
 };
 
-/** Seconds for which a connection stands still until that is told. */
+/** Seconds until a stalled connection is reported. */
 async function secondsUntilTold(
   db: Databases,
   side: "source" | "warehouse",
@@ -41,7 +41,7 @@ async function secondsUntilTold(
 }
 
 for (const side of ["source", "warehouse"] as const) {
-  Deno.test(`a stall in COPY from the ${side} is told as soon as one in a query`, async () => {
+  Deno.test(`a stall in COPY from the ${side} is reported as soon as one in a query`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 400 });
     const inQuery = await secondsUntilTold(db, side, "compare");
     const inCopy = await secondsUntilTold(db, side, "copy");

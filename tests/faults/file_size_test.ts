@@ -162,7 +162,7 @@ async function assertSpoolStaysWhole(
   });
 }
 
-Deno.test("a spool that may not grow: what is in it stays whole, and the failure is told", async () => {
+Deno.test("a spool that must not grow keeps its content, and the failure is reported", async () => {
   const folder = await Deno.makeTempDir();
   const spool = `${folder}/spool.jsonl`;
   await assertSpoolStaysWhole({
@@ -175,7 +175,7 @@ Deno.test("a spool that may not grow: what is in it stays whole, and the failure
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("a spool on a full disk: what is in it stays whole, and the failure is told", async () => {
+Deno.test("a spool on a full disk keeps its content, and the failure is reported", async () => {
   await using disk = await mountDisk("a full disk for the spool", 8);
   if (!disk) return;
   const spool = `${disk.path}/spool.jsonl`;

@@ -82,7 +82,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
     assertEnded(finished, signal === "SIGKILL" ? 137 : 143);
     await other.unsafe("commit");
     assertEquals(await targetContent(db), scene.old);
-    // Whoever asks for the same thing joins the request that the dead one left.
+    // A caller with the same request joins the run that the dead process left.
     await settle(db, {
       group: `${signal} to the process`,
       fault: "while the service's lock is waited for",

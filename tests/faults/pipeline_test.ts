@@ -26,7 +26,7 @@ const EMPTY = "0 d41d8cd98f00b204e9800998ecf8427e";
 
 /** What a pipeline does in one transaction, and what it leaves in the targets' places. */
 const PIPELINES = {
-  "makes it anew": {
+  "creates it again": {
     sql: (loader: string) =>
       `create schema m_data; grant all on schema m_data to ${loader};
        ${
@@ -93,7 +93,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
 }
 
 for (const [what, { sql }] of Object.entries(PIPELINES)) {
-  Deno.test(`a pipeline that drops m_data before a load has locked it, and ${what}: the targets are filled anew`, async () => {
+  Deno.test(`a pipeline that drops m_data before a load has locked it, and ${what}: the targets are filled again`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 100 });
     const scene = await changeSource(db);
     await using other = db.connect("warehouse");
@@ -116,7 +116,7 @@ for (const [what, { sql }] of Object.entries(PIPELINES)) {
   });
 }
 
-Deno.test("a lock on a target: told after LOCK_TIMEOUT and tried again, whoever holds it", async (t) => {
+Deno.test("a lock on a target is reported after LOCK_TIMEOUT and retried", async (t) => {
   await using db = await loadedDatabases({ deals: 20, leads: 60 });
   const holders = {
     "a writer with rows of its own":

@@ -180,7 +180,7 @@ Deno.test("a request that was busy leaves the queue, however the role writes tim
   });
 });
 
-Deno.test("a server that computes is no stall, whatever the role hides of it", async (t) => {
+Deno.test("a server that computes is not stalled, even if the role cannot see its state", async (t) => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 30 } });
   // As short-lived roles have it, which own nothing.
   const owner = `${db.loader}_owner`;

@@ -17,7 +17,7 @@ const SIDES = ["source", "warehouse"] as const;
 const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "20" };
 
 for (const side of SIDES) {
-  Deno.test(`a slow network to the ${side} that moves is no stall`, async () => {
+  Deno.test(`a slow network to the ${side} that moves is not a stall`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 200 });
     const scene = await changeSource(db);
     await using network = proxied(db, {
@@ -41,7 +41,7 @@ for (const side of SIDES) {
   });
 }
 
-Deno.test("a slow network that takes in at once what the warehouse gets by and by is no stall", async () => {
+Deno.test("a slow network that buffers what the warehouse receives slowly is not a stall", async () => {
   // Into the sockets' buffers goes all of it: from then on the program sees no byte move.
   await using db = await loadedDatabases({ deals: 20, leads: 600 });
   const scene = await changeSource(db);
@@ -68,7 +68,7 @@ Deno.test("a slow network that takes in at once what the warehouse gets by and b
   });
 });
 
-Deno.test("a server that computes for longer than STALL_TIMEOUT is no stall", async (t) => {
+Deno.test("a server that computes for longer than STALL_TIMEOUT is not stalled", async (t) => {
   await using db = await loadedDatabases({ deals: 10, leads: 30 });
   const changes = { ...IMPATIENT, RETRY_ATTEMPTS: "1" };
   const group = "A slow network or server, `STALL_TIMEOUT=1`";

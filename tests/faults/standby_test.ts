@@ -63,7 +63,7 @@ Deno.test("a warehouse that waits for a standby which is not there", async (t) =
     },
   );
 
-  await t.step("before the load: told as no answer", async () => {
+  await t.step("before the load: reported as no answer", async () => {
     const scene = await changeSource(db);
     await waitFor("nobody");
     const outcome = await loadHere(db, { ...IMPATIENT, RETRY_ATTEMPTS: "2" });

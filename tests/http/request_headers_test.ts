@@ -97,7 +97,7 @@ Deno.test("with a token, a service behind a proxy answers by any name", async ()
   );
 });
 
-Deno.test("a Host that is no host and port is refused before all else", async (t) => {
+Deno.test("a malformed Host is refused before anything else", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using closed = await startServer(db, {
     API_TOKEN: "tok-en-1234567890",

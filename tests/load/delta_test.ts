@@ -152,7 +152,7 @@ const CHANGES: readonly {
     copied: 2,
   },
   {
-    what: "a row is written anew as it was",
+    what: "a row is written again unchanged",
     source:
       "update marketing.closed_deals set has_gtin = has_gtin where mql_id = 'a'",
     copied: 0,
@@ -171,7 +171,7 @@ const CHANGES: readonly {
     copied: 1,
   },
   {
-    what: "a row is changed and the source's transactions are counted anew",
+    what: "a row is changed and the source's transaction counter restarts",
     source:
       "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'a'",
     warehouse: `update marketing_data_service.table_load

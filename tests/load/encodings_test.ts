@@ -152,7 +152,7 @@ for (
   ]
 ) {
   for (const verify of ["content", "count"]) {
-    Deno.test(`load: ${text} in ${source} does not go to ${warehouse} when VERIFY=${verify}, and what to do is told`, async () => {
+    Deno.test(`load: ${text} in ${source} fails into ${warehouse} with a remedy when VERIFY=${verify}`, async () => {
       await using db = await encoded({ source, warehouse });
       await db.source.unsafe(
         `insert into marketing.closed_deals (mql_id) values ('fine'), (${text})`,

@@ -92,7 +92,7 @@ Deno.test("load, serve and config refuse one file for events and the spool, howe
     assertEquals(row!.untouched, true);
   }));
 
-Deno.test("load, serve and config refuse an event file and a spool that are no regular files", (t) =>
+Deno.test("load, serve and config refuse an event file and a spool that are not regular files", (t) =>
   inScene(async (_, folder, environment) => {
     await new Deno.Command("mkfifo", { args: [`${folder}/pipe`] }).output();
     using _socket = Deno.listen({

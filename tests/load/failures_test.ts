@@ -250,7 +250,7 @@ for (
   const { name, source, warehouse, words = [], environment, exit, code, says }
     of CASES
 ) {
-  Deno.test(`load: ${name} is told with table, cause and remedy`, async () => {
+  Deno.test(`load reports table, cause and remedy of ${name}`, async () => {
     await using db = await createDatabases({ rows: ROWS });
     const named = (sql: string) =>
       sql.replaceAll("$reader", db.reader).replaceAll("$loader", db.loader);
@@ -318,7 +318,7 @@ for (const words of [["load"], ["load", "--recreate"], ["verify"]]) {
   });
 }
 
-Deno.test("load: a target locked by a writer is told after LOCK_TIMEOUT, and retried", async () => {
+Deno.test("load reports a target that a writer locks after LOCK_TIMEOUT, and retries", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using writer = db.connect("warehouse");
@@ -497,7 +497,7 @@ Deno.test("health tells of each database and exits with 69 when one is away", as
   assertMatch(ill.json.checks.olist.error, /Check that the server is up/);
 });
 
-Deno.test("load: an event file that cannot be written is told before anything is done", async () => {
+Deno.test("load reports an event file that cannot be written before it does anything", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const { code, json } = await runJson(["load"], {
     ...db.environment,

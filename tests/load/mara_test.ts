@@ -9,7 +9,7 @@ import { runJson, runProgram } from "../support/program.ts";
 type MaraFormat = "csv" | "plain";
 
 /**
- * Loads both tables as a Mara pipeline does: its schema and tables anew, then
+ * Loads both tables as a Mara pipeline does: it creates schema and tables again, then
  * `psql | sed '/^$/d' | psql` with `PGTZ` on both sides, `delimiter_char=';'`.
  */
 async function loadWithMara(

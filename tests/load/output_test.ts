@@ -10,7 +10,7 @@ const linesOf = (stderr: string) =>
 
 Deno.test({
   name:
-    "standard output that cannot be written is told in one line, with exit code 74",
+    "load reports standard output that cannot be written in one line, with exit code 74",
   ignore,
   async fn(t) {
     await using db = await createDatabases({ rows: { deals: 5, leads: 9 } });

@@ -289,7 +289,7 @@ Deno.test("of two services whose requests share a run one drains: its own are se
   }
 });
 
-Deno.test("a service drains with a run of /load-async in the queue: the run stays, whoever joined it and stopped, and the other service runs it", async () => {
+Deno.test("a service drains with a run of /load-async in the queue: the run stays after its callers stopped, and the other service runs it", async () => {
   await using db = await loadedDatabases(SMALL);
   await using one = await startServer(db, { LOCK_TIMEOUT: "60" });
   await using two = await startServer(db, { LOCK_TIMEOUT: "60" });

@@ -42,7 +42,7 @@ Deno.test("readers never wait and never count anything but a whole table while l
   })();
 
   for (let i = 0; i < 12; i++) {
-    // Two sizes, so that an old and a new table can be told apart.
+    // Two sizes, so that an old and a new table differ.
     await db.source.unsafe(
       i % 2 === 0
         ? "insert into marketing.marketing_qualified_leads (mql_id) values ('extra')"

@@ -85,7 +85,7 @@ const REFILL =
 const REFRESH =
   `update hidden.raw set origin = 'new'; refresh materialized view hidden.cache`;
 
-/** Sources that are no tables, what is done beneath them after the snapshot, and what the next load finds. */
+/** Sources other than tables, changes under them after the snapshot, and the result of the next load. */
 const CASES: readonly {
   readonly source: string;
   readonly sql: string;
@@ -493,7 +493,7 @@ Deno.test("load: a schema put in the place of the source's during the load is se
   assertEquals(await loaded(db), "1 new");
 });
 
-Deno.test("load: a source schema renamed during the load is told as what it is: the table is missing", async () => {
+Deno.test("load reports source_table_missing when the schema is renamed during the load", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await using service = serviceOf(db);
   assertEquals((await load(service, "cli", ALL)).status, "success");

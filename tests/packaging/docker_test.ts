@@ -65,7 +65,7 @@ async function build(name: string, context: string, folder: string) {
         cwd: folder,
         args: ["-c", words.filter((w) => !w.startsWith("--mount=")).join(" ")],
         env: {
-          // Where there is no base binary, Deno itself stands in: the program does not run, but is built.
+          // Where no base binary exists, Deno itself replaces it: the program is built, but does not run.
           DENORT_BIN: Deno.env.get("DENORT_BIN") ?? Deno.execPath(),
           NO_COLOR: "1",
         },
@@ -187,7 +187,7 @@ Deno.test("compose.yaml fits the Compose Specification, and its service has a va
   const { services, secrets } = compose;
   const { environment, depends_on } = services.service;
   for (const name of Object.keys(environment)) {
-    assert(name in VARIABLES, `${name} is no variable of the service`);
+    assert(name in VARIABLES, `${name} is not a variable of the service`);
   }
   const files: string[] = [];
   parseConfig(

@@ -49,7 +49,7 @@ testWith(
       assertMatch(text, /^run \S{36} succeeded/m);
     });
 
-    await t.step("a failure is told whole, with its remedy", async () => {
+    await t.step("a failure is printed whole, with its remedy", async () => {
       await db.source.unsafe(
         "alter table marketing.closed_deals drop column won_date",
       );

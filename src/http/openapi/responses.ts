@@ -31,8 +31,8 @@ export const refused = (description: string) => ({
 
 /** What every route may answer to a Host header that it does not take. */
 export const ownHost = {
-  400: refused("Host is no host and port"),
-  403: refused("Host names another host, and there is no token"),
+  400: refused("The Host header is malformed"),
+  403: refused("The Host header names another host, and no token is set"),
 };
 
 /** What every route that needs the token may answer. */
@@ -44,7 +44,7 @@ export const guarded = {
 /** What every route that asks the warehouse may answer. */
 export const stored = {
   ...guarded,
-  400: refused("A parameter is not allowed, or Host is no host and port"),
+  400: refused("A parameter is not allowed, or the Host header is malformed"),
   500: refused("A failure of the warehouse"),
   503: refused(
     "The warehouse is out of reach; Retry-After says when to ask again",

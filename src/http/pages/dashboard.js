@@ -3,7 +3,7 @@
 let stream;
 let isRefreshing = false;
 
-/** Milliseconds between two looks for news, and after which the page is made anew in any case. */
+/** Milliseconds between two polls, and after which the page is refreshed in any case. */
 const LOOK = 5000;
 const RENEW = 30000;
 let renewedAt = Date.now();
@@ -11,7 +11,7 @@ let renewedAt = Date.now();
 const main = () => document.querySelector("main");
 const news = document.querySelector("#news");
 
-/** Takes the page's content anew from the server, and leaves alone where the reader is. */
+/** Refreshes the content of the page from the server, and keeps the reader's position. */
 async function refresh() {
   if (isRefreshing) return;
   isRefreshing = true;

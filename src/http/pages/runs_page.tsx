@@ -53,7 +53,7 @@ export function RunsPage(
           ? (
             <p class="empty">
               {isPast
-                ? "There are no older runs."
+                ? "No older runs."
                 : status
                 ? `No run is ${status}.`
                 : "No load has run yet."}

@@ -16,7 +16,7 @@ const refusals = {
   ...stored,
   400: refused("The body is not allowed; it says why"),
   403: refused(
-    "A page of another origin asks; or Host names another host, and there is no token",
+    "The request comes from a page of another origin, or the Host header names another host and no token is set",
   ),
   408: refused("The body came too slowly"),
   413: refused("The body is larger than 64 KiB"),

@@ -25,7 +25,7 @@ import * as schemas from "../openapi/schemas.ts";
 import { StoredRuns } from "./stored_runs.ts";
 import { streamRun } from "./run_stream.ts";
 
-const missing = { 404: refused("There is no such run") };
+const missing = { 404: refused("The run does not exist") };
 
 /** Adds `/runs`, `/runs/{id}`, its stream, and `/events`. */
 export function addHistoryRoutes(

@@ -21,7 +21,7 @@ export function addSessionRoutes(
 ): void {
   const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
   const crossOrigin = refused(
-    "A page of another origin asks; or Host names another host, and there is no token",
+    "The request comes from a page of another origin, or the Host header names another host and no token is set",
   );
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
