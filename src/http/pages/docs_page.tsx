@@ -28,7 +28,7 @@ export function DocsPage({ document }: { document: Document }) {
       {operations.map(({ name, operation }) => (
         <Operation name={name} operation={operation} />
       ))}
-      <h2>SourceChecks</h2>
+      <h2>Schemas</h2>
       {Object.entries<Document>(document.components.schemas).map((
         [name, schema],
       ) => (
@@ -70,8 +70,7 @@ function Operation(
           ))}
         </ul>
       )}
-      <table>
-        <caption class="unseen">Answers of {name}</caption>
+      <table aria-label={name}>
         <thead>
           <tr>
             <th scope="col">Status</th>

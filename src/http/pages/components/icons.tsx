@@ -1,4 +1,4 @@
-/** SourceChecks that tell a state besides its colour and its word. */
+/** Shapes that show a state besides its color and its word. */
 import type { RunState } from "../../../runs/queue.ts";
 
 /** The shapes, once a page; the rest refers to them. */
