@@ -505,7 +505,7 @@ function mismatchRemedy(
   }
   return hasNoSideEffects
     ? `The target was rolled back. ${view}.`
-    : `The target was rolled back. ${view}; or ${triggers}.`;
+    : `The target was rolled back. ${view}. Also ${triggers}.`;
 }
 
 /**

@@ -194,8 +194,8 @@ const CASES: readonly Case[] = [
     exit: 1,
     code: "verification_failed",
     says: [
-      "marketing.closed_deals is a view: look for",
-      "or look for triggers, rules or foreign keys that change rows of m_data.closed_deal",
+      "marketing.closed_deals is a view. Look for",
+      "Also look for triggers, rules or foreign keys that change rows of m_data.closed_deal",
     ],
   },
   {
