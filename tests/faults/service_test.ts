@@ -170,7 +170,7 @@ Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, lon
       proxies.warehouse.faults = { stalled: ["up", "down"] };
       server.kill("SIGTERM");
       const outcome = await endOf(server);
-      assertEnded(outcome, 143, /the next load puts on record/);
+      assertEnded(outcome, 143, /The next load records its end/);
       await answer;
       await proxies[Symbol.asyncDispose]();
       await other.unsafe("rollback");
