@@ -1,14 +1,14 @@
-/** How every error is answered: RFC 9457 for programs, a page for browsers. */
+/** Responses to errors: RFC 9457 for programs, a page for browsers. */
 import type { Context } from "hono";
 import { type ErrorKind, ServiceError } from "../errors.ts";
 import { answerPage, prefersHtml } from "./pages/layout.tsx";
 import { ProblemPage } from "./pages/problem_page.tsx";
 import { SignInPage } from "./pages/sign_in_page.tsx";
 
-/** Seconds after which a client that was sent away should ask again. */
+/** Seconds in the Retry-After header. */
 const RETRY_AFTER_SECONDS = 5;
 
-/** Answers with what went wrong. */
+/** Returns a response with an error. */
 export function problem(c: Context, error: ServiceError): Response {
   const { status } = error.kind;
   if (status === 503) c.header("retry-after", String(RETRY_AFTER_SECONDS));
@@ -64,13 +64,13 @@ const TITLES: Readonly<Record<ErrorKind["status"], string>> = {
   503: "Service Unavailable",
 };
 
-/** Answers with the form that asks for the token, and afterwards leads to `next`. */
+/** Returns the sign-in form. It leads to `next` afterwards. */
 export function signIn(
   c: Context,
   refusal: string | undefined,
   next = pageAsked(c),
 ): Response {
-  // A link from elsewhere comes without the cookie; asked again by our own page, the browser sends it.
+  // A link on another site sends no cookie. A refresh by our own page sends it.
   if (c.req.header("sec-fetch-site") === "cross-site") c.header("refresh", "0");
   return answerPage(c, {
     title: "Sign in",
@@ -79,16 +79,16 @@ export function signIn(
   }, 401);
 }
 
-/** Path of the page that was asked for. */
+/** Returns the path of the requested page. */
 function pageAsked(c: Context): string {
   if (c.req.method !== "GET") return "/";
   const { pathname, search } = new URL(c.req.url);
   return pathname + search;
 }
 
-/** A 400 that says what is wrong with the request. */
+/** Returns an error with status 400. */
 export function badRequest(message: string): ServiceError {
   return new ServiceError("usage", message, {
-    remedy: "See /docs for what is allowed.",
+    remedy: "See /docs for the valid requests.",
   });
 }

@@ -1,4 +1,4 @@
-/** Authenticates callers: programs by the token, browsers by a session that the token opened. */
+/** Authenticates callers: programs by the token, browsers by a session. */
 import type { Context, MiddlewareHandler } from "hono";
 import { deleteCookie, getSignedCookie, setSignedCookie } from "hono/cookie";
 import { ServiceError } from "../../errors.ts";
@@ -16,7 +16,7 @@ const SESSION_SECONDS = 12 * 3600;
 /** Paths that need no token: health checks, the sign-in, and its stylesheet. */
 const OPEN = /^\/health(\/|$)|^\/session$|^\/assets\//;
 
-/** Lets only callers with the token or a session through, except to the open paths. */
+/** Requires the token or a session, except on the open paths. */
 export function tokenRequired(
   token: string,
   failures: FailedTokens,
@@ -42,12 +42,12 @@ export function tokenRequired(
   };
 }
 
-/** Whether the caller is on an open path of a service that needs a token, without it. */
+/** Returns whether the caller uses an open path without the required token. */
 export function isAnonymous(c: Context): boolean {
   return c.get(ANONYMOUS) === true;
 }
 
-/** Compares digests, so that the time it takes says nothing about the token. */
+/** Returns a check for the token. It compares digests, so its duration reveals nothing. */
 export function tokenCheck(token: string) {
   const digest = async (text: string) =>
     new Uint8Array(
@@ -63,7 +63,7 @@ export function tokenCheck(token: string) {
   };
 }
 
-/** Signs a browser in. The cookie holds when it ends, signed: it does not tell the token, and dies with it. */
+/** Signs a browser in. The cookie contains its signed end and not the token. A new token invalidates it. */
 export async function openSession(c: Context, token: string): Promise<void> {
   const end = Math.floor(Date.now() / 1000) + SESSION_SECONDS;
   await setSignedCookie(c, COOKIE, String(end), secretOf(token), {
@@ -76,8 +76,8 @@ export async function openSession(c: Context, token: string): Promise<void> {
 }
 
 /**
- * Whether the browser's own connection is encrypted, by `X-Forwarded-Proto`.
- * The first of several proxies is the one that the browser talks to.
+ * Returns whether the browser uses HTTPS, by `X-Forwarded-Proto`. The first of
+ * several values is the protocol of the browser.
  */
 export function isHttps(forwardedProto: string | undefined): boolean {
   const [first] = (forwardedProto ?? "").split(",");
@@ -89,7 +89,7 @@ export function closeSession(c: Context): void {
   deleteCookie(c, COOKIE, { path: "/" });
 }
 
-/** Whether a browser is signed in. */
+/** Returns whether a browser is signed in. */
 export async function hasSession(
   c: Context,
   token: string | undefined,
@@ -99,7 +99,7 @@ export async function hasSession(
   return typeof end === "string" && Number(end) > Date.now() / 1000;
 }
 
-/** What sessions are signed with: nothing else that the token may sign is taken for one. */
+/** Returns the key for signing sessions. No other use of the token shares it. */
 function secretOf(token: string): string {
   return `session of marketing-data-service: ${token}`;
 }

@@ -1,4 +1,4 @@
-/** Refuses what another site has a browser do in its user's name. */
+/** Refuses requests that another site makes a browser send. */
 import type { MiddlewareHandler } from "hono";
 import { ServiceError } from "../../errors.ts";
 import { problem } from "../problem.tsx";
@@ -7,8 +7,8 @@ import { problem } from "../problem.tsx";
 const SAFE = new Set(["GET", "HEAD", "OPTIONS"]);
 
 /**
- * Lets a request that changes something through only from our own pages, and
- * from programs, which send none of the headers that browsers do.
+ * Accepts requests that change something only from the service's own pages and
+ * from programs. Programs do not send the headers of browsers.
  */
 export function sameOriginOnly(): MiddlewareHandler {
   return (c, next) => {
@@ -22,16 +22,16 @@ export function sameOriginOnly(): MiddlewareHandler {
       c,
       new ServiceError(
         "cross_origin",
-        `${c.req.method} ${c.req.path} was asked for by a page of another origin`,
+        `${c.req.method} ${c.req.path} was requested by a page of another origin`,
       ),
     ));
   };
 }
 
 /**
- * Whether no other site is behind a request. `Sec-Fetch-Site` is the browser's
- * own word, which no page can change; only where it is missing, as it is on
- * plain http beyond loopback, `Origin` is compared with `Host`.
+ * Returns whether the service's own page or a program sent a request. No page can
+ * change `Sec-Fetch-Site`. Browsers omit it over plain HTTP to other machines.
+ * Then `Origin` is compared with `Host`.
  */
 function isSameOrigin(
   fetchSite: string | undefined,
@@ -42,6 +42,6 @@ function isSameOrigin(
     return fetchSite === "same-origin" || fetchSite === "none";
   }
   if (origin === undefined) return true;
-  // "null", of a sandboxed page, is no URL and equals no host.
+  // A sandboxed page sends "null", which is not a URL.
   return URL.parse(origin)?.host === host?.toLowerCase();
 }

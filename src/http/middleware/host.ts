@@ -1,6 +1,6 @@
 /**
- * What a request says which host it is for. It must say it well; and where no
- * token is asked for, it must be ours: another name may have been made to lead here.
+ * Checks the Host header. It must be valid. Without a token it must also name this
+ * machine, because a foreign name can resolve to it (DNS rebinding).
  */
 import type { MiddlewareHandler } from "hono";
 import { isLoopback } from "../../config/loopback.ts";
@@ -12,7 +12,7 @@ import { problem, problemDocument } from "../problem.tsx";
  * it and the path, so that one that holds more, such as `x/health?`, would ask
  * for another path than the request line does.
  *
- * What names no host, as HTTP/1.0 does, is let through.
+ * Accepts a request without a Host header, as HTTP/1.0 sends it.
  */
 export function validHostOnly(): MiddlewareHandler {
   return (c, next) => {
@@ -29,9 +29,9 @@ export function validHostOnly(): MiddlewareHandler {
   };
 }
 
-/** Whether a Host header is a host and a port as RFC 9110 has them. */
+/** Returns whether a Host header is valid by RFC 9110. */
 export function isHost(header: string): boolean {
-  // The characters first, because the parser of URLs takes a path or a user for what they are.
+  // The URL parser accepts paths and users, so the characters are checked first.
   return /^(?:\[[\da-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+)(?::\d*)?$/i
     .test(header) && URL.parse(`http://${header}/`) !== null;
 }
@@ -57,7 +57,7 @@ export function ownHostOnly(): MiddlewareHandler {
   };
 }
 
-/** Whether a Host header names this machine itself. */
+/** Returns whether a Host header names this machine. */
 function isOwnHost(header: string): boolean {
   const [, address, name] = /^(?:\[([^\]]*)\]|([^:]*))(?::\d*)?$/
     .exec(header) ?? [];

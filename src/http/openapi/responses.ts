@@ -1,20 +1,20 @@
-/** How the OpenAPI document describes answers. */
+/** Responses of the OpenAPI document. */
 import { z } from "@hono/zod-openapi";
 import * as schemas from "./schemas.ts";
 
-/** An answer in JSON. */
+/** A JSON response. */
 export const json = <T>(schema: T, description: string) => ({
   content: { "application/json": { schema } },
   description,
 });
 
-/** An answer of any other type. */
+/** A response of another media type. */
 export const text = (type: string, description: string) => ({
   content: { [type]: { schema: z.string() } },
   description,
 });
 
-/** An answer in JSON, for which a browser gets a page. */
+/** A JSON response. A browser gets a page instead. */
 export const jsonOrPage = <T>(schema: T, description: string) => ({
   content: {
     "application/json": { schema },
@@ -29,24 +29,24 @@ export const refused = (description: string) => ({
   description,
 });
 
-/** What every route may answer to a Host header that it does not take. */
+/** Responses of every route to an invalid or foreign Host header. */
 export const ownHost = {
   400: refused("The Host header is malformed"),
   403: refused("The Host header names another host, and no token is set"),
 };
 
-/** What every route that needs the token may answer. */
+/** Responses of every route that requires the token. */
 export const guarded = {
   ...ownHost,
-  401: refused("The token is missing or wrong; a browser gets a form for it"),
+  401: refused("The token is missing or wrong. A browser gets a sign-in form"),
 };
 
-/** What every route that asks the warehouse may answer. */
+/** Responses of every route that queries the warehouse. */
 export const stored = {
   ...guarded,
   400: refused("A parameter is not allowed, or the Host header is malformed"),
-  500: refused("A failure of the warehouse"),
+  500: refused("The warehouse failed"),
   503: refused(
-    "The warehouse is out of reach; Retry-After says when to ask again",
+    "The warehouse is unavailable. Retry-After holds the seconds to wait",
   ),
 };

@@ -1,4 +1,4 @@
-/** The shapes of requests and answers: they validate, and the OpenAPI document is made of them. */
+/** Schemas of requests and responses. They validate requests and define the OpenAPI document. */
 import { z } from "@hono/zod-openapi";
 import { TRIGGERS } from "../../runs/event.ts";
 import { TABLE_NAMES } from "../../tables/declaration.ts";
@@ -31,7 +31,7 @@ export const LoadRequest = z.strictObject({
 
 export const SignIn = z.object({
   token: z.string(),
-  /** Path to go on to. */
+  /** Path of the page to show after signing in. */
   next: z.string().optional(),
 }).openapi("SignIn");
 

@@ -1,4 +1,4 @@
-/** The API, described: for programs and for people. */
+/** The documentation of the API, for programs and for people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { VERSION } from "../../identity.ts";
 import { hasSession } from "../middleware/auth.ts";
@@ -13,7 +13,7 @@ const DESCRIPTION = {
     title: "marketing-data-service",
     version: VERSION,
     description:
-      "Keeps two warehouse tables equal to two source tables and announces each load by an event.",
+      "Keeps two warehouse tables equal to two source tables. Publishes an event for each load.",
   },
 } as const;
 
@@ -28,7 +28,7 @@ export function addDocumentRoutes(
     createRoute({
       method: "get",
       path: "/openapi.json",
-      summary: "This document",
+      summary: "Returns this document",
       responses: {
         ...guarded,
         200: json(z.looseObject({ openapi: z.string() }), "OpenAPI 3.1"),
@@ -40,8 +40,8 @@ export function addDocumentRoutes(
     createRoute({
       method: "get",
       path: "/docs",
-      summary: "A reader for this document",
-      responses: { ...guarded, 200: text("text/html", "The reader") },
+      summary: "Shows this document as a page",
+      responses: { ...guarded, 200: text("text/html", "The page") },
     }),
     async (c) =>
       answerPage(c, {

@@ -1,4 +1,4 @@
-/** How the service is: health checks and metrics. */
+/** Health checks and metrics. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import { VERSION } from "../../identity.ts";
 import { isAnonymous } from "../middleware/auth.ts";
@@ -16,16 +16,17 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/health",
-      summary: "Checks whether both databases answer",
+      summary:
+        "Checks whether the source answers and the warehouse takes writes",
       responses: {
         ...ownHost,
         200: json(
           schemas.Health,
-          "Both databases answer. Without the token, only the status",
+          "Healthy. Callers without the token get the status only",
         ),
         503: json(
           schemas.Health,
-          "A database does not answer. Without the token, only the status",
+          "Unhealthy. Callers without the token get the status only",
         ),
       },
     }),
@@ -42,8 +43,11 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/health/live",
-      summary: "Whether the process answers; touches no database",
-      responses: { ...ownHost, 200: json(schemas.Status, "It does") },
+      summary: "Reports that the process is running. Queries no database",
+      responses: {
+        ...ownHost,
+        200: json(schemas.Status, "The process is running"),
+      },
     }),
     (c) => c.json({ status: "live" }, 200),
   );
@@ -51,11 +55,11 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/health/ready",
-      summary: "Whether loads are taken; touches no database",
+      summary: "Reports whether the service accepts loads. Queries no database",
       responses: {
         ...ownHost,
-        200: json(schemas.Status, "They are"),
-        503: json(schemas.Status, "Starting up, or shutting down"),
+        200: json(schemas.Status, "The service accepts loads"),
+        503: json(schemas.Status, "The service is starting or shutting down"),
       },
     }),
     (c) => {
@@ -71,7 +75,7 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/metrics",
-      summary: "Metrics for Prometheus",
+      summary: "Returns metrics for Prometheus",
       responses: { ...guarded, 200: text("text/plain", "The metrics") },
     }),
     async (c) => {

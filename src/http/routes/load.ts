@@ -1,4 +1,4 @@
-/** Asking for a load. */
+/** Requests for loads. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import { json, refused, stored } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
@@ -14,15 +14,15 @@ const request = {
 };
 const refusals = {
   ...stored,
-  400: refused("The body is not allowed; it says why"),
+  400: refused("The body is invalid. The detail names the field"),
   403: refused(
     "The request comes from a page of another origin, or the Host header names another host and no token is set",
   ),
-  408: refused("The body came too slowly"),
+  408: refused("Request body not received in time"),
   413: refused("The body is larger than 64 KiB"),
 };
 
-/** Adds `/load` and `/load-async`, by hand: their body is JSON whatever content type it has. */
+/** Adds `/load` and `/load-async`. They parse the body themselves, as JSON with any content type. */
 export function addLoadRoutes(
   app: OpenAPIHono,
   { service: { config }, dispatcher }: HttpContext,
@@ -31,17 +31,18 @@ export function addLoadRoutes(
     method: "post",
     path: "/load",
     summary:
-      "Runs a load that begins after this request, and waits for its end",
+      "Runs a load that starts after this request, and waits until it has finished",
     request,
     responses: {
       ...refusals,
-      200: json(schemas.LoadedEvent, "The load is committed"),
+      200: json(schemas.LoadedEvent, "The load succeeded and is committed"),
       500: {
         content: {
           "application/json": { schema: schemas.FailedEvent },
           "application/problem+json": { schema: schemas.Problem },
         },
-        description: "The load failed: the event names table, cause and remedy",
+        description:
+          "The load failed. The event names the table, the cause and the remedy",
       },
     },
   }));
@@ -54,13 +55,15 @@ export function addLoadRoutes(
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/load-async",
-    summary: "Queues a load, which is run also if the service is restarted",
+    summary:
+      "Queues a load and returns at once. The load survives a restart of the service",
     request,
     responses: {
       ...refusals,
-      202: json(schemas.Accepted, "It is queued"),
+      202: json(schemas.Accepted, "The load is queued"),
       303: {
-        description: "It is queued, for a browser: on to the page of the run",
+        description:
+          "The load is queued. Redirects a browser to the page of the run",
       },
     },
   }));

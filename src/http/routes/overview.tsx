@@ -1,4 +1,4 @@
-/** The first thing that is asked: what this is, and how it is. */
+/** The root: the dashboard for browsers, a description for programs. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
 import {
   listOutcomes,
@@ -15,7 +15,7 @@ import { nextTick } from "../../config/crontab.ts";
 import { type Overview, OverviewPage } from "../pages/overview_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
-/** Runs in the charts. */
+/** Number of runs in the charts. */
 const CHARTED = 40;
 
 /** Adds `/`. */
@@ -28,19 +28,19 @@ export function addOverviewRoute(
     createRoute({
       method: "get",
       path: "/",
-      summary: "What this is; a browser gets the dashboard",
+      summary: "Describes the service. A browser gets the dashboard",
       responses: { 200: jsonOrPage(schemas.Root, "The service"), ...guarded },
     }),
     async (c) => {
       if (prefersHtml(c)) {
-        const overview = await lookAround(context);
+        const overview = await gatherOverview(context);
         const [newest] = overview.runs;
         return answerPage(c, {
           title: "Overview",
           section: "/",
           isSignedIn: await hasSession(c, config.apiToken),
           follow: overview.current,
-          // One that is never the newest run's has the page look again soon.
+          // This version differs from that of any run, so the page refreshes soon.
           version: overview.health.status === "unhealthy"
             ? "away"
             : newest
@@ -49,7 +49,7 @@ export function addOverviewRoute(
           body: <OverviewPage {...overview} />,
         });
       }
-      // It says what it can while the warehouse is out of reach.
+      // The response leaves out the last run while the warehouse is unavailable.
       const runs = await listRuns(warehouse, { limit: 1 }).catch(() => []);
       c.header("vary", "accept");
       return c.json({
@@ -65,12 +65,12 @@ export function addOverviewRoute(
   );
 }
 
-/** Gathers what the dashboard shows, as far as the databases answer. */
-async function lookAround(context: HttpContext): Promise<Overview> {
+/** Gathers the data of the dashboard, as far as the databases answer. */
+async function gatherOverview(context: HttpContext): Promise<Overview> {
   const { service: { warehouse, config }, live } = context;
   const now = new Date();
   const health = await context.health();
-  // Not asked for while the warehouse is out of reach: each answer would take until its time is over.
+  // Each query would wait until its timeout while the warehouse is unavailable.
   const [runs, tables] = health.checks.dwh.status === "healthy" &&
       context.isReady()
     ? await Promise.all([
@@ -95,7 +95,7 @@ async function lookAround(context: HttpContext): Promise<Overview> {
   };
 }
 
-/** Why no load can be asked for, or `undefined` when one can. */
+/** Returns why the service accepts no load, or `undefined`. */
 function obstacleTo(
   { dispatcher, isReady }: HttpContext,
   hasWarehouse: boolean,

@@ -1,4 +1,4 @@
-/** What has been, and what is going on: runs and events. */
+/** Runs and events. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
 import { asServiceError, ServiceError } from "../../errors.ts";
 import type { Pool } from "../../postgres/pool.ts";
@@ -36,14 +36,14 @@ export function addHistoryRoutes(
   const read = <T,>(work: Promise<T>) => fromHistory(warehouse, work);
   const found = async (id: string) => {
     const run = await read(findRun(warehouse, id));
-    if (!run) throw new ServiceError("not_found", `There is no run ${id}`);
+    if (!run) throw new ServiceError("not_found", `Run ${id} does not exist`);
     return run;
   };
   app.openapi(
     createRoute({
       method: "get",
       path: "/runs",
-      summary: "Runs, newest first",
+      summary: "Lists runs, newest first",
       request: { query: schemas.RunsQuery },
       responses: { ...stored, 200: jsonOrPage(schemas.RunList, "The runs") },
     }),
@@ -51,7 +51,7 @@ export function addHistoryRoutes(
       const query = c.req.valid("query");
       if (prefersHtml(c)) {
         const { limit, before, status } = query;
-        // One more than is shown tells whether there are older ones.
+        // One more than the page shows reveals whether older runs exist.
         const runs = await read(listOutcomes(warehouse, {
           ...query,
           limit: limit + 1,
@@ -85,7 +85,7 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/runs/{id}",
-      summary: "One run with its tables and its event",
+      summary: "Returns a run with its tables and its event",
       request: { params: schemas.RunId },
       responses: {
         ...stored,
@@ -118,14 +118,15 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/runs/{id}/stream",
-      summary: "The run's state, progress and end as server-sent events",
+      summary:
+        "Streams the state, the progress and the end of a run as server-sent events",
       request: { params: schemas.RunId },
       responses: {
         ...stored,
         ...missing,
         200: text(
           "text/event-stream",
-          "state, progress, the last state, then end with the event",
+          "The messages `state` and `progress`, the last `state`, then `end` with the event",
         ),
       },
     }),
@@ -143,7 +144,7 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/events",
-      summary: "Events, oldest first, after a cursor",
+      summary: "Lists events after a cursor, oldest first",
       request: { query: schemas.EventsQuery },
       responses: { ...stored, 200: json(schemas.EventList, "The events") },
     }),
@@ -159,7 +160,7 @@ export function addHistoryRoutes(
 }
 
 /**
- * Returns what the history has.
+ * Waits for a query of the history and returns its result.
  *
  * @throws {ServiceError} `history_missing` when the schema does not exist yet.
  */

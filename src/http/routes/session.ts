@@ -1,4 +1,4 @@
-/** Signing in and out, for browsers. */
+/** Signs browsers in and out. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { ServiceError } from "../../errors.ts";
 import { closeSession, openSession, tokenCheck } from "../middleware/auth.ts";
@@ -26,7 +26,7 @@ export function addSessionRoutes(
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/session",
-    summary: "Signs a browser in: takes the token, sets a cookie",
+    summary: "Signs a browser in with the token and sets a cookie",
     request: {
       body: {
         required: true,
@@ -36,7 +36,7 @@ export function addSessionRoutes(
       },
     },
     responses: {
-      303: { description: "Signed in; on to the page that was asked for" },
+      303: { description: "Signed in. Redirects to the requested page" },
       401: {
         content: {
           "text/html": { schema: z.string() },
@@ -45,7 +45,7 @@ export function addSessionRoutes(
         description: "The token is wrong",
       },
       403: crossOrigin,
-      408: refused("The body is not received in time"),
+      408: refused("Request body not received in time"),
       413: refused("The body is larger than 4 KiB"),
     },
   }));
@@ -75,7 +75,7 @@ export function addSessionRoutes(
     summary: "Signs a browser out",
     responses: {
       303: { description: "Signed out" },
-      401: refused("Nobody is signed in"),
+      401: refused("The browser is not signed in"),
       403: crossOrigin,
     },
   }));
@@ -85,7 +85,7 @@ export function addSessionRoutes(
   });
 }
 
-/** The path to go on to, unless it leads to another host. */
+/** Returns the path to redirect to, or `/` for a path that leads to another host. */
 function ownPath(next: string | null): string {
   const here = "http://here.invalid";
   const url = next?.startsWith("/") ? URL.parse(next, here) : null;
