@@ -138,7 +138,7 @@ export const ERRORS = {
     75,
     503,
     false,
-    "Retry later, or raise LOCK_TIMEOUT: another load held the lock.",
+    "Retry later, or raise LOCK_TIMEOUT.",
   ),
   target_locked: kind(
     1,
@@ -241,6 +241,12 @@ export const ERRORS = {
     500,
     true,
     "Load again: a concurrent transaction interfered.",
+  ),
+  history_locked: kind(
+    75,
+    503,
+    true,
+    "Wait until that session has ended, or end it with pg_terminate_backend. VACUUM FULL takes such a lock.",
   ),
   history_missing: kind(
     1,

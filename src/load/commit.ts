@@ -3,7 +3,9 @@
  *
  * @module
  */
+import { pooledMap } from "@std/async/pool";
 import { APPLICATION_NAME } from "../identity.ts";
+import { nameLockedTable } from "../postgres/lock_holders.ts";
 import { asServiceError, type ErrorCode } from "../errors.ts";
 import {
   type FailedEntry,
@@ -13,7 +15,10 @@ import {
   loadedEntry,
   loadedEvent,
   type LoadEvent,
+  type TableEntry,
 } from "../runs/event.ts";
+import { tablesNamed } from "../tables/declaration.ts";
+import { findTarget } from "../sync/target.ts";
 import { insistently } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
 import {
@@ -25,75 +30,210 @@ import {
   eventOf,
   type RunEnd,
 } from "../runs/queue.ts";
-import { failedUnit, type PreparedUnits, type Unit } from "./prepare.ts";
+import {
+  type CommitGroup,
+  type Failed,
+  failedGroup,
+  hasLostSnapshot,
+  openPreparation,
+  type Verified,
+} from "./prepare.ts";
+
+/** How a round of a run ends: with the run's event, or with the wish for another snapshot. */
+export type RoundEnd =
+  | { readonly state: "closed"; readonly event: LoadEvent }
+  | { readonly state: "snapshot_lost" };
+
+/** A group of which nothing is left to do. */
+type Settled = Verified | Failed;
 
 /**
- * Commits the prepared units back to back; the last of these transactions also
- * closes the run and writes its event, so that neither exists without the other.
+ * Loads every commit group from one snapshot. Each commits as soon as it is
+ * verified, so that none waits for another one's locks. The transaction of the
+ * last one also closes the run and writes its event, so that neither exists
+ * without the other.
+ *
+ * Where a target calls functions, as in a trigger, all are prepared before the
+ * first commits: the functions may write to another target, which its locks
+ * protect until then.
+ *
+ * @param mayRestart whether a lost snapshot ends the round before the run is closed.
  */
-export async function commitUnits(
+export async function loadFromOneSnapshot(
   context: RunContext,
-  units: PreparedUnits,
-): Promise<LoadEvent> {
-  const outcomes = [...units.outcomes];
-  const closing: Promise<void>[] = [];
-  try {
-    let last = outcomes.findLastIndex((unit) => unit.session);
-    for (const [index, prepared] of outcomes.entries()) {
-      if (!prepared.session) continue;
-      let unit = prepared;
-      while (unit.session) {
-        const isLast = index === last;
-        outcomes[index] = unit;
-        try {
-          const now = await confirmRun(unit.session, context.run.id);
-          const end = isLast
-            ? runEnd(context, units.snapshotAt, outcomes, now)
-            : undefined;
-          if (end) await closeRun(unit.session, context.run.id, "running", end);
-          await unit.session.commit();
-          closing.push(unit.session.close());
-          if (end) return end.event;
-          break;
-        } catch (error) {
-          unit.session.destroy();
-          const settled = await settleCommit(context, unit);
-          if (settled.event) return settled.event;
-          if (settled.isCommitted) break;
-          const failed = failedUnit(unit.tables, error, unit.attempts);
-          const mayTryAgain = asServiceError(error).kind.transient &&
-            unit.attempts < context.service.config.retryAttempts &&
-            !context.signal?.aborted;
-          unit = mayTryAgain ? await units.again(unit) : failed;
-          outcomes[index] = unit;
-        }
+  mayRestart: boolean,
+): Promise<RoundEnd> {
+  await using preparation = await openPreparation(context);
+  const { groups, snapshotAt } = preparation;
+  const settled = new Map<CommitGroup, Settled>();
+  const commits = new Turns();
+  let event: LoadEvent | undefined;
+  let isLost = false;
+  let failure: { readonly cause: unknown } | undefined;
+
+  const inParallel = <T>(work: (group: CommitGroup) => Promise<T>) =>
+    Array.fromAsync(
+      pooledMap(context.service.config.maxParallelTasks, groups, work),
+    );
+  const first = groups.length > 1 && await mayActOnAnother(context)
+    ? await inParallel((group) => preparation.prepare(group, 0))
+    : [];
+  isLost = mayRestart && first.some(hasLostSnapshot);
+
+  const settle = async (group: CommitGroup) => {
+    for (let attempts = 0;;) {
+      const prepared = attempts === 0 && first[groups.indexOf(group)] ||
+        await preparation.prepare(group, attempts);
+      isLost ||= mayRestart && hasLostSnapshot(prepared);
+      if (prepared.state === "failed") {
+        settled.set(group, prepared);
+        return;
       }
-      if (index === last) last = -1;
+      const outcome = await commits.take(async () => {
+        // Two snapshots must never be mixed, so what is prepared is given up too.
+        if (isLost || failure) {
+          prepared.session.destroy();
+          return { state: "abandoned" } as const;
+        }
+        const isLast = settled.size === groups.length - 1;
+        const others = isLast ? [...settled.values()] : undefined;
+        const outcome = await commitGroup(
+          context,
+          prepared,
+          (timestamp) =>
+            others && runEnd(
+              context,
+              snapshotAt,
+              inOrder(groups, [...others, prepared]),
+              timestamp,
+            ),
+        );
+        // Before the next one looks whether it is the last.
+        if (outcome.state === "committed") settled.set(group, prepared);
+        if (outcome.state === "failed") {
+          const { cause } = outcome;
+          settled.set(group, failedGroup(group, cause, prepared.attempts));
+        }
+        return outcome;
+      });
+      switch (outcome.state) {
+        case "committed":
+        case "settledElsewhere":
+          event ??= outcome.event;
+          await prepared.session.close();
+          return;
+        case "failed":
+        case "abandoned":
+          return;
+        case "retry":
+          attempts = prepared.attempts;
+      }
     }
-    return await closeWithoutTables(context, units.snapshotAt, outcomes);
-  } finally {
-    // What is not committed by now never will be.
-    for (const unit of outcomes) unit.session?.destroy();
-    await Promise.all([...closing, units.release()]);
+  };
+
+  await inParallel((group) =>
+    settle(group).catch((cause) => {
+      failure ??= { cause };
+    })
+  );
+  if (failure) throw failure.cause;
+  if (event) return { state: "closed", event };
+  if (isLost) return { state: "snapshot_lost" };
+  const outcomes = inOrder(groups, [...settled.values()]);
+  return {
+    state: "closed",
+    event: await closeWithoutTables(context, snapshotAt, outcomes),
+  };
+}
+
+/** Reports whether writing to one of the run's targets may change another one. */
+async function mayActOnAnother(
+  { service: { warehouse }, run }: RunContext,
+): Promise<boolean> {
+  try {
+    const found = await Promise.all(
+      tablesNamed(run.tables).map((table) => findTarget(table, warehouse)),
+    );
+    return found.some(({ exists, callsFunctions, hasStableCtid }) =>
+      exists && (callsFunctions || !hasStableCtid)
+    );
+  } catch {
+    // Whatever the reason is, the load meets it as well.
+    return true;
   }
 }
 
-/** Settles a commit whose outcome is unknown: what it would have written is there or not. */
-async function settleCommit(
+/** Work that is done one after the other. */
+class Turns {
+  #last: Promise<unknown> = Promise.resolve();
+
+  /** Does the work when all that came before is over. */
+  take<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#last.then(work);
+    this.#last = result.catch(() => {});
+    return result;
+  }
+}
+
+function inOrder(
+  groups: readonly CommitGroup[],
+  settled: readonly Settled[],
+): readonly Settled[] {
+  return groups.flatMap((group) =>
+    settled.filter(({ tables }) => tables === group)
+  );
+}
+
+/** What became of one attempt to commit a group. */
+type CommitOutcome =
+  /** It is visible, and the event exists if it was the last. */
+  | { readonly state: "committed"; readonly event: LoadEvent | undefined }
+  /** Another process has closed the run. */
+  | { readonly state: "settledElsewhere"; readonly event: LoadEvent }
+  | { readonly state: "retry" }
+  | { readonly state: "failed"; readonly cause: unknown };
+
+/**
+ * Commits one group.
+ *
+ * @param endOf returns the end of the run for the last group, which closes it.
+ */
+async function commitGroup(
   context: RunContext,
-  unit: Unit,
+  prepared: Verified,
+  endOf: (timestamp: string) => RunEnd | undefined,
+): Promise<CommitOutcome> {
+  const { service: { config, warehouse }, run, signal } = context;
+  const { session } = prepared;
+  try {
+    const end = endOf(await confirmRun(session, run.id));
+    if (end) await closeRun(session, run.id, "running", end);
+    await session.commit();
+    return { state: "committed", event: end?.event };
+  } catch (error) {
+    session.destroy();
+    const cause = await nameLockedTable(warehouse, error);
+    const found = await resolveUnknownCommit(context, prepared);
+    if (found.isCommitted) return { state: "committed", event: found.event };
+    if (found.event) return { state: "settledElsewhere", event: found.event };
+    const mayRetry = asServiceError(cause).kind.transient &&
+      prepared.attempts < config.retryAttempts && !signal?.aborted;
+    return mayRetry ? { state: "retry" } : { state: "failed", cause };
+  }
+}
+
+/** Looks up a commit whose outcome is unknown: what it would have written exists or not. */
+async function resolveUnknownCommit(
+  context: RunContext,
+  { tables, session }: Verified,
 ): Promise<{ isCommitted: boolean; event: LoadEvent | undefined }> {
   const { service: { warehouse }, run } = context;
   return await insistently(context, async () => {
     // The backend may still be committing: after this it is certainly over.
-    await endBackend(
-      warehouse,
-      unit.session!.pid,
-      `${APPLICATION_NAME}/${run.id}`,
-    );
+    await endBackend(warehouse, session.pid, `${APPLICATION_NAME}/${run.id}`);
     const committed = await committedTables(warehouse, run.id);
     return {
-      isCommitted: unit.tables.every(({ name }) => committed.includes(name)),
+      isCommitted: tables.every(({ name }) => committed.includes(name)),
       event: await eventOf(warehouse, run.id),
     };
   });
@@ -103,7 +243,7 @@ async function settleCommit(
 async function closeWithoutTables(
   context: RunContext,
   snapshotAt: string | null,
-  outcomes: readonly Unit[],
+  outcomes: readonly Settled[],
 ): Promise<LoadEvent> {
   const { service: { warehouse }, run } = context;
   return await insistently(context, async () => {
@@ -124,11 +264,11 @@ async function closeWithoutTables(
   });
 }
 
-/** The run's end and its event, from what became of its units. */
+/** Returns the run's end and its event, from what became of its groups. */
 function runEnd(
   { run }: RunContext,
   sourceSnapshotAt: string | null,
-  outcomes: readonly Unit[],
+  outcomes: readonly Settled[],
   timestamp: string,
 ): RunEnd {
   const subject = {
@@ -137,12 +277,17 @@ function runEnd(
     timestamp,
     sourceSnapshotAt,
   };
-  const failed = outcomes.flatMap((unit) => unit.failures);
-  const loaded = outcomes.flatMap((unit) =>
-    unit.results.map((result) => loadedEntry(result, unit.attempts))
+  const failed = outcomes.flatMap((outcome) =>
+    outcome.state === "failed" ? outcome.failures : []
   );
   if (failed.length === 0) {
-    const checks = outcomes.flatMap((unit) => unit.results.map(integrityCheck));
+    const verified = outcomes.filter((outcome) => outcome.state === "verified");
+    const loaded = verified.flatMap(entriesOf).filter((entry) =>
+      entry.status === "success"
+    );
+    const checks = verified.flatMap((group) =>
+      group.results.map(integrityCheck)
+    );
     return {
       state: "succeeded",
       event: loadedEvent(subject, loaded, checks),
@@ -151,10 +296,7 @@ function runEnd(
       sourceSnapshotAt,
     };
   }
-  const entries = outcomes.flatMap((unit) => [
-    ...unit.results.map((result) => loadedEntry(result, unit.attempts)),
-    ...unit.failures,
-  ]);
+  const entries = outcomes.flatMap(entriesOf);
   const code = codeOf(failed);
   return {
     state: code === "terminated" ? "interrupted" : "failed",
@@ -163,6 +305,13 @@ function runEnd(
     failed,
     sourceSnapshotAt,
   };
+}
+
+/** Returns the entries of a group in the event. */
+function entriesOf(group: Settled): readonly TableEntry[] {
+  return group.state === "failed"
+    ? group.failures
+    : group.results.map((result) => loadedEntry(result, group.attempts));
 }
 
 /** The code of the run: the first table's that failed by itself. */

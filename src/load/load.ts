@@ -2,17 +2,17 @@
  * The story of a load:
  *
  * ```
- * trigger → lock → open run → snapshot ─┬─ table: compare → apply → verify ─┐
- *                                       └─ table: compare → apply → verify ─┴→ commit → event → answer
+ * trigger → lock → open run → snapshot ─┬─ table: compare → apply → verify → commit ─┐
+ *                                       └─ table: compare → apply → verify → commit ─┴→ event → answer
  * ```
  *
- * Read from top to bottom. `units.ts` brings the tables to the point where only
- * their commit is missing, `commit.ts` commits; what one table goes through is in
- * `table_load.ts`.
+ * Read from top to bottom. `prepare.ts` brings a table to the point where
+ * only its commit is missing, and `commit.ts` commits it. What one table goes
+ * through is in `sync_table.ts`.
  *
  * @module
  */
-import { commitUnits } from "./commit.ts";
+import { loadFromOneSnapshot } from "./commit.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import {
   failedEntry,
@@ -32,6 +32,7 @@ import {
   claimRun,
   enqueueRun,
   eventOf,
+  forgetTableLoads,
   interruptDeadRuns,
   requeueRun,
   type Run,
@@ -41,13 +42,14 @@ import {
 } from "../runs/queue.ts";
 import { connectionOf, type Service } from "../context.ts";
 import { isLock, type Lock, waitForTurn } from "../runs/lock.ts";
-import { hasLostSnapshot, prepareFromOneSnapshot } from "./prepare.ts";
 
 /** Listeners and limits of one request for a load. */
 export interface LoadHooks {
   /** Aborts the load; the reason should be a {@linkcode ServiceError}. */
   readonly signal?: AbortSignal;
   readonly onProgress?: (runId: string, progress: Progress) => void;
+  /** What was asked for, to spool a failure that the queue does not take. */
+  readonly request?: Omit<Run, "id"> | undefined;
   /** Called while the lock is held and before the run begins: the last moment to join it. */
   readonly beforeStart?: () => Promise<void>;
   /** Called when the run has begun, so that no later request may join it. */
@@ -91,7 +93,8 @@ export async function load(
     }
     throw error;
   }
-  return await driveRun(service, ticket, hooks);
+  const request = { ...options, trigger };
+  return await driveRun(service, ticket, { ...hooks, request });
 }
 
 /** Sees to it that a queued run is run, by this process or by another one, and returns its event. */
@@ -130,6 +133,10 @@ async function runInTurn(
         run_id: ticket.runId,
         reason: asServiceError(reason).message,
       });
+      if (hooks.request && !ticket.isCertain) {
+        const run = { ...hooks.request, id: ticket.runId };
+        await announceUnrecorded(service, run, error);
+      }
     }
     throw error;
   }
@@ -224,17 +231,15 @@ async function executeRun(
     trigger: run.trigger,
   });
   for (let round = 1;; round++) {
-    const units = await prepareFromOneSnapshot(context);
-    if (round < config.retryAttempts && units.outcomes.some(hasLostSnapshot)) {
-      // Two snapshots must never be mixed, so what is prepared is given up too.
+    const mayRestart = round < config.retryAttempts;
+    const end = await loadFromOneSnapshot(context, mayRestart);
+    if (end.state === "snapshot_lost") {
       log.warn("The source's snapshot was lost: starting over with a new one");
-      for (const unit of units.outcomes) unit.session?.destroy();
-      await units.release();
+      await forgetTableLoads(service.warehouse, run.id);
       continue;
     }
-    const event = await commitUnits(context, units);
-    logEnd(context, event);
-    return event;
+    logEnd(context, end.event);
+    return end.event;
   }
 }
 
@@ -277,6 +282,7 @@ export async function announceUnrecorded(
       run,
       event,
       code: error.code,
+      runner: service.runner,
     });
   } catch (reason) {
     service.log.error("The failure of run {run_id} is on no record: {reason}", {

@@ -1,9 +1,14 @@
 /**
- * Tables on their way: loaded and verified from one snapshot, not yet visible.
+ * Commit groups on their way: loaded and verified from one snapshot, not yet visible.
  *
  * @module
  */
-import { pooledMap } from "@std/async/pool";
+import {
+  findLockHolders,
+  formatHolder,
+  nameLockedTable,
+} from "../postgres/lock_holders.ts";
+import type { Pool } from "../postgres/pool.ts";
 import { Session } from "../postgres/session.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import {
@@ -19,7 +24,12 @@ import {
   sourceConnection,
   warehouseConnection,
 } from "./run_context.ts";
-import { endBackend, lastLoads, recordTableLoad } from "../runs/queue.ts";
+import {
+  endBackend,
+  lastLoads,
+  limitHistoryLocks,
+  recordTableLoad,
+} from "../runs/queue.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
   settleConstraints,
@@ -31,28 +41,42 @@ import { type Table, tablesNamed } from "../tables/declaration.ts";
 import { ensureTargetSchema } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
-export interface Unit {
-  readonly tables: readonly Table[];
-  /** Loaded and verified, not yet visible; `session` has the transaction open. */
+export type CommitGroup = readonly Table[];
+
+/** A commit group that is loaded and verified, with its transaction open. */
+export interface Verified {
+  readonly state: "verified";
+  readonly tables: CommitGroup;
   readonly results: readonly TableResult[];
-  readonly session: Session | undefined;
-  /** Why the tables are not loaded. */
+  readonly session: Session;
+  readonly attempts: number;
+}
+
+/** A commit group that is not loaded. */
+export interface Failed {
+  readonly state: "failed";
+  readonly tables: CommitGroup;
   readonly failures: readonly FailedEntry[];
   readonly attempts: number;
 }
 
-export interface PreparedUnits {
-  readonly outcomes: readonly Unit[];
+export type Prepared = Verified | Failed;
+
+/** The commit groups of a run and the one snapshot that all of them are loaded from. */
+export interface Preparation extends AsyncDisposable {
+  readonly groups: readonly CommitGroup[];
   readonly snapshotAt: string | null;
-  /** Prepares a unit again from the same snapshot, with the attempts that are left. */
-  readonly again: (unit: Unit) => Promise<Unit>;
-  readonly release: () => Promise<void>;
+  /** Loads and verifies a group, with the attempts that are left. Never rejects. */
+  readonly prepare: (
+    group: CommitGroup,
+    attemptsBefore: number,
+  ) => Promise<Prepared>;
 }
 
-/** Opens the snapshot and brings every unit to the point where only its commit is missing. */
-export async function prepareFromOneSnapshot(
+/** Opens the snapshot. A snapshot that cannot be opened fails every group. */
+export async function openPreparation(
   context: RunContext,
-): Promise<PreparedUnits> {
+): Promise<Preparation> {
   const { config } = context.service;
   const tables = tablesNamed(context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
@@ -65,40 +89,39 @@ export async function prepareFromOneSnapshot(
       return openSnapshot(config, sourceConnection(context), tables, isLast);
     });
   } catch (error) {
-    const outcomes = groups.map((group) => failedUnit(group, error, attempts));
-    const again = (unit: Unit) => Promise.resolve(unit);
-    return { outcomes, snapshotAt: null, again, release: async () => {} };
+    return {
+      groups,
+      snapshotAt: null,
+      prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
+      [Symbol.asyncDispose]: async () => {},
+    };
   }
-  const prepare = async (group: readonly Table[], before = 0) => {
-    // What is wrong with a source table was settled with the snapshot.
-    const refusal = group.map(({ name }) => snapshot.tables.get(name))
-      .find((shape) => shape instanceof ServiceError);
-    return refusal
-      ? failedUnit(group, refusal, attempts)
-      : await prepareUnit(context, snapshot, group, before);
-  };
   return {
-    // Results arrive in the order of the groups; a unit never rejects.
-    outcomes: await Array.fromAsync(
-      pooledMap(config.maxParallelTasks, groups, (group) => prepare(group)),
-    ),
+    groups,
     snapshotAt: snapshot.takenAt,
-    again: (unit) => prepare(unit.tables, unit.attempts),
-    release: async () => await snapshot[Symbol.asyncDispose](),
+    async prepare(group, attemptsBefore) {
+      // What is wrong with a source table was settled with the snapshot.
+      const refusal = group.map(({ name }) => snapshot.tables.get(name))
+        .find((shape) => shape instanceof ServiceError);
+      return refusal
+        ? failedGroup(group, refusal, attempts)
+        : await prepareGroup(context, snapshot, group, attemptsBefore);
+    },
+    [Symbol.asyncDispose]: async () => await snapshot[Symbol.asyncDispose](),
   };
 }
 
-/** Loads and verifies a unit's tables in one transaction, which stays open. */
-async function prepareUnit(
+/** Loads and verifies a group's tables in one transaction, which stays open. */
+async function prepareGroup(
   context: RunContext,
   snapshot: Snapshot,
-  tables: readonly Table[],
+  tables: CommitGroup,
   attemptsBefore: number,
-): Promise<Unit> {
+): Promise<Prepared> {
   const { service: { config, warehouse }, run, onProgress } = context;
   let attempts = attemptsBefore;
   let lost: Session | undefined;
-  const attempt = async (): Promise<Unit> => {
+  const attempt = async (): Promise<Verified> => {
     attempts++;
     await keepLock(context);
     const connection = warehouseConnection(context);
@@ -129,14 +152,6 @@ async function prepareUnit(
           table,
           session,
         );
-        await recordTableLoad(
-          session,
-          run.id,
-          loadedEntry(result, attempts),
-          integrityCheck(result),
-          result.phases,
-          snapshot.marks.get(table.name),
-        );
         results.push(result);
         onProgress({
           table: table.name,
@@ -151,11 +166,22 @@ async function prepareUnit(
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();
       }
-      return { tables, results, session, failures: [], attempts };
+      await limitHistoryLocks(session);
+      for (const result of results) {
+        await recordTableLoad(
+          session,
+          run.id,
+          loadedEntry(result, attempts),
+          integrityCheck(result),
+          result.phases,
+          snapshot.marks.get(result.table.name),
+        );
+      }
+      return { state: "verified", tables, results, session, attempts };
     } catch (error) {
       // Never a ROLLBACK: the server does that by itself when the connection goes.
       session.destroy();
-      throw error;
+      throw await nameHolder(warehouse, tables, error);
     }
   };
   try {
@@ -165,15 +191,38 @@ async function prepareUnit(
       config.retryAttempts - attemptsBefore,
     );
   } catch (error) {
-    return failedUnit(tables, error, attempts);
+    return failedGroup(tables, error, attempts);
   }
 }
 
-export function failedUnit(
-  tables: readonly Table[],
+/** Returns the failure with the session that holds the lock, where it waited for one in vain. */
+async function nameHolder(
+  warehouse: Pool,
+  tables: CommitGroup,
+  error: unknown,
+): Promise<unknown> {
+  const known = await nameLockedTable(warehouse, error);
+  if (!(known instanceof ServiceError) || known.code !== "target_locked") {
+    return known;
+  }
+  const table = tables.find(({ name }) => name === known.table);
+  const [holder] = table
+    ? await findLockHolders(warehouse, table.target).catch(() => [])
+    : [];
+  if (!holder) return known;
+  const { reason, server, sqlstate, remedy } = known;
+  return new ServiceError(
+    known.code,
+    `${reason}: ${formatHolder(holder)} holds a lock on it (${holder.mode})`,
+    { server, table: known.table, sqlstate, remedy, cause: known },
+  );
+}
+
+export function failedGroup(
+  tables: CommitGroup,
   cause: unknown,
   attempts: number,
-): Unit {
+): Failed {
   const error = asServiceError(cause);
   const culprit = tables.find(({ name }) => name === error.table);
   const failures = tables.map(({ name: table }) => {
@@ -186,9 +235,11 @@ export function failedUnit(
       : error;
     return failedEntry(table, reason.of(table), attempts);
   });
-  return { tables, results: [], session: undefined, failures, attempts };
+  return { state: "failed", tables, failures, attempts };
 }
 
-export function hasLostSnapshot(unit: Unit): boolean {
-  return unit.failures.some((failure) => failure.code === "snapshot_lost");
+/** Reports whether the group failed because the source's snapshot is gone. */
+export function hasLostSnapshot(prepared: Prepared): boolean {
+  return prepared.state === "failed" &&
+    prepared.failures.some((failure) => failure.code === "snapshot_lost");
 }

@@ -24,6 +24,7 @@ import {
   readOnlyError,
   sqlstateOf,
 } from "./errors.ts";
+import { nameLockedTable } from "./lock_holders.ts";
 import {
   assertServer,
   OTHER_SERVER,
@@ -48,8 +49,9 @@ const PROBE_SECONDS = 2;
 const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
-/** Settings of each statement. The pool enforces the timeouts instead of the server. */
-const SETTINGS = `${LIFT_TIMEOUTS};\n${SET_SEARCH_PATH}`;
+/** Settings of each statement. The server ends waits for locks, and the pool all other waits. */
+const SETTINGS =
+  `${LIFT_TIMEOUTS};\nset local lock_timeout = '10s';\n${SET_SEARCH_PATH}`;
 
 interface Connected {
   readonly client: Client;
@@ -125,6 +127,7 @@ export class Pool implements AsyncDisposable {
       }
     } catch (error) {
       const known = asConnectFailure(error, this.config);
+      if (known.sqlstate === "55P03") throw await nameLockedTable(this, known);
       throw known.code === "read_only" ? await this.#explain(known) : known;
     } finally {
       this.inFlight--;

@@ -5,16 +5,21 @@
  */
 import type { Config } from "../config/config.ts";
 import { APPLICATION_NAME } from "../identity.ts";
+import { findLockHolders, formatHolder } from "../postgres/lock_holders.ts";
 import type { Pool } from "../postgres/pool.ts";
 import type { ServerHolder } from "../postgres/server_identity.ts";
 import { Session } from "../postgres/session.ts";
+import { qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import type { LoadEvent } from "./event.ts";
 import { progressOf, type Ticket } from "./queue.ts";
 import type { Service } from "../context.ts";
 
-/** Key of the advisory lock that a load holds. */
-const SERVICE_LOCK = 5_714_290;
+/** The empty table that a load locks. Only a role with a right to it can. */
+const LOCK_TABLE = {
+  schema: "marketing_data_service",
+  name: "load_lock",
+} as const;
 
 /** Name of the session that holds the lock or waits for it. */
 export const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
@@ -61,16 +66,7 @@ export async function acquireLock(
     signal: wait.signal,
   });
   try {
-    const [row] = await session.begin<{ locked: boolean }>(
-      {
-        mode: "read committed",
-        lockTimeoutSeconds: Math.max(waitSeconds, 0.001),
-      },
-      waitSeconds > 0
-        ? `select pg_advisory_xact_lock(${SERVICE_LOCK}), true as locked`
-        : `select pg_try_advisory_xact_lock(${SERVICE_LOCK}) as locked`,
-    );
-    if (!row!.locked) throw busy(waitSeconds);
+    await lockLoads(session, waitSeconds);
     const holder: ServerHolder = {
       server: session.server,
       giveUp: (reason) => session.destroy(reason),
@@ -100,9 +96,39 @@ export async function acquireLock(
   } catch (error) {
     session.destroy();
     if (error instanceof ServiceError && error.sqlstate === "55P03") {
-      throw busy(waitSeconds, error);
+      throw await busyError(warehouse, waitSeconds, error);
     }
     throw error;
+  }
+}
+
+/** Seconds that one transaction waits for the lock. */
+const SLICE_SECONDS = 2;
+
+/**
+ * Waits for the lock in short transactions. A session that waits may hold a
+ * snapshot. CREATE INDEX CONCURRENTLY on a target would wait for it, while the
+ * running load waits for the index.
+ */
+async function lockLoads(session: Session, waitSeconds: number): Promise<void> {
+  const deadline = performance.now() + waitSeconds * 1000;
+  while (true) {
+    const seconds = Math.max((deadline - performance.now()) / 1000, 0.001);
+    try {
+      await session.begin(
+        {
+          mode: "read committed",
+          lockTimeoutSeconds: Math.min(seconds, SLICE_SECONDS),
+        },
+        `lock table ${qualified(LOCK_TABLE)} in exclusive mode`,
+      );
+      return;
+    } catch (error) {
+      const isHeld = error instanceof ServiceError &&
+        error.sqlstate === "55P03";
+      if (!isHeld || seconds <= SLICE_SECONDS) throw error;
+      await session.query("rollback");
+    }
   }
 }
 
@@ -174,7 +200,7 @@ export async function waitForTurn(
           config.lockTimeoutSeconds,
         );
         if (!hasNoLimit && limitSeconds === 0) {
-          throw busy(config.lockTimeoutSeconds, error);
+          throw await busyError(warehouse, config.lockTimeoutSeconds, error);
         }
       }
     }
@@ -185,10 +211,23 @@ export async function waitForTurn(
   }
 }
 
-function busy(waitSeconds: number, cause?: unknown): ServiceError {
+/** Returns the failure of a wait for the lock. It names who holds the lock. */
+export async function busyError(
+  warehouse: Pool,
+  waitSeconds: number,
+  cause?: unknown,
+): Promise<ServiceError> {
+  const holders = await findLockHolders(warehouse, LOCK_TABLE).catch(() => []);
+  const [holder] = holders;
   return new ServiceError(
     "busy",
-    `Another load is running, and was not done within ${waitSeconds} s`,
+    `Cannot start a load within ${waitSeconds} s: ${
+      holder === undefined
+        ? "the lock of the loads was not free"
+        : holder.application === LOCK_APPLICATION_NAME
+        ? `another load is running in ${formatHolder(holder)}`
+        : `${formatHolder(holder)} holds the lock of the loads`
+    }`,
     { cause },
   );
 }

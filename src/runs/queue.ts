@@ -52,8 +52,18 @@ export interface Run extends RunOptions {
 /** Anything that runs one statement: a pool, or a session with its transaction. */
 export type Executor = Pick<Pool | Session, "query">;
 
-/** The key of the advisory lock that orders events; held from the number's allocation to the commit. */
-const EVENT_LOCK = 5_714_292;
+/** Names a server until it is promoted, restored or restarted. */
+const SERVER = `(select system_identifier
+    || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    || '/' || extract(epoch from pg_postmaster_start_time())
+  from pg_control_system())`;
+
+/**
+ * How far above the last number the next one is after a change of the server,
+ * at least. A standby may lack the newest events, and their numbers must not
+ * come again. The clock is for a backup that is restored twice.
+ */
+const SEQUENCE_JUMP = 1_000_000;
 
 /** The database's clock in the form of an event's timestamp. */
 const NOW =
@@ -185,20 +195,30 @@ export async function closeRun(
     status: event.status,
   };
   const [row] = await executor.query(
-    `with ordered as materialized (select pg_advisory_xact_lock(${EVENT_LOCK})),
+    `with ordered as materialized (
+       select server from marketing_data_service.event_order for update),
      closed as (
        update marketing_data_service.run
        set state = $3, finished_at = clock_timestamp(), error = $4, code = $5, source_snapshot_at = $6
        from ordered where id = $1::uuid and state = $2 and (state = 'running' or ${IS_UNWANTED})
        returning id),
+     moved as (
+       update marketing_data_service.event_order set server = ${SERVER}
+       from closed where server <> ${SERVER}
+       returning setval('marketing_data_service.event_seq_seq', greatest(
+         (select last_value from marketing_data_service.event_seq_seq) + ${SEQUENCE_JUMP},
+         (extract(epoch from clock_timestamp()) * 1000)::bigint)) as seq),
      failures as (
        insert into marketing_data_service.table_load (run_id, table_name, state, result)
        select closed.id, entry ->> 'table', 'failed', entry
        from closed, json_array_elements($7::text::json) entry
        on conflict do nothing),
      announced as (
-       insert into marketing_data_service.event (event_id, run_id, event_type, payload)
-       select $8::uuid, closed.id, $9, $10::text::json from closed returning seq)
+       insert into marketing_data_service.event (seq, event_id, run_id, event_type, payload)
+       overriding system value
+       select coalesce(moved.seq, nextval('marketing_data_service.event_seq_seq')),
+         $8::uuid, closed.id, $9, $10::text::json
+       from closed left join moved on true returning seq)
      select seq::text, pg_notify('${EVENT_CHANNEL}', $11) from announced`,
     [
       runId,
@@ -222,6 +242,14 @@ export async function closeRun(
   }
 }
 
+/**
+ * Bounds the waits for locks on the history in a load's transaction, whose own
+ * limit is for locks on targets.
+ */
+export async function limitHistoryLocks(session: Session): Promise<void> {
+  await session.query("set local lock_timeout = '10s'");
+}
+
 /** Notes what was done to a table, in the transaction that did it. */
 export async function recordTableLoad(
   session: Session,
@@ -243,6 +271,20 @@ export async function recordTableLoad(
       JSON.stringify(phases),
       mark ? JSON.stringify(mark) : null,
     ],
+  );
+}
+
+/**
+ * Forgets the tables that a run has loaded from a snapshot that is lost. They
+ * are loaded again with all the others, from the next one.
+ */
+export async function forgetTableLoads(
+  executor: Executor,
+  runId: string,
+): Promise<void> {
+  await executor.query(
+    "delete from marketing_data_service.table_load where run_id = $1::uuid",
+    [runId],
   );
 }
 
@@ -336,7 +378,9 @@ async function terminate(
         // A role that became another one at login may not end its own sessions.
         `with itself as materialized (select set_config('role', 'none', true))
          select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity
-         where ${condition} and pid <> pg_backend_pid()`,
+         where ${condition} and pid <> pg_backend_pid()
+           -- Any role can give its session our name.
+           and usename = session_user`,
         parameters,
       );
       return;
@@ -533,6 +577,23 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
   }
 }
 
+/** Takes back a process's wish for a queued run. Returns the run if the process had one. */
+export async function withdrawWish(
+  executor: Executor,
+  runId: string,
+  runner: string,
+): Promise<Row | undefined> {
+  const [row] = await executor.query(
+    `update marketing_data_service.run
+     set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
+       else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
+     where id = $1::uuid and state = 'queued' and askers ? $2
+     returning id, trigger, to_json(tables)::text as tables, ${NOW} as now, ${IS_UNWANTED} as is_unwanted`,
+    [runId, runner],
+  );
+  return row;
+}
+
 /**
  * Takes back a process's wish for a queued run. The run is closed with `error`
  * when nobody else waits for it and it is not to run in any case.
@@ -545,14 +606,7 @@ export async function withdrawRun(
   runner: string,
   error: ServiceError,
 ): Promise<LoadEvent | undefined> {
-  const [row] = await executor.query(
-    `update marketing_data_service.run
-     set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
-       else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
-     where id = $1::uuid and state = 'queued' and askers ? $2
-     returning id, trigger, to_json(tables)::text as tables, ${NOW} as now, ${IS_UNWANTED} as is_unwanted`,
-    [runId, runner],
-  );
+  const row = await withdrawWish(executor, runId, runner);
   if (!row?.is_unwanted) return undefined;
   const entries = (JSON.parse(row.tables) as string[]).map((table) =>
     failedEntry(table, error, 0)

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { nameLockedTable } from "../postgres/lock_holders.ts";
 import type { Pool } from "../postgres/pool.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
 import { ServiceError } from "../errors.ts";
@@ -15,16 +16,25 @@ const MIGRATIONS = [
   "0003_last_change.sql",
   "0004_askers.sql",
   "0005_source_mark.sql",
+  "0006_locks.sql",
 ] as const;
 
-/** Key of the advisory lock under which migrations run. */
-const MIGRATION_LOCK = 5_714_291;
+/** Seconds to wait for another process that migrates, and for locks on the history's tables. */
+const LOCK_TIMEOUT_SECONDS = 60;
+
+/** SQLSTATEs of two processes that create the same schema or table at the same moment. */
+const CREATED_MEANWHILE: ReadonlySet<string | undefined> = new Set([
+  "23505",
+  "42P06",
+  "42P07",
+]);
 
 /**
  * Applies the migrations that are missing.
  *
  * @throws {ServiceError} `schema_too_new` when a newer program was here,
- * `permission_denied` when the schema cannot be made, `read_only`.
+ * `permission_denied` when the schema cannot be made, `history_locked` when
+ * another session locks its tables, `read_only`.
  */
 export async function migrate(
   pool: Pool,
@@ -34,26 +44,54 @@ export async function migrate(
   if (version === MIGRATIONS.length) return;
   refuseNewer(version);
   await pool.checkWritable();
+  try {
+    if (version === 0) await bootstrap(pool, connection);
+    await applyMissing(pool, connection);
+  } catch (error) {
+    throw await withRemedy(await nameLockedTable(pool, error), pool);
+  }
+}
+
+/** Creates the schema and the table of migrations, unless another process is faster. */
+async function bootstrap(
+  pool: Pool,
+  connection: ConnectionOptions,
+): Promise<void> {
+  await using session = await Session.open(pool.config, connection);
+  await session.begin({
+    mode: "read committed",
+    lockTimeoutSeconds: LOCK_TIMEOUT_SECONDS,
+  });
+  try {
+    await session.query(BOOTSTRAP);
+    await session.commit();
+  } catch (error) {
+    const isMadeMeanwhile = error instanceof ServiceError &&
+      CREATED_MEANWHILE.has(error.sqlstate);
+    if (!isMadeMeanwhile) throw error;
+  }
+}
+
+/** Applies the missing migrations in one transaction, under a lock that takes a right. */
+async function applyMissing(
+  pool: Pool,
+  connection: ConnectionOptions,
+): Promise<void> {
   await using session = await Session.open(pool.config, connection);
   await session.begin(
-    { mode: "read committed", lockTimeoutSeconds: 60 },
-    `select pg_advisory_xact_lock(${MIGRATION_LOCK})`,
+    { mode: "read committed", lockTimeoutSeconds: LOCK_TIMEOUT_SECONDS },
+    "lock table marketing_data_service.migration in exclusive mode",
   );
   // Must be looked up again under the lock: another process may just have migrated.
   const from = await currentVersion(session);
   refuseNewer(from);
-  try {
-    if (from === 0) await session.query(BOOTSTRAP);
-    for (const [index, file] of MIGRATIONS.entries()) {
-      if (index < from) continue;
-      await session.query(await migrationText(file));
-      await session.query(
-        "insert into marketing_data_service.migration (version, name) values ($1, $2)",
-        [index + 1, file],
-      );
-    }
-  } catch (error) {
-    throw await withRemedy(error, pool);
+  for (const [index, file] of MIGRATIONS.entries()) {
+    if (index < from) continue;
+    await session.query(await migrationText(file));
+    await session.query(
+      "insert into marketing_data_service.migration (version, name) values ($1, $2)",
+      [index + 1, file],
+    );
   }
   await session.commit();
 }
@@ -82,7 +120,7 @@ const BOOTSTRAP = `
       create schema marketing_data_service;
     end if;
   end $$;
-  create table marketing_data_service.migration (
+  create table if not exists marketing_data_service.migration (
     version int primary key,
     name text not null,
     applied_at timestamptz not null default clock_timestamp()

@@ -13,6 +13,7 @@ import {
   type Executor,
   loadedByRun,
   type Run,
+  withdrawWish,
 } from "./queue.ts";
 import {
   type AppendFile,
@@ -27,6 +28,8 @@ export interface SpooledFailure {
   readonly run: Run;
   readonly event: FailedEvent;
   readonly code: ErrorCode;
+  /** The process that asked for the run. Lines of version 0.1 lack it. */
+  readonly runner?: string;
 }
 
 /** The spool at a path. */
@@ -161,7 +164,7 @@ async function record(
 
 async function insertClosed(
   executor: Executor,
-  { run, event, code }: SpooledFailure,
+  { run, event, code, runner }: SpooledFailure,
 ): Promise<void> {
   await executor.query(
     `insert into marketing_data_service.run
@@ -184,6 +187,9 @@ async function insertClosed(
     [run.id],
   );
   if (row?.state !== "running" && row?.state !== "queued") return;
+  if (row.state === "queued" && runner) {
+    await withdrawWish(executor, run.id, runner);
+  }
   // Its process may have committed a table and not have learned of it.
   await endBackends(executor, run.id);
   const loaded = await loadedByRun(executor, run.id);

@@ -14,6 +14,7 @@ import { unattendedRuns } from "../runs/history.ts";
 import { announceUnrecorded, driveRun } from "../load/load.ts";
 import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
 import { connectionOf, type Service } from "../context.ts";
+import { busyError } from "../runs/lock.ts";
 import { withRetries } from "../load/retry.ts";
 import { migrate } from "../runs/schema.ts";
 import {
@@ -21,6 +22,7 @@ import {
   enqueueTick,
   interruptDeadRuns,
   progressOf,
+  type Run,
   type RunOptions,
   type Ticket,
 } from "../runs/queue.ts";
@@ -77,7 +79,7 @@ export class Dispatcher {
   async load(trigger: Trigger, options: RunOptions): Promise<LoadEvent> {
     const { lockTimeoutSeconds } = this.#service.config;
     const ticket = await this.#enqueue(trigger, options, lockTimeoutSeconds);
-    const driver = this.#drive(ticket);
+    const driver = this.#drive(ticket, { ...options, trigger });
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(async () => {
       // Others may have joined and wait for longer; a run that has begun elsewhere is waited for.
@@ -85,12 +87,7 @@ export class Dispatcher {
       const run = await progressOf(warehouse, ticket.runId, runner)
         .catch(() => undefined);
       if (!driver.hasBegun && run?.state === "queued") {
-        late.reject(
-          new ServiceError(
-            "busy",
-            `Another load is running, and was not done within ${lockTimeoutSeconds} s`,
-          ),
-        );
+        late.reject(await busyError(warehouse, lockTimeoutSeconds));
       }
     }, lockTimeoutSeconds * 1000 + 250);
     try {
@@ -118,21 +115,10 @@ export class Dispatcher {
     tick: Date,
   ): Promise<{ runId: string } | "running" | "taken"> {
     if (this.#draining) throw this.#draining;
-    let ticket: Awaited<ReturnType<typeof enqueueTick>>;
-    try {
-      ticket = await this.#insistently(() =>
-        enqueueTick(this.#service.warehouse, options, tick)
-      );
-    } catch (error) {
-      // Nobody is told at once, so it is announced when the warehouse is back.
-      const run = {
-        ...options,
-        id: crypto.randomUUID(),
-        trigger: "schedule",
-      } as const;
-      await announceUnrecorded(this.#service, run, error);
-      throw error;
-    }
+    const ticket = await this.#queue(
+      { ...options, trigger: "schedule" },
+      () => enqueueTick(this.#service.warehouse, options, tick),
+    );
     if (typeof ticket === "string") return ticket;
     this.#drive(ticket);
     return { runId: ticket.runId };
@@ -214,8 +200,9 @@ export class Dispatcher {
     const { warehouse, runner } = this.#service;
     const next = Promise.resolve(this.#queueing.get(key)).then(() => {
       this.#gathering.delete(key);
-      const ticket = this.#insistently(() =>
-        enqueueRun(warehouse, trigger, options, waitSeconds, runner)
+      const ticket = this.#queue(
+        { ...options, trigger },
+        () => enqueueRun(warehouse, trigger, options, waitSeconds, runner),
       );
       const settled = ticket.then(() => {}, () => {}).then(() => {
         if (this.#queueing.get(key) === settled) this.#queueing.delete(key);
@@ -227,13 +214,22 @@ export class Dispatcher {
     return next;
   }
 
-  /** Does work in the warehouse's history, again where the cause is transient. */
-  #insistently<T>(work: () => Promise<T>): Promise<T> {
+  /** Queues a run, with retries. A request that cannot be queued is spooled. */
+  async #queue<T>(
+    request: Omit<Run, "id">,
+    enqueue: () => Promise<T>,
+  ): Promise<T> {
     const service = this.#service;
-    return withRetries({ service, log: service.log }, async () => {
-      await this.#migrate();
-      return await work();
-    });
+    try {
+      return await withRetries({ service, log: service.log }, async () => {
+        await this.#migrate();
+        return await enqueue();
+      });
+    } catch (error) {
+      const run = { ...request, id: crypto.randomUUID() };
+      await announceUnrecorded(service, run, error);
+      throw error;
+    }
   }
 
   async #migrate(): Promise<void> {
@@ -242,7 +238,7 @@ export class Dispatcher {
   }
 
   /** The one driver of a run in this process: a single waiter for the lock, however many wait for the run. */
-  #drive(ticket: Ticket): Driver {
+  #drive(ticket: Ticket, request?: Omit<Run, "id">): Driver {
     const known = this.#drivers.get(ticket.runId);
     if (known) return known;
     const controller = new AbortController();
@@ -251,6 +247,7 @@ export class Dispatcher {
       controller,
       hasBegun: false,
       outcome: driveRun(this.#service, ticket, {
+        request,
         signal: controller.signal,
         beforeStart: () => this.#gather(),
         onStart: (run) => {

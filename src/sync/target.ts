@@ -85,7 +85,7 @@ const CALLS_FUNCTIONS =
 /** Returns the object that has the target's name. */
 export async function findTarget(
   table: Table,
-  warehouse: Session,
+  warehouse: Pick<Session, "query">,
 ): Promise<FoundTarget> {
   const { schema, name } = table.target;
   const rows = await warehouse.query(

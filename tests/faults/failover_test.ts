@@ -12,6 +12,7 @@ import { configOf, type Databases, serviceOf } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
 import { runProgram } from "../support/program.ts";
 import { Proxy } from "../support/proxy.ts";
+import { copyFiles } from "../support/server_files.ts";
 import { startServer, until } from "../support/server.ts";
 
 /** A warehouse and its copy, as after a failover, behind one address. */
@@ -25,20 +26,6 @@ interface Pair extends AsyncDisposable {
   /** Variables that lead to the warehouse through the proxy. */
   readonly environment: Record<string, string>;
   leadTo(server: PostgresServer): void;
-}
-
-/** Copies the files of a stopped server to another stopped one, without their settings. */
-async function copyFiles(from: PostgresServer, to: PostgresServer) {
-  const { success, stderr } = await new Deno.Command("sh", {
-    args: [
-      "-c",
-      'mv "$2/postgresql.conf" "$2.conf" && rm -rf "$2" && cp -a "$1" "$2" && mv "$2.conf" "$2/postgresql.conf" && rm -f "$2/postmaster.pid"',
-      "sh",
-      from.dataDirectory,
-      to.dataDirectory,
-    ],
-  }).output();
-  assert(success, new TextDecoder().decode(stderr));
 }
 
 async function startPair(): Promise<Pair> {

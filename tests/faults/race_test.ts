@@ -32,7 +32,7 @@ Deno.test("a second load that comes in any phase of the first waits, and both ar
       const second = startLoad(db, { LOCK_TIMEOUT: "30" });
       await until(async () =>
         (await db.warehouse.unsafe(
-          `select from pg_locks where locktype = 'advisory' and objid = 5714290 and not granted
+          `select from pg_locks where relation = to_regclass('marketing_data_service.load_lock') and not granted
              and database = (select oid from pg_database where datname = current_database())`,
         )).length > 0
       );
@@ -92,7 +92,7 @@ Deno.test("many processes at once: one load at a time, and every one gets a resu
     );
     await until(async () =>
       (await db.warehouse.unsafe(
-        `select from pg_locks where locktype = 'advisory' and objid = 5714290 and not granted
+        `select from pg_locks where relation = to_regclass('marketing_data_service.load_lock') and not granted
            and database = (select oid from pg_database where datname = current_database())`,
       )).length === others.length
     );

@@ -168,7 +168,9 @@ Deno.test("a request that was busy leaves the queue, however the role writes tim
      alter role ${db.loader} set timezone = 'Asia/Kolkata'`,
   );
   await using other = db.connect("warehouse");
-  await other.unsafe("begin; select pg_advisory_xact_lock(5714290)");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.load_lock in exclusive mode",
+  );
   const outcome = await startLoad(db, { LOCK_TIMEOUT: "0.3" }).outcome;
   assertEquals(sayOutcome(outcome), "exit 75, busy");
   await other.unsafe("rollback");

@@ -117,7 +117,7 @@ Deno.test("a server that computes for longer than STALL_TIMEOUT is not stalled",
     [
       "the service's lock",
       "warehouse",
-      "select pg_advisory_xact_lock(5714290)",
+      "lock table marketing_data_service.load_lock in exclusive mode",
     ],
     [
       "a lock on a target",

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
+import { startServer, until } from "../support/server.ts";
 
 Deno.test("a failure while the warehouse is away is spooled, and on record after the next load, once", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
@@ -88,3 +89,42 @@ for (const [name, [refuse, allow]] of Object.entries(REFUSALS)) {
     ]);
   });
 }
+
+Deno.test("a service spools what it cannot queue, whatever asked for it", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using server = await startServer(db, {
+    RETRY_ATTEMPTS: "1",
+    LISTEN_CHANNEL: "load_now",
+  });
+  const post = async (path: string) =>
+    (await server.json(path, { method: "POST" })).status;
+  assertEquals(await post("/load"), 200);
+  const spooled = async () => {
+    const text = await Deno.readTextFile(db.environment.EVENT_SPOOL_FILE!)
+      .catch(() => "");
+    return text.split("\n").filter(Boolean)
+      .map((line) => JSON.parse(line).run.trigger as string);
+  };
+  const runs = "on marketing_data_service.run";
+  await db.warehouse.unsafe(`revoke insert ${runs} from ${db.loader}`);
+  try {
+    assert(await post("/load") >= 500);
+    assertEquals(await spooled(), ["http"]);
+    assert(await post("/load-async") >= 500);
+    assertEquals(await spooled(), ["http", "http"]);
+    await db.warehouse.unsafe("notify load_now");
+    await until(
+      "the notified load is spooled",
+      async () => (await spooled()).length === 3,
+    );
+    assertEquals((await spooled()).at(-1), "notify");
+  } finally {
+    await db.warehouse.unsafe(`grant insert ${runs} to ${db.loader}`);
+  }
+  assertEquals(await post("/load"), 200);
+  assertEquals(await spooled(), []);
+  const rows = await db.warehouse.unsafe(
+    "select trigger from marketing_data_service.run where state = 'failed' order by trigger",
+  );
+  assertEquals(rows.map(({ trigger }) => trigger), ["http", "http", "notify"]);
+});

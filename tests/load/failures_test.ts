@@ -442,7 +442,9 @@ Deno.test("load: busy when another load holds the lock for longer than LOCK_TIME
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using other = db.connect("warehouse");
-  await other.unsafe("begin; select pg_advisory_xact_lock(5714290)");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.load_lock in exclusive mode",
+  );
   const { code, json } = await runJson(["load"], {
     ...db.environment,
     LOCK_TIMEOUT: "0.3",

@@ -90,7 +90,7 @@ testWith(
     // What a session of a pool keeps, the next transaction on it would meet.
     await until("no transaction of the service is left open", async () => {
       const [left] = await db.warehouse.unsafe(
-        `select count(*)::int as locks from pg_locks where locktype = 'advisory'
+        `select count(*)::int as locks from pg_locks where relation = 'marketing_data_service.load_lock'::regclass
            and database = (select oid from pg_database where datname = current_database())`,
       );
       return left!.locks === 0;

@@ -36,7 +36,7 @@ async function holdTable(db: Databases): Promise<AsyncDisposable> {
 /** Sessions that wait for the service's lock. */
 async function countWaiting(db: Databases): Promise<number> {
   const [row] = await db.warehouse.unsafe(
-    `select count(*)::int as n from pg_locks where locktype = 'advisory' and objid = 5714290
+    `select count(*)::int as n from pg_locks where relation = to_regclass('marketing_data_service.load_lock')
        and not granted and database = (select oid from pg_database where datname = current_database())`,
   );
   return row!.n;
@@ -352,7 +352,9 @@ Deno.test("who joins while the last one goes keeps the run", async () => {
 Deno.test("a wait whose connection is cut ends when it would have ended", async () => {
   await using db = await loadedDatabases(SMALL);
   await using other = db.connect("warehouse");
-  await other.unsafe("begin; select pg_advisory_xact_lock(5714290)");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.load_lock in exclusive mode",
+  );
   const [started] = await startQueued(db, [6]);
   const [wish] = await db.warehouse.unsafe(
     "select wait_until::text as until from marketing_data_service.run where state = 'queued'",
@@ -367,7 +369,7 @@ Deno.test("a wait whose connection is cut ends when it would have ended", async 
   };
   await until(isPast("-3 s"));
   await db.warehouse.unsafe(
-    `select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and objid = 5714290
+    `select pg_terminate_backend(pid) from pg_locks where relation = to_regclass('marketing_data_service.load_lock')
        and not granted and database = (select oid from pg_database where datname = current_database())`,
   );
   // With a new limit for the second connection it would be longer by the time that the first one waited.
@@ -385,6 +387,7 @@ Deno.test("a queue of the schema before is brought over: who waits in it keeps i
   const ids = { awaited: crypto.randomUUID(), certain: crypto.randomUUID() };
   await db.warehouse.unsafe(
     `delete from marketing_data_service.migration where version > 3;
+     drop table marketing_data_service.load_lock, marketing_data_service.event_order;
      alter table marketing_data_service.run drop column askers;
      alter table marketing_data_service.table_load drop column source_mark, add column source_writes text;
      insert into marketing_data_service.run (id, trigger, tables, mode, atomic, recreate, wait_until) values

@@ -106,6 +106,11 @@ export async function settle(db: Databases, met: Met): Promise<void> {
   });
 }
 
+/** Returns the tables that hold the rows after the change. */
+export function newTables(now: Content, scene: Scene): string[] {
+  return Object.keys(now).filter((table) => now[table] === scene.new[table]);
+}
+
 /** `old`, `new`, or which table is which. */
 function sayContent(now: Content, scene: Scene): string {
   const states = Object.keys(now).map((table) =>

@@ -32,7 +32,7 @@ export const eventsCommand: Command = {
     const { flags, values } = context.arguments;
     const { output, signal } = context;
     const isFollowing = flags.has("follow");
-    let after = countOf("after", values.after?.[0] ?? "0");
+    let after = countOf("after", values.after?.[0] ?? "0", 15);
     const limit = countOf("limit", values.limit?.[0] ?? "100");
     const { warehouse } = context.service();
     await requireHistory(warehouse);

@@ -166,9 +166,9 @@ function describeRun(run: RunDetails): string[] {
   ]).map((line) => line.slice(2));
 }
 
-/** Returns the value of a flag as a whole number. */
-export function countOf(flag: string, text: string): number {
-  if (!/^\d{1,9}$/.test(text)) {
+/** Returns the value of a flag as a whole number of at most `digits` digits. */
+export function countOf(flag: string, text: string, digits = 9): number {
+  if (!/^\d+$/.test(text) || text.length > digits) {
     throw usage(
       `--${flag} must be a whole number, not ${JSON.stringify(text)}`,
     );

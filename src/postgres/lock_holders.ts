@@ -1,0 +1,107 @@
+/**
+ * Who holds a lock that a statement waited for.
+ *
+ * @module
+ */
+import { ServiceError } from "../errors.ts";
+import type { Parameter, Row } from "./sql.ts";
+
+/** Runs one statement: a pool, or a session whose transaction has not failed. */
+interface Queryable {
+  query<T extends Row = Row>(
+    text: string,
+    parameters?: readonly Parameter[],
+  ): Promise<T[]>;
+}
+
+/** A session, or a prepared transaction, that holds a lock on a table. */
+export interface LockHolder {
+  /** The table, without its schema. */
+  readonly relation: string;
+  /** Null for a prepared transaction. */
+  readonly pid: number | null;
+  readonly role: string | null;
+  readonly application: string;
+  /** Mode of the lock, such as `AccessExclusiveLock`. */
+  readonly mode: string;
+  /** Start of its transaction, UTC. Null where the role may not see it. */
+  readonly since: string | null;
+}
+
+/**
+ * Returns who holds locks on a table, or on all tables of a schema: the
+ * strongest lock first. A lock that only reads is left out, because nothing but
+ * ACCESS EXCLUSIVE waits for it, unless `withReaders` is set.
+ */
+export async function findLockHolders(
+  queryable: Queryable,
+  { schema, name, withReaders = false }: {
+    readonly schema: string;
+    readonly name?: string;
+    readonly withReaders?: boolean;
+  },
+): Promise<readonly LockHolder[]> {
+  return await queryable.query<Row & LockHolder>(
+    `select relname::text as relation, lock.pid, usename::text as role,
+       coalesce(application_name, '') as application, mode,
+       to_char(coalesce(xact_start, backend_start) at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"') as since
+     from pg_locks lock
+       join pg_class on pg_class.oid = relation
+       join pg_namespace on pg_namespace.oid = relnamespace
+       left join pg_stat_activity activity on activity.pid = lock.pid
+     where locktype = 'relation' and granted
+       and lock.database = (select oid from pg_database where datname = current_database())
+       and nspname = $1::text and ($2::text is null or relname = $2::text)
+       and (mode <> 'AccessShareLock' or $3::text = 'yes')
+       and lock.pid is distinct from pg_backend_pid()
+     order by mode = 'AccessExclusiveLock' desc, mode = 'ExclusiveLock' desc,
+       mode in ('ShareRowExclusiveLock', 'ShareLock') desc, xact_start, lock.pid
+     limit 100`,
+    [schema, name ?? null, withReaders ? "yes" : "no"],
+  );
+}
+
+/** Returns a holder as messages name it. */
+export function formatHolder(holder: LockHolder): string {
+  const { pid, role, application, since } = holder;
+  if (pid === null) return "a prepared transaction (see pg_prepared_xacts)";
+  const known = [
+    role && `role "${role}"`,
+    application && `application_name "${application}"`,
+    since && `since ${since}`,
+  ].filter(Boolean).join(", ");
+  return `session ${pid}${known ? ` (${known})` : ""}`;
+}
+
+/** The schema of the history. */
+const SCHEMA = "marketing_data_service";
+
+/**
+ * Returns the failure of a statement on the history's tables. One that waited
+ * in vain for a lock names the table and who holds it; any other is returned as
+ * it is.
+ */
+export async function nameLockedTable(
+  queryable: Queryable,
+  error: unknown,
+): Promise<unknown> {
+  const isLock = error instanceof ServiceError && error.sqlstate === "55P03" &&
+    error.code === "serialization";
+  if (!isLock) return error;
+  const holders = await findLockHolders(queryable, { schema: SCHEMA })
+    .catch((): readonly LockHolder[] => []);
+  const holder = holders.find(({ relation }) => relation !== "load_lock");
+  return new ServiceError("history_locked", reasonOf(holder), {
+    cause: error,
+    server: error.server,
+    sqlstate: error.sqlstate,
+  });
+}
+
+function reasonOf(holder: LockHolder | undefined): string {
+  return holder
+    ? `Cannot use the table ${SCHEMA}.${holder.relation}: ${
+      formatHolder(holder)
+    } holds a lock on it (${holder.mode})`
+    : `Cannot use the tables of ${SCHEMA}: a lock on one of them was not released in time`;
+}
