@@ -16,30 +16,30 @@ import { filePublisher } from "./file.ts";
 import type { Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
 
-/** Seconds between two looks for events that other processes have added. */
+/** Seconds between two queries for events that other processes added. */
 const POLL_SECONDS = 5;
 
-/** Seconds for which a delivery of another process is waited for; it has 15 s for an attempt. */
+/** Maximum seconds to wait for a delivery of another process. Its attempt takes up to 15 s. */
 const LOCK_SECONDS = 20;
 
-/** What a deliverer works with. */
+/** The context of a deliverer. */
 interface DeliveryContext {
   readonly config: Config;
   readonly warehouse: Pool;
   readonly log: Logger;
 }
 
-/** What is counted of deliveries. */
+/** Outcomes that the metrics count. */
 type DeliveryOutcome = "delivered" | "failed" | "stopped" | "given_up";
 
-/** Hears of each attempt. */
+/** Receives the outcome of each attempt. */
 type DeliveryListener = (
   publisher: PublisherName,
   outcome: DeliveryOutcome,
   events: number,
 ) => void;
 
-/** The publishers that are configured. */
+/** Returns the names of the configured publishers. */
 export function publisherNames(config: Config): readonly PublisherName[] {
   return [
     ...(config.eventPublisherType === "file" ? ["file"] as const : []),
@@ -62,7 +62,7 @@ async function publishersOf(config: Config): Promise<readonly Publisher[]> {
   return publishers;
 }
 
-/** Hands events to the publishers of a configuration, each at its own pace. */
+/** Delivers events to the configured publishers, independently of each other. */
 export class Deliverer {
   readonly #context: DeliveryContext;
   readonly #onOutcome: DeliveryListener | undefined;
@@ -106,13 +106,13 @@ export class Deliverer {
     );
   }
 
-  /** Has the background look for events now. */
+  /** Makes `run` look for events now. */
   wake(): void {
     this.#waker.abort();
     this.#waker = new AbortController();
   }
 
-  /** Returns the seconds until the next look is worth while. */
+  /** Delivers to one publisher. Returns the seconds to wait before the next call. */
   async #deliver(
     publisher: Publisher,
     until: number,
@@ -157,7 +157,7 @@ export class Deliverer {
     while (performance.now() < until) {
       const lockTimeoutSeconds = Math.min(
         LOCK_SECONDS,
-        // Less than the idle timeout of the transaction.
+        // Less than STALL_TIMEOUT, after which the connection counts as stalled.
         config.stallTimeoutSeconds / 2,
         Math.max(0.1, (until - performance.now()) / 1000),
       );
@@ -209,7 +209,7 @@ export class Deliverer {
     }
   }
 
-  /** Once for as long as it lasts. */
+  /** Logs once until the publisher is resumed. */
   #logStopped({ name, label }: Publisher, error: string): void {
     if (this.#stopped.has(name)) return;
     this.#stopped.add(name);

@@ -21,7 +21,7 @@ type FileConfig = Pick<
   "eventPublisherType" | "eventFile" | "eventSpoolFile"
 >;
 
-/** Seconds until the service looks again whether the file can be written. */
+/** Seconds before the service retries to write the file. */
 const RETRY_SECONDS = 30;
 
 /**
@@ -65,7 +65,7 @@ export async function prepareFiles(config: FileConfig): Promise<void> {
       { create: true },
       () => Promise.resolve(),
     );
-    // Only now names that differ in case can be compared.
+    // Only an existing file shows whether names that differ in case are the same.
     await refuseSameFile(config.eventFile, config.eventSpoolFile);
   }
   await checkWritable(spoolFile(config.eventSpoolFile));
@@ -73,8 +73,7 @@ export async function prepareFiles(config: FileConfig): Promise<void> {
 
 /**
  * Checks that the event file and the spool are regular files where they exist,
- * and not the same file. A user who only looks at the configuration needs no
- * write access.
+ * and not the same file. The command `config` needs no write access.
  *
  * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */

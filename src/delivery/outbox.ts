@@ -35,14 +35,14 @@ export async function registerPublishers(
   );
 }
 
-/** What there is to do for a publisher. */
+/** The state of a publisher. */
 type Backlog =
   | { readonly state: "nothing" }
   | { readonly state: "stopped"; readonly error: string }
-  /** Seconds until the next attempt may be made; 0 when it may be now. */
+  /** Seconds before the next attempt; 0 for now. */
   | { readonly state: "pending"; readonly dueSeconds: number };
 
-/** Looks up what there is to do, without a lock. */
+/** Returns the state of a publisher, without a lock. */
 export async function backlogOf(
   executor: Executor,
   { name, target }: Publisher,
@@ -61,15 +61,15 @@ export async function backlogOf(
   return { state: "pending", dueSeconds: row.same ? row.due ?? 0 : 0 };
 }
 
-/** One attempt, and what follows from it. */
+/** One attempt and its consequences. */
 export interface Attempt {
   readonly eventId: string;
-  /** How many there have been for this event, this one included. */
+  /** Number of attempts for this event, including this one. */
   readonly attempts: number;
   readonly outcome: Outcome;
-  /** Seconds until the next one may be made, after a failure. */
+  /** Seconds before the next attempt, after a failure. */
   readonly delaySeconds: number;
-  /** Events that are given up with this failure. */
+  /** Number of events that are given up after this failure. */
   readonly givenUp: number;
 }
 
@@ -107,7 +107,7 @@ interface ClaimedEvent extends OutgoingEvent {
   readonly failures: number;
 }
 
-/** Locks the publisher's row and reads the first event that is not settled, if it may be handed over. */
+/** Locks the row of the publisher. Reads the first unsettled event, if an attempt is due. */
 async function claimNext(
   session: Session,
   { name, target }: Publisher,
@@ -197,7 +197,7 @@ async function recordFailure(
   };
 }
 
-/** Gives up the events that are older than the receiver is waited for, so that its way back is not ever longer. */
+/** Gives up events older than the limit, so that the backlog of the receiver does not grow without end. */
 async function giveUp(
   session: Session,
   name: PublisherName,
@@ -226,7 +226,7 @@ async function giveUp(
 }
 
 /**
- * Resumes a publisher that its receiver has stopped, with the events since then.
+ * Resumes a publisher that its receiver stopped. All waiting events follow.
  *
  * @returns whether it was stopped.
  */
@@ -243,7 +243,7 @@ export async function resumePublisher(
   return rows.length > 0;
 }
 
-/** Events that are not settled yet, by publisher. */
+/** Returns the number of unsettled events by publisher. */
 export async function undeliveredEvents(
   executor: Executor,
   names: readonly PublisherName[],

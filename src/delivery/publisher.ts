@@ -38,8 +38,8 @@ export interface Publisher {
   /** Seconds before the next attempt after this number of consecutive failures. */
   readonly delaySeconds: (failures: number) => number;
   /**
-   * After a failure at a remote receiver, every process waits for the delay, and a
-   * command does not wait forever. A local one is retried after each run.
+   * Whether the receiver is remote. After a failure of a remote receiver, every
+   * process waits for the delay. A local one is retried after each run.
    */
   readonly isRemote: boolean;
   /**

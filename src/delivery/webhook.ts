@@ -8,25 +8,25 @@ import { Webhook } from "standardwebhooks";
 import { VERSION } from "../identity.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 
-/** Seconds that the receiver has to answer, as Standard Webhooks advise. */
+/** Seconds within which the receiver must answer, as Standard Webhooks recommends. */
 const TIMEOUT_SECONDS = 15;
 
-/** Most seconds between two attempts. */
+/** Maximum seconds between two attempts. */
 const MAX_DELAY_SECONDS = 3600;
 
 /** Minimum seconds before the second attempt, so that a delay of 0 does not flood the receiver. */
 const MIN_DELAY_SECONDS = 0.05;
 
-/** Most seconds that a receiver may ask to be left alone. */
+/** Maximum seconds that a Retry-After header can ask for. */
 const MAX_RETRY_AFTER_SECONDS = 86_400;
 
-/** When events are given up; where only a rare load delivers, days alone would be too few attempts. */
+/** When events are given up. Where only rare loads deliver, three days alone are too few attempts. */
 const PATIENCE = { seconds: 3 * 86_400, failures: 10 } as const;
 
 /** `source` of every CloudEvent. */
 const SOURCE = "/marketing-data-service";
 
-/** Where to post, and how. */
+/** The options of the webhook. */
 interface WebhookOptions {
   readonly url: string;
   /** `whsec_` and base64. */
@@ -35,7 +35,7 @@ interface WebhookOptions {
   readonly retryDelaySeconds: number;
 }
 
-/** A publisher that posts to the URL. */
+/** Returns a publisher that posts to the URL. */
 export async function webhookPublisher(
   options: WebhookOptions,
 ): Promise<Publisher> {
@@ -57,7 +57,7 @@ export async function webhookPublisher(
   };
 }
 
-/** The event as a CloudEvent in structured mode; its data is the stored text, not a copy by way of objects. */
+/** Returns the event as a CloudEvent in structured mode. Its data is the stored text, which is not parsed. */
 export function cloudEvent(event: OutgoingEvent): string {
   const attributes = JSON.stringify({
     specversion: "1.0",
@@ -110,7 +110,7 @@ async function post(
   return outcomeOf(response);
 }
 
-/** What a status means for the event. */
+/** Returns the outcome for a status. */
 function outcomeOf({ status, headers }: Response): Outcome {
   if (status >= 200 && status < 300) return { kind: "delivered" };
   if (status === 410) return { kind: "gone", error: "it answered 410 Gone" };
@@ -125,7 +125,7 @@ function outcomeOf({ status, headers }: Response): Outcome {
   };
 }
 
-/** Seconds that a Retry-After header asks for: a number of them, or a date. */
+/** Returns the seconds that a Retry-After header asks for, by a number or a date. */
 export function retryAfterOf(
   header: string | null,
   now = Date.now(),
@@ -137,7 +137,7 @@ export function retryAfterOf(
   return seconds > 0 ? Math.min(seconds, MAX_RETRY_AFTER_SECONDS) : undefined;
 }
 
-/** What went wrong, without the URL that `fetch` puts into its messages. */
+/** Returns the cause of an error, without the URL in the messages of `fetch`. */
 function causeOf(error: unknown, url: URL): string {
   const { message, cause } = error as Error;
   const text = cause instanceof Error ? cause.message : message;
