@@ -381,7 +381,7 @@ Deno.test("retention keeps undelivered events, and an endpoint that fails for th
     "update marketing_data_service.publisher set failures = 9, next_attempt_at = null",
   );
   const given = await load(environment);
-  assertStringIncludes(given.stderr, "2 events are given up");
+  assertStringIncludes(given.stderr, "gave up 2 events");
   // The two are settled now, and older than the retention.
   const left = [third, early.json, given.json].map((event) => event.event_id);
   assertEquals(await stored(), left);
