@@ -72,8 +72,8 @@ export type Plan =
 /** The plan, and the fingerprints of both sides. */
 interface Compared {
   readonly plan: Plan;
-  readonly wanted: Fingerprint;
-  readonly present: Fingerprint;
+  readonly source: Fingerprint;
+  readonly target: Fingerprint;
 }
 
 /** SQL conditions of the rows that a delta deletes from the target and copies from the source. */
@@ -95,17 +95,17 @@ export async function compareContent(
   expected: ChangeHint = { rows: 0, hasDeletions: false },
 ): Promise<Compared> {
   if (expected.hasDeletions) return await compareByBucket(sides, expected.rows);
-  const [wanted, present] = await Promise.all([
+  const [source, target] = await Promise.all([
     wholeFingerprint(sides.source, sides),
     wholeFingerprint(sides.target, sides),
   ]);
-  const whole = { wanted, present };
-  if (equal(wanted, present)) return { plan: { mode: "unchanged" }, ...whole };
-  if (present.count === 0) return { plan: { mode: "full" }, ...whole };
+  const whole = { source, target };
+  if (equal(source, target)) return { plan: { mode: "unchanged" }, ...whole };
+  if (target.count === 0) return { plan: { mode: "full" }, ...whole };
   const plan = expected.since
     ? await planFromRecent(sides, expected.since, whole)
     : undefined;
-  return plan ? { plan, ...whole } : await compareByBucket(sides, wanted.count);
+  return plan ? { plan, ...whole } : await compareByBucket(sides, source.count);
 }
 
 /**
@@ -115,27 +115,32 @@ export async function compareContent(
 async function planFromRecent(
   sides: Sides,
   since: string,
-  { wanted, present }: Omit<Compared, "plan">,
+  whole: Omit<Compared, "plan">,
 ): Promise<Plan | undefined> {
   const { table: { columns }, source, target, method } = sides;
-  const most = MAX_RECENT_ROWS;
-  const recent = await rowsWhere(source, sides, writtenSinceSql(since), most);
+  const maxRows = MAX_RECENT_ROWS;
+  const recent = await rowsWhere(
+    source,
+    sides,
+    writtenSinceSql(since),
+    maxRows,
+  );
   if (!recent?.keys) return undefined;
   const held = await rowsWhere(
     target,
     sides,
     withKeysSql(columns, method, recent.keys),
-    most,
+    maxRows,
   );
   if (!held) return undefined;
   const difference = diffRows(recent.rows, held.rows);
   const { deleted, copied } = difference;
-  const total = present.count - deleted.count + copied.count;
-  if (!equal(afterDelta(present, deleted, copied, total), wanted)) {
+  const total = whole.target.count - deleted.count + copied.count;
+  if (!equal(afterDelta(whole.target, deleted, copied, total), whole.source)) {
     return undefined;
   }
   const rows = { sourceRows: copied.count, targetRows: deleted.count };
-  return modeFor(rows, wanted.count) === "full"
+  return modeFor(rows, whole.source.count) === "full"
     ? { mode: "full" }
     : { mode: "delta", selection: selectionOf(sides, difference) };
 }
@@ -143,15 +148,15 @@ async function planFromRecent(
 async function compareByBucket(sides: Sides, rows: number): Promise<Compared> {
   const buckets = bucketCount(rows);
   const byFirst = await compareBuckets(sides, { by: "first column", buckets });
-  const { difference, wanted, present } =
-    isSkewed(byFirst.difference, byFirst.wanted.count)
+  const { difference, source, target } =
+    isSkewed(byFirst.difference, byFirst.source.count)
       ? await compareBuckets(sides, { by: "row", buckets })
       : byFirst;
-  const mode = modeFor(difference, wanted.count);
+  const mode = modeFor(difference, source.count);
   const plan: Plan = mode === "delta"
     ? { mode, selection: await selectInBuckets(sides, difference) }
     : { mode };
-  return { plan, wanted, present };
+  return { plan, source, target };
 }
 
 async function compareBuckets(sides: Sides, bucketing: Bucketing) {
@@ -161,8 +166,8 @@ async function compareBuckets(sides: Sides, bucketing: Bucketing) {
   ]);
   return {
     difference: differingBuckets(source, target, bucketing),
-    wanted: wholeOf(source),
-    present: wholeOf(target),
+    source: wholeOf(source),
+    target: wholeOf(target),
   };
 }
 
@@ -201,29 +206,36 @@ async function selectInBuckets(
   const { table: { columns }, source, target, method } = sides;
   const condition = inBucketsSql(columns, method, difference);
   if (isWorthRefining(difference)) {
-    const [wanted, present] = await Promise.all([
+    const [inSource, inTarget] = await Promise.all([
       rowsWhere(source, sides, condition),
       rowsWhere(target, sides, condition),
     ]);
-    if (wanted && present) {
-      return selectionOf(sides, diffRows(wanted.rows, present.rows));
+    if (inSource && inTarget) {
+      return selectionOf(sides, diffRows(inSource.rows, inTarget.rows));
     }
   }
   const rows = difference.sourceRows;
   return { source: condition, target: condition, rows };
 }
 
-/** Returns the rows of one side that meet the condition, or `undefined` when there are more than `most`. */
+/** Returns the rows of one side that meet the condition, or `undefined` when there are more than `maxRows`. */
 async function rowsWhere(
   { session, relation, hasStableCtid }: Side,
   { table, method }: Sides,
   condition: string,
-  most = MAX_DIFFED_ROWS,
+  maxRows = MAX_DIFFED_ROWS,
 ): Promise<{ rows: string; keys: string } | undefined> {
   const [row] = await session.query<
     { count: string; rows: string; keys: string }
-  >(rowsSql(relation, table.columns, method, condition, hasStableCtid, most));
-  return Number(row!.count) <= most ? row! : undefined;
+  >(rowsSql(
+    relation,
+    table.columns,
+    method,
+    condition,
+    hasStableCtid,
+    maxRows,
+  ));
+  return Number(row!.count) <= maxRows ? row! : undefined;
 }
 
 function selectionOf(

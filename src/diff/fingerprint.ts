@@ -9,7 +9,7 @@
  * @module
  */
 
-/** Rows of a table or of one bucket: how many, and the sum of their hashes. */
+/** The row count and the sum of the row hashes of a table or of one bucket. */
 export interface Fingerprint {
   readonly count: number;
   /** Sum of the signed 64-bit row hashes, in decimal. */
@@ -19,18 +19,18 @@ export interface Fingerprint {
 /** Fingerprints by bucket number. A bucket without rows is absent. */
 export type Buckets = ReadonlyMap<number, Fingerprint>;
 
-/** How rows are sorted into buckets. */
+/** The assignment of rows to buckets. */
 export interface Bucketing {
   /**
    * The hash of the first column is cheap to filter by, but a frequent value puts
    * many rows into one bucket. The hash of the whole row spreads any table.
    */
   readonly by: "first column" | "row";
-  /** How many, a power of two. */
+  /** Number of buckets, a power of two. */
   readonly buckets: number;
 }
 
-/** The fingerprints by bucket from the text that {@linkcode bucketsSql} gives. */
+/** Parses the fingerprints by bucket from the text of {@linkcode bucketsSql}. */
 export function parseBuckets(text: string): Buckets {
   const buckets = new Map<number, Fingerprint>();
   if (text === "") return buckets;
@@ -45,7 +45,7 @@ export function parseBuckets(text: string): Buckets {
   return buckets;
 }
 
-/** The fingerprint of the whole table, from those of its buckets. */
+/** Returns the fingerprint of the whole table from those of its buckets. */
 export function wholeOf(buckets: Buckets): Fingerprint {
   let count = 0;
   let checksum = 0n;
@@ -56,18 +56,18 @@ export function wholeOf(buckets: Buckets): Fingerprint {
   return { count, checksum: checksum.toString() };
 }
 
-/** Rows to take away and to copy: those whose hash occurs a different number of times. */
+/** Rows to delete and to copy: their hashes occur a different number of times in source and target. */
 export interface RowDifference {
   readonly hashes: readonly string[];
-  /** Row ids of these rows on either side. */
+  /** The ctids of these rows on either side. */
   readonly source: readonly string[];
   readonly target: readonly string[];
-  /** What these rows hold, on either side. */
+  /** Fingerprints of these rows in the source and in the target. */
   readonly copied: Fingerprint;
   readonly deleted: Fingerprint;
 }
 
-/** The difference between two sides, from the texts that {@linkcode rowsSql} gives: both are walked along once. */
+/** Returns the difference between two sides from their texts of {@linkcode rowsSql}, in one pass. */
 export function diffRows(source: string, target: string): RowDifference {
   const difference = {
     hashes: [] as string[],
@@ -76,10 +76,10 @@ export function diffRows(source: string, target: string): RowDifference {
   };
   let copied = 0n;
   let deleted = 0n;
-  const wanted = rowsByHash(source);
-  const present = rowsByHash(target);
-  let here = wanted.next().value;
-  let there = present.next().value;
+  const ofSource = rowsByHash(source);
+  const ofTarget = rowsByHash(target);
+  let here = ofSource.next().value;
+  let there = ofTarget.next().value;
   while (here || there) {
     const hash = !there || here && here.hash < there.hash
       ? here!.hash
@@ -94,8 +94,8 @@ export function diffRows(source: string, target: string): RowDifference {
       copied += BigInt(hash) * BigInt(ours.length);
       deleted += BigInt(hash) * BigInt(theirs.length);
     }
-    if (here?.hash === hash) here = wanted.next().value;
-    if (there?.hash === hash) there = present.next().value;
+    if (here?.hash === hash) here = ofSource.next().value;
+    if (there?.hash === hash) there = ofTarget.next().value;
   }
   const { source: ours, target: theirs } = difference;
   return {
@@ -110,7 +110,7 @@ interface RowsOfHash {
   readonly ids: string[];
 }
 
-/** Rows in the order of the text, those with one hash together. */
+/** Yields the rows in the order of the text, grouped by hash. */
 function* rowsByHash(text: string): Generator<RowsOfHash, undefined> {
   let rows: RowsOfHash | undefined;
   for (let start = 0; start < text.length;) {
@@ -180,14 +180,14 @@ export const MAX_DIFFED_ROWS = 250_000;
 /** Most rows written since the last load that are looked at: from about here on copying all is the faster way. */
 export const MAX_RECENT_ROWS = 100_000;
 
-/** Whether the rows of the differing buckets are worth telling apart. */
+/** Returns whether to compare the single rows of the differing buckets. */
 export function isWorthRefining(
   { sourceRows, targetRows }: BucketDifference,
 ): boolean {
   return Math.max(sourceRows, targetRows) <= MAX_DIFFED_ROWS;
 }
 
-/** The buckets whose fingerprints differ. */
+/** Returns the buckets whose fingerprints differ. */
 export function differingBuckets(
   source: Buckets,
   target: Buckets,
@@ -197,12 +197,12 @@ export function differingBuckets(
   let sourceRows = 0;
   let targetRows = 0;
   for (const bucket of new Set([...source.keys(), ...target.keys()])) {
-    const wanted = source.get(bucket);
-    const present = target.get(bucket);
-    if (equal(wanted, present)) continue;
+    const inSource = source.get(bucket);
+    const inTarget = target.get(bucket);
+    if (equal(inSource, inTarget)) continue;
     changed.push(bucket);
-    sourceRows += wanted?.count ?? 0;
-    targetRows += present?.count ?? 0;
+    sourceRows += inSource?.count ?? 0;
+    targetRows += inTarget?.count ?? 0;
   }
   changed.sort((a, b) => a - b);
   return { ...bucketing, changed, sourceRows, targetRows };
@@ -211,7 +211,7 @@ export function differingBuckets(
 /** From this share of the rows on a delta costs more than it saves. */
 const MAX_DELTA_SHARE = 0.5;
 
-/** Decides what to do, from how many rows on either side may differ, and the number of rows in the source. */
+/** Returns the mode for a number of rows that may differ and the number of source rows. */
 export function modeFor(
   { sourceRows, targetRows }: Pick<
     BucketDifference,
@@ -227,7 +227,7 @@ export function modeFor(
 /** So many times more rows than buckets of their size would have make a bucketing unfit. */
 const MAX_SKEW = 4;
 
-/** Whether the buckets that differ hold far more rows than their number says: they narrow nothing down. */
+/** Returns whether the differing buckets hold far more rows than average, so that they do not narrow the search. */
 export function isSkewed(
   { buckets, changed, sourceRows, targetRows }: BucketDifference,
   rows: number,
@@ -236,7 +236,7 @@ export function isSkewed(
   return Math.max(sourceRows, targetRows) > MAX_SKEW * share * rows;
 }
 
-/** True when both fingerprints stand for the same rows. */
+/** Returns whether both fingerprints stand for the same rows. */
 export function equal(
   a: Fingerprint | undefined,
   b: Fingerprint | undefined,

@@ -182,7 +182,7 @@ export function bucketsSql(
 }
 
 /**
- * Returns SQL of the rows that meet the condition, at most `most` and one more.
+ * Returns SQL of the rows that meet the condition, at most `maxRows` and one more.
  * Its columns are `count`, `rows` and `keys`. `rows` is one text for
  * {@linkcode diffRows}: the hash of each row and its ctid where that is stable,
  * ordered by the bytes of the hash. `keys` has the hashes of the first columns.
@@ -193,7 +193,7 @@ export function rowsSql(
   method: HashMethod,
   condition: string,
   hasStableCtid: boolean,
-  most: number,
+  maxRows: number,
 ): string {
   return `select pg_catalog.count(*)::text as count,
       coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows,
@@ -202,7 +202,7 @@ export function rowsSql(
       select ${rowHash(columns, method)}::text collate "C" as hash, ${
     hasStableCtid ? "ctid::text" : "''"
   } as id, ${keyHash(columns, method)} as key
-      from ${from} where ${condition} limit ${most + 1}) rows`;
+      from ${from} where ${condition} limit ${maxRows + 1}) rows`;
 }
 
 /** SQL condition that holds for the rows that the transaction with this 64-bit id and later ones have written. Needs a table with row ids. */

@@ -134,8 +134,7 @@ export async function compareTable(
       await checkCreatable(table, warehouse, found);
     }
     if (!found.exists || isReplaced && !isComparable(table, found)) {
-      const wanted = await wholeFingerprint(sides.source, sides);
-      return copyingAll(wanted, null);
+      return copyingAll(await wholeFingerprint(sides.source, sides), null);
     }
     checkTarget(table, found);
     if (load && !isReplaced) checkWritable(table, found);
@@ -155,19 +154,19 @@ async function compareSides(
   load: LoadToPlan | undefined,
 ): Promise<Comparison> {
   if (load?.mode === "full" || load?.recreate) {
-    const [wanted, present] = await Promise.all([
+    const [source, target] = await Promise.all([
       wholeFingerprint(sides.source, sides),
       wholeFingerprint(sides.target, sides),
     ]);
-    return copyingAll(wanted, present);
+    return copyingAll(source, target);
   }
-  const { plan, wanted, present } = await compareContent(sides);
+  const { plan, source, target } = await compareContent(sides);
   const rowsToCopy = plan.mode === "delta"
     ? plan.selection.rows
     : plan.mode === "full"
-    ? wanted.count
+    ? source.count
     : 0;
-  return { source: wanted, target: present, plan, rowsToCopy };
+  return { source, target, plan, rowsToCopy };
 }
 
 /**

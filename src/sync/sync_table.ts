@@ -132,7 +132,7 @@ export async function syncTable(
     const verifyAgain = async () => {
       const side = { ...sides.target, relation: placed.relation };
       const held = await measure(context, side, sides);
-      checkHeld(context, sides, placed, held, applied.wanted);
+      checkHeld(context, sides, placed, held, applied.source);
     };
     if (
       target.hasNoSideEffects && !placed.hasNoSideEffects && context.isAlone
@@ -239,8 +239,8 @@ export function sidesOf(
 /** The plan, and the fingerprints of both sides where they are known. */
 interface Decided {
   readonly plan: Plan;
-  readonly wanted?: Fingerprint;
-  readonly present?: Fingerprint;
+  readonly source?: Fingerprint;
+  readonly target?: Fingerprint;
 }
 
 /** Returns the plan. A full load needs no comparison. */
@@ -251,14 +251,14 @@ async function compare(
 ): Promise<Decided> {
   return target.isNew || context.mode === "full"
     ? { plan: { mode: "full" } }
-    : await compareContent(sides, expectation(context, sides.table));
+    : await compareContent(sides, changeHint(context, sides.table));
 }
 
 /** The maximum distance of two transactions: beyond it, 32-bit transaction ids wrap around. */
 const MAX_TRANSACTIONS = 2n ** 31n - 1_000_000n;
 
 /** Returns what the statistics of the source say about the changes since the last load. */
-function expectation(
+function changeHint(
   { snapshot, lastLoads }: SyncContext,
   table: Table,
 ): ChangeHint | undefined {
@@ -275,12 +275,12 @@ function expectation(
   };
 }
 
-/** The rows that were written, and the fingerprint that the target must have. */
+/** The rows that were written, and the fingerprint of the source. */
 interface Applied {
   readonly rowsInserted: number;
   readonly rowsDeleted: number;
   readonly bytesCopied: number;
-  readonly wanted: Fingerprint;
+  readonly source: Fingerprint;
   /** The fingerprint of the deleted rows, where the delete returned it. */
   readonly deleted?: Fingerprint | undefined;
 }
@@ -289,12 +289,12 @@ async function apply(
   { config }: SyncContext,
   sides: Sides,
   target: Target,
-  { plan, wanted }: Decided,
+  { plan, source: known }: Decided,
   clock: PhaseClock,
 ): Promise<Applied> {
   if (plan.mode === "unchanged") {
     const nothing = { rowsInserted: 0, rowsDeleted: 0, bytesCopied: 0 };
-    return { ...nothing, wanted: wanted! };
+    return { ...nothing, source: known! };
   }
   const { table, source } = sides;
   const selected = plan.mode === "delta" ? plan.selection : undefined;
@@ -302,14 +302,14 @@ async function apply(
   if (!target.isNew) checkDeletable(table, target);
   clock.enter("delete");
   // The source hashes its rows while the warehouse deletes.
-  const needsFingerprint = !wanted && config.verify === "content";
+  const needsFingerprint = !known && config.verify === "content";
   const [deleted, measured] = await Promise.all([
     writeTo(
       sides.target.session,
       target,
       () => deleteRows(sides, target, selected),
     ),
-    needsFingerprint ? wholeFingerprint(source, sides) : wanted,
+    needsFingerprint ? wholeFingerprint(source, sides) : known,
   ]);
 
   clock.enter("copy", selected?.rows ?? measured?.count ?? null);
@@ -328,7 +328,7 @@ async function apply(
     rowsInserted: copied.rows,
     rowsDeleted: deleted.rows,
     bytesCopied: copied.bytes,
-    wanted: measured ?? countAs(copied.sourceRows),
+    source: measured ?? countAs(copied.sourceRows),
     deleted: deleted.fingerprint,
   };
 }
@@ -374,12 +374,12 @@ async function verify(
   context: SyncContext,
   sides: Sides,
   target: Target,
-  { plan, present }: Decided,
-  { wanted, deleted, rowsInserted, rowsDeleted }: Applied,
+  { plan, target: before }: Decided,
+  { source, deleted, rowsInserted, rowsDeleted }: Applied,
 ): Promise<Pick<TableResult, "sourceCount" | "targetCount" | "checksum">> {
   if (plan.mode === "unchanged") {
     // The comparison is the verification.
-    const { count, checksum } = wanted;
+    const { count, checksum } = source;
     return { sourceCount: count, targetCount: count, checksum };
   }
   if (context.isAlone && !target.hasNoSideEffects) {
@@ -388,13 +388,13 @@ async function verify(
   const byContent = context.config.verify === "content";
   const held = !byContent && target.hasNoSideEffects
     // Nothing else changes the rows, so the counts of the server are exact.
-    ? countAs((present?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
-    : (byContent && present && deleted &&
-      await heldAfterDelta(sides, present, deleted)) ||
+    ? countAs((before?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
+    : (byContent && before && deleted &&
+      await heldAfterDelta(sides, before, deleted)) ||
       await measure(context, sides.target, sides);
-  checkHeld(context, sides, target, held, wanted);
+  checkHeld(context, sides, target, held, source);
   return {
-    sourceCount: wanted.count,
+    sourceCount: source.count,
     targetCount: held.count,
     checksum: byContent ? held.checksum : null,
   };
@@ -465,17 +465,17 @@ function checkHeld(
   { table }: Sides,
   { hasNoSideEffects }: Target,
   held: Fingerprint,
-  wanted: Fingerprint,
+  source: Fingerprint,
 ): void {
   const byContent = config.verify === "content";
-  if (held.count !== wanted.count || (byContent && !equal(held, wanted))) {
-    const tell = ({ count, checksum }: Fingerprint, what: string) =>
+  if (held.count !== source.count || (byContent && !equal(held, source))) {
+    const format = ({ count, checksum }: Fingerprint, what: string) =>
       `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
     throw new ServiceError(
       "verification_failed",
       `after the copy the target holds ${
-        tell(held, " rows")
-      } where the source has ${tell(wanted, "")}`,
+        format(held, " rows")
+      } where the source has ${format(source, "")}`,
       {
         table: table.name,
         remedy: mismatchRemedy(
@@ -514,13 +514,13 @@ function mismatchRemedy(
  */
 async function heldAfterDelta(
   { table, target: { session, relation }, method }: Sides,
-  present: Fingerprint,
+  before: Fingerprint,
   deleted: Fingerprint,
 ): Promise<Fingerprint | undefined> {
   const [row] = await session.query(
     writtenRowsSql(relation, table.columns, method),
   );
-  return afterDelta(present, deleted, fingerprintOf(row!), Number(row!.total));
+  return afterDelta(before, deleted, fingerprintOf(row!), Number(row!.total));
 }
 
 async function countRows(
