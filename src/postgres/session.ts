@@ -371,6 +371,23 @@ export class Session implements AsyncDisposable, Disposable {
     throw reason;
   }
 
+  /**
+   * Checks that the address still leads to the session's server. An address
+   * without an answer leads nowhere else.
+   *
+   * @throws {ServiceError} `connection_lost` when it leads to another server.
+   */
+  async checkAddress(): Promise<void> {
+    const script = `select ${SERVER_EXPRESSION} as server`;
+    const [own] = await this.query(script);
+    const { rows } = await probe(this.config, this.#options, script);
+    if (!rows || rows[0]?.server === own!.server) return;
+    throw new ServiceError(
+      "connection_lost",
+      `${address(this.config)} leads to another server now`,
+    );
+  }
+
   /** Commits. A lost connection leaves the outcome unknown; see the code `connection_lost`. */
   async commit(): Promise<void> {
     await this.query("commit");

@@ -94,7 +94,7 @@ export async function runTick(
   }
 }
 
-/** Loads at every NOTIFY on LISTEN_CHANNEL until the signal, also after the warehouse was restarted. */
+/** Loads at every NOTIFY on LISTEN_CHANNEL until the signal, also after a restart or a failover of the warehouse. */
 export async function listenForTriggers(
   context: TriggerContext,
   signal: AbortSignal,
@@ -124,7 +124,8 @@ export async function listenForTriggers(
       while (!ended.aborted) {
         await delay(HEARTBEAT_SECONDS * 1000, { signal: ended })
           .catch(() => {});
-        if (!ended.aborted) await session.query("select 1");
+        // After a failover, the old primary may keep the connection open.
+        if (!ended.aborted) await session.checkAddress();
       }
       if (!signal.aborted) throw session.failure;
     } catch (error) {

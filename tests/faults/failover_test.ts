@@ -8,7 +8,12 @@ import { type PostgresServer, startPostgres } from "../../demo/postgres.ts";
 import { acquireLock } from "../../src/runs/lock.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { Session } from "../../src/postgres/session.ts";
-import { configOf, type Databases, serviceOf } from "../support/databases.ts";
+import {
+  configOf,
+  connectAs,
+  type Databases,
+  serviceOf,
+} from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
 import { runProgram } from "../support/program.ts";
 import { Proxy } from "../support/proxy.ts";
@@ -197,4 +202,36 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
       assert(lock.signal.aborted);
     },
   );
+});
+
+Deno.test("a service listens on the server that its address leads to, though the old one keeps the connection", async () => {
+  await using pair = await startPair();
+  const { first, second, db, environment } = pair;
+  const channel = "source_changed";
+  await first.stop();
+  await second.stop();
+  await copyFiles(first, second);
+  await Promise.all([first.restart(), second.restart()]);
+  await using _service = await startServer({ environment }, {
+    LISTEN_CHANNEL: channel,
+    RETRY_DELAY: "0",
+  });
+  const other = connectAs(
+    new URL(second.url()),
+    db.environment.DWH_DB_NAME!,
+    1,
+  );
+  try {
+    pair.leadTo(second);
+    await until("a notification on the second server is heard", async () => {
+      await other.unsafe(`notify ${channel}`);
+      const [heard] = await other.unsafe(
+        `select count(*)::int as runs from marketing_data_service.run
+         where trigger = 'notify' and state = 'succeeded'`,
+      );
+      return heard!.runs > 0;
+    });
+  } finally {
+    await other.end({ timeout: 1 });
+  }
 });

@@ -149,6 +149,14 @@ const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
     challenges((nonce) => `r=${nonce}x,${salt},i=2000000000`),
     /2000000000 SCRAM iterations/,
   ],
+  "a SCRAM challenge for another client": [
+    challenges(() => `r=theirs,${salt},i=4096`),
+    /for another client/,
+  ],
+  "a SCRAM challenge that adds nothing": [
+    challenges((nonce) => `r=${nonce},${salt},i=4096`),
+    /for another client/,
+  ],
   "iterations given twice": [
     challenges((nonce) => `r=${nonce}x,${salt},i=4096,i=2000000000`),
     /malformed SCRAM challenge/,

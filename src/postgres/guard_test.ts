@@ -1,0 +1,71 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { Buffer } from "node:buffer";
+import { parseConfig } from "../config/config.ts";
+import { ServerGuard } from "./guard.ts";
+
+const { dwh } = parseConfig({}, () => "");
+
+function message(type: string, body: string): Buffer {
+  const bytes = Buffer.from(body, "latin1");
+  const header = Buffer.alloc(5);
+  header.write(type);
+  header.writeUInt32BE(bytes.length + 4, 1);
+  return Buffer.concat([header, bytes]);
+}
+
+function authentication(request: number, body = ""): Buffer {
+  return message("R", `\0\0\0${String.fromCharCode(request)}${body}`);
+}
+
+const SASL = authentication(10, "SCRAM-SHA-256\0\0");
+
+function readyGuard(): ServerGuard {
+  const guard = new ServerGuard(
+    { ...dwh, requireAuth: new Set(["none"]) },
+    () => {},
+  );
+  guard.check(Buffer.concat([authentication(0), message("Z", "I")]));
+  return guard;
+}
+
+Deno.test("ServerGuard.received counts answers, and no notices, settings and notifications", () => {
+  const guard = readyGuard();
+  const before = guard.received;
+  const asides = Buffer.concat([
+    message("N", "SNOTICE\0Mendless\0\0"),
+    message("S", "TimeZone\0UTC\0"),
+    message("A", "\0\0\0\x01channel\0payload\0"),
+  ]);
+  guard.check(asides);
+  for (const byte of asides) guard.check(Buffer.from([byte]));
+  assertEquals(guard.received, before);
+  guard.check(message("C", "SELECT 1\0"));
+  assert(guard.received > before);
+});
+
+Deno.test("ServerGuard.fatal is the error that ends a session, and no other", () => {
+  const guard = readyGuard();
+  guard.check(message("E", "SERROR\0VERROR\0C22012\0Mdivision by zero\0\0"));
+  assertEquals(guard.fatal, undefined);
+  guard.check(
+    message("E", "SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"),
+  );
+  assertEquals(guard.fatal?.code, "57P01");
+  assertEquals(guard.fatal?.message, "terminating connection");
+});
+
+Deno.test("ServerGuard refuses a SCRAM challenge that does not extend the client's nonce", () => {
+  const challenge = (nonce: string) => {
+    const guard = new ServerGuard(
+      { ...dwh, requireAuth: new Set(["scram-sha-256"]) },
+      () => {},
+    );
+    guard.check(SASL);
+    guard.checkClient(Buffer.from("p\0\0\0\x20SCRAM-SHA-256\0n,,n=*,r=mine"));
+    guard.check(authentication(11, `r=${nonce},s=c2FsdA==,i=4096`));
+  };
+  challenge("mineAndTheirs");
+  for (const nonce of ["mine", "theirs", "min"]) {
+    assertThrows(() => challenge(nonce), Error, "for another client");
+  }
+});
