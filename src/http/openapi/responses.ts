@@ -32,19 +32,19 @@ export const refused = (description: string) => ({
 /** Responses of every route to an invalid or foreign Host header. */
 export const ownHost = {
   400: refused("The Host header is malformed"),
-  403: refused("The Host header names another host, and no token is set"),
+  403: refused("The Host header names another host"),
 };
 
 /** Responses of every route that requires the token. */
 export const guarded = {
   ...ownHost,
-  401: refused("The token is missing or wrong. A browser gets a sign-in form"),
+  401: refused("The token is missing or wrong"),
 };
 
 /** Responses of every route that queries the warehouse. */
 export const stored = {
   ...guarded,
-  400: refused("A parameter is not allowed, or the Host header is malformed"),
+  400: refused("A parameter or the Host header is invalid"),
   500: refused("The warehouse failed"),
   503: refused(
     "The warehouse is unavailable. Retry-After holds the seconds to wait",

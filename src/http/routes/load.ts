@@ -16,7 +16,7 @@ const refusals = {
   ...stored,
   400: refused("The body is invalid. The detail names the field"),
   403: refused(
-    "The request comes from a page of another origin, or the Host header names another host and no token is set",
+    "A page of another origin sent the request, or the Host header names another host",
   ),
   408: refused("Request body not received in time"),
   413: refused("The body is larger than 64 KiB"),

@@ -21,7 +21,7 @@ export function addSessionRoutes(
 ): void {
   const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
   const crossOrigin = refused(
-    "The request comes from a page of another origin, or the Host header names another host and no token is set",
+    "A page of another origin sent the request, or the Host header names another host",
   );
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
