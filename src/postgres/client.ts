@@ -78,7 +78,7 @@ export class Lines {
   #isDestroyed = false;
   /** Whether at least one of the lines was ready for a statement. */
   isReady = false;
-  /** The error with which the server ended a session last. */
+  /** The last error with which the server ended a session. */
   fatal: ServerErrorFields | undefined;
 
   constructor(config: DatabaseConfig, timeoutSeconds: number) {
@@ -117,7 +117,7 @@ export class Lines {
       },
     );
     this.#open.add(line);
-    // Before the driver hears of it, which listens later.
+    // This listener runs before that of the driver, which is added later.
     line.raw.once("close", () => {
       this.#open.delete(line);
       this.fatal = line.guard.fatal ?? this.fatal;
@@ -132,11 +132,11 @@ export class Lines {
   }
 }
 
-/** What a new connection came to. */
+/** The result of {@linkcode probe}. */
 export interface Probed {
-  /** Rows of the last statement, or `undefined` without an answer in time. */
+  /** Rows of the last statement, or `undefined` without rows in time. */
   readonly rows: Row[] | undefined;
-  /** Whether the server let the role in and then did not answer. */
+  /** Whether the server accepted the login and then did not answer. */
   readonly isWaiting: boolean;
 }
 
@@ -157,7 +157,7 @@ export async function probe(
     );
     return { rows: lastRows(result), isWaiting: false };
   } catch (error) {
-    // A server that refuses has answered.
+    // An error of the server is an answer.
     const isWaiting = lines.isReady && !sqlstateOf(error);
     return { rows: undefined, isWaiting };
   } finally {
@@ -166,6 +166,7 @@ export async function probe(
   }
 }
 
+/** Waits for `work`. Throws `error()` after the timeout. */
 export async function withTimeout<T>(
   work: PromiseLike<T>,
   seconds: number,

@@ -31,7 +31,7 @@ interface Meaning {
   readonly remedy?: string;
 }
 
-/** The maximum number of connections that one load of all tables holds at once, per server. */
+/** Maximum number of connections that a load of all tables holds at once, per server. */
 export const CONNECTIONS_PER_LOAD = { olist: 3, dwh: 4 } as const;
 
 /** Returns the meaning of a server's error. */
@@ -244,7 +244,7 @@ export function readOnlyError(
 }
 
 /**
- * The failure of a connection without an answer. After the login, the likely
+ * Returns the error of a connection without an answer. After the login, the likely
  * cause is a pooler without a free connection to the server.
  */
 export function noAnswerError(
@@ -370,24 +370,24 @@ export function isOtherServerNeeded(sqlstate: string): boolean {
   return /^08|^25006$|^57P0/.test(sqlstate);
 }
 
-/** Whether the error may be due to a connection that was not free. A pooler's is known by its silence only. */
+/** Returns whether a lack of free connections can have caused the error. A pooler does not answer then. */
 export function mayLackConnections(error: unknown): boolean {
   return error instanceof ServiceError &&
     (error.code === "too_many_connections" ||
       error.code === "connection_failed");
 }
 
-/** The error with which a server ended the session, if the given one only says that it has ended. */
+/** Returns the error with which the server ended the session, if `error` only reports the loss. */
 export function endingOf(
   error: unknown,
   fatal: ServerErrorFields | undefined,
 ): unknown {
   const isKnown = !fatal || error instanceof ServiceError || sqlstateOf(error);
-  // Its type is not exported, and its fields are those of the protocol.
+  // The driver does not export the type of the fields.
   return isKnown ? error : new postgres.PostgresError(fatal as never);
 }
 
-/** SQLSTATE of a server's error, or `undefined` for any other. */
+/** Returns the SQLSTATE of a server's error, or `undefined` for another error. */
 export function sqlstateOf(error: unknown): string | undefined {
   return error instanceof postgres.PostgresError ? error.code : undefined;
 }

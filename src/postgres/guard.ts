@@ -72,10 +72,10 @@ const INSPECTED = new Set([..."AERST"].map(type));
 /** Messages that may come before the first statement. */
 const STARTUP = new Set([..."EKNRSZ"].map(type));
 
-/** Messages that a server may send without end while it answers nothing. */
+/** Messages that are no part of an answer. */
 const ASIDES = new Set([..."ANS"].map(type));
 
-/** Messages that the driver keeps nothing of. */
+/** Messages that the driver does not keep. */
 const NOT_KEPT = new Set([..."ANSc"].map(type));
 
 /** The progress of a SCRAM exchange. */
@@ -102,7 +102,7 @@ export class ServerGuard {
   #isAside = false;
   #received = 0;
   #fatal: ServerErrorFields | undefined;
-  /** What the client made up for SCRAM, which the challenge must repeat. */
+  /** The SCRAM nonce of the client. The challenge must begin with it. */
   #nonce: string | undefined;
 
   constructor(config: DatabaseConfig, onReady: () => void) {
@@ -115,32 +115,32 @@ export class ServerGuard {
     return this.#isReady;
   }
 
-  /** Bytes of answers so far. Notices, notifications and settings do not count: they are no progress. */
+  /** Bytes of answers received so far. Notices, notifications and settings do not count as progress. */
   get received(): number {
     return this.#received;
   }
 
   /**
-   * The error with which the server ended the session. The driver drops it: it
-   * keeps an error until the server is ready again, which never comes.
+   * The error with which the server ended the session. The driver drops it,
+   * because it reports an error only when the server is ready again.
    */
   get fatal(): ServerErrorFields | undefined {
     return this.#fatal;
   }
 
-  /** Whether the client's bytes are of interest, which they are until the login is complete. */
+  /** Whether the guard reads what the client sends. It does until the login is complete. */
   get readsClient(): boolean {
     return !this.#isAuthenticated;
   }
 
-  /** Notes the nonce of a SCRAM exchange, which the driver sends and does not compare with the challenge. */
+  /** Records the SCRAM nonce that the driver sends. The driver does not compare it with the challenge. */
   checkClient(chunk: Buffer): void {
     if (this.#scram !== "begun") return;
     this.#nonce ??= /n,,n=\*,r=([\x21-\x2b\x2d-\x7e]+)$/
       .exec(chunk.toString("latin1"))?.[1];
   }
 
-  /** Allows the server to answer the next statement with COPY. Without it a COPY is refused. */
+  /** Allows the server to answer the next statement with COPY. */
   expectCopy(direction: "in" | "out"): void {
     this.#copy = direction;
   }
@@ -318,6 +318,7 @@ export class ServerGuard {
     }
   }
 
+  /** Keeps an error that ends the session. */
   #inspectError(body: Buffer): void {
     if (!this.#isReady) return;
     const error = readError(body);
@@ -325,7 +326,7 @@ export class ServerGuard {
     if (severity === "FATAL" || severity === "PANIC") this.#fatal ??= error;
   }
 
-  /** The driver looks for the end of each name, beyond the end of the message as well. */
+  /** Checks the names of columns. The driver searches for the end of each name, even past the message. */
   #inspectColumns(body: Buffer): void {
     const count = body.length < 2 ? -1 : body.readUInt16BE(0);
     let at = 2;
@@ -496,7 +497,7 @@ export class ServerGuard {
   }
 }
 
-/** Fields of an error, by the letter that the protocol gives them. */
+/** Fields of an error, by their letter in the protocol. */
 const ERROR_FIELDS: Readonly<Record<string, keyof ServerErrorFields>> = {
   S: "severity_local",
   V: "severity",
@@ -509,7 +510,7 @@ const ERROR_FIELDS: Readonly<Record<string, keyof ServerErrorFields>> = {
   R: "routine",
 };
 
-/** Reads an error's fields. */
+/** Parses the fields of an error. */
 function readError(body: Buffer): ServerErrorFields {
   const fields: Partial<Record<keyof ServerErrorFields, string>> = {};
   for (const field of body.toString("utf8").split("\0")) {
@@ -519,7 +520,7 @@ function readError(body: Buffer): ServerErrorFields {
   return { code: "", message: "", ...fields };
 }
 
-/** Remedy where a server does not keep to PostgreSQL's protocol. */
+/** Remedy for a server that violates PostgreSQL's protocol. */
 export const NOT_POSTGRES =
   "Check that host and port (*_DB_HOST, *_DB_PORT) lead to a PostgreSQL server and not to another service.";
 
@@ -527,9 +528,9 @@ export const NOT_POSTGRES =
  * Puts the guard in front of everything that reads from the socket, including the
  * driver. A violation closes the socket with its error.
  *
- * Relies on two facts about streams: all data reach their listeners through
- * `emit`, and an error that is given to `destroy` is emitted as `error`. The
- * driver sends its first SCRAM message by one `write`.
+ * Relies on streams: all data reach listeners through `emit`, and `destroy` emits
+ * its error as `error`. Relies on the driver: it sends its first SCRAM message in
+ * one `write`.
  */
 export function guardSocket(socket: net.Socket, guard: ServerGuard): void {
   const emit = socket.emit;

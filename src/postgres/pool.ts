@@ -183,7 +183,7 @@ export class Pool implements AsyncDisposable {
       return lastRows<T>(rows);
     } catch (cause) {
       const error = endingOf(cause, lines.fatal);
-      // Most of the server's own errors leave the connection whole. Anything else makes it suspect.
+      // Most errors of the server leave the connection usable. All other errors make it suspect.
       const sqlstate = sqlstateOf(error);
       const isSuspect = !sqlstate || sqlstate === OTHER_SERVER ||
         isOtherServerNeeded(sqlstate);
@@ -195,8 +195,9 @@ export class Pool implements AsyncDisposable {
   /**
    * Waits for an answer.
    *
-   * A slow statement and a pooler without a free connection look alike. So a
-   * second connection asks after a while: the pooler does not answer it either.
+   * A slow statement and a pooler without a free connection look alike. So after
+   * the connection timeout, a probe asks on a second connection. A pooler without
+   * a free connection does not answer that either.
    */
   async #awaitAnswer<T>(
     answer: PromiseLike<T>,

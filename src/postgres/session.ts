@@ -1,6 +1,6 @@
 /**
- * One physical connection that is never reopened, so that a transaction on it
- * is either whole or gone.
+ * Opens sessions. A session is one physical connection that is never reopened, so
+ * a transaction on it is either complete or gone.
  *
  * @module
  */
@@ -40,22 +40,22 @@ import {
   SET_SEARCH_PATH,
 } from "./sql.ts";
 
-/** Seconds of idleness in a transaction after which a session sends a sign of life. */
+/** Idle time in a transaction after which a session sends a heartbeat, in seconds. */
 const HEARTBEAT_SECONDS = 15;
 
-/** Seconds of idleness in a transaction after which the server ends it: we are gone. */
+/** Idle time in a transaction after which the server ends it, in seconds. The process is gone then. */
 const IDLE_TIMEOUT_SECONDS = 8 * HEARTBEAT_SECONDS;
 
-/** How a connection is made and given up. Durations are seconds. */
+/** Options of a connection. Durations are seconds. */
 export interface ConnectionOptions {
   readonly applicationName: string;
   readonly connectTimeoutSeconds: number;
   readonly stallTimeoutSeconds: number;
-  /** Destroys the session when aborted; the signal's reason becomes the error. */
+  /** Destroys the session when it aborts. Its reason becomes the error. */
   readonly signal?: AbortSignal;
-  /** What the transactions must share the server with. Given up when they do not. */
+  /** The connection whose server the transactions must share. */
   readonly holder?: ServerHolder;
-  /** Hears what is notified on the channels that the session listens on. */
+  /** Receives the notifications of the channels that the session listens on. */
   readonly onNotify?: (channel: string, payload: string) => void;
 }
 
@@ -65,7 +65,7 @@ interface TransactionOptions {
     | "read committed"
     | "read committed read only"
     | "repeatable read read only";
-  /** Session time zone; decides what instant a DATE becomes. */
+  /** Time zone of the transaction. It defines the instant that a DATE becomes. */
   readonly timezone?: string;
   readonly lockTimeoutSeconds: number;
   /** Keeps the role's own search path, for views whose functions may need it. See {@linkcode Session.withOwnSearchPath}. */
@@ -75,14 +75,14 @@ interface TransactionOptions {
 /** A running COPY: its stream, and a promise of the number of rows. */
 interface CopyStream<S> {
   readonly stream: S;
-  /** Resolves with the server's row count; rejects with the server's error. */
+  /** Resolves with the row count of the server, or rejects with its error. */
   readonly done: Promise<number>;
 }
 
-/** One physical connection. When it fails it stays failed: nothing is ever sent on a second one. */
+/** One physical connection. A failed session stays failed and never opens a second connection. */
 export class Session implements AsyncDisposable, Disposable {
   readonly config: DatabaseConfig;
-  /** The other end of a COPY, which may be what this end waits for. */
+  /** The other end of a COPY. This end may wait for it. */
   peer: Session | undefined;
   readonly #options: ConnectionOptions;
   readonly #client: Client;
@@ -98,17 +98,17 @@ export class Session implements AsyncDisposable, Disposable {
   #server = "";
   /** The schemas of the role's own search path, without those of PostgreSQL. */
   #ownSchemas: readonly string[] = [];
-  /** The role that the session acts as; `none` for the one that logged in. */
+  /** The current role of the session. `none` is the role that logged in. */
   #role = "none";
-  /** How a commit is made durable. What is announced must outlive a crash of the server. */
+  /** Never `off`, because an announced commit must survive a crash of the server. */
   #synchronousCommit = "on";
   /** SQL of the settings of the open transaction. */
   #settings = "";
   #closing: Promise<void> | undefined;
   readonly #ended = Promise.withResolvers<void>();
-  /** Bytes of a COPY that the server had taken when it was last asked. */
+  /** Bytes of a COPY that the server had processed at the last probe. */
   #copied: string | undefined;
-  /** When the server was last found at work, though no byte moved. */
+  /** Time of the last probe that found the server busy while no byte moved. */
   #workedAt = -Infinity;
   #probing: Promise<void> | undefined;
 
@@ -116,7 +116,7 @@ export class Session implements AsyncDisposable, Disposable {
     this.config = config;
     this.#options = options;
     this.#client = connect(config, { ...options, max: 1 }, async () => {
-      // The driver dials in a later turn, when the session may be over.
+      // The driver dials in a later turn, when the session may already be closed.
       if (this.#failure) throw this.#failure;
       if (this.#line) {
         throw Object.assign(new Error("the server closed the connection"), {
@@ -127,7 +127,7 @@ export class Session implements AsyncDisposable, Disposable {
         config,
         options.connectTimeoutSeconds,
       );
-      // Noticed at once, even while no query is under way.
+      // Detects a closed connection immediately, even without a running query.
       let cause: unknown = {
         code: "ECONNRESET",
         message: "the connection was closed",
@@ -164,7 +164,7 @@ export class Session implements AsyncDisposable, Disposable {
     options.signal?.throwIfAborted();
     const session = new Session(config, options);
     try {
-      // A timer of our own: the client's begins only with an answer to TLS and start-up.
+      // The timer of the driver does not cover TLS and startup.
       await withTimeout(
         session.#learnSettings(),
         options.connectTimeoutSeconds,
@@ -174,7 +174,7 @@ export class Session implements AsyncDisposable, Disposable {
       return session;
     } catch (error) {
       session.destroy();
-      // An old server may not even know what it was asked.
+      // An old server may not even support the query.
       checkVersion(config, session.serverVersion);
       throw asConnectFailure(error, config);
     }
@@ -188,7 +188,10 @@ export class Session implements AsyncDisposable, Disposable {
     );
   }
 
-  /** Reads the settings of the role. It runs under the role's own search path: it may use no operator and no cast. */
+  /**
+   * Reads the settings of the role. It runs under the search path of the role, so
+   * its SQL uses no operator and no cast.
+   */
   async #learnSettings(): Promise<void> {
     const [row] = await this.query(
       `${LIFT_TIMEOUTS};
@@ -213,7 +216,7 @@ export class Session implements AsyncDisposable, Disposable {
     return parameterOf(this.#client, "server_encoding");
   }
 
-  /** Process id of the backend: as it greeted, and of the transaction's once that has begun. */
+  /** Process id of the backend. During a transaction, that of the transaction's backend. */
   get pid(): number {
     return this.#pid;
   }
@@ -223,24 +226,24 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#server;
   }
 
-  /** Aborts when the connection is lost or given up, with the reason. */
+  /** Aborts with the reason when the connection is lost or destroyed. */
   get signal(): AbortSignal {
     return this.#lost.signal;
   }
 
-  /** Resolves when the session has given its connection back. */
+  /** Resolves when the session has released its connection. */
   get ended(): Promise<void> {
     return this.#ended.promise;
   }
 
-  /** Why the session is unusable, or `undefined` while it is not. */
+  /** The reason why the session is unusable, or `undefined` while it is usable. */
   get failure(): ServiceError | undefined {
     return this.#failure;
   }
 
   /**
-   * Runs one statement with parameters, or a script of several without, and
-   * returns the rows of the last.
+   * Runs one statement with parameters, or a script without parameters. Returns
+   * the rows of the last statement.
    */
   async query<T extends Row = Row>(
     text: string,
@@ -249,7 +252,7 @@ export class Session implements AsyncDisposable, Disposable {
     const result = await this.#run(() =>
       this.#client.unsafe(text, [...parameters])
     );
-    // Behind a pooler this is the pooler's; `begin` asks the server itself.
+    // Behind a pooler, this is the id of the pooler. `begin` asks the server.
     this.#pid ||= result.state?.pid ?? 0;
     return lastRows<T>(result);
   }
@@ -261,12 +264,12 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Begins a transaction and runs `script` in it, in one round trip; returns
-   * the rows of the script's last statement.
+   * Begins a transaction and runs `script` in it, in one round trip. Returns the
+   * rows of the script's last statement.
    *
-   * Timeouts that the role may carry are lifted for the transaction. That it
-   * ends when we die is seen to by the server's check of the connection and
-   * by a limit on idleness that heartbeats keep at bay.
+   * The transaction turns off the timeouts of the role. The server ends it when
+   * this process dies: it checks the connection, and it limits the idle time.
+   * Heartbeats keep the idle time below that limit.
    */
   async begin<T extends Row = Row>(
     options: TransactionOptions,
@@ -278,12 +281,12 @@ export class Session implements AsyncDisposable, Disposable {
       statement_timeout: "0",
       idle_in_transaction_session_timeout: `${IDLE_TIMEOUT_SECONDS}s`,
       ...(isNew ? { transaction_timeout: "0" } : {}),
-      // Rows that a policy hides would be missing with success reported.
+      // With row security on, a load would miss hidden rows and still succeed.
       row_security: "off",
       client_encoding: "UTF8",
       standard_conforming_strings: "on",
       transform_null_equals: "off",
-      // How types and values are written: both sides and this program must read the same.
+      // Formats of types and values must be the same on both sides.
       quote_all_identifiers: "off",
       datestyle: "ISO",
       extra_float_digits: "1",
@@ -308,7 +311,7 @@ export class Session implements AsyncDisposable, Disposable {
       if (error instanceof ServiceError && !error.sqlstate) this.destroy(error);
       throw asBeginFailure(error, options, this.config);
     });
-    // Sent along in the same round trip. The first failure is the one that counts.
+    // Sent in the same round trip. The first failure counts.
     const [, rows] = await allInOrder(
       began,
       script ? this.query<T>(script) : Promise.resolve([]),
@@ -319,11 +322,11 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Runs `work` with the role's own search path, which functions in a view or a
-   * trigger may need, and restores the settings of the transaction afterwards.
+   * Runs `work` with the search path of the role, which functions in a view or a
+   * trigger may need. Restores the settings of the transaction afterwards.
    *
-   * Statements of `work` must name no function or operator without its schema
-   * whose argument types PostgreSQL's own do not fit exactly.
+   * Statements of `work` must name the schema of each function and operator whose
+   * argument types PostgreSQL's own do not fit exactly.
    */
   async withOwnSearchPath<T>(work: () => Promise<T>): Promise<T> {
     await this.query(this.#setOwnSearchPath());
@@ -333,9 +336,9 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Restores the settings of the transaction after functions of others ran,
-   * which can change any of them. Closes the cursors that they left open: the
-   * commit would run those WITH HOLD.
+   * Restores the settings of the transaction after functions of others ran, which
+   * can change any setting. Also closes their cursors, because the commit would
+   * run those WITH HOLD.
    */
   async restoreSettings(): Promise<void> {
     await this.query(
@@ -345,20 +348,20 @@ export class Session implements AsyncDisposable, Disposable {
     );
   }
 
-  /** PostgreSQL's own schema comes first where a path does not name it. */
+  /** Sets the search path of the role. PostgreSQL searches pg_catalog first, because the path does not name it. */
   #setOwnSearchPath(): string {
     const schemas = [...this.#ownSchemas.map(identifier), "pg_temp"];
     return `set local search_path = ${schemas.join(", ")}`;
   }
 
   /**
-   * Learns the process id of the transaction's backend, and its server.
+   * Reads the process id of the transaction's backend, and its server.
    *
    * @throws {ServiceError} `lock_lost` when it is not the holder's server.
    */
   async #learnBackend(): Promise<void> {
     const [backend] = await this.query<{ pid: number; server: string }>(
-      // Only Linux servers can notice a client that is gone while they compute.
+      // Only servers on Linux detect a lost client while they compute.
       `select pg_backend_pid() as pid, ${SERVER_EXPRESSION} as server, case when version() like '%linux%'
          then set_config('client_connection_check_interval', '10s', true) end`,
     );
@@ -372,8 +375,8 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Checks that the address still leads to the session's server. An address
-   * without an answer leads nowhere else.
+   * Checks that the address still leads to the server of the session. An address
+   * that does not answer passes the check.
    *
    * @throws {ServiceError} `connection_lost` when it leads to another server.
    */
@@ -384,17 +387,17 @@ export class Session implements AsyncDisposable, Disposable {
     if (!rows || rows[0]?.server === own!.server) return;
     throw new ServiceError(
       "connection_lost",
-      `${address(this.config)} leads to another server now`,
+      `${address(this.config)} now leads to another server`,
     );
   }
 
-  /** Commits. A lost connection leaves the outcome unknown; see the code `connection_lost`. */
+  /** Commits. A lost connection (`connection_lost`) leaves the outcome unknown. */
   async commit(): Promise<void> {
     await this.query("commit");
     this.#inTransaction = false;
   }
 
-  /** Starts `COPY … TO STDOUT`. The session must be closed afterwards, not used again. */
+  /** Starts `COPY … TO STDOUT`. Close the session afterwards, and do not reuse it. */
   copyTo(text: string): Promise<CopyStream<Readable>> {
     return this.#copy<Readable>(text, "out");
   }
@@ -405,22 +408,21 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * The socket, where the protocol runs over it as it is; `undefined` under
-   * TLS, whose socket is the client's own.
+   * The socket that carries the protocol unencrypted, or `undefined` under TLS.
    */
   get plainSocket(): net.Socket | undefined {
     return this.#line?.isEncrypted ? undefined : this.#line?.raw;
   }
 
-  /** Bytes of answers received, and bytes sent, so far. */
+  /** Bytes sent, and bytes of answers received, so far. */
   get bytesMoved(): number {
     return (this.#line?.guard.received ?? 0) +
       (this.#line?.raw.bytesWritten ?? 0);
   }
 
   /**
-   * Ends the session in good order; an open transaction is rolled back by the
-   * server. Settles when the server has hung up, which it may take its time for.
+   * Closes the session gracefully. The server rolls back an open transaction.
+   * Resolves when the server has closed the connection, which can take time.
    */
   close(): Promise<void> {
     return this.#closing ??= this.#close();
@@ -428,7 +430,7 @@ export class Session implements AsyncDisposable, Disposable {
 
   async #close(): Promise<void> {
     if (this.#failure) return;
-    // Marks the session used up, so that no late heartbeat reaches for it.
+    // Marks the session as closed, so that no late heartbeat uses it.
     this.#failure = new ServiceError(
       "connection_lost",
       "The session is closed",
@@ -439,9 +441,9 @@ export class Session implements AsyncDisposable, Disposable {
     this.#ended.resolve();
   }
 
-  /** Cuts the connection, whatever is going on. Pending work rejects with `reason`. */
+  /** Closes the connection immediately. Pending work rejects with `reason`. */
   destroy(
-    reason = new ServiceError("connection_lost", "The session was given up"),
+    reason = new ServiceError("connection_lost", "The session was destroyed"),
   ): void {
     if (this.#failure) return;
     this.#failure = reason;
@@ -457,12 +459,12 @@ export class Session implements AsyncDisposable, Disposable {
     await this.close();
   }
 
-  /** Begins to close; somebody else waits for the end of that. */
+  /** Starts to close, without waiting. */
   [Symbol.dispose](): void {
     void this.close();
   }
 
-  /** The error as one of the service, with what the server said before it closed the connection. */
+  /** Translates the error. Prefers the error that the server sent before it closed the connection. */
   #explain(error: unknown): ServiceError {
     const cause = endingOf(error, this.#line?.guard.fatal);
     return toServiceError(cause, this.config);
@@ -493,9 +495,9 @@ export class Session implements AsyncDisposable, Disposable {
       return await Promise.race([start(), failure.promise]);
     } catch (error) {
       const known = this.#explain(error);
-      // The driver could not read the answer, so it cannot tell where the next one begins.
+      // The driver could not read the answer, so it cannot find the start of the next one.
       if (!known.sqlstate) this.destroy(known);
-      // What the server said is worth more than that the connection ended then.
+      // The error of the server is more precise than the loss of the connection after it.
       throw known.sqlstate ? known : this.#failure ?? known;
     } finally {
       this.#pending--;
@@ -505,9 +507,9 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * postgres.js settles a query once, with the stream, and drops what comes
-   * after it: the row count, and an error after the last row. So its two
-   * callbacks are taken over before it is sent.
+   * Starts a COPY. postgres.js resolves a query once, with the stream. It drops
+   * the row count, and an error after the last row. So this replaces the two
+   * callbacks of the query before it is sent.
    */
   async #copy<S extends Readable | Writable>(
     text: string,
@@ -521,7 +523,7 @@ export class Session implements AsyncDisposable, Disposable {
     Object.assign(query, {
       resolve(value: S | { count: number }) {
         if ("pipe" in value) {
-          // Its error comes through `done` as well; unheard it would end the process.
+          // `done` reports the same error. Without a listener it would end the process.
           value.on("error", () => {});
           stream.resolve(value as S);
         } else done.resolve(value.count);
@@ -545,7 +547,7 @@ export class Session implements AsyncDisposable, Disposable {
     };
   }
 
-  /** Gives the session up when nothing moves, and sends heartbeats while it waits in a transaction. */
+  /** Destroys the session when it stalls, and sends heartbeats while it waits in a transaction. */
   #startWatch(): ReturnType<typeof setInterval> {
     const stallMilliseconds = this.#options.stallTimeoutSeconds * 1000;
     let moved = -1;
@@ -564,7 +566,7 @@ export class Session implements AsyncDisposable, Disposable {
         performance.now() -
             Math.max(movedAt, ...ends.map((end) => end.#workedAt)) >=
           stallMilliseconds;
-      // How much of a COPY was taken says nothing without an earlier probe.
+      // The progress of a COPY is only known relative to an earlier probe.
       if (isProbing || !this.peer && !isStalled()) return;
       isProbing = true;
       await Promise.all(ends.map((end) => end.#probe()));
@@ -575,7 +577,7 @@ export class Session implements AsyncDisposable, Disposable {
             "stalled",
             `The connection to ${
               address(this.config)
-            } stalled: no byte for ${this.#options.stallTimeoutSeconds} s`,
+            } stalled: no data for ${this.#options.stallTimeoutSeconds} s`,
           ),
         );
       }
@@ -593,7 +595,7 @@ export class Session implements AsyncDisposable, Disposable {
     this.query("select 1").catch((error) => this.destroy(error));
   }
 
-  /** Notes whether the server is at work. Both ends of a COPY may ask at once, and share the answer. */
+  /** Probes whether the server is busy. Both ends of a COPY share a running probe. */
   #probe(): Promise<void> {
     return this.#probing ??= this.#isServerBusy().then((isBusy) => {
       if (isBusy) this.#workedAt = performance.now();
@@ -602,20 +604,20 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Asks the server, on a connection of its own, whether the backend computes,
-   * waits for a lock, or has taken more of a COPY since it was last asked: what
-   * we have written may be on its way for longer than we would wait.
+   * Asks the server on a second connection. Returns whether the backend computes,
+   * waits for a lock, or has processed more of a COPY since the last probe. Sent
+   * bytes can be in transit for longer than the stall timeout.
    */
   async #isServerBusy(): Promise<boolean> {
     if (this.#failure || !this.#pid) return false;
     const { rows } = await probe(
       this.config,
       this.#options,
-      // A role that became another one at login may not look at its own sessions.
+      // A role that changed at login may not be allowed to see its own sessions.
       `${LIFT_TIMEOUTS}; ${SET_SEARCH_PATH}; set local role none;
        select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
        from pg_stat_activity left join pg_stat_progress_copy using (pid)
-       -- Disabled by track_activities: an idle backend waits for its client, whatever its state.
+       -- The state is disabled without track_activities. An idle backend waits for its client.
        where pid = ${this.#pid} and state in ('active', 'disabled')
          and application_name = ${literal(this.#options.applicationName)}`,
     );
@@ -629,8 +631,8 @@ export class Session implements AsyncDisposable, Disposable {
 }
 
 /**
- * Opens a session. Where no connection is free, waits until one of the others
- * has ended, and retries.
+ * Opens a session. When no connection is free, waits until one of the other
+ * sessions has ended, and retries.
  */
 export async function openWhenFree(
   open: () => Promise<Session>,
@@ -648,7 +650,7 @@ export async function openWhenFree(
   }
 }
 
-/** Waits for all promises and throws the failure of the earliest, whichever fails first. */
+/** Waits for all promises. Throws the failure of the earliest in the list. */
 async function allInOrder<T extends readonly unknown[]>(
   ...promises: { [K in keyof T]: Promise<T[K]> }
 ): Promise<T> {
@@ -656,7 +658,7 @@ async function allInOrder<T extends readonly unknown[]>(
   return await Promise.all(promises) as unknown as T;
 }
 
-/** Names LOAD_TIMEZONE as the cause where the server does not know it: all other settings are constants. */
+/** Names LOAD_TIMEZONE as the cause when the server does not know it. All other settings are constants. */
 function asBeginFailure(
   error: unknown,
   { timezone }: TransactionOptions,

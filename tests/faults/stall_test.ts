@@ -43,7 +43,7 @@ for (const side of SIDES) {
             paused.resume();
             const outcome = await paused.outcome;
             assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
-            assertStringIncludes(outcome.log, "stalled: no byte for 1 s");
+            assertStringIncludes(outcome.log, "stalled: no data for 1 s");
             await paused.network[Symbol.asyncDispose]();
             await settle(db, {
               group: "A stalled connection, `STALL_TIMEOUT=1`",
