@@ -1,5 +1,5 @@
 /**
- * Formats numbers and times for people, on a page or in a terminal.
+ * Text for people: numbers and times, and text of others made safe to print.
  *
  * `Intl` is not used: its first use costs a command more than its work.
  *

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { printable } from "../../format.ts";
 import { delay } from "@std/async/delay";
 import type { Context } from "hono";
 import type { Logger } from "@logtape/logtape";
@@ -91,7 +92,10 @@ export class FailedTokens {
       {
         address,
         count: this.#unreported,
-        forwarded_for: printable(c.req.header("x-forwarded-for")),
+        forwarded_for: printable(c.req.header("x-forwarded-for") ?? "").slice(
+          0,
+          200,
+        ),
         request_id: c.get("requestId"),
       },
     );
@@ -119,9 +123,4 @@ function networkOf(address: string): string {
 /** Returns the address of the other end of the connection. */
 function addressOf(c: Context): string {
   return c.env?.incoming?.socket?.remoteAddress ?? "unknown";
-}
-
-/** Returns a header without control and format characters, cut to 200 characters. */
-function printable(header: string | undefined): string | undefined {
-  return header?.replaceAll(/[\p{C}\p{Zl}\p{Zp}]/gu, "?").slice(0, 200);
 }
