@@ -9,14 +9,14 @@ import { APPLICATION_NAME } from "./identity.ts";
 import type { Pool } from "./postgres/pool.ts";
 import type { ConnectionOptions } from "./postgres/session.ts";
 
-/** What a load works with; made once by the process. */
-export interface Service {
+/** The context of a process. Created once. */
+export interface AppContext {
   readonly config: Config;
   /** The warehouse, for everything that is not a load. */
   readonly warehouse: Pool;
   readonly log: Logger;
   /** Names this process in the history. */
-  readonly runner: string;
+  readonly workerId: string;
   /** Begins to hand finished events to files and endpoints; must not wait or throw. */
   readonly deliver: () => void;
 }

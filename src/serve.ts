@@ -7,7 +7,7 @@
 import { delay } from "@std/async/delay";
 import type { Logger } from "@logtape/logtape";
 import { isLoopback } from "./config/loopback.ts";
-import { connectionOf, type Service } from "./context.ts";
+import { type AppContext, connectionOf } from "./context.ts";
 import { Deliverer, publisherNames } from "./delivery/deliverer.ts";
 import { prepareFiles } from "./delivery/file.ts";
 import { registerPublishers, undeliveredEvents } from "./delivery/outbox.ts";
@@ -37,7 +37,7 @@ const DAY_MILLISECONDS = 86_400_000;
 
 /** What the process hands to the service. */
 interface ServeOptions {
-  readonly service: Service;
+  readonly service: AppContext;
   /** Stops the service. */
   readonly signal: AbortSignal;
   readonly isTraced: boolean;
@@ -70,7 +70,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     options.service,
     (...outcome) => metrics.delivery(...outcome),
   );
-  const service: Service = {
+  const service: AppContext = {
     ...options.service,
     deliver() {
       deliverer.wake();
@@ -185,7 +185,7 @@ async function endsWithin(
 }
 
 /** @throws {ServiceError} `configuration` when any client on the network could start loads. */
-function requireProtection({ config, log }: Service): void {
+function requireProtection({ config, log }: AppContext): void {
   if (isLoopback(config.host) || config.apiToken) return;
   if (config.allowUnauthenticated) {
     log.warn(
@@ -206,7 +206,7 @@ function requireProtection({ config, log }: Service): void {
 
 /** Waits for the warehouse and updates its schema. */
 async function prepareWarehouse(
-  { config, warehouse, log }: Service,
+  { config, warehouse, log }: AppContext,
   signal: AbortSignal,
 ): Promise<void> {
   while (!signal.aborted) {

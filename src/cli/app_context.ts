@@ -7,7 +7,7 @@
 import type { Logger } from "@logtape/logtape";
 import type { Config } from "../config/config.ts";
 import type { Mask } from "../config/secrets.ts";
-import type { Service } from "../context.ts";
+import type { AppContext } from "../context.ts";
 import { Deliverer, publisherNames } from "../delivery/deliverer.ts";
 import { asServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
@@ -52,7 +52,7 @@ export function startService(
   released: AsyncDisposableStack,
   signal: AbortSignal,
   maxConnections: number,
-): Service {
+): AppContext {
   const warehouse = released.use(
     new Pool(config.dwh, {
       max: maxConnections,
@@ -68,7 +68,7 @@ export function startService(
     warehouse,
     log,
     // Processes in containers share their ids, so the name needs more than that.
-    runner: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
+    workerId: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
     deliver() {
       delivered = (async () => {
         // A load that a signal ended has an event too, and a moment to say so.
@@ -85,7 +85,7 @@ export function startService(
 
 /** Removes what is older than RUN_RETENTION_DAYS. Never throws: the next run tries again. */
 export async function prune(
-  { config, warehouse, log }: Pick<Service, "config" | "warehouse" | "log">,
+  { config, warehouse, log }: Pick<AppContext, "config" | "warehouse" | "log">,
 ): Promise<void> {
   const names = publisherNames(config);
   try {

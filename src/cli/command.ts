@@ -5,7 +5,7 @@
  */
 import type { Logger } from "@logtape/logtape";
 import type { Config, Environment } from "../config/config.ts";
-import type { Service } from "../context.ts";
+import type { AppContext } from "../context.ts";
 import type { Output } from "./output.ts";
 
 /** A flag of a command. */
@@ -39,7 +39,7 @@ export interface CommandContext {
   /** Parses on first use, so that `version` works with invalid variables. */
   readonly config: () => Config;
   /** Starts logging and connects to the warehouse on first use. The caller releases both. */
-  readonly service: () => Service;
+  readonly service: () => AppContext;
   readonly log: () => Logger;
   /** Serves until the signal. Returns the exit code. */
   readonly serve: () => Promise<number>;

@@ -1,13 +1,13 @@
 /** What the HTTP application works with. */
 import type { Dispatcher } from "../service/dispatcher.ts";
 import type { LiveRuns } from "../service/live_runs.ts";
-import type { Service } from "../context.ts";
+import type { AppContext } from "../context.ts";
 import type { Health } from "../service/health.ts";
 import type { Metrics } from "../service/metrics.ts";
 
 /** The parts of the process that requests use. */
 export interface HttpContext {
-  readonly service: Service;
+  readonly service: AppContext;
   /** Checks both databases. Callers at the same time share one check. */
   readonly health: () => Promise<Health>;
   readonly dispatcher: Dispatcher;

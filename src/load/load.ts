@@ -40,7 +40,7 @@ import {
   type Ticket,
   withdrawRun,
 } from "../runs/queue.ts";
-import { connectionOf, type Service } from "../context.ts";
+import { type AppContext, connectionOf } from "../context.ts";
 import { isLock, type Lock, waitForTurn } from "../runs/lock.ts";
 
 /** Listeners and limits of one request for a load. */
@@ -63,7 +63,7 @@ export interface LoadHooks {
  * @throws {ServiceError} when no run came to be: `busy`, no connection, no permission.
  */
 export async function load(
-  service: Service,
+  service: AppContext,
   trigger: Trigger,
   options: RunOptions,
   hooks: LoadHooks = {},
@@ -79,7 +79,7 @@ export async function load(
         trigger,
         options,
         config.lockTimeoutSeconds,
-        service.runner,
+        service.workerId,
       );
     });
   } catch (error) {
@@ -99,7 +99,7 @@ export async function load(
 
 /** Sees to it that a queued run is run, by this process or by another one, and returns its event. */
 export async function driveRun(
-  service: Service,
+  service: AppContext,
   ticket: Ticket,
   hooks: LoadHooks = {},
 ): Promise<LoadEvent> {
@@ -110,11 +110,11 @@ export async function driveRun(
 }
 
 async function runInTurn(
-  service: Service,
+  service: AppContext,
   ticket: Ticket,
   hooks: LoadHooks,
 ): Promise<LoadEvent> {
-  const { warehouse, log, runner } = service;
+  const { warehouse, log, workerId } = service;
   await using locks = new AsyncDisposableStack();
   let turn: { run: Run; lock: Lock } | LoadEvent;
   try {
@@ -124,7 +124,7 @@ async function runInTurn(
       const event = await withdrawRun(
         warehouse,
         ticket.runId,
-        runner,
+        workerId,
         asServiceError(error),
       );
       if (event) service.deliver();
@@ -156,12 +156,12 @@ async function runInTurn(
  * run; or returns the event of a run that another process has finished.
  */
 async function takeTurn(
-  service: Service,
+  service: AppContext,
   ticket: Ticket,
   hooks: LoadHooks,
   locks: AsyncDisposableStack,
 ): Promise<{ run: Run; lock: Lock } | LoadEvent> {
-  const { config, warehouse, log, runner } = service;
+  const { config, warehouse, log, workerId } = service;
   const retries = retriesOf(service, hooks.signal);
   const askedAt = performance.now();
   const turn = await withRetries(retries, async () => {
@@ -188,7 +188,7 @@ async function takeTurn(
   hooks.signal?.throwIfAborted();
   const run = await withRetries(
     retries,
-    () => claimRun(warehouse, ticket.runId, runner),
+    () => claimRun(warehouse, ticket.runId, workerId),
   );
   if (!run) {
     const event = await eventOf(warehouse, ticket.runId);
@@ -200,7 +200,7 @@ async function takeTurn(
   }
   if (hooks.signal?.aborted) {
     // Asked to stop in between: the run has not begun, and others may still want it.
-    await requeueRun(warehouse, run.id, runner);
+    await requeueRun(warehouse, run.id, workerId);
     throw hooks.signal.reason;
   }
   return { run, lock };
@@ -208,7 +208,7 @@ async function takeTurn(
 
 /** Runs a claimed run to its event. */
 async function executeRun(
-  service: Service,
+  service: AppContext,
   run: Run,
   lock: Lock,
   locks: AsyncDisposableStack,
@@ -261,7 +261,7 @@ function logEnd({ log }: RunContext, event: LoadEvent): void {
 
 /** Keeps a failure that the warehouse did not take, for the next load to put on record there. */
 export async function announceUnrecorded(
-  service: Service,
+  service: AppContext,
   run: Run,
   cause: unknown,
 ): Promise<void> {
@@ -282,7 +282,7 @@ export async function announceUnrecorded(
       run,
       event,
       code: error.code,
-      runner: service.runner,
+      runner: service.workerId,
     });
   } catch (reason) {
     service.log.error("The failure of run {run_id} is on no record: {reason}", {

@@ -7,7 +7,7 @@ import type { Logger } from "@logtape/logtape";
 import { retry, RetryError } from "@std/async/retry";
 import type { Config } from "../config/config.ts";
 import { asServiceError } from "../errors.ts";
-import type { Service } from "../context.ts";
+import type { AppContext } from "../context.ts";
 
 /** What decides on further attempts, and hears of them. */
 export interface RetryContext {
@@ -67,6 +67,9 @@ export function insistently<T>(
 }
 
 /** What {@linkcode withRetries} needs before there is a run. */
-export function retriesOf(service: Service, signal: AbortSignal | undefined) {
+export function retriesOf(
+  service: AppContext,
+  signal: AbortSignal | undefined,
+) {
   return { service, log: service.log, ...(signal ? { signal } : {}) };
 }

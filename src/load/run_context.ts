@@ -7,12 +7,12 @@ import type { Logger } from "@logtape/logtape";
 import { ServiceError } from "../errors.ts";
 import type { Progress } from "../sync/progress.ts";
 import { claimRun, endBackend, type Run } from "../runs/queue.ts";
-import { connectionOf, type Service } from "../context.ts";
+import { type AppContext, connectionOf } from "../context.ts";
 import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
 
 /** A run that is under way. */
 export interface RunContext {
-  readonly service: Service;
+  readonly service: AppContext;
   readonly run: Run;
   readonly log: Logger;
   /** The lock that is held, the next one after a loss; all of them are in `locks`. */
@@ -47,7 +47,7 @@ export function warehouseConnection(
  * @throws {ServiceError} `run_lost` when somebody did, `busy` when somebody loads.
  */
 export async function keepLock(context: RunContext): Promise<void> {
-  const { service: { config, warehouse, runner }, run, signal } = context;
+  const { service: { config, warehouse, workerId }, run, signal } = context;
   if (!context.lock.signal.aborted) return;
   context.renewal ??= (async () => {
     const { lockTimeoutSeconds } = config;
@@ -58,7 +58,7 @@ export async function keepLock(context: RunContext): Promise<void> {
       signal,
     );
     context.locks.use(lock);
-    if (!await claimRun(warehouse, run.id, runner)) {
+    if (!await claimRun(warehouse, run.id, workerId)) {
       throw new ServiceError(
         "run_lost",
         `Run ${run.id} was closed by another process`,

@@ -13,7 +13,7 @@ import { qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import type { LoadEvent } from "./event.ts";
 import { progressOf, type Ticket } from "./queue.ts";
-import type { Service } from "../context.ts";
+import type { AppContext } from "../context.ts";
 
 /** The empty table that a load locks. Only a role with a right to it can. */
 const LOCK_TABLE = {
@@ -154,7 +154,7 @@ const LONG_WAIT_SECONDS = 3600;
  * @throws {ServiceError} `busy` when the run does not begin in time.
  */
 export async function waitForTurn(
-  { config, warehouse, runner }: Service,
+  { config, warehouse, workerId }: AppContext,
   ticket: Ticket,
   askedAt: number,
   signal?: AbortSignal,
@@ -167,7 +167,7 @@ export async function waitForTurn(
   let limitSeconds = Math.max(0, config.lockTimeoutSeconds - waitedSeconds);
   const look = async () => {
     try {
-      const run = await progressOf(warehouse, ticket.runId, runner);
+      const run = await progressOf(warehouse, ticket.runId, workerId);
       if (isOver) return;
       if (run?.event) {
         event = run.event;
@@ -191,7 +191,7 @@ export async function waitForTurn(
         if (event) return event;
         const isBusy = error instanceof ServiceError && error.code === "busy";
         if (!isBusy) throw error;
-        const run = await progressOf(warehouse, ticket.runId, runner);
+        const run = await progressOf(warehouse, ticket.runId, workerId);
         if (run?.event) return run.event;
         hasNoLimit ||= run?.state === "running";
         // Others of this process who joined the run may wait for longer.

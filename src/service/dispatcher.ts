@@ -13,7 +13,7 @@ import type { LoadEvent, Trigger } from "../runs/event.ts";
 import { unattendedRuns } from "../runs/history.ts";
 import { announceUnrecorded, driveRun } from "../load/load.ts";
 import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
-import { connectionOf, type Service } from "../context.ts";
+import { type AppContext, connectionOf } from "../context.ts";
 import { busyError } from "../runs/lock.ts";
 import { withRetries } from "../load/retry.ts";
 import { migrate } from "../runs/schema.ts";
@@ -45,7 +45,7 @@ interface Driver {
 
 /** Takes requests, shares runs among them, and takes up runs that wait in the warehouse. */
 export class Dispatcher {
-  readonly #service: Service;
+  readonly #service: AppContext;
   readonly #observer: Required<RunObserver>;
   /** By options: requests that share the next statement to the queue. */
   readonly #gathering = new Map<string, Promise<Ticket>>();
@@ -55,7 +55,7 @@ export class Dispatcher {
   #askedAt = 0;
   #draining: ServiceError | undefined;
 
-  constructor(service: Service, observers: readonly RunObserver[] = []) {
+  constructor(service: AppContext, observers: readonly RunObserver[] = []) {
     this.#service = service;
     this.#observer = combineObservers(observers, service.log);
   }
@@ -83,8 +83,8 @@ export class Dispatcher {
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(async () => {
       // Others may have joined and wait for longer; a run that has begun elsewhere is waited for.
-      const { warehouse, runner } = this.#service;
-      const run = await progressOf(warehouse, ticket.runId, runner)
+      const { warehouse, workerId } = this.#service;
+      const run = await progressOf(warehouse, ticket.runId, workerId)
         .catch(() => undefined);
       if (!driver.hasBegun && run?.state === "queued") {
         late.reject(await busyError(warehouse, lockTimeoutSeconds));
@@ -197,12 +197,12 @@ export class Dispatcher {
     const key = JSON.stringify([options, waitSeconds]);
     const gathering = this.#gathering.get(key);
     if (gathering) return gathering;
-    const { warehouse, runner } = this.#service;
+    const { warehouse, workerId } = this.#service;
     const next = Promise.resolve(this.#queueing.get(key)).then(() => {
       this.#gathering.delete(key);
       const ticket = this.#queue(
         { ...options, trigger },
-        () => enqueueRun(warehouse, trigger, options, waitSeconds, runner),
+        () => enqueueRun(warehouse, trigger, options, waitSeconds, workerId),
       );
       const settled = ticket.then(() => {}, () => {}).then(() => {
         if (this.#queueing.get(key) === settled) this.#queueing.delete(key);

@@ -308,7 +308,7 @@ Deno.test("asked to stop between the lock and the run's begin: it has not begun"
         "http",
         OPTIONS,
         waits,
-        service.runner,
+        service.workerId,
       );
       const outcome = await driveRun(service, ticket, {
         signal: controller.signal,
@@ -331,7 +331,7 @@ Deno.test("asked to stop between the lock and the run's begin: it has not begun"
         "http",
         OPTIONS,
         waits,
-        service.runner,
+        service.workerId,
       );
       await using other = db.connect("warehouse");
       await other.unsafe(

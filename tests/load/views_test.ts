@@ -2,7 +2,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { compareTables } from "../../src/sync/compare_tables.ts";
 import type { LoadEvent } from "../../src/runs/event.ts";
 import { load } from "../../src/load/load.ts";
-import type { Service } from "../../src/context.ts";
+import type { AppContext } from "../../src/context.ts";
 import { TABLE_NAMES } from "../../src/tables/declaration.ts";
 import { proxied } from "../support/phases.ts";
 import { skip } from "../support/measure.ts";
@@ -37,7 +37,7 @@ async function loaded(db: Databases): Promise<string> {
 }
 
 /** A load of everything that waits with its snapshot taken and its readers open, until it is let go. */
-async function waitingLoad(db: Databases, service: Service) {
+async function waitingLoad(db: Databases, service: AppContext) {
   const writer = db.connect("warehouse");
   await writer.unsafe(
     "begin; lock table m_data.marketing_qualified_lead in row exclusive mode",

@@ -13,7 +13,7 @@ import {
 } from "../../src/config/config.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { identifier } from "../../src/postgres/sql.ts";
-import type { Service } from "../../src/context.ts";
+import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
 import type { RunOptions } from "../../src/runs/queue.ts";
@@ -210,7 +210,7 @@ export function configOf(
 export function serviceOf(
   databases: Databases,
   changes: Environment = {},
-): Service & AsyncDisposable {
+): AppContext & AsyncDisposable {
   const config = configOf(databases, changes);
   const warehouse = new Pool(config.dwh, {
     max: 2,
@@ -227,7 +227,7 @@ export function serviceOf(
       mask: (text) => text,
       write: () => {},
     }),
-    runner: `test ${crypto.randomUUID()}`,
+    workerId: `test ${crypto.randomUUID()}`,
     deliver: () => Promise.resolve(),
     [Symbol.asyncDispose]: () => warehouse[Symbol.asyncDispose](),
   };

@@ -11,7 +11,7 @@ import { Pool } from "../../src/postgres/pool.ts";
 import { asServiceError, ERRORS, type ServiceError } from "../../src/errors.ts";
 import type { LoadEvent, Trigger } from "../../src/runs/event.ts";
 import { load, type LoadHooks } from "../../src/load/load.ts";
-import type { Service } from "../../src/context.ts";
+import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import type { RunOptions } from "../../src/runs/queue.ts";
 import { TABLE_NAMES } from "../../src/tables/declaration.ts";
@@ -66,11 +66,11 @@ export function startLoad(
       connectTimeoutSeconds: config.connectTimeoutSeconds,
       stallTimeoutSeconds: config.stallTimeoutSeconds,
     });
-    const service: Service = {
+    const service: AppContext = {
       config,
       warehouse,
       log,
-      runner: `test ${crypto.randomUUID()}`,
+      workerId: `test ${crypto.randomUUID()}`,
       deliver: () => {},
     };
     const outcome: Omit<Outcome, "log" | "logged"> = await load(
