@@ -45,44 +45,44 @@ export async function migrate(
   refuseNewer(version);
   await pool.checkWritable();
   try {
-    if (version === 0) await bootstrap(pool, connection);
-    await applyMissing(pool, connection);
+    if (await applyMissing(pool, connection) === "created meanwhile") {
+      await applyMissing(pool, connection);
+    }
   } catch (error) {
     throw await withRemedy(await nameLockedTable(pool, error), pool);
   }
 }
 
-/** Creates the schema and the table of migrations, unless another process is faster. */
-async function bootstrap(
+/**
+ * Applies the missing migrations in one transaction, under a lock that requires a
+ * privilege.
+ *
+ * @returns `created meanwhile` when another process created the schema at the same
+ * time, and nothing was applied.
+ */
+async function applyMissing(
   pool: Pool,
   connection: ConnectionOptions,
-): Promise<void> {
+): Promise<"applied" | "created meanwhile"> {
   await using session = await Session.open(pool.config, connection);
   await session.begin({
     mode: "read committed",
     lockTimeoutSeconds: LOCK_TIMEOUT_SECONDS,
   });
-  try {
-    await session.query(BOOTSTRAP);
-    await session.commit();
-  } catch (error) {
-    const isMadeMeanwhile = error instanceof ServiceError &&
-      CREATED_MEANWHILE.has(error.sqlstate);
-    if (!isMadeMeanwhile) throw error;
+  if (await currentVersion(session) === 0) {
+    try {
+      await session.query(BOOTSTRAP);
+    } catch (error) {
+      const isCreatedMeanwhile = error instanceof ServiceError &&
+        CREATED_MEANWHILE.has(error.sqlstate);
+      if (isCreatedMeanwhile) return "created meanwhile";
+      throw error;
+    }
   }
-}
-
-/** Applies the missing migrations in one transaction, under a lock that takes a right. */
-async function applyMissing(
-  pool: Pool,
-  connection: ConnectionOptions,
-): Promise<void> {
-  await using session = await Session.open(pool.config, connection);
-  await session.begin(
-    { mode: "read committed", lockTimeoutSeconds: LOCK_TIMEOUT_SECONDS },
+  await session.query(
     "lock table marketing_data_service.migration in exclusive mode",
   );
-  // Must be looked up again under the lock: another process may just have migrated.
+  // Look again under the lock: another process may have migrated.
   const from = await currentVersion(session);
   refuseNewer(from);
   for (const [index, file] of MIGRATIONS.entries()) {
@@ -94,6 +94,7 @@ async function applyMissing(
     );
   }
   await session.commit();
+  return "applied";
 }
 
 /**
