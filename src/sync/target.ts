@@ -130,9 +130,10 @@ export async function findTarget(
   const [first] = rows;
   const columns = rows.filter((row) => row.name);
   const missing = {
-    SELECT: !first?.may_select,
-    INSERT: columns.some(({ may_insert }) => !may_insert),
-    DELETE: !first?.may_delete,
+    // Not false but null is the answer about a table that was dropped meanwhile.
+    SELECT: first?.may_select === false,
+    INSERT: columns.some(({ may_insert }) => may_insert === false),
+    DELETE: first?.may_delete === false,
   };
   return {
     exists: Boolean(first?.kind),
@@ -154,7 +155,7 @@ export async function findTarget(
     lacksReplicaIdentity: first?.lacks_identity ?? false,
     role: first?.role,
     mayUseSchema: first?.may_use ?? true,
-    mayCreate: first?.may_create ?? false,
+    mayCreate: first?.may_create !== false,
     missingPrivileges: Object.entries(missing)
       .flatMap(([privilege, isMissing]) => isMissing ? [privilege] : []),
     hasRowSecurity: first?.row_security ?? false,
