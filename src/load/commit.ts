@@ -40,7 +40,7 @@ import {
 } from "./prepare.ts";
 
 /** How a round of a run ends: with the run's event, or with the wish for another snapshot. */
-export type RoundEnd =
+type RoundEnd =
   | { readonly state: "closed"; readonly event: LoadEvent }
   | { readonly state: "snapshot_lost" };
 

@@ -60,10 +60,10 @@ export interface Failed {
   readonly attempts: number;
 }
 
-export type Prepared = Verified | Failed;
+type Prepared = Verified | Failed;
 
 /** The commit groups of a run and the one snapshot that all of them are loaded from. */
-export interface Preparation extends AsyncDisposable {
+interface Preparation extends AsyncDisposable {
   readonly groups: readonly CommitGroup[];
   readonly snapshotAt: string | null;
   /** Loads and verifies a group, with the attempts that are left. Never rejects. */

@@ -10,7 +10,7 @@ import { asServiceError } from "../errors.ts";
 import type { AppContext } from "../context.ts";
 
 /** What decides on further attempts, and hears of them. */
-export interface RetryContext {
+interface RetryContext {
   readonly service: { readonly config: Config };
   readonly log: Logger;
   /** No further attempt once it is aborted. */

@@ -133,7 +133,7 @@ export class Lines {
 }
 
 /** The result of {@linkcode probe}. */
-export interface Probed {
+interface Probed {
   /** Rows of the last statement, or `undefined` without rows in time. */
   readonly rows: Row[] | undefined;
   /** Whether the server accepted the login and then did not answer. */

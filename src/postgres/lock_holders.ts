@@ -15,7 +15,7 @@ interface Queryable {
 }
 
 /** A session, or a prepared transaction, that holds a lock on a table. */
-export interface LockHolder {
+interface LockHolder {
   /** The table, without its schema. */
   readonly relation: string;
   /** Null for a prepared transaction. */

@@ -102,7 +102,7 @@ export type LoadEvent = LoadedEvent | FailedEvent;
 export const EVENT_CHANNEL = "marketing_data_events";
 
 /** What an event is about. */
-export interface EventSubject {
+interface EventSubject {
   readonly runId: string;
   readonly trigger: Trigger;
   /** Database time, see {@linkcode LoadedEvent.timestamp}. */

@@ -428,7 +428,7 @@ export async function eventOf(
 }
 
 /** How far a run is. */
-export interface RunProgress {
+interface RunProgress {
   readonly state: RunState;
   /** Once it is over. */
   readonly event: LoadEvent | undefined;

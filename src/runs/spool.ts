@@ -24,7 +24,7 @@ import {
 } from "../append_file.ts";
 
 /** A failed run and its event; one line of the spool. */
-export interface SpooledFailure {
+interface SpooledFailure {
   readonly run: Run;
   readonly event: FailedEvent;
   readonly code: ErrorCode;

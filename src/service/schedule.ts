@@ -19,14 +19,14 @@ import { TABLE_NAMES } from "../tables/declaration.ts";
 const HEARTBEAT_SECONDS = 15;
 
 /** What a trigger works with. */
-export interface TriggerContext {
+interface TriggerContext {
   readonly config: Config;
   readonly log: Logger;
   readonly dispatcher: Dispatcher;
 }
 
 /** The load that is asked for where nothing is said about it. */
-export function defaultOptions(config: Config): RunOptions {
+function defaultOptions(config: Config): RunOptions {
   return {
     tables: TABLE_NAMES,
     mode: config.loadMode,

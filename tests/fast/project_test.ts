@@ -69,3 +69,38 @@ Deno.test("no file of the project is named after nothing", async () => {
     [],
   );
 });
+
+/** Returns the paths of all modules of a folder, tests included. */
+async function* allModules(folder: string): AsyncGenerator<string> {
+  for await (const entry of Deno.readDir(new URL(folder, ROOT))) {
+    if (entry.isDirectory) yield* allModules(`${folder}${entry.name}/`);
+    else if (/\.tsx?$/.test(entry.name)) yield `${folder}${entry.name}`;
+  }
+}
+
+Deno.test("src exports nothing that no other file imports", async () => {
+  const texts = new Map<string, string>();
+  const read = async (path: string) =>
+    texts.set(path, await Deno.readTextFile(new URL(path, ROOT)));
+  for (
+    const folder of ["src/", "tests/", "demo/", "bench/", "packaging/", "docs/"]
+  ) {
+    for await (const path of allModules(folder)) await read(path);
+  }
+  for (const path of ["cli.ts", "main.ts"]) await read(path);
+  const unused: string[] = [];
+  for (const [path, text] of texts) {
+    if (!path.startsWith("src/") || path.endsWith("_test.ts")) continue;
+    const exported = text.matchAll(
+      /^export (?:async )?(?:function\*?|const|class|interface|type|let) (\w+)/gm,
+    );
+    for (const [, name] of exported) {
+      const word = new RegExp(`\\b${name}\\b`);
+      const isUsed = [...texts].some(([other, text]) =>
+        other !== path && word.test(text)
+      );
+      if (!isUsed) unused.push(`${path}: ${name}`);
+    }
+  }
+  assertEquals(unused, []);
+});
