@@ -6,9 +6,8 @@
  *                                       └─ table: compare → apply → verify → commit ─┴→ event → answer
  * ```
  *
- * Read from top to bottom. `prepare.ts` brings a table to the point where
- * only its commit is missing, and `commit.ts` commits it. What one table goes
- * through is in `sync_table.ts`.
+ * Read from top to bottom. `prepare.ts` loads and verifies a table, and
+ * `commit.ts` commits it. The story of one table is in `sync_table.ts`.
  *
  * @module
  */
@@ -57,10 +56,10 @@ export interface LoadHooks {
 }
 
 /**
- * Asks for a load, waits for its turn, and runs it.
+ * Queues a load, waits for the lock, and runs it.
  *
  * @returns the run's event, also when the run failed.
- * @throws {ServiceError} when no run came to be: `busy`, no connection, no permission.
+ * @throws {ServiceError} when no run was created: `busy`, no connection, no privilege.
  */
 export async function load(
   service: AppContext,
@@ -71,7 +70,7 @@ export async function load(
   const { config, warehouse } = service;
   let ticket: Ticket;
   try {
-    // Queueing twice is queueing once: the second request joins the first.
+    // A second request joins the first one, so a retry does no harm.
     ticket = await withRetries(retriesOf(service, hooks.signal), async () => {
       await migrate(warehouse, connectionOf(config, "migrate", hooks.signal));
       return await enqueueRun(
@@ -97,14 +96,14 @@ export async function load(
   return await driveRun(service, ticket, { ...hooks, request });
 }
 
-/** Sees to it that a queued run is run, by this process or by another one, and returns its event. */
+/** Waits until a queued run has finished, running it here if this process gets the lock. Returns its event. */
 export async function driveRun(
   service: AppContext,
   ticket: Ticket,
   hooks: LoadHooks = {},
 ): Promise<LoadEvent> {
   const event = await runInTurn(service, ticket, hooks);
-  // Only now: whoever is slow to take the event must not hold the lock.
+  // After the lock is released: a slow receiver must not hold it.
   service.deliver();
   return event;
 }
@@ -152,8 +151,8 @@ async function runInTurn(
 }
 
 /**
- * Waits for the lock, brings the history up to date under it, and claims the
- * run; or returns the event of a run that another process has finished.
+ * Waits for the lock, updates the history, and claims the run. Returns the event
+ * when another process has finished the run.
  */
 async function takeTurn(
   service: AppContext,
@@ -168,7 +167,7 @@ async function takeTurn(
     const turn = await waitForTurn(service, ticket, askedAt, hooks.signal);
     if (!isLock(turn)) return turn;
     try {
-      // Before there are events that a new publisher has to be told of.
+      // A new publisher must be known before further events exist.
       await registerPublishers(warehouse, publisherNames(config));
       await drainSpool(warehouse, config.eventSpoolFile, log);
       for (const id of await interruptDeadRuns(warehouse)) {
@@ -199,7 +198,7 @@ async function takeTurn(
     );
   }
   if (hooks.signal?.aborted) {
-    // Asked to stop in between: the run has not begun, and others may still want it.
+    // Stopped before the run began: other callers may still wait for it.
     await requeueRun(warehouse, run.id, workerId);
     throw hooks.signal.reason;
   }
@@ -259,7 +258,7 @@ function logEnd({ log }: RunContext, event: LoadEvent): void {
   }
 }
 
-/** Keeps a failure that the warehouse did not take, for the next load to put on record there. */
+/** Spools a failure that the warehouse did not record. The next load records it there. */
 export async function announceUnrecorded(
   service: AppContext,
   run: Run,
@@ -285,7 +284,7 @@ export async function announceUnrecorded(
       runner: service.workerId,
     });
   } catch (reason) {
-    service.log.error("The failure of run {run_id} is on no record: {reason}", {
+    service.log.error("Cannot record the failure of run {run_id}: {reason}", {
       run_id: run.id,
       reason: asServiceError(reason).line,
     });

@@ -1,5 +1,5 @@
 /**
- * Commit groups on their way: loaded and verified from one snapshot, not yet visible.
+ * Prepares commit groups: loads and verifies them from one snapshot, not yet visible.
  *
  * @module
  */
@@ -100,7 +100,7 @@ export async function openPreparation(
     groups,
     snapshotAt: snapshot.takenAt,
     async prepare(group, attemptsBefore) {
-      // What is wrong with a source table was settled with the snapshot.
+      // The snapshot already decided on failures of a source table.
       const refusal = group.map(({ name }) => snapshot.tables.get(name))
         .find((shape) => shape instanceof ServiceError);
       return refusal
@@ -125,7 +125,7 @@ async function prepareGroup(
     attempts++;
     await keepLock(context);
     const connection = warehouseConnection(context);
-    // Or its backend would keep the table locked until the server misses us.
+    // Otherwise its backend would keep the table locked for a while.
     if (lost) {
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
@@ -162,7 +162,7 @@ async function prepareGroup(
         });
       }
       if (tables.length > 1 && !results.every((r) => r.hasNoSideEffects)) {
-        // What hangs on one table may have acted on another one after that was verified.
+        // A trigger of one table may have changed another one after its verification.
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();
       }
@@ -179,7 +179,7 @@ async function prepareGroup(
       }
       return { state: "verified", tables, results, session, attempts };
     } catch (error) {
-      // Never a ROLLBACK: the server does that by itself when the connection goes.
+      // No ROLLBACK: the server rolls back when the connection ends.
       session.destroy();
       throw await nameHolder(warehouse, tables, error);
     }
@@ -238,7 +238,7 @@ export function failedGroup(
   return { state: "failed", tables, failures, attempts };
 }
 
-/** Reports whether the group failed because the source's snapshot is gone. */
+/** Returns whether the group failed because the source's snapshot ended. */
 export function hasLostSnapshot(prepared: Prepared): boolean {
   return prepared.state === "failed" &&
     prepared.failures.some((failure) => failure.code === "snapshot_lost");

@@ -1,5 +1,5 @@
 /**
- * Second attempts: for transient causes only.
+ * Retries, for transient causes only.
  *
  * @module
  */
@@ -9,15 +9,15 @@ import type { Config } from "../config/config.ts";
 import { asServiceError } from "../errors.ts";
 import type { AppContext } from "../context.ts";
 
-/** What decides on further attempts, and hears of them. */
+/** Configuration, log and signal of retries. */
 interface RetryContext {
   readonly service: { readonly config: Config };
   readonly log: Logger;
-  /** No further attempt once it is aborted. */
+  /** Prevents further attempts when aborted. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Tries again for transient causes only, with growing delays; the cause is what is thrown in the end. */
+/** Retries transient failures with growing delays. Throws the last cause. */
 export async function withRetries<T>(
   context: RetryContext,
   work: () => Promise<T>,
@@ -33,7 +33,7 @@ export async function withRetries<T>(
       jitter: 0.25,
       ...(context.signal ? { signal: context.signal } : {}),
       isRetriable(error: unknown) {
-        // Another snapshot is for the whole run to take, not for one of its tables.
+        // Only the whole run can take another snapshot.
         const { kind, code, message } = asServiceError(error);
         const isRetriable = kind.transient && code !== "snapshot_lost" &&
           !context.signal?.aborted;
@@ -50,10 +50,10 @@ export async function withRetries<T>(
   }
 }
 
-/** Attempts at what must be done whatever RETRY_ATTEMPTS is: the run must be closed. */
-const LEAST_INSISTENCE = 3;
+/** The minimum number of attempts at closing a run. */
+const MIN_ATTEMPTS = 3;
 
-/** Tries what has to be done after an abort as well. */
+/** Retries work that must also happen after an abort. */
 export function insistently<T>(
   { service, log }: Pick<RetryContext, "service" | "log">,
   work: () => Promise<T>,
@@ -62,11 +62,11 @@ export function insistently<T>(
   return withRetries(
     { service, log },
     work,
-    Math.max(LEAST_INSISTENCE, retryAttempts),
+    Math.max(MIN_ATTEMPTS, retryAttempts),
   );
 }
 
-/** What {@linkcode withRetries} needs before there is a run. */
+/** Returns the context of {@linkcode withRetries} before a run exists. */
 export function retriesOf(
   service: AppContext,
   signal: AbortSignal | undefined,

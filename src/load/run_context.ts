@@ -1,5 +1,5 @@
 /**
- * A run that is under way: what it works with, and the lock that it needs.
+ * A running run: its surroundings, and its lock.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { claimRun, endBackend, type Run } from "../runs/queue.ts";
 import { type AppContext, connectionOf } from "../context.ts";
 import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
 
-/** A run that is under way. */
+/** A running run. */
 export interface RunContext {
   readonly service: AppContext;
   readonly run: Run;
@@ -25,12 +25,12 @@ export interface RunContext {
   readonly onProgress: (progress: Progress) => void;
 }
 
-/** How the run connects to the source, where the lock means nothing. */
+/** Returns the options of source connections, which do not depend on the lock. */
 export function sourceConnection({ service, run, signal }: RunContext) {
   return connectionOf(service.config, run.id, signal);
 }
 
-/** How the run connects to the warehouse: not for longer than the lock is held. */
+/** Returns the options of warehouse connections, which end with the lock. */
 export function warehouseConnection(
   { service, run, lock, signal }: RunContext,
 ) {
@@ -40,11 +40,10 @@ export function warehouseConnection(
 }
 
 /**
- * Takes the lock again when its connection was lost. Nobody else can have
- * loaded in between and this run still be running: whoever takes the lock
- * closes the runs that they find.
+ * Takes the lock again after its connection was lost. If another process had loaded
+ * in between, it would have closed this run.
  *
- * @throws {ServiceError} `run_lost` when somebody did, `busy` when somebody loads.
+ * @throws {ServiceError} `run_lost` when another process closed it, `busy` while one loads.
  */
 export async function keepLock(context: RunContext): Promise<void> {
   const { service: { config, warehouse, workerId }, run, signal } = context;

@@ -24,13 +24,13 @@ const LOCK_TABLE = {
 /** Name of the session that holds the lock or waits for it. */
 export const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
 
-/** The service's lock. Gone with the process, or when disposed of. */
+/** The service's lock. It ends with the process, or when it is disposed. */
 export interface Lock extends AsyncDisposable {
   /** Aborts with a {@linkcode ServiceError} when the lock is lost. */
   readonly signal: AbortSignal;
   /** Process id of the backend that holds it. */
   readonly pid: number;
-  /** The server that holds it, which all else of a run must be on. */
+  /** The server that holds it. All connections of a run must use this server. */
   readonly holder: ServerHolder;
 }
 
@@ -43,8 +43,8 @@ export interface Lock extends AsyncDisposable {
  * While it is held, the pool's statements run on the lock's server only.
  *
  * @param waitSeconds how long to wait; 0 tries once.
- * @param signal ends the wait; a lock that is held stays, so that nobody else
- * takes a run that is being stopped for dead.
+ * @param signal ends the wait. A lock that is held stays, so that no other process
+ * closes a run that is being stopped.
  * @throws {ServiceError} `busy` when another load holds it for longer.
  */
 export async function acquireLock(
@@ -132,24 +132,24 @@ async function lockLoads(session: Session, waitSeconds: number): Promise<void> {
   }
 }
 
-/** Whether the turn has come, rather than the run's event. */
+/** Returns whether it is the lock, and not the event of the run. */
 export function isLock(turn: Lock | LoadEvent): turn is Lock {
   return Symbol.asyncDispose in turn;
 }
 
-/** Milliseconds between two looks at a run that waits for its turn. */
+/** Milliseconds between two polls of a run that waits for the lock. */
 const POLL_MILLISECONDS = 500;
 
-/** Seconds that one wait for the lock lasts where there is no limit. */
+/** Seconds of one wait for the lock without a limit. */
 const LONG_WAIT_SECONDS = 3600;
 
 /**
- * Waits until the lock is ours, or until another process has finished the run,
- * and then returns its event: requests are shared across processes.
+ * Waits for the lock, or until another process has finished the run, and then
+ * returns its event. Requests are shared across processes.
  *
- * The time limit counts until the run begins, wherever that is; it is that of
- * this process's own askers, however long others wait for the same run.
- * `askedAt` is when they began to, in milliseconds of `performance.now()`.
+ * The timeout counts until the run begins in any process. It is that of this
+ * process's callers, even if others wait longer for the same run. `askedAt` is
+ * when they started to wait, in milliseconds of `performance.now()`.
  *
  * @throws {ServiceError} `busy` when the run does not begin in time.
  */
@@ -174,7 +174,7 @@ export async function waitForTurn(
         finished.abort(new ServiceError("run_lost", "The run is finished"));
       } else if (run?.state === "running") hasNoLimit = true;
     } catch {
-      // The wait for the lock tells of a lost connection.
+      // The wait for the lock reports a lost connection.
     }
     if (!isOver) timer = setTimeout(look, POLL_MILLISECONDS);
   };
@@ -194,7 +194,7 @@ export async function waitForTurn(
         const run = await progressOf(warehouse, ticket.runId, workerId);
         if (run?.event) return run.event;
         hasNoLimit ||= run?.state === "running";
-        // Others of this process who joined the run may wait for longer.
+        // Other callers of this process may wait longer.
         limitSeconds = Math.min(
           run?.secondsLeft ?? 0,
           config.lockTimeoutSeconds,
@@ -205,7 +205,7 @@ export async function waitForTurn(
       }
     }
   } finally {
-    // A look that is under way would set the timer anew.
+    // A running poll would set the timer again.
     isOver = true;
     clearTimeout(timer);
   }

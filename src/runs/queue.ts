@@ -1,6 +1,6 @@
 /**
- * The history of the service in the warehouse: runs, what each did to each
- * table, and how a run is queued, claimed and closed.
+ * The history in the warehouse: runs, their results per table, and how a run is
+ * queued, claimed and closed.
  *
  * @module
  */
@@ -27,7 +27,7 @@ import type { SourceWatermark } from "../sync/snapshot.ts";
 import type { LastLoad } from "../sync/sync_table.ts";
 import type { TableName } from "../tables/declaration.ts";
 
-/** What a run is doing, stored verbatim. */
+/** State of a run, stored verbatim. */
 export type RunState =
   | "queued"
   | "running"
@@ -35,7 +35,7 @@ export type RunState =
   | "failed"
   | "interrupted";
 
-/** What is asked of a run. Requests with equal options can share one. */
+/** Options of a run. Requests with equal options can share one run. */
 export interface RunOptions {
   readonly tables: readonly TableName[];
   readonly mode: "auto" | "full";
@@ -49,7 +49,7 @@ export interface Run extends RunOptions {
   readonly trigger: Trigger;
 }
 
-/** Anything that runs one statement: a pool, or a session with its transaction. */
+/** A pool, or a session with its transaction. */
 export type Executor = Pick<Pool | Session, "query">;
 
 /** Names a server until it is promoted, restored or restarted. */
@@ -65,30 +65,30 @@ const SERVER = `(select system_identifier
  */
 const SEQUENCE_JUMP = 1_000_000;
 
-/** The database's clock in the form of an event's timestamp. */
+/** SQL of the database's time in the format of an event. */
 const NOW =
   `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
 
 /** A place in the queue. */
 export interface Ticket {
   readonly runId: string;
-  /** Whether the run is waited for without limit, as it is to run in any case. */
+  /** Whether the run happens in any case, so that the wait has no limit. */
   readonly isCertain: boolean;
 }
 
 /**
- * True of a queued run that nobody waits for any more. Whoever waits takes the
- * wish back in the end; one who is gone without that has some seconds on top.
+ * SQL that is true for a queued run that no caller waits for. A caller that ends
+ * withdraws its request. One that crashes has some seconds on top.
  */
 const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
  *
- * A queued run has not begun, so whoever joins it gets a load that began after
- * they asked. `waitSeconds` is how long the asker waits for it to begin;
- * `Infinity` has it run in any case. `runner` is the process that asks: it has
- * one wish, for all its askers, until the last of them stops waiting.
+ * A queued run has not begun, so a caller that joins it gets a load that begins
+ * after the request. `waitSeconds` is how long the caller waits for the begin;
+ * with `Infinity` the run happens in any case. `runner` is the calling process. It
+ * has one entry for all its callers, until the last of them stops waiting.
  */
 export async function enqueueRun(
   executor: Executor,
@@ -124,11 +124,11 @@ export async function enqueueRun(
 }
 
 /**
- * Takes a queued run to run it. The caller holds the service's lock. Doing it
- * twice is doing it once, since the answer to the first may be lost; hence
- * `runner` must be no other process's name.
+ * Claims a queued run. The caller holds the service's lock. Claiming twice has no
+ * further effect, because the answer to the first claim may be lost. So `runner`
+ * must be unique to the process.
  *
- * @returns the run, or `undefined` when it is queued no longer: another process ran it.
+ * @returns the run, or `undefined` when another process ran it.
  */
 export async function claimRun(
   executor: Executor,
@@ -146,8 +146,8 @@ export async function claimRun(
 }
 
 /**
- * Puts a claimed run that has not begun back into the queue; when another one
- * with equal options has been queued meanwhile, it stays and is dead.
+ * Puts a claimed run that has not begun back into the queue. When a run with equal
+ * options was queued meanwhile, the claimed one stays and is abandoned.
  */
 export async function requeueRun(
   executor: Executor,
@@ -168,18 +168,18 @@ export async function requeueRun(
 export interface RunEnd {
   readonly state: "succeeded" | "failed" | "interrupted";
   readonly event: LoadEvent;
-  /** What kind of failure, when it is one. */
+  /** Code of the failure, or `null`. */
   readonly code: ErrorCode | null;
-  /** Tables that were not loaded; the others have written their own rows. */
+  /** Tables that were not loaded. */
   readonly failed: readonly FailedEntry[];
   readonly sourceSnapshotAt: string | null;
 }
 
 /**
- * Closes a run: state, failed tables, event and notification, in one statement.
- * A queued one only while nobody waits for it.
+ * Closes a run in one statement: state, failed tables, event and notification.
+ * Closes a queued run only while no caller waits for it.
  *
- * @throws {ServiceError} `run_lost` when the run is closed already, or wanted again.
+ * @throws {ServiceError} `run_lost` when the run is already closed, or a caller waits for it again.
  */
 export async function closeRun(
   executor: Executor,
@@ -250,7 +250,7 @@ export async function limitHistoryLocks(session: Session): Promise<void> {
   await session.query("set local lock_timeout = '10s'");
 }
 
-/** Notes what was done to a table, in the transaction that did it. */
+/** Records the load of a table, in the same transaction. */
 export async function recordTableLoad(
   session: Session,
   runId: string,
@@ -288,7 +288,7 @@ export async function forgetTableLoads(
   );
 }
 
-/** What the last load of each table left to know, where it is known. */
+/** Returns the last load of each table, where it is known. */
 export async function lastLoads(
   executor: Executor,
   tables: readonly TableName[],
@@ -310,8 +310,8 @@ export async function lastLoads(
 }
 
 /**
- * Makes sure that the run is still ours, and keeps it so until the transaction
- * ends. Returns the database's time.
+ * Checks that this process still owns the run, and keeps it until the transaction
+ * ends. Returns the time of the database.
  *
  * @throws {ServiceError} `run_lost`.
  */
@@ -333,13 +333,13 @@ export async function confirmRun(
   return row.now;
 }
 
-/** The database's time in the form of an event's timestamp. */
+/** Returns the database's time in the format of an event. */
 export async function databaseTime(executor: Executor): Promise<string> {
   const [row] = await executor.query(`select ${NOW} as now`);
   return row!.now;
 }
 
-/** Ends the backends of a run's sessions in the warehouse and waits until they are gone. */
+/** Ends the warehouse backends of a run's sessions and waits until they have ended. */
 export async function endBackends(
   executor: Executor,
   runId: string,
@@ -350,8 +350,8 @@ export async function endBackends(
 }
 
 /**
- * Ends one backend of ours and waits until it is gone. A connection that is
- * cut here may live on over there, with its locks and perhaps with a commit.
+ * Ends one backend of ours and waits until it has ended. A connection that is
+ * closed here may live on at the server, with its locks and perhaps a commit.
  */
 export async function endBackend(
   executor: Executor,
@@ -364,8 +364,8 @@ export async function endBackend(
   ]);
 }
 
-/** Looks at backends that are in the way, at most. */
-const MOST_LOOKS = 20;
+/** The maximum number of attempts to end a backend. */
+const MAX_ATTEMPTS = 20;
 
 async function terminate(
   executor: Executor,
@@ -375,7 +375,7 @@ async function terminate(
   for (let look = 1;; look++) {
     try {
       await executor.query(
-        // A role that became another one at login may not end its own sessions.
+        // A role that switched to another role at login may not end its own sessions.
         `with itself as materialized (select set_config('role', 'none', true))
          select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity
          where ${condition} and pid <> pg_backend_pid()
@@ -385,16 +385,16 @@ async function terminate(
       );
       return;
     } catch (error) {
-      // 42501: one that is just going has no role any more, so it seems not to be ours.
+      // 42501: a backend that is ending has no role, so it does not look like ours.
       const isGoing = error instanceof ServiceError &&
         error.sqlstate === "42501";
-      if (!isGoing || look === MOST_LOOKS) throw error;
+      if (!isGoing || look === MAX_ATTEMPTS) throw error;
       await delay(50);
     }
   }
 }
 
-/** What a run has loaded and committed. */
+/** Returns the entries of the tables that a run has loaded and committed. */
 export async function loadedByRun(
   executor: Executor,
   runId: string,
@@ -407,7 +407,7 @@ export async function loadedByRun(
   return rows.map((row) => JSON.parse(row.result));
 }
 
-/** The tables whose load by this run is committed. */
+/** Returns the tables whose load by this run is committed. */
 export async function committedTables(
   executor: Executor,
   runId: string,
@@ -415,7 +415,7 @@ export async function committedTables(
   return (await loadedByRun(executor, runId)).map((entry) => entry.table);
 }
 
-/** The event of a run, once it has one. */
+/** Returns the event of a run, or `undefined` while it has none. */
 export async function eventOf(
   executor: Executor,
   runId: string,
@@ -427,16 +427,16 @@ export async function eventOf(
   return row && JSON.parse(row.payload);
 }
 
-/** How far a run is. */
+/** Progress of a run. */
 interface RunProgress {
   readonly state: RunState;
-  /** Once it is over. */
+  /** The event of a finished run. */
   readonly event: LoadEvent | undefined;
-  /** For which a process still waits for it to begin; 0 where it does not. */
+  /** Seconds that the process still waits for the run to begin; 0 when it does not wait. */
   readonly secondsLeft: number;
 }
 
-/** How far a run is, as seen by the process `runner`; `undefined` when there is no such run. */
+/** Returns the progress of a run for the process `runner`, or `undefined` when the run does not exist. */
 export async function progressOf(
   executor: Executor,
   runId: string,
@@ -457,14 +457,14 @@ export async function progressOf(
 }
 
 /**
- * Queues the run of a schedule's tick; it is to run in any case.
+ * Queues the run of a schedule's tick. It happens in any case.
  *
- * A tick that comes during a run is skipped, and no replica that is some
- * seconds late may run it after all: so it is skipped as well when a run was
- * over only after the tick. By the database's clock no longer than a minute
- * ago, lest a replica whose clock is behind skips every tick.
+ * A tick during a run is skipped. A replica that is some seconds late must skip it
+ * too, so a tick is also skipped when a run finished after the tick. That run must
+ * have finished within the last minute by the clock of the database: otherwise a
+ * replica whose clock is behind would skip every tick.
  *
- * @returns its ticket; why the tick is to be skipped, otherwise.
+ * @returns its ticket, or why the tick is skipped.
  */
 export async function enqueueTick(
   executor: Executor,
@@ -509,9 +509,9 @@ export async function enqueueTick(
 }
 
 /**
- * Closes the runs whose process is gone, each with its event. A queued one is
- * dead when nobody waits for it any more; one that is `running` when the
- * caller holds the service's lock, since then nobody runs it.
+ * Closes abandoned runs, each with its event. A queued run is abandoned when no
+ * caller waits for it. A `running` one is abandoned when this caller holds the
+ * service's lock, because then no process runs it.
  *
  * @returns ids of the runs that were closed.
  */
@@ -535,7 +535,7 @@ export async function interruptDeadRuns(
 }
 
 async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
-  // A backend of the dead process may still be committing: what it loaded is known when it is over.
+  // A backend of the ended process may still commit. Its result is known when it ends.
   if (row.state === "running") await endBackends(executor, row.id);
   const loaded = await loadedByRun(executor, row.id);
   const error = new ServiceError(
@@ -569,7 +569,7 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
     });
     return true;
   } catch (error) {
-    // It was closed by its own process after all.
+    // Its own process closed it.
     if (error instanceof ServiceError && error.code === "run_lost") {
       return false;
     }
@@ -577,7 +577,7 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
   }
 }
 
-/** Takes back a process's wish for a queued run. Returns the run if the process had one. */
+/** Withdraws a process's request for a queued run. Returns the run if the process had one. */
 export async function withdrawWish(
   executor: Executor,
   runId: string,
@@ -595,8 +595,8 @@ export async function withdrawWish(
 }
 
 /**
- * Takes back a process's wish for a queued run. The run is closed with `error`
- * when nobody else waits for it and it is not to run in any case.
+ * Withdraws a process's request for a queued run. Closes the run with `error` when
+ * no other caller waits for it and it does not happen in any case.
  *
  * @returns its event, or `undefined` when the run stays queued or has begun.
  */
@@ -632,7 +632,7 @@ export async function withdrawRun(
     });
     return event;
   } catch (error) {
-    // Somebody has joined it since.
+    // Another caller has joined it.
     if (error instanceof ServiceError && error.code === "run_lost") {
       return undefined;
     }

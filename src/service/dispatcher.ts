@@ -1,9 +1,6 @@
 /**
- * Requests for loads within one process: whoever asks for the same thing at
- * the same time shares a run, whatever trigger they come from.
- *
- * Not part of `trigger.ts`, which the story in `load.ts` is built on: this is
- * built on the story.
+ * Requests for loads within one process. Callers with equal requests share a run,
+ * whatever their trigger is.
  *
  * @module
  */
@@ -27,29 +24,29 @@ import {
   type Ticket,
 } from "../runs/queue.ts";
 
-/** Milliseconds without a further request after which a run may begin. */
+/** Milliseconds without a further request before a run begins. */
 const QUIET_MILLISECONDS = 25;
 
-/** Milliseconds after which it begins even though requests go on. */
+/** The maximum milliseconds before it begins, while requests arrive. */
 const GATHER_MILLISECONDS = 500;
 
-/** Milliseconds between two looks at the queue. */
+/** Milliseconds between two polls of the queue. */
 const RESUME_MILLISECONDS = 3000;
 
-/** A run that this process sees to. */
+/** A run that this process drives. */
 interface Driver {
   readonly outcome: Promise<LoadEvent>;
   readonly controller: AbortController;
   hasBegun: boolean;
 }
 
-/** Takes requests, shares runs among them, and takes up runs that wait in the warehouse. */
+/** Accepts requests, shares runs among them, and runs those that wait in the warehouse. */
 export class Dispatcher {
   readonly #service: AppContext;
   readonly #observer: Required<RunObserver>;
-  /** By options: requests that share the next statement to the queue. */
+  /** Requests that share the next statement to the queue, by options. */
   readonly #gathering = new Map<string, Promise<Ticket>>();
-  /** By options: the statement that is under way. */
+  /** The running statement, by options. */
   readonly #queueing = new Map<string, Promise<unknown>>();
   readonly #drivers = new Map<string, Driver>();
   #askedAt = 0;
@@ -60,21 +57,21 @@ export class Dispatcher {
     this.#observer = combineObservers(observers, service.log);
   }
 
-  /** True from the moment at which no new request is taken. */
+  /** Whether new requests are refused. */
   get isDraining(): boolean {
     return this.#draining !== undefined;
   }
 
-  /** Whether a run of this process has begun and not ended. */
+  /** Whether a run of this process is running. */
   get isLoading(): boolean {
     return [...this.#drivers.values()].some((driver) => driver.hasBegun);
   }
 
   /**
-   * Runs a load that begins after this call, shared with all who ask for the
-   * same before it begins.
+   * Runs a load that begins after this call. Callers with equal requests share it
+   * until it begins.
    *
-   * @throws {ServiceError} when no run came to be: `busy`, `draining`, no connection.
+   * @throws {ServiceError} when no run was created: `busy`, `draining`, no connection.
    */
   async load(trigger: Trigger, options: RunOptions): Promise<LoadEvent> {
     const { lockTimeoutSeconds } = this.#service.config;
@@ -82,7 +79,7 @@ export class Dispatcher {
     const driver = this.#drive(ticket, { ...options, trigger });
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(async () => {
-      // Others may have joined and wait for longer; a run that has begun elsewhere is waited for.
+      // Other callers may wait longer. A run that has begun elsewhere is waited for.
       const { warehouse, workerId } = this.#service;
       const run = await progressOf(warehouse, ticket.runId, workerId)
         .catch(() => undefined);
@@ -97,7 +94,7 @@ export class Dispatcher {
     }
   }
 
-  /** Queues a run that is run in any case, also when this process ends before. Returns its id. */
+  /** Queues a run that happens in any case, even if this process ends. Returns its id. */
   async submit(trigger: Trigger, options: RunOptions): Promise<string> {
     const ticket = await this.#enqueue(trigger, options, Infinity);
     this.#drive(ticket);
@@ -107,8 +104,8 @@ export class Dispatcher {
   /**
    * Runs a load for a tick of the schedule.
    *
-   * @returns its id, or why there is none: `running` another run is going on,
-   * `taken` another process has this tick.
+   * @returns its id, or `running` when another run is running, or `taken` when
+   * another process has this tick.
    */
   async tick(
     options: RunOptions,
@@ -125,9 +122,8 @@ export class Dispatcher {
   }
 
   /**
-   * Looks after the queue until the signal: takes up runs that are to run in
-   * any case, such as those of a process that is gone, and closes those that
-   * were left by whoever waited for them.
+   * Watches the queue until the signal. Runs the runs that happen in any case, such
+   * as those of an ended process, and closes abandoned ones.
    */
   async resume(signal: AbortSignal): Promise<void> {
     const { warehouse, log } = this.#service;
@@ -156,8 +152,8 @@ export class Dispatcher {
   }
 
   /**
-   * Takes no more requests, sends those away whose run has not begun, and
-   * waits for the run that has; after `graceSeconds` it is aborted.
+   * Refuses new requests and those whose run has not begun. Waits for the running
+   * run, and aborts it after `graceSeconds`.
    */
   async drain(graceSeconds: number): Promise<void> {
     this.#draining = new ServiceError(
@@ -183,9 +179,9 @@ export class Dispatcher {
   }
 
   /**
-   * Queues a run, or joins the one that is queued. Whether it still is, only
-   * the warehouse knows, so every request asks it; those that come while one
-   * asks share the next question.
+   * Queues a run, or joins a queued one. Only the warehouse knows whether it is
+   * still queued, so every request asks it. Requests during one question share the
+   * next one.
    */
   #enqueue(
     trigger: Trigger,
@@ -237,7 +233,7 @@ export class Dispatcher {
     await migrate(warehouse, connectionOf(config, "migrate"));
   }
 
-  /** The one driver of a run in this process: a single waiter for the lock, however many wait for the run. */
+  /** Returns the only driver of a run in this process. It waits for the lock for all callers. */
   #drive(ticket: Ticket, request?: Omit<Run, "id">): Driver {
     const known = this.#drivers.get(ticket.runId);
     if (known) return known;
@@ -270,7 +266,7 @@ export class Dispatcher {
     return driver;
   }
 
-  /** Lets those who ask at the same moment join the run that is about to begin. */
+  /** Lets simultaneous callers join the run before it begins. */
   async #gather(): Promise<void> {
     const end = performance.now() + GATHER_MILLISECONDS;
     while (performance.now() < end) {

@@ -1,5 +1,5 @@
 /**
- * The schedule and the channel: triggers that nobody waits for.
+ * The schedule and the channel: triggers without a waiting caller.
  *
  * @module
  */
@@ -15,17 +15,17 @@ import { asServiceError } from "../errors.ts";
 import type { RunOptions } from "../runs/queue.ts";
 import { TABLE_NAMES } from "../tables/declaration.ts";
 
-/** Seconds between two signs of life on the channel's connection. */
+/** Seconds between two heartbeats on the connection of the channel. */
 const HEARTBEAT_SECONDS = 15;
 
-/** What a trigger works with. */
+/** The surroundings of a trigger. */
 interface TriggerContext {
   readonly config: Config;
   readonly log: Logger;
   readonly dispatcher: Dispatcher;
 }
 
-/** The load that is asked for where nothing is said about it. */
+/** Returns the options of a load that the configuration gives. */
 function defaultOptions(config: Config): RunOptions {
   return {
     tables: TABLE_NAMES,
@@ -36,7 +36,7 @@ function defaultOptions(config: Config): RunOptions {
 }
 
 /**
- * Loads at every tick of LOAD_SCHEDULE until the signal; does nothing where there is none.
+ * Loads at every tick of LOAD_SCHEDULE until the signal. Does nothing when it is unset.
  *
  * `Deno.cron` wakes the process each minute. Its own expressions count days of
  * the week from another number than crontab, and cannot ask for both days.
@@ -47,7 +47,7 @@ export function startSchedule(
 ): void {
   const { loadSchedule } = context.config;
   if (!loadSchedule) return;
-  // Retries would load at times that nobody planned; the next tick comes anyway.
+  // A retry would load at an unplanned time. The next tick follows anyway.
   void Deno.cron(
     "load",
     "* * * * *",
@@ -74,7 +74,7 @@ export async function runTick(
   { config, log, dispatcher }: TriggerContext,
   now: Date,
 ): Promise<void> {
-  // A tick has no number: its minute tells replicas that they mean the same one.
+  // A tick has no number: replicas identify it by its minute.
   const tick = new Date(Math.floor(now.getTime() / 60_000) * 60_000);
   const minute = tick.toISOString();
   try {
@@ -112,12 +112,12 @@ export async function listenForTriggers(
         signal,
         onNotify: () => void loadNotified(context),
       });
-      // A role's limit on idle sessions would end it over and over, with a load each time.
+      // An idle timeout of the role would end it repeatedly, with a load each time.
       await session.query(
         `set idle_session_timeout = 0; listen ${identifier(channel)}`,
       );
       log.info("Listening on channel {channel}", { channel });
-      // What was notified while there was no connection is lost, so it may have been.
+      // A notification may have been lost while no connection existed.
       if (!isFirst) void loadNotified(context);
       isFirst = false;
       const ended = AbortSignal.any([signal, session.signal]);
@@ -141,7 +141,7 @@ export async function listenForTriggers(
   }
 }
 
-/** One load for any number of notifications that come before it begins. Never throws. */
+/** Loads once for all notifications that arrive before it begins. Never throws. */
 async function loadNotified(
   { config, log, dispatcher }: TriggerContext,
 ): Promise<void> {

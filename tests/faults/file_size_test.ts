@@ -146,7 +146,7 @@ async function assertSpoolStaysWhole(
   await fill(`${before}\n`);
   const scene = await changeSource(db);
   const outcome = await load(away);
-  assertEnded(outcome, 69, /is on no record/);
+  assertEnded(outcome, 69, /Cannot record the failure/);
   assertEquals(await linesOf(spool), [before]);
 
   assertEnded(await runJson(["load"], environment), 0);

@@ -261,7 +261,7 @@ Deno.test("load logs a failure that neither the warehouse nor the spool takes", 
   await program.reaches("A transient failure");
   await Deno.mkdir(path);
   const outcome = await program.finished;
-  assertEnded(outcome, 69, /is on no record/);
+  assertEnded(outcome, 69, /Cannot record the failure/);
   await Deno.remove(path);
   await settle(db, {
     group: SPOOL,
