@@ -175,7 +175,8 @@ export class Pool implements AsyncDisposable {
     const check = holder ? `${assertServer(holder.server)};\n` : "";
     try {
       const rows = await this.#awaitAnswer(
-        client.unsafe(`${SETTINGS};\n${check}${statement}`),
+        // The driver sends less than 1,024 bytes later, when Deno may have nothing else to wake for.
+        client.unsafe(`${SETTINGS};\n${check}${statement}`.padEnd(1024)),
         timeoutSeconds,
         lines,
       );
