@@ -142,6 +142,8 @@ Deno.test({
       await Deno.link(own, `${folder}/hard`);
       const { stderr } = await new Deno.Command("ln", {
         args: ["-s", own, `${folder}/symbolic`],
+        // The project's own folder may be closed to other users.
+        cwd: folder,
         uid: OTHER_USER,
       }).output();
       assertEquals(new TextDecoder().decode(stderr), "");
