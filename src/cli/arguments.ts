@@ -48,11 +48,7 @@ export function parseArguments(
         throw fail(`--${name} needs a value: ${known[name]!.value}`);
       }
       if (allowed && !allowed.includes(value)) {
-        throw fail(
-          `--${name} must be one of ${allowed.join(", ")}, not ${
-            JSON.stringify(value)
-          }${suggest(value, allowed)}`,
-        );
+        throw notAllowed(name, value, allowed, command.name);
       }
     }
     if (given.length > 1 && !known[name]!.isRepeatable) {
@@ -87,6 +83,21 @@ export function usage(message: string, command = ""): ServiceError {
   return new ServiceError("usage", `Cannot run: ${message}`, {
     remedy: `See ${["--help", command].filter(Boolean).reverse().join(" ")}.`,
   });
+}
+
+/** Returns the usage error for a value that a flag does not allow. */
+export function notAllowed(
+  flag: string,
+  value: string,
+  allowed: readonly string[],
+  command?: string,
+): ServiceError {
+  return usage(
+    `--${flag} must be one of ${allowed.join(", ")}, not ${
+      JSON.stringify(value)
+    }${suggest(value, allowed)}`,
+    command,
+  );
 }
 
 /** Returns a suggestion for a mistyped word, or an empty text when no known word is similar. */

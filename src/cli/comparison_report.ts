@@ -1,7 +1,6 @@
 /** The report of a comparison of source and target. */
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import { equal as holdSame } from "../diff/fingerprint.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
 import type { Output } from "./output.ts";
 
 /**
@@ -17,7 +16,7 @@ export function printComparisons(
   if (output.isJson) {
     output.json({ equal: rows.every((row) => row.equal), tables: rows });
   } else {
-    const width = Math.max(...TABLE_NAMES.map((name) => name.length));
+    const width = Math.max(...outcomes.map(({ table }) => table.length));
     for (const row of rows) {
       output.line(
         `${row.table.padEnd(width)}  ${

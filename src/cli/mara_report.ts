@@ -6,7 +6,6 @@ import type {
   Unexplained,
   Zones,
 } from "../mara/comparison.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
 import type { Output } from "./output.ts";
 
 /** Prints the outcomes and returns the exit code: 0 when everything is equal or explained. */
@@ -21,7 +20,7 @@ export function printMaraComparisons(
   if (output.isJson) {
     output.json({ explained: isExplained, tables: outcomes.map(asJson) });
   } else {
-    const width = Math.max(...TABLE_NAMES.map((name) => name.length));
+    const width = Math.max(...outcomes.map(({ table }) => table.length));
     for (const outcome of outcomes) {
       const [first, ...more] = describe(outcome, zones);
       output.line(`${outcome.table.padEnd(width)}  ${first}`);

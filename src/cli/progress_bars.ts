@@ -2,7 +2,6 @@
 import { terminalWidth } from "./environment.ts";
 import type { Progress } from "../sync/progress.ts";
 import { formatCount, formatSeconds } from "../format.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
 import type { Output } from "./output.ts";
 
 /** Shows progress until it is stopped. */
@@ -11,10 +10,15 @@ interface ProgressDisplay {
   stop(): void;
 }
 
-/** Starts the display for the output. Loads the library of the bars only for a terminal. */
-export async function startProgress(output: Output): Promise<ProgressDisplay> {
+/** Starts the display for these tables. Loads the library of the bars only for a terminal. */
+export async function startProgress(
+  output: Output,
+  tables: readonly string[],
+): Promise<ProgressDisplay> {
   if (output.isQuiet) return { update() {}, stop() {} };
-  return output.isInteractive ? await startBars(output) : startLines(output);
+  return output.isInteractive
+    ? await startBars(output, tables)
+    : startLines(output);
 }
 
 /** The state of a bar. */
@@ -24,11 +28,15 @@ interface BarState {
   readonly seconds: number;
 }
 
-async function startBars(output: Output): Promise<ProgressDisplay> {
+async function startBars(
+  output: Output,
+  tables: readonly string[],
+): Promise<ProgressDisplay> {
+  const nameWidth = Math.max(...tables.map((name) => name.length));
   const { MultiBar } = (await import("cli-progress")).default;
   const bars = new MultiBar({
     format: (_options: unknown, _bar: unknown, state: BarState) =>
-      barLine(state.progress, state.seconds, terminalWidth()),
+      barLine(state.progress, state.seconds, terminalWidth(), nameWidth),
     hideCursor: true,
     clearOnComplete: true,
   });
@@ -80,6 +88,7 @@ export function barLine(
   { table, phase, rows, totalRows }: Progress,
   seconds: number,
   width: number,
+  nameWidth = 0,
 ): string {
   const share = MOVED.has(phase)
     ? 1
@@ -96,7 +105,7 @@ export function barLine(
     ? Math.ceil((totalRows - rows) / rate)
     : undefined;
   const line = [
-    table.padEnd(Math.max(...TABLE_NAMES.map((name) => name.length))),
+    table.padEnd(nameWidth),
     "█".repeat(full) + "░".repeat(size - full),
     phase.padEnd(7),
     rows > 0 || totalRows

@@ -5,6 +5,8 @@
  * @module
  */
 import { ServiceError } from "../errors.ts";
+import type { Table } from "../tables/declaration.ts";
+import { MARKETING_TABLES } from "../tables/marketing.ts";
 import {
   type AuthMethod,
   defaultAuthMethods,
@@ -40,6 +42,8 @@ export interface DatabaseConfig {
 export interface Config {
   readonly olist: DatabaseConfig;
   readonly dwh: DatabaseConfig;
+  /** The declared tables, in the order in which results are reported. */
+  readonly tables: readonly Table[];
   readonly maxParallelTasks: number;
   readonly retryAttempts: number;
   readonly retryDelaySeconds: number;
@@ -181,6 +185,7 @@ export function parseConfig(
   const config: Config = {
     olist: database("olist", "OLIST_DB"),
     dwh: database("dwh", "DWH_DB"),
+    tables: MARKETING_TABLES,
     maxParallelTasks: read("MAX_PARALLEL_TASKS"),
     retryAttempts: read("RETRY_ATTEMPTS"),
     retryDelaySeconds: read("RETRY_DELAY"),

@@ -17,7 +17,7 @@ import {
   type LoadEvent,
   type TableEntry,
 } from "../runs/event.ts";
-import { tablesNamed } from "../tables/declaration.ts";
+import { selectTables } from "../tables/declaration.ts";
 import { findTarget } from "../sync/target.ts";
 import { insistently } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
@@ -148,11 +148,13 @@ export async function loadFromOneSnapshot(
 
 /** Reports whether writing to one of the run's targets may change another one. */
 async function mayActOnAnother(
-  { service: { warehouse }, run }: RunContext,
+  { service: { config, warehouse }, run }: RunContext,
 ): Promise<boolean> {
   try {
     const found = await Promise.all(
-      tablesNamed(run.tables).map((table) => findTarget(table, warehouse)),
+      selectTables(config.tables, run.tables).map((table) =>
+        findTarget(table, warehouse)
+      ),
     );
     return found.some(({ exists, callsFunctions, hasStableCtid }) =>
       exists && (callsFunctions || !hasStableCtid)

@@ -37,8 +37,8 @@ import {
   type TableResult,
   warehouseTransaction,
 } from "../sync/sync_table.ts";
-import { type Table, tablesNamed } from "../tables/declaration.ts";
-import { ensureTargetSchema } from "../sync/target.ts";
+import { selectTables, type Table } from "../tables/declaration.ts";
+import { ensureTargetSchemas } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
 export type CommitGroup = readonly Table[];
@@ -78,7 +78,7 @@ export async function openPreparation(
   context: RunContext,
 ): Promise<Preparation> {
   const { config } = context.service;
-  const tables = tablesNamed(context.run.tables);
+  const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
   let snapshot: Snapshot;
   let attempts = 0;
@@ -130,7 +130,7 @@ async function prepareGroup(
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
     // Before the session is opened, so that the load needs one connection less.
-    await ensureTargetSchema(warehouse);
+    await ensureTargetSchemas(warehouse, tables);
     const known = await lastLoads(warehouse, run.tables);
     const session = await Session.open(config.dwh, connection);
     lost = session;

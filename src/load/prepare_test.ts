@@ -1,14 +1,15 @@
 import { assertEquals } from "@std/assert";
 import { ServiceError } from "../errors.ts";
-import { TABLES } from "../tables/declaration.ts";
+import type { Table } from "../tables/declaration.ts";
+import { MARKETING_TABLES } from "../tables/marketing.ts";
 import { failedGroup } from "./prepare.ts";
 
 Deno.test("failedGroup reports another table's failure as its own where the tables are not atomic", () => {
-  const [deal, lead] = TABLES;
+  const [deal, lead] = MARKETING_TABLES;
   const cause = new ServiceError("snapshot_lost", "the snapshot is gone", {
     table: deal!.name,
   });
-  const codes = (tables: typeof TABLES) =>
+  const codes = (tables: readonly Table[]) =>
     failedGroup(tables, cause, 1).failures.map(({ code }) => code);
   assertEquals(codes([lead!]), ["snapshot_lost"]);
   assertEquals(codes([deal!, lead!]), ["snapshot_lost", "rolled_back"]);

@@ -14,14 +14,13 @@ import type {
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { PublisherName } from "./event.ts";
 import type { Executor, RunState, Ticket } from "./queue.ts";
-import type { TableName } from "../tables/declaration.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */
 export interface RunSummary {
   readonly run_id: string;
   readonly status: RunState;
   readonly trigger: Trigger;
-  readonly tables: readonly TableName[];
+  readonly tables: readonly string[];
   readonly mode: "auto" | "full";
   readonly atomic: boolean;
   readonly recreate: boolean;
@@ -138,7 +137,7 @@ export async function listOutcomes(
 
 /** What the history knows of a table. Times are UTC, ISO 8601. */
 export interface TableHistory {
-  readonly table: TableName;
+  readonly table: string;
   /** The newest load that is committed. */
   readonly loaded: {
     readonly run_id: string;
@@ -154,7 +153,7 @@ export interface TableHistory {
 /** What the history knows of each table. */
 export async function listTableHistory(
   executor: Executor,
-  tables: readonly TableName[],
+  tables: readonly string[],
 ): Promise<readonly TableHistory[]> {
   const rows = await executor.query(
     `select name, loaded.run_id, ${utc("loaded.finished_at", "finished_at")},

@@ -25,7 +25,6 @@ import {
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { SourceWatermark } from "../sync/snapshot.ts";
 import type { LastLoad } from "../sync/sync_table.ts";
-import type { TableName } from "../tables/declaration.ts";
 
 /** State of a run, stored verbatim. */
 export type RunState =
@@ -37,7 +36,7 @@ export type RunState =
 
 /** Options of a run. Requests with equal options can share one run. */
 export interface RunOptions {
-  readonly tables: readonly TableName[];
+  readonly tables: readonly string[];
   readonly mode: "auto" | "full";
   readonly atomic: boolean;
   readonly recreate: boolean;
@@ -291,7 +290,7 @@ export async function forgetTableLoads(
 /** Returns the last load of each table, where it is known. */
 export async function lastLoads(
   executor: Executor,
-  tables: readonly TableName[],
+  tables: readonly string[],
 ): Promise<ReadonlyMap<string, LastLoad>> {
   const rows = await executor.query(
     `select name, source_mark::text as mark, (result ->> 'records_loaded')::float8 as rows

@@ -13,7 +13,7 @@ import { identifier } from "../postgres/sql.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { asServiceError } from "../errors.ts";
 import type { RunOptions } from "../runs/queue.ts";
-import { TABLE_NAMES } from "../tables/declaration.ts";
+import { namesOf } from "../tables/declaration.ts";
 
 /** Seconds between two heartbeats on the connection of the channel. */
 const HEARTBEAT_SECONDS = 15;
@@ -28,7 +28,7 @@ interface TriggerContext {
 /** Returns the options of a load that the configuration gives. */
 function defaultOptions(config: Config): RunOptions {
   return {
-    tables: TABLE_NAMES,
+    tables: namesOf(config.tables),
     mode: config.loadMode,
     atomic: config.loadAtomic,
     recreate: false,

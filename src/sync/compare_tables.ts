@@ -26,11 +26,7 @@ import {
   warehouseTransaction,
   warningsOf,
 } from "./sync_table.ts";
-import {
-  type Table,
-  type TableName,
-  tablesNamed,
-} from "../tables/declaration.ts";
+import type { Table } from "../tables/declaration.ts";
 import {
   checkCreatable,
   checkDeletable,
@@ -52,8 +48,8 @@ interface Comparison {
 
 /** The outcome of comparing one table. */
 export type ComparisonOutcome<T = Comparison> =
-  | { readonly table: TableName; readonly comparison: T }
-  | { readonly table: TableName; readonly error: ServiceError };
+  | { readonly table: string; readonly comparison: T }
+  | { readonly table: string; readonly error: ServiceError };
 
 /** Compares one table. The warehouse session has a read-only transaction open. */
 type CompareTable<T> = (
@@ -70,11 +66,10 @@ type CompareTable<T> = (
  */
 export async function compareTables<T = Comparison>(
   config: Config,
-  names: readonly TableName[],
+  tables: readonly Table[],
   signal?: AbortSignal,
   compare = compareTable as CompareTable<T>,
 ): Promise<readonly ComparisonOutcome<T>[]> {
-  const tables = tablesNamed(names);
   const connection = connectionOf(config, "compare", signal);
   await using snapshot = await openSnapshot(config, connection, tables);
   return await Array.fromAsync(

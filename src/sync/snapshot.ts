@@ -25,7 +25,7 @@ import {
   type SourceTable,
   unsupportedReason,
 } from "./source_tables.ts";
-import type { Table, TableName } from "../tables/declaration.ts";
+import type { Table } from "../tables/declaration.ts";
 
 /** The state of a source table when the snapshot was taken. */
 export interface SourceWatermark {
@@ -45,15 +45,15 @@ export interface Snapshot extends AsyncDisposable {
   /** Seed of the row hashes. */
   readonly seed: bigint;
   /** Watermarks, from which the next load searches. */
-  readonly marks: ReadonlyMap<TableName, SourceWatermark>;
+  readonly marks: ReadonlyMap<string, SourceWatermark>;
   /** Tables whose rows keep their ctid. */
-  readonly withStableCtid: ReadonlySet<TableName>;
+  readonly withStableCtid: ReadonlySet<string>;
   /** Tables other than views: each read returns the same rows. */
-  readonly repeatable: ReadonlySet<TableName>;
+  readonly repeatable: ReadonlySet<string>;
   /** Returns the error with recovery of the standby as its cause, where it can be. */
   readonly explain: (error: unknown) => unknown;
   /** Warnings about each source table, or the reason why it cannot be loaded. */
-  readonly tables: ReadonlyMap<TableName, readonly string[] | ServiceError>;
+  readonly tables: ReadonlyMap<string, readonly string[] | ServiceError>;
   /**
    * Returns a session that reads the table in the snapshot. The caller starts to
    * close it. Disposing the snapshot waits until it is closed.
@@ -129,7 +129,7 @@ export async function openSnapshot(
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
       const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
-      const readers = new Map<TableName, Session>();
+      const readers = new Map<string, Session>();
       const opened = await Promise.allSettled(readable.map(async (table) => {
         const reader = await open(table);
         sessions.push(reader);

@@ -13,7 +13,6 @@ import {
   incompatibility,
   roundingWarning,
   type Table,
-  type TableName,
 } from "../tables/declaration.ts";
 
 /** A readable source table, view or the like. */
@@ -24,7 +23,7 @@ export interface SourceTable extends Table {
 }
 
 /** Warnings about each source table, or the reason why it cannot be loaded. */
-export type SourceChecks = Map<TableName, readonly string[] | ServiceError>;
+export type SourceChecks = Map<string, readonly string[] | ServiceError>;
 
 /** Returns the tables that exist and can be read. Puts the others into `found` with the reason. */
 export async function findReadable(
@@ -89,7 +88,7 @@ export function isLockable(kind: string): boolean {
 
 /** A relation that reading a source table reads: the table, a relation under a view, a partition or a child. */
 export interface SourceRelation {
-  readonly table: TableName;
+  readonly table: string;
   readonly oid: number;
   readonly kind: string;
   /** Schema-qualified name, quoted where needed. */
@@ -143,7 +142,7 @@ const READ_COLUMNS =
   ${HAS_STABLE_CTID} as rowids, c.relispopulated as populated,
   pg_catalog.pg_stat_get_tuples_deleted(c.oid)::text as deletions`;
 
-function readOf(table: TableName, row: Row, isSource: boolean): SourceRelation {
+function readOf(table: string, row: Row, isSource: boolean): SourceRelation {
   return {
     table,
     isSource,
@@ -160,7 +159,7 @@ function readOf(table: TableName, row: Row, isSource: boolean): SourceRelation {
 /** Returns the relations under a view, the partitions and the children, at any depth. */
 async function findUnderlying(
   session: Session,
-  table: TableName,
+  table: string,
   oid: number,
 ): Promise<SourceRelation[]> {
   const rows = await session.query(
@@ -219,7 +218,7 @@ export function unsupportedReason(
 export async function checkColumns(
   session: Session,
   tables: readonly SourceTable[],
-): Promise<[TableName, readonly string[] | ServiceError][]> {
+): Promise<[string, readonly string[] | ServiceError][]> {
   if (tables.length === 0) return [];
   const columns = await session.query(
     `select a.attrelid as oid, a.attname as column,

@@ -9,7 +9,7 @@ import { identifier, literal, qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_STABLE_CTID, HASH_PROBE } from "../diff/queries.ts";
 import { rowSecurityRemedy } from "../postgres/errors.ts";
-import { BASE_TYPE, type Table, TARGET_SCHEMA } from "../tables/declaration.ts";
+import { BASE_TYPE, type Table } from "../tables/declaration.ts";
 import {
   belongingsOf,
   checkReplaceable,
@@ -621,23 +621,32 @@ export async function putInPlace(
 }
 
 /**
- * Creates the schema of the targets, outside of the load's transaction. Two
- * transactions that both create it would wait for each other.
+ * Creates the schemas of the targets, outside of the load's transaction. Two
+ * transactions that both create one would wait for each other.
  */
-export async function ensureTargetSchema(warehouse: Pool): Promise<void> {
-  const [row] = await warehouse.query(
-    `select to_regnamespace(${
-      literal(identifier(TARGET_SCHEMA))
-    }) is not null as exists`,
+export async function ensureTargetSchemas(
+  warehouse: Pool,
+  tables: readonly Table[],
+): Promise<void> {
+  const schemas = targetSchemas(tables);
+  const rows = await warehouse.query(
+    `select name from pg_catalog.unnest(array[${
+      schemas.map(literal)
+    }]::text[]) name where not exists (
+       select from pg_catalog.pg_namespace where nspname = name)`,
   );
-  if (row!.exists) return;
-  try {
-    await warehouse.query(
-      `create schema if not exists ${identifier(TARGET_SCHEMA)}`,
-    );
-  } catch (error) {
-    // 23505: another session created it at the same time.
-    if (error instanceof ServiceError && error.sqlstate === "23505") return;
-    throw error;
+  for (const { name } of rows) {
+    try {
+      await warehouse.query(`create schema if not exists ${identifier(name)}`);
+    } catch (error) {
+      // 23505: another session created it at the same time.
+      if (error instanceof ServiceError && error.sqlstate === "23505") continue;
+      throw error;
+    }
   }
+}
+
+/** Returns the schemas of the targets, each once. */
+export function targetSchemas(tables: readonly Table[]): readonly string[] {
+  return [...new Set(tables.map(({ target }) => target.schema))];
 }

@@ -1,8 +1,6 @@
 /**
- * The tables that the service keeps equal, and their columns.
- *
- * DDL, casts, fingerprints, COPY lists and column checks are derived from this
- * list.
+ * The declaration of a table: its source, its target and their columns. DDL,
+ * casts, fingerprints, COPY lists and column checks are derived from it.
  *
  * @module
  */
@@ -20,69 +18,26 @@ export interface Column {
   readonly type: ColumnType;
 }
 
-/** Name of a table as users say it: `load --table closed_deal`. */
-export type TableName = "closed_deal" | "marketing_qualified_lead";
-
 /** A source table and the warehouse table that is kept equal to it. */
 export interface Table {
-  readonly name: TableName;
+  /** Name of the table as users say it, as in `load --table closed_deal`. */
+  readonly name: string;
   readonly source: { readonly schema: string; readonly name: string };
   readonly target: { readonly schema: string; readonly name: string };
   readonly columns: readonly Column[];
 }
 
-/** Schema of the target tables. Mara drops it with CASCADE, so nothing else of ours lives there. */
-export const TARGET_SCHEMA = "m_data";
+/** Returns the names of the tables. */
+export function namesOf(tables: readonly Table[]): readonly string[] {
+  return tables.map(({ name }) => name);
+}
 
-const text = (name: string): Column => ({ name, type: "text" });
-const timestamp = (name: string): Column => ({
-  name,
-  type: "timestamp with time zone",
-});
-const double = (name: string): Column => ({ name, type: "double precision" });
-
-/** Every table of the service, in the order in which results are reported. */
-export const TABLES: readonly Table[] = [
-  {
-    name: "closed_deal",
-    source: { schema: "marketing", name: "closed_deals" },
-    target: { schema: TARGET_SCHEMA, name: "closed_deal" },
-    columns: [
-      text("mql_id"),
-      text("seller_id"),
-      text("sdr_id"),
-      text("sr_id"),
-      timestamp("won_date"),
-      text("business_segment"),
-      text("lead_type"),
-      text("lead_behaviour_profile"),
-      text("has_company"),
-      text("has_gtin"),
-      text("average_stock"),
-      text("business_type"),
-      double("declared_product_catalog_size"),
-      double("declared_monthly_revenue"),
-    ],
-  },
-  {
-    name: "marketing_qualified_lead",
-    source: { schema: "marketing", name: "marketing_qualified_leads" },
-    target: { schema: TARGET_SCHEMA, name: "marketing_qualified_lead" },
-    columns: [
-      text("mql_id"),
-      timestamp("first_contact_date"),
-      text("landing_page_id"),
-      text("origin"),
-    ],
-  },
-];
-
-/** Names of all tables, for messages and validation. */
-export const TABLE_NAMES: readonly TableName[] = TABLES.map((t) => t.name);
-
-/** The tables of the given names, each once, in the order of {@linkcode TABLES}. */
-export function tablesNamed(names: readonly TableName[]): readonly Table[] {
-  return TABLES.filter((table) => names.includes(table.name));
+/** Returns the tables of the given names, each once, in the order of `tables`. */
+export function selectTables(
+  tables: readonly Table[],
+  names: readonly string[],
+): readonly Table[] {
+  return tables.filter(({ name }) => names.includes(name));
 }
 
 /**

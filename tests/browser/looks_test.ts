@@ -7,7 +7,8 @@ import {
   type RunFilter,
 } from "../../src/runs/history.ts";
 import type { Executor } from "../../src/runs/queue.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { namesOf } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { browserTest } from "../support/browser.ts";
 import { writeHistory } from "../support/history.ts";
 import {
@@ -152,7 +153,9 @@ browserTest(
           listOutcomes(executor, { limit: 51, ...filter });
         assert(await blocks(list({})) < 500);
         assert(
-          await blocks((executor) => listTableHistory(executor, TABLE_NAMES)) <
+          await blocks((executor) =>
+            listTableHistory(executor, namesOf(MARKETING_TABLES))
+          ) <
             100,
         );
       },

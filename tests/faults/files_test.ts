@@ -22,7 +22,8 @@ import {
   until,
 } from "../support/soundness.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { namesOf } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { failedEvent } from "../../src/runs/event.ts";
 
 const FILE = "The event file (`EVENT_PUBLISHER_TYPE=file`)";
@@ -153,12 +154,12 @@ function someFailure() {
   const run = {
     id: crypto.randomUUID(),
     trigger: "cli",
-    tables: TABLE_NAMES,
+    tables: namesOf(MARKETING_TABLES),
     mode: "auto",
     atomic: false,
     recreate: false,
   } as const;
-  const entries = TABLE_NAMES.map((table) => ({
+  const entries = namesOf(MARKETING_TABLES).map((table) => ({
     table,
     status: "failure",
     error: "away",

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { runJson } from "../support/program.ts";
-import { TABLES } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { createTableSql } from "../../src/sync/target.ts";
 import {
   duringLoad,
@@ -30,7 +30,7 @@ const PIPELINES = {
     sql: (loader: string) =>
       `create schema m_data; grant all on schema m_data to ${loader};
        ${
-        TABLES.map((table) =>
+        MARKETING_TABLES.map((table) =>
           `${createTableSql(table)};
            alter table m_data.${table.target.name} owner to ${loader}`
         ).join(";")
@@ -67,7 +67,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
       const outcome = await paused.outcome;
       await pipeline;
       const made: Content = Object.fromEntries(
-        TABLES.map((table) => [table.name, leaves]),
+        MARKETING_TABLES.map((table) => [table.name, leaves]),
       );
       if (outcome.event?.status === "failure") {
         assert(

@@ -1,7 +1,8 @@
 import { assert, assertEquals } from "@std/assert";
 import { ServiceError } from "../../src/errors.ts";
 import type { Phase } from "../../src/sync/progress.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { namesOf } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import type { Databases } from "../support/databases.ts";
 import {
   type Outcome,
@@ -149,7 +150,7 @@ async function meetInPhase(
   say: (what: string) => void,
 ): Promise<Step> {
   const moment = {
-    table: random.pick(TABLE_NAMES),
+    table: random.pick(namesOf(MARKETING_TABLES)),
     phase: random.pick(PHASES),
   };
   const name = random.pick(Object.keys(FAULTS));

@@ -6,7 +6,8 @@ import { pruneHistory } from "../../src/runs/history.ts";
 import { driveRun } from "../../src/load/load.ts";
 import { enqueueRun } from "../../src/runs/queue.ts";
 import { runTick } from "../../src/service/schedule.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { namesOf } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { type Databases, serviceOf } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { freePort, type Server, startServer } from "../support/server.ts";
@@ -27,7 +28,7 @@ import {
 const SMALL = { deals: 5, leads: 5 };
 const GROUP = "The service (`serve`)";
 const OPTIONS = {
-  tables: TABLE_NAMES,
+  tables: namesOf(MARKETING_TABLES),
   mode: "auto",
   atomic: false,
   recreate: false,

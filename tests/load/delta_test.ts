@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { castToTarget } from "../../src/diff/queries.ts";
 import { load } from "../../src/load/load.ts";
-import { TABLES } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
   ALL,
   createDatabases,
@@ -197,7 +197,7 @@ const CHANGES: readonly {
 ];
 
 async function rowsOf(database: Sql, relation: string): Promise<string[]> {
-  const { columns } = TABLES.find((t) => t.name === "closed_deal")!;
+  const { columns } = MARKETING_TABLES.find((t) => t.name === "closed_deal")!;
   const rows = await database.unsafe(
     `select row(${
       columns.map(castToTarget)

@@ -2,7 +2,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { SOURCE_TABLES } from "../../demo/sample_data.ts";
 import { compareTables } from "../../src/sync/compare_tables.ts";
 import { load } from "../../src/load/load.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
   ALL,
   configOf,
@@ -109,7 +109,7 @@ for (
       event.status === "success" && event.results.results.map((r) => r.mode),
       ["delta", "unchanged"],
     );
-    const [deals] = await compareTables(db.config, TABLE_NAMES);
+    const [deals] = await compareTables(db.config, MARKETING_TABLES);
     assertEquals(
       deals && "comparison" in deals && deals.comparison.plan.mode,
       "unchanged",

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createTableSql } from "../../src/sync/target.ts";
-import { TABLES } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program.ts";
@@ -27,7 +27,7 @@ async function loadWithMara(
   await db.warehouse.unsafe(
     "drop schema if exists m_data cascade; create schema m_data",
   );
-  for (const table of TABLES) {
+  for (const table of MARKETING_TABLES) {
     await db.warehouse.unsafe(createTableSql(table));
     const select = `select * from marketing.${table.source.name}`;
     const target = `m_data.${table.target.name}`;

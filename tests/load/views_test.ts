@@ -3,7 +3,7 @@ import { compareTables } from "../../src/sync/compare_tables.ts";
 import type { LoadEvent } from "../../src/runs/event.ts";
 import { load } from "../../src/load/load.ts";
 import type { AppContext } from "../../src/context.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { proxied } from "../support/phases.ts";
 import { skip } from "../support/measure.ts";
 import {
@@ -416,7 +416,7 @@ for (
     assertEquals(deal!.status, "success");
     assertEquals(lead!.status === "failure" && lead!.code, code);
     assertStringIncludes(event.error, says);
-    const [, compared] = await compareTables(service.config, TABLE_NAMES);
+    const [, compared] = await compareTables(service.config, MARKETING_TABLES);
     assertEquals(compared && "error" in compared && compared.error.code, code);
   });
 }

@@ -17,7 +17,8 @@ import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
 import type { RunOptions } from "../../src/runs/queue.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { namesOf } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 
 /** A connection as the server's superuser. */
 export type Sql = ReturnType<typeof postgres>;
@@ -189,7 +190,7 @@ function databaseVariables(
 
 /** What a plain `load` asks for. */
 export const ALL: RunOptions = {
-  tables: TABLE_NAMES,
+  tables: namesOf(MARKETING_TABLES),
   mode: "auto",
   atomic: false,
   recreate: false,

@@ -14,7 +14,8 @@ import { load, type LoadHooks } from "../../src/load/load.ts";
 import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import type { RunOptions } from "../../src/runs/queue.ts";
-import { TABLE_NAMES } from "../../src/tables/declaration.ts";
+import { namesOf } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import type { Phase } from "../../src/sync/progress.ts";
 import { configOf, type Databases, PASSWORD } from "./databases.ts";
 import type { Finished } from "./program.ts";
@@ -77,7 +78,7 @@ export function startLoad(
       service,
       hooks.trigger ?? "cli",
       {
-        tables: TABLE_NAMES,
+        tables: namesOf(MARKETING_TABLES),
         mode: config.loadMode,
         atomic: config.loadAtomic,
         recreate: false,

@@ -7,7 +7,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { TABLES } from "../../src/tables/declaration.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { type Databases, PASSWORD, type Sql } from "./databases.ts";
 import type { Finished } from "./program.ts";
 
@@ -33,7 +33,7 @@ async function contentOf(
   side: "source" | "target",
 ): Promise<Content> {
   const digests: Record<string, string> = {};
-  for (const table of TABLES) {
+  for (const table of MARKETING_TABLES) {
     const { schema, name } = table[side];
     const columns = table.columns.map((c) => `${c.name}::${c.type}`);
     const [exists] = await sql.unsafe(
@@ -124,7 +124,7 @@ export async function assertNothingLeft(db: Databases): Promise<void> {
       `select 'table ' || relname as what from pg_class
        where relnamespace = to_regnamespace('m_data') and relkind in ('r', 'p')
          and relname <> all (array['${
-        TABLES.map((t) => t.target.name).join("','")
+        MARKETING_TABLES.map((t) => t.target.name).join("','")
       }'])`,
     );
     return [...found, ...tables.map((row) => row.what)];

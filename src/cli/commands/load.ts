@@ -5,8 +5,9 @@ import type { LoadEvent, TableEntry } from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
 import { prepareFiles } from "../../delivery/file.ts";
 import type { RunOptions } from "../../runs/queue.ts";
-import { TABLE_NAMES, type TableName } from "../../tables/declaration.ts";
+import { namesOf, selectTables, type Table } from "../../tables/declaration.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
+import { notAllowed } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
 import type { Terminal } from "../terminal_table.ts";
 import { printComparisons } from "../comparison_report.ts";
@@ -20,7 +21,6 @@ export const loadCommand: Command = {
   flags: {
     table: {
       value: "NAME",
-      allowed: TABLE_NAMES,
       isRepeatable: true,
       description: "Load only this table. Repeat the flag for several tables",
     },
@@ -38,8 +38,9 @@ export const loadCommand: Command = {
   async run(context) {
     const config = context.config();
     const { flags, values } = context.arguments;
+    const tables = tablesOf(config.tables, values.table ?? []);
     const options: RunOptions = {
-      tables: tablesOf(values.table ?? []),
+      tables: namesOf(tables),
       mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
       atomic: flags.has("atomic") || config.loadAtomic,
       recreate: flags.has("recreate"),
@@ -47,7 +48,7 @@ export const loadCommand: Command = {
     if (flags.has("dry-run")) {
       const outcomes = await compareTables(
         config,
-        options.tables,
+        tables,
         context.signal,
         comparedForLoad(options),
       );
@@ -55,7 +56,7 @@ export const loadCommand: Command = {
     }
     await prepareFiles(config);
     const service = context.service();
-    const progress = await startProgress(context.output);
+    const progress = await startProgress(context.output, options.tables);
     try {
       const event = await load(service, "cli", options, {
         signal: context.signal,
@@ -69,11 +70,20 @@ export const loadCommand: Command = {
   },
 };
 
-/** Returns each named table once, or all tables when no name is given. */
-export function tablesOf(names: readonly string[]): readonly TableName[] {
-  return names.length === 0
-    ? TABLE_NAMES
-    : TABLE_NAMES.filter((name) => names.includes(name));
+/**
+ * Returns each named table once, or all tables when no name is given.
+ *
+ * @throws {ServiceError} `usage` for a name that is not declared.
+ */
+export function tablesOf(
+  tables: readonly Table[],
+  names: readonly string[],
+): readonly Table[] {
+  const known = namesOf(tables);
+  for (const name of names) {
+    if (!known.includes(name)) throw notAllowed("table", name, known);
+  }
+  return names.length === 0 ? tables : selectTables(tables, names);
 }
 
 /**
@@ -128,9 +138,10 @@ function printEvent({ output }: CommandContext, event: LoadEvent): void {
   const entries: readonly TableEntry[] = event.status === "success"
     ? event.results.results
     : event.details.results;
+  const nameWidth = Math.max(...entries.map(({ table }) => table.length));
   const lines = output.terminal
     ? tableOf(entries, output.terminal)
-    : entries.map(describe);
+    : entries.map((entry) => describe(entry, nameWidth));
   for (const line of lines) output.line(line);
   output.line(
     `run ${event.run_id} ${
@@ -179,10 +190,8 @@ function tableOf(
   return [...table, ...failures];
 }
 
-function describe(entry: TableEntry): string {
-  const name = entry.table.padEnd(
-    Math.max(...TABLE_NAMES.map((n) => n.length)),
-  );
+function describe(entry: TableEntry, nameWidth: number): string {
+  const name = entry.table.padEnd(nameWidth);
   return entry.status === "failure"
     ? `${name}  FAILED  ${entry.error}`
     : `${name}  ${entry.mode.padEnd(9)}  ${entry.records_loaded} rows, ` +

@@ -1,12 +1,13 @@
 /** `schema`: prints or creates the objects of the warehouse. */
 import { Session } from "../../postgres/session.ts";
+import { identifier } from "../../postgres/sql.ts";
 import { connectionOf } from "../../context.ts";
 import { migrate } from "../../runs/schema.ts";
-import { TABLES, TARGET_SCHEMA } from "../../tables/declaration.ts";
 import {
   createTableSql,
   ensureTarget,
-  ensureTargetSchema,
+  ensureTargetSchemas,
+  targetSchemas,
 } from "../../sync/target.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { loadCommand } from "./load.ts";
@@ -32,10 +33,13 @@ export const schemaCommand: Command = {
   },
 };
 
-function print({ output }: CommandContext): number {
+function print({ config, output }: CommandContext): number {
+  const { tables } = config();
   const statements = [
-    `create schema if not exists ${TARGET_SCHEMA}`,
-    ...TABLES.map((table) => createTableSql(table)),
+    ...targetSchemas(tables).map((schema) =>
+      `create schema if not exists ${identifier(schema)}`
+    ),
+    ...tables.map((table) => createTableSql(table)),
   ];
   if (output.isJson) output.json({ statements });
   else {
@@ -51,14 +55,14 @@ async function ensure(context: CommandContext): Promise<number> {
   const { config, warehouse } = context.service();
   const connection = connectionOf(config, "schema", context.signal);
   await migrate(warehouse, connection);
-  await ensureTargetSchema(warehouse);
+  await ensureTargetSchemas(warehouse, config.tables);
   const created: string[] = [];
   await using session = await Session.open(config.dwh, connection);
   await session.begin({
     mode: "read committed",
     lockTimeoutSeconds: config.lockTimeoutSeconds,
   });
-  for (const table of TABLES) {
+  for (const table of config.tables) {
     if (!await ensureTarget(table, session)) continue;
     created.push(`${table.target.schema}.${table.target.name}`);
   }

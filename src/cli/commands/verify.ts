@@ -29,19 +29,20 @@ export const verifyCommand: Command = {
       description: `Time zone of the Mara pipeline (default: ${MARA_TIMEZONE})`,
     },
   },
-  async run({ arguments: { values, flags }, config, output, signal }) {
-    const tables = tablesOf(values.table ?? []);
+  async run({ arguments: { values, flags }, output, signal, ...context }) {
+    const config = context.config();
+    const tables = tablesOf(config.tables, values.table ?? []);
     if (!flags.has("against-mara")) {
       if (values["mara-timezone"]?.length) {
         throw usage("--mara-timezone needs --against-mara", "verify");
       }
-      const outcomes = await compareTables(config(), tables, signal);
+      const outcomes = await compareTables(config, tables, signal);
       return printComparisons(output, outcomes, "verdict");
     }
     const zone = timezoneOf(values["mara-timezone"]?.[0] ?? MARA_TIMEZONE);
-    const zones = { mara: zone, service: config().loadTimezone };
+    const zones = { mara: zone, service: config.loadTimezone };
     const outcomes = await compareTables(
-      config(),
+      config,
       tables,
       signal,
       compareWithMara(zones),

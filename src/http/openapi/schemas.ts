@@ -1,7 +1,6 @@
 /** Schemas of requests and responses. They validate requests and define the OpenAPI document. */
 import { z } from "@hono/zod-openapi";
 import { TRIGGERS } from "../../runs/event.ts";
-import { TABLE_NAMES } from "../../tables/declaration.ts";
 
 const STATES = [
   "queued",
@@ -21,13 +20,15 @@ export const Problem = z.object({
   request_id: z.string(),
 }).openapi("Problem");
 
-export const LoadRequest = z.strictObject({
-  tables: z.array(z.enum(TABLE_NAMES as ["closed_deal"])).min(1).max(16)
-    .optional(),
-  mode: z.enum(["auto", "full"]).optional(),
-}).openapi("LoadRequest", {
-  example: { tables: ["closed_deal"], mode: "full" },
-});
+/** Returns the schema of a request for a load of declared tables. */
+export function loadRequest(tables: readonly string[]) {
+  return z.strictObject({
+    tables: z.array(z.enum(tables)).min(1).optional(),
+    mode: z.enum(["auto", "full"]).optional(),
+  }).openapi("LoadRequest", {
+    example: { tables: tables.slice(0, 1), mode: "full" },
+  });
+}
 
 export const SignIn = z.object({
   token: z.string(),

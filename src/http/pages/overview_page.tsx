@@ -6,7 +6,7 @@ import type { LiveRun } from "../../service/live_runs.ts";
 import { formatCount, formatSeconds } from "../../format.ts";
 import { describeChange } from "../../runs/describe.ts";
 import type { RunState } from "../../runs/queue.ts";
-import { TABLE_NAMES, TABLES } from "../../tables/declaration.ts";
+import type { Table } from "../../tables/declaration.ts";
 import {
   DurationChart,
   RowsChart,
@@ -24,7 +24,9 @@ export interface Overview {
   readonly health: Health;
   /** The last runs, newest first. */
   readonly runs: readonly RunOutcome[];
-  readonly tables: readonly TableHistory[];
+  /** The declared tables, and the histories of those that were loaded. */
+  readonly tables: readonly Table[];
+  readonly histories: readonly TableHistory[];
   /** The run that is going on or waits. */
   readonly current: RunOutcome | undefined;
   readonly live: LiveRun | undefined;
@@ -38,7 +40,7 @@ const LISTED = 8;
 
 /** The page's content. */
 export function OverviewPage(overview: Overview) {
-  const { now, health, runs, tables } = overview;
+  const { now, health, runs, tables, histories } = overview;
   const last = runs.find((run) => run.finished_at !== null);
   const oldestFirst = runs.filter((run) => run.finished_at !== null)
     .toReversed();
@@ -96,14 +98,14 @@ export function OverviewPage(overview: Overview) {
         </Fact>
       </dl>
       <div class="cards">
-        {TABLES.map((table) => (
+        {tables.map((table) => (
           <TableCard
             {...overview}
             name={table.name}
             path={[table.source, table.target].map((t) =>
               `${t.schema}.${t.name}`
             )}
-            history={tables.find((t) => t.table === table.name)}
+            history={histories.find((t) => t.table === table.name)}
             oldestFirst={oldestFirst}
           />
         ))}
@@ -155,11 +157,11 @@ export function OverviewPage(overview: Overview) {
 
 /** The one sentence that a passer-by reads, and the button. */
 function Verdict(
-  { now, health, current, last, unsupportedReason }: Overview & {
+  { now, health, current, last, tables, unsupportedReason }: Overview & {
     last: RunOutcome | undefined;
   },
 ) {
-  const { state, title, detail } = verdictOf(health, current, last);
+  const { state, title, detail } = verdictOf(health, current, last, tables);
   return (
     <section class="verdict">
       <Icon state={state} />
@@ -191,6 +193,7 @@ function verdictOf(
   { checks }: Health,
   current: RunOutcome | undefined,
   last: RunOutcome | undefined,
+  tables: readonly Table[],
 ): { state: RunState; title: string; detail?: Child } {
   for (
     const [check, name] of [
@@ -241,8 +244,10 @@ function verdictOf(
   }
   return {
     state: "succeeded",
-    title: last.tables.length === TABLE_NAMES.length
-      ? "Both tables equal their source"
+    title: last.tables.length === tables.length
+      ? tables.length === 2
+        ? "Both tables equal their source"
+        : "All tables equal their source"
       : `${last.tables.join(", ")} equals its source`,
   };
 }
@@ -274,7 +279,7 @@ function Database({ check }: { check: Check }) {
 
 function TableCard(
   { name, path, history, now, oldestFirst, current, live }: Overview & {
-    name: (typeof TABLE_NAMES)[number];
+    name: string;
     path: readonly string[];
     history: TableHistory | undefined;
     oldestFirst: readonly RunOutcome[];

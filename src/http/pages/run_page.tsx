@@ -5,7 +5,7 @@ import type { RunDetails } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
 import { describeChange } from "../../runs/describe.ts";
-import { tablesNamed } from "../../tables/declaration.ts";
+import { selectTables, type Table } from "../../tables/declaration.ts";
 import { Icon, Status } from "./components/icons.tsx";
 import { Json } from "./components/json.tsx";
 import { LiveRow } from "./components/live_row.tsx";
@@ -17,10 +17,12 @@ interface RunPageProps {
   readonly now: Date;
   readonly run: RunDetails;
   readonly live: LiveRun | undefined;
+  /** The declared tables. */
+  readonly tables: readonly Table[];
 }
 
 /** The page's content. */
-export function RunPage({ now, run, live }: RunPageProps) {
+export function RunPage({ now, run, live, tables }: RunPageProps) {
   return (
     <>
       <p class="crumb">
@@ -43,7 +45,7 @@ export function RunPage({ now, run, live }: RunPageProps) {
         <Timeline run={run} />
       </section>
       <div class="cards">
-        {tablesNamed(run.tables).map((table) => (
+        {selectTables(tables, run.tables).map((table) => (
           <TableCard
             name={table.name}
             path={[table.source, table.target].map((t) =>

@@ -4,14 +4,9 @@ import { json, refused, stored } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
 import { prefersHtml } from "../pages/layout.tsx";
 import { readLoadRequest } from "./load_request.ts";
+import { namesOf } from "../../tables/declaration.ts";
 import * as schemas from "../openapi/schemas.ts";
 
-const request = {
-  body: {
-    required: false,
-    content: { "application/json": { schema: schemas.LoadRequest } },
-  },
-};
 const refusals = {
   ...stored,
   400: refused("The body is invalid. The detail names the field"),
@@ -27,6 +22,10 @@ export function addLoadRoutes(
   app: OpenAPIHono,
   { service: { config }, dispatcher }: HttpContext,
 ): void {
+  const schema = schemas.loadRequest(namesOf(config.tables));
+  const request = {
+    body: { required: false, content: { "application/json": { schema } } },
+  };
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/load",
@@ -47,7 +46,7 @@ export function addLoadRoutes(
     },
   }));
   app.post("/load", async (c) => {
-    const options = await readLoadRequest(c.req.raw, config);
+    const options = await readLoadRequest(c.req.raw, config, schema);
     const event = await dispatcher.load("http", options);
     return c.json(event, event.status === "success" ? 200 : 500);
   });
@@ -68,7 +67,7 @@ export function addLoadRoutes(
     },
   }));
   app.post("/load-async", async (c) => {
-    const options = await readLoadRequest(c.req.raw, config);
+    const options = await readLoadRequest(c.req.raw, config, schema);
     const run_id = await dispatcher.submit("http", options);
     if (prefersHtml(c)) return c.redirect(`/runs/${run_id}`, 303);
     return c.json({ run_id, status: "queued" }, 202, {

@@ -2,10 +2,12 @@
 import type { z } from "@hono/zod-openapi";
 import type { Config } from "../../config/config.ts";
 import type { RunOptions } from "../../runs/queue.ts";
-import { TABLE_NAMES } from "../../tables/declaration.ts";
+import { namesOf, selectTables } from "../../tables/declaration.ts";
 import { BodyReader } from "../body.ts";
 import { badRequest } from "../problem.tsx";
-import * as schemas from "../openapi/schemas.ts";
+import type { loadRequest } from "../openapi/schemas.ts";
+
+type RequestSchema = ReturnType<typeof loadRequest>;
 
 const bodies = new BodyReader(64 * 1024);
 
@@ -19,19 +21,26 @@ const bodies = new BodyReader(64 * 1024);
 export async function readLoadRequest(
   request: Request,
   config: Config,
+  schema: RequestSchema,
 ): Promise<RunOptions> {
-  const { tables, mode } = parseLoadRequest(await bodies.read(request));
+  const { tables, mode } = parseLoadRequest(
+    await bodies.read(request),
+    schema,
+  );
   return {
     tables: tables
-      ? TABLE_NAMES.filter((name) => tables.some((t) => t === name))
-      : TABLE_NAMES,
+      ? namesOf(selectTables(config.tables, tables))
+      : namesOf(config.tables),
     mode: mode ?? config.loadMode,
     atomic: config.loadAtomic,
     recreate: false,
   };
 }
 
-function parseLoadRequest(body: string): z.infer<typeof schemas.LoadRequest> {
+function parseLoadRequest(
+  body: string,
+  schema: RequestSchema,
+): z.infer<RequestSchema> {
   if (body.trim() === "") return {};
   let value: unknown;
   try {
@@ -41,7 +50,7 @@ function parseLoadRequest(body: string): z.infer<typeof schemas.LoadRequest> {
       `The body is not valid JSON: ${(error as Error).message}`,
     );
   }
-  const result = schemas.LoadRequest.safeParse(value, { reportInput: true });
+  const result = schema.safeParse(value, { reportInput: true });
   if (!result.success) throw badRequest(issues(result.error));
   return result.data;
 }

@@ -5,7 +5,7 @@ import {
   listRuns,
   listTableHistory,
 } from "../../runs/history.ts";
-import { TABLE_NAMES } from "../../tables/declaration.ts";
+import { namesOf } from "../../tables/declaration.ts";
 import { VERSION } from "../../identity.ts";
 import { hasSession } from "../middleware/auth.ts";
 import { guarded, jsonOrPage } from "../openapi/responses.ts";
@@ -55,7 +55,7 @@ export function addOverviewRoute(
       return c.json({
         service: "marketing-data-service",
         version: VERSION,
-        tables: [...TABLE_NAMES],
+        tables: [...namesOf(config.tables)],
         endpoints: endpointsOf(app),
         last_run: (runs[0] ?? null) as
           | z.infer<typeof schemas.RunSummary>
@@ -71,11 +71,11 @@ async function gatherOverview(context: HttpContext): Promise<Overview> {
   const now = new Date();
   const health = await context.health();
   // Each query would wait until its timeout while the warehouse is unavailable.
-  const [runs, tables] = health.checks.dwh.status === "healthy" &&
+  const [runs, histories] = health.checks.dwh.status === "healthy" &&
       context.isReady()
     ? await Promise.all([
       listOutcomes(warehouse, { limit: CHARTED }),
-      listTableHistory(warehouse, TABLE_NAMES),
+      listTableHistory(warehouse, namesOf(config.tables)),
     ])
     : [[], []];
   const current = runs.find((run) => run.status === "running") ??
@@ -84,7 +84,8 @@ async function gatherOverview(context: HttpContext): Promise<Overview> {
     now,
     health,
     runs,
-    tables,
+    tables: config.tables,
+    histories,
     current,
     live: current && live.get(current.run_id),
     nextTick: nextTick(config.loadSchedule, now),

@@ -103,7 +103,12 @@ export function addHistoryRoutes(
           isSignedIn: await hasSession(c, config.apiToken),
           follow: isOver ? undefined : run,
           body: (
-            <RunPage now={new Date()} run={run} live={live.get(run.run_id)} />
+            <RunPage
+              now={new Date()}
+              run={run}
+              live={live.get(run.run_id)}
+              tables={config.tables}
+            />
           ),
         });
       }

@@ -1,7 +1,6 @@
 /** Charts of the last runs, as inline SVG that stretches to its place. */
 import type { RunOutcome } from "../../../runs/history.ts";
 import { formatCount, formatMoment, formatSeconds } from "../../../format.ts";
-import type { TableName } from "../../../tables/declaration.ts";
 
 /** What one run has in a chart; the oldest comes first. */
 interface Column {
@@ -35,7 +34,7 @@ export function DurationChart({ runs }: { runs: readonly RunOutcome[] }) {
 
 /** How long each load of a table took. */
 export function TableDurationChart(
-  { runs, table }: { runs: readonly RunOutcome[]; table: TableName },
+  { runs, table }: { runs: readonly RunOutcome[]; table: string },
 ) {
   const columns = runs.map((run): Column => {
     const entry = entryOf(run, table);
@@ -60,7 +59,7 @@ export function TableDurationChart(
 
 /** How many rows each run inserted, above the line, and deleted, below it; the scale is logarithmic. */
 export function RowsChart(
-  { runs, table }: { runs: readonly RunOutcome[]; table: TableName },
+  { runs, table }: { runs: readonly RunOutcome[]; table: string },
 ) {
   let most = 0;
   const columns = runs.map((run): Column => {
@@ -157,7 +156,7 @@ function Chart(
   );
 }
 
-function entryOf(run: RunOutcome, table: TableName) {
+function entryOf(run: RunOutcome, table: string) {
   return run.entries.find((entry) => entry.table === table);
 }
 

@@ -1,0 +1,49 @@
+/**
+ * The default: the two marketing tables of the Mara project.
+ *
+ * @module
+ */
+import type { Column, Table } from "./declaration.ts";
+
+const text = (name: string): Column => ({ name, type: "text" });
+const timestamp = (name: string): Column => ({
+  name,
+  type: "timestamp with time zone",
+});
+const double = (name: string): Column => ({ name, type: "double precision" });
+
+/** The tables that are loaded where no others are declared, in the order in which results are reported. */
+export const MARKETING_TABLES: readonly Table[] = [
+  {
+    name: "closed_deal",
+    source: { schema: "marketing", name: "closed_deals" },
+    target: { schema: "m_data", name: "closed_deal" },
+    columns: [
+      text("mql_id"),
+      text("seller_id"),
+      text("sdr_id"),
+      text("sr_id"),
+      timestamp("won_date"),
+      text("business_segment"),
+      text("lead_type"),
+      text("lead_behaviour_profile"),
+      text("has_company"),
+      text("has_gtin"),
+      text("average_stock"),
+      text("business_type"),
+      double("declared_product_catalog_size"),
+      double("declared_monthly_revenue"),
+    ],
+  },
+  {
+    name: "marketing_qualified_lead",
+    source: { schema: "marketing", name: "marketing_qualified_leads" },
+    target: { schema: "m_data", name: "marketing_qualified_lead" },
+    columns: [
+      text("mql_id"),
+      timestamp("first_contact_date"),
+      text("landing_page_id"),
+      text("origin"),
+    ],
+  },
+];
