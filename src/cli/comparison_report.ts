@@ -1,7 +1,8 @@
 /** The report of a comparison of source and target. */
-import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import { equal as holdSame } from "../diff/fingerprint.ts";
+import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import type { Output } from "./output.ts";
+import type { TextTable } from "./terminal_table.ts";
 
 /**
  * Prints the outcomes and returns the exit code. Different data is a failure as
@@ -12,55 +13,84 @@ export function printComparisons(
   outcomes: readonly ComparisonOutcome[],
   as: "verdict" | "plan",
 ): number {
-  const rows = outcomes.map(describe);
-  if (output.isJson) {
-    output.json({ equal: rows.every((row) => row.equal), tables: rows });
-  } else {
-    const width = Math.max(...outcomes.map(({ table }) => table.length));
-    for (const row of rows) {
-      output.line(
-        `${row.table.padEnd(width)}  ${
-          as === "plan" ? row.planned : row.verdict
-        }`,
-      );
-    }
-  }
-  const failed = outcomes.find((outcome) => "error" in outcome);
-  if (failed && "error" in failed) return failed.error.kind.exit;
-  return as === "verdict" && rows.some((row) => !row.equal) ? 1 : 0;
+  const tables = outcomes.map(asJson);
+  const isEqual = tables.every(({ equal }) => equal);
+  const describe = as === "plan" ? describePlan : describeVerdict;
+  output.show(
+    { equal: isEqual, tables },
+    resultList(outcomes.map((outcome) => [
+      outcome.table,
+      ...("error" in outcome
+        ? ["FAILED", outcome.error.line]
+        : describe(outcome.comparison)),
+    ])),
+  );
+  return exitOf(outcomes, as === "plan" || isEqual);
 }
 
-function describe(outcome: ComparisonOutcome) {
+/** Returns a list of tables, each with its result and the details. */
+export function resultList(rows: TextTable["rows"]): TextTable {
+  return { columns: [{}, { width: "DIFFERENT".length }, {}], rows };
+}
+
+/** Returns the exit code: that of the first error, or 1 when the data are not as expected. */
+export function exitOf(
+  outcomes: readonly ComparisonOutcome<unknown>[],
+  isExpected: boolean,
+): number {
+  const failed = outcomes.find((outcome) => "error" in outcome);
+  return failed && "error" in failed
+    ? failed.error.kind.exit
+    : isExpected
+    ? 0
+    : 1;
+}
+
+type Comparison = Extract<ComparisonOutcome, { comparison: unknown }>[
+  "comparison"
+];
+
+const isEqual = ({ source, target }: Comparison) =>
+  target !== null && holdSame(source, target);
+
+function asJson(outcome: ComparisonOutcome) {
+  const { table } = outcome;
   if ("error" in outcome) {
-    const { error } = outcome;
-    return {
-      table: outcome.table,
-      equal: false,
-      error: error.line,
-      code: error.code,
-      verdict: `FAILED  ${error.line}`,
-      planned: `FAILED  ${error.line}`,
-    };
+    const { line, code } = outcome.error;
+    return { table, equal: false, error: line, code };
   }
-  const { source, target, plan, rowsToCopy: rows } = outcome.comparison;
-  const equal = target !== null && holdSame(source, target);
+  const { source, target, plan, rowsToCopy } = outcome.comparison;
   return {
-    table: outcome.table,
-    equal,
+    table,
+    equal: isEqual(outcome.comparison),
     source_count: source.count,
     target_count: target?.count ?? null,
     source_checksum: source.checksum,
     target_checksum: target?.checksum ?? null,
     mode: plan.mode,
-    rows_to_copy: rows,
-    verdict: equal
-      ? `equal      ${source.count} rows`
-      : target === null
-      ? `MISSING    the target does not exist; the source has ${source.count} rows`
-      : `DIFFERENT  ${source.count} rows in the source, ${target.count} in the target; ` +
-        `${rows} rows to copy`,
-    planned: plan.mode === "unchanged"
-      ? `unchanged  nothing to copy, ${source.count} rows`
-      : `${plan.mode.padEnd(9)}  would copy ${rows} of ${source.count} rows`,
+    rows_to_copy: rowsToCopy,
   };
+}
+
+function describeVerdict(comparison: Comparison): [string, string] {
+  const { source, target, rowsToCopy } = comparison;
+  return isEqual(comparison)
+    ? ["equal", `${source.count} rows`]
+    : target === null
+    ? ["MISSING", missingTarget(source.count)]
+    : [
+      "DIFFERENT",
+      `${source.count} rows in the source, ${target.count} in the target; ${rowsToCopy} rows to copy`,
+    ];
+}
+
+function describePlan({ source, plan, rowsToCopy }: Comparison) {
+  return plan.mode === "unchanged"
+    ? [plan.mode, `nothing to copy, ${source.count} rows`]
+    : [plan.mode, `would copy ${rowsToCopy} of ${source.count} rows`];
+}
+
+/** Returns the details of a target that does not exist. */
+export function missingTarget(sourceCount: number): string {
+  return `the target does not exist; the source has ${sourceCount} rows`;
 }

@@ -47,7 +47,7 @@ export function helpOf(command: Command): string {
 }
 
 /** Returns a line for each row, with the first cells padded to the same width. */
-export function columns(rows: readonly (readonly string[])[]): string[] {
+function columns(rows: readonly (readonly string[])[]): string[] {
   const width = Math.max(...rows.map(([first]) => first!.length));
   return rows.map(([first, ...rest]) =>
     `  ${first!.padEnd(width)}  ${rest.join("  ")}`.trimEnd()

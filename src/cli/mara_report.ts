@@ -6,6 +6,7 @@ import type {
   Unexplained,
   Zones,
 } from "../mara/comparison.ts";
+import { exitOf, missingTarget, resultList } from "./comparison_report.ts";
 import type { Output } from "./output.ts";
 
 /** Prints the outcomes and returns the exit code: 0 when everything is equal or explained. */
@@ -17,19 +18,17 @@ export function printMaraComparisons(
   const isExplained = outcomes.every((outcome) =>
     "comparison" in outcome && outcome.comparison.unexplained === null
   );
-  if (output.isJson) {
-    output.json({ explained: isExplained, tables: outcomes.map(asJson) });
-  } else {
-    const width = Math.max(...outcomes.map(({ table }) => table.length));
-    for (const outcome of outcomes) {
-      const [first, ...more] = describe(outcome, zones);
-      output.line(`${outcome.table.padEnd(width)}  ${first}`);
-      for (const line of more) output.line(`${" ".repeat(width)}  ${line}`);
-    }
-  }
-  const failed = outcomes.find((outcome) => "error" in outcome);
-  if (failed && "error" in failed) return failed.error.kind.exit;
-  return isExplained ? 0 : 1;
+  output.show(
+    { explained: isExplained, tables: outcomes.map(asJson) },
+    resultList(outcomes.flatMap((outcome) => {
+      const [result, details, ...more] = describe(outcome, zones);
+      return [
+        [outcome.table, result!, details!],
+        ...more.map((line) => ["", "", line]),
+      ];
+    })),
+  );
+  return exitOf(outcomes, isExplained);
 }
 
 function asJson(outcome: ComparisonOutcome<MaraComparison>) {
@@ -57,11 +56,12 @@ function verdictOf({ habits, unexplained }: MaraComparison) {
   return unexplained ? "different" : habits.length > 0 ? "explained" : "equal";
 }
 
+/** Returns the result, the details, and more lines of details. */
 function describe(
   outcome: ComparisonOutcome<MaraComparison>,
   zones: Zones,
 ): string[] {
-  if ("error" in outcome) return [`FAILED     ${outcome.error.line}`];
+  if ("error" in outcome) return ["FAILED", outcome.error.line];
   const { comparison } = outcome;
   const { sourceCount, targetCount, habits, unexplained } = comparison;
   const explained = habits.map(({ habit, rows }) =>
@@ -69,22 +69,20 @@ function describe(
   );
   switch (verdictOf(comparison)) {
     case "equal":
-      return [`equal      ${sourceCount} rows, as the service loads them`];
+      return ["equal", `${sourceCount} rows, as the service loads them`];
     case "explained":
       return [
-        `explained  ${sourceCount} rows, equal except for Mara's habits`,
+        "explained",
+        `${sourceCount} rows, equal except for Mara's habits`,
         ...explained,
       ];
     case "different":
-      return targetCount === null
-        ? [
-          `MISSING    the target does not exist; the source has ${sourceCount} rows`,
-        ]
-        : [
-          `DIFFERENT  ${sourceCount} rows in the source, ${targetCount} in the target`,
-          ...explained,
-          ...unexplainedLines(unexplained!),
-        ];
+      return targetCount === null ? ["MISSING", missingTarget(sourceCount)] : [
+        "DIFFERENT",
+        `${sourceCount} rows in the source, ${targetCount} in the target`,
+        ...explained,
+        ...unexplainedLines(unexplained!),
+      ];
   }
 }
 

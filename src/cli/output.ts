@@ -7,12 +7,12 @@ import { type Mask, maskStrings } from "../config/secrets.ts";
 import { ServiceError } from "../errors.ts";
 import { printable, printableJson } from "../format.ts";
 import { hasNoColor, terminalWidth } from "./environment.ts";
-import { printableLine, type Terminal } from "./terminal_table.ts";
+import { type Part, textLines } from "./terminal_table.ts";
 
 /** The output of a command. Standard output is data, and standard error is for people. */
 export interface Output {
-  /** Prints a line of data. */
-  readonly line: (text?: string) => void;
+  /** Prints the data as JSON with `--json`, and the parts as text otherwise. */
+  readonly show: (data: unknown, ...parts: readonly Part[]) => void;
   /** Prints a value as JSON, on one line. */
   readonly json: (value: unknown) => void;
   /** Prints one line to standard error. */
@@ -27,8 +27,8 @@ export interface Output {
   readonly isInteractive: boolean;
   /** Whether standard error is a terminal with colors. */
   readonly hasColors: boolean;
-  /** Standard output when it is a terminal, for tables. Otherwise commands print plain lines. */
-  readonly terminal: Terminal | undefined;
+  /** Whether standard output is a terminal. */
+  readonly isTerminal: boolean;
 }
 
 const encoder = new TextEncoder();
@@ -45,24 +45,29 @@ export function outputFor(
   mask: Mask,
   divertLog: Output["divertLog"],
 ): Output {
-  const isTerminal = Deno.stderr.isTerminal();
+  const isInteractive = Deno.stderr.isTerminal();
+  const isTerminal = Deno.stdout.isTerminal();
+  const terminal = {
+    width: isTerminal ? terminalWidth() : Infinity,
+    hasColors: isTerminal && !hasNoColor(),
+  };
+  const isJson = flags.has("json");
+  const json = (value: unknown) =>
+    print(`${printableJson(JSON.stringify(maskStrings(value, mask)))}\n`);
   return {
-    line: (text = "") => print(`${printableLine(mask(text))}\n`),
-    json: (value) =>
-      print(`${printableJson(JSON.stringify(maskStrings(value, mask)))}\n`),
+    show: (data, ...parts) =>
+      isJson ? json(data) : print(
+        textLines(parts, terminal, mask).map((line) => `${line}\n`).join(""),
+      ),
+    json,
     progress: (line) => printError(`${printable(mask(line))}\n`),
     divertLog,
     isUnread: () => broken.has(Deno.stdout),
-    isJson: flags.has("json"),
+    isJson,
     isQuiet: flags.has("quiet"),
-    isInteractive: isTerminal,
-    hasColors: isTerminal && !hasNoColor(),
-    terminal: Deno.stdout.isTerminal()
-      ? {
-        width: terminalWidth(),
-        hasColors: !hasNoColor(),
-      }
-      : undefined,
+    isInteractive,
+    hasColors: isInteractive && !hasNoColor(),
+    isTerminal,
   };
 }
 

@@ -1,30 +1,67 @@
-/** Tables for a terminal, at most as wide as the terminal. */
-import { printable } from "../format.ts";
+/** The layout of text: lines, and tables at most as wide as the terminal. */
+import type { Mask } from "../config/secrets.ts";
+import { printable, printableLines } from "../format.ts";
 
-/** A terminal. */
-export interface Terminal {
-  /** Number of characters in a line. */
+/** The device that shows a text. */
+interface Terminal {
+  /** Number of characters in a line. Infinite for files and pipes. */
   readonly width: number;
   readonly hasColors: boolean;
 }
 
-/** The meaning of a cell. Its text or shape shows it, and its color where there are colors. */
-export type Tone = "good" | "bad" | "warn" | "go" | "soft";
+/** The meaning of a cell. Its color or its mark shows it. */
+type Tone = "good" | "bad" | "warn" | "go" | "soft";
 
 /** A cell with a tone. */
-interface Cell {
+export interface Cell {
   readonly text: string;
-  readonly tone?: Tone | undefined;
+  readonly tone: Tone;
+  /** Whether the symbol of the tone precedes the text, and has its color. */
+  readonly isMarked?: boolean;
 }
 
 /** A column. At most one column of a table is flexible. */
 interface TableColumn {
-  readonly name: string;
+  /** The heading. A table whose columns have none is a list. */
+  readonly name?: string;
   readonly isNumber?: boolean;
   /** Takes the remaining width, and cuts longer texts. */
   readonly isFlexible?: boolean;
-  /** Minimum width, for rows that are printed one by one. */
+  /** Minimum width. It aligns rows that are printed one by one. */
   readonly width?: number;
+}
+
+/** A table. The lines of a list are never cut. */
+export interface TextTable {
+  readonly columns: readonly TableColumn[];
+  readonly rows: readonly (readonly (string | Cell)[])[];
+  /** Whether the rows follow earlier ones, so that the headings are not repeated. */
+  readonly isContinued?: boolean;
+}
+
+/** A part of a text: a table or a line. */
+export type Part = TextTable | Cell | string;
+
+/** Returns the lines of a text, masked and printable. */
+export function textLines(
+  parts: readonly Part[],
+  terminal: Terminal,
+  mask: Mask,
+): string[] {
+  // Mask before a column is cut: a part of a secret is not recognized.
+  const safe = (cell: string | Cell): string | Cell =>
+    typeof cell === "string"
+      ? printable(mask(cell))
+      : { ...cell, text: printable(mask(cell.text)) };
+  return parts.flatMap((part) => {
+    // A line keeps its indentation.
+    if (typeof part === "string") {
+      return printableLines(mask(part).replace(/[\n\r\t]+/g, " "));
+    }
+    if ("text" in part) return cellText(safe(part), terminal.hasColors);
+    const rows = part.rows.map((row) => row.map(safe));
+    return tableLines({ ...part, rows }, terminal);
+  });
 }
 
 /** Minimum width of the flexible column. Other columns are omitted to reach it. */
@@ -32,103 +69,75 @@ const MIN_FLEXIBLE = 16;
 
 const GAP = "  ";
 
-/** Returns the lines of a table: its head, and a line for each row. */
+/** Returns the lines of a table: its headings, and a line for each row. */
 export function tableLines(
-  columns: readonly TableColumn[],
-  rows: readonly (readonly (string | Cell)[])[],
-  terminal: Terminal,
+  { columns, rows, isContinued }: TextTable,
+  { width, hasColors }: Terminal,
 ): string[] {
-  const cells = rows.map((row) => row.map(cellOf));
+  const isList = columns.every(({ name }) => name === undefined);
+  const heading = columns.map(({ name }) => soft(name ?? ""));
+  const lines = isList ? rows : [heading, ...rows];
+  const limit = isList ? Infinity : width;
   const widths = columns.map((column, i) =>
-    Math.max(
-      column.width ?? 0,
-      column.name.length,
-      ...cells.map((row) => lengthOf(row[i]!.text)),
-    )
+    Math.max(column.width ?? 0, ...lines.map((row) => lengthOf(row[i] ?? "")))
   );
   const flexible = columns.findIndex((column) => column.isFlexible);
   const shown = columns.map((_, i) => i);
   const room = () =>
-    terminal.width - GAP.length * (shown.length - 1) -
+    limit - GAP.length * (shown.length - 1) -
     shown.reduce((sum, i) => sum + (i === flexible ? 0 : widths[i]!), 0);
-  const least = flexible < 0 ? 0 : Math.min(MIN_FLEXIBLE, widths[flexible]!);
+  const minimum = flexible < 0 ? 0 : Math.min(MIN_FLEXIBLE, widths[flexible]!);
   // Omit the last columns first: columns are ordered by importance.
-  while (room() < least && shown.length > 2) {
+  while (room() < minimum && shown.length > 2) {
     shown.splice(shown.findLastIndex((i) => i !== flexible), 1);
   }
   if (flexible >= 0) {
     widths[flexible] = Math.min(widths[flexible]!, Math.max(1, room()));
   }
-  const line = (row: readonly Cell[]) =>
-    shown.map((i) =>
-      painted(padded(row[i]!.text, widths[i]!, columns[i]!), row[i]!, terminal)
+  return lines.slice(isContinued && !isList ? 1 : 0).map((row) => {
+    const line = shown.map((i) =>
+      padded(row[i] ?? "", widths[i]!, columns[i]!, hasColors)
     ).join(GAP).trimEnd();
-  return [
-    line(columns.map(({ name }) => ({ text: name, tone: "soft" }))),
-    ...cells.map(line),
-  ].map((text) => fitted(text, terminal));
+    // A terminal of a few columns cuts even the first columns.
+    return hasColors ? line : cut(line, limit, "");
+  });
 }
 
 const MARKS = { good: "✓", bad: "✗", warn: "!", go: "▸", soft: "·" } as const;
-
-/** Returns a symbol for the tone of a line. */
-export function mark(terminal: Terminal, tone: Tone): string {
-  return painted(MARKS[tone], { text: "", tone }, terminal);
-}
-
 const COLORS = { good: 32, bad: 31, warn: 33, go: 36, soft: 2 } as const;
 
-function painted(text: string, { tone }: Cell, terminal: Terminal): string {
-  if (!tone || !terminal.hasColors) return text;
-  return `\x1b[${COLORS[tone]}m${text}\x1b[0m`;
+/** Returns the text of a cell with its mark, and with its color where there are colors. */
+function cellText(cell: string | Cell, hasColors: boolean): string {
+  if (typeof cell === "string") return cell;
+  const { text, tone, isMarked } = cell;
+  const paint = (toned: string) =>
+    hasColors ? `\x1b[${COLORS[tone]}m${toned}\x1b[0m` : toned;
+  return isMarked ? `${paint(MARKS[tone])} ${text}` : paint(text);
 }
+
+const soft = (text: string): Cell => ({ text, tone: "soft" });
 
 function padded(
-  text: string,
+  cell: string | Cell,
   width: number,
   { isNumber }: TableColumn,
+  hasColors: boolean,
 ): string {
+  const shown = typeof cell === "string"
+    ? cut(cell, width)
+    : { ...cell, text: cut(cell.text, width - (cell.isMarked ? 2 : 0)) };
+  const space = " ".repeat(Math.max(0, width - lengthOf(shown)));
+  const text = cellText(shown, hasColors);
+  return isNumber ? space + text : text + space;
+}
+
+function cut(text: string, width: number, end = "…"): string {
   const letters = [...text];
-  const cut = letters.length > width
-    ? `${letters.slice(0, width - 1).join("")}…`
+  return letters.length > width
+    ? letters.slice(0, width - end.length).join("") + end
     : text;
-  const space = " ".repeat(Math.max(0, width - lengthOf(cut)));
-  return isNumber ? space + cut : cut + space;
 }
 
-/** Cuts a line without colors at the edge. A line with colors is already fitted. */
-function fitted(line: string, { width, hasColors }: Terminal): string {
-  return hasColors || lengthOf(line) <= width
-    ? line
-    : [...line].slice(0, width).join("");
-}
-
-function cellOf(cell: string | Cell): Cell {
-  const { text, ...rest } = typeof cell === "string" ? { text: cell } : cell;
-  return { text: printable(text), ...rest };
-}
-
-function lengthOf(text: string): number {
-  return [...text].length;
-}
-
-/** The colors that this module prints. */
-// deno-lint-ignore no-control-regex -- the escape is what begins a color
-const PAINT = /(\x1b\[(?:0|2|3[1-6])m)/;
-
-/** Returns the line with everything made printable, except the colors of this module. */
-export function printableLine(line: string): string {
-  return line.split(PAINT)
-    // Every second part is a color. Keep spaces at the edges of the other parts.
-    .map((part, i) =>
-      i % 2 === 1 ? part : part.replace(/[^ ].*[^ ]|[^ ]/s, printableSpaced)
-    ).join("");
-}
-
-/** Returns printable text. Keeps spaces, which align columns. */
-function printableSpaced(text: string): string {
-  return text.split(/( +)/).map((part, i) =>
-    i % 2 === 1 ? part : printable(part)
-  )
-    .join("");
+function lengthOf(cell: string | Cell): number {
+  return [...cellText(cell, false)].length;
 }

@@ -2,7 +2,6 @@
 import { effectiveVariables } from "../../config/config.ts";
 import { checkFiles } from "../../delivery/file.ts";
 import type { Command } from "../command.ts";
-import { columns } from "../help.ts";
 
 export const configCommand: Command = {
   name: "config",
@@ -12,17 +11,17 @@ export const configCommand: Command = {
     // Report mistakes before printing anything.
     await checkFiles(config());
     const variables = effectiveVariables(environment);
-    if (output.isJson) {
-      output.json(
-        Object.fromEntries(variables.map(({ name, ...rest }) => [name, rest])),
-      );
-    } else {
-      const rows = variables.map(({ name, value, origin, description }) => [
-        `${name}=${value ?? ""}`,
-        `${origin === "set" ? "set    " : "default"}  ${description}`,
-      ]);
-      for (const line of columns(rows)) output.line(line.trimStart());
-    }
+    output.show(
+      Object.fromEntries(variables.map(({ name, ...rest }) => [name, rest])),
+      {
+        columns: [{}, {}, {}],
+        rows: variables.map(({ name, value, origin, description }) => [
+          `${name}=${value ?? ""}`,
+          origin,
+          description,
+        ]),
+      },
+    );
     return 0;
   },
 };

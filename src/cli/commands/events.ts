@@ -6,9 +6,8 @@ import { resumePublisher } from "../../delivery/outbox.ts";
 import { formatMoment } from "../../format.ts";
 import { describeOutcome } from "../../runs/describe.ts";
 import type { Command } from "../command.ts";
-import type { Terminal } from "../terminal_table.ts";
+import type { TextTable } from "../terminal_table.ts";
 import { countOf } from "./runs.ts";
-import { tableLines } from "../terminal_table.ts";
 
 /** Milliseconds between two queries for new events. */
 const POLL_MILLISECONDS = 500;
@@ -41,16 +40,13 @@ export const eventsCommand: Command = {
       output.json({ resumed });
       return 0;
     }
-    let hasHead = false;
+    let isContinued = false;
     do {
       try {
         const events = await listEvents(warehouse, after, limit);
-        if (output.terminal && !output.isJson) {
-          const [head, ...rows] = tableOf(events, output.terminal);
-          for (const line of hasHead ? rows : [head!, ...rows]) {
-            output.line(line);
-          }
-          hasHead = true;
+        if (output.isTerminal && !output.isJson) {
+          output.show(events, { ...tableOf(events), isContinued });
+          isContinued = true;
         } else {
           // With --json the cursor is printed too. Without it, the line is the event.
           for (const stored of events) {
@@ -75,12 +71,9 @@ export const eventsCommand: Command = {
 };
 
 /** Returns events as a table. Its columns have fixed widths, because more rows may follow. */
-function tableOf(
-  events: readonly StoredEvent[],
-  terminal: Terminal,
-): readonly string[] {
-  return tableLines(
-    [
+function tableOf(events: readonly StoredEvent[]): TextTable {
+  return {
+    columns: [
       { name: "Cursor", isNumber: true },
       { name: "Status", width: 7 },
       { name: "Time (UTC)", width: 20 },
@@ -88,7 +81,7 @@ function tableOf(
       { name: "Run", width: 8 },
       { name: "By", width: 8 },
     ],
-    events.map(({ seq, event }) => [
+    rows: events.map(({ seq, event }) => [
       String(seq),
       { text: event.status, tone: event.status === "success" ? "good" : "bad" },
       formatMoment(new Date(`${event.timestamp}Z`)),
@@ -98,6 +91,5 @@ function tableOf(
       event.run_id.slice(0, 8),
       event.trigger,
     ]),
-    terminal,
-  );
+  };
 }

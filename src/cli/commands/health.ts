@@ -4,7 +4,6 @@ import { Pool } from "../../postgres/pool.ts";
 import { ERRORS, ServiceError } from "../../errors.ts";
 import { checkHealth, type Health } from "../../service/health.ts";
 import type { Command } from "../command.ts";
-import { mark } from "../terminal_table.ts";
 
 /** Seconds within which a running service must answer. Its checks take up to 2. */
 const SERVICE_TIMEOUT_SECONDS = 4;
@@ -25,24 +24,21 @@ export const healthCommand: Command = {
     const health: ServiceHealth = flags.has("service")
       ? await askService(config(), signal)
       : await checkDatabases(config());
-    if (output.isJson) output.json(health);
-    else {
-      if (!health.checks) output.line(health.status);
-      for (const [name, check] of Object.entries(health.checks ?? {})) {
-        const isWell = check.status === "healthy";
-        const words = [
-          name.padEnd(5),
-          check.status.padEnd(9),
+    output.show(health, {
+      columns: [{ width: 7 }, { width: 9 }, {}, {}],
+      rows: health.checks
+        ? Object.entries(health.checks).map(([name, check]) => [
+          {
+            text: name,
+            tone: check.status === "healthy" ? "good" : "bad",
+            isMarked: true,
+          },
+          check.status,
           `${check.latency_ms} ms`,
-          ...(check.error ? [check.error] : []),
-        ].join("  ");
-        output.line(
-          output.terminal
-            ? `${mark(output.terminal, isWell ? "good" : "bad")} ${words}`
-            : words,
-        );
-      }
-    }
+          check.error ?? "",
+        ])
+        : [[health.status]],
+    });
     return health.status === "healthy" ? 0 : ERRORS.connection_failed.exit;
   },
 };

@@ -9,10 +9,9 @@ import { namesOf, selectTables, type Table } from "../../tables/declaration.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
 import { notAllowed } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
-import type { Terminal } from "../terminal_table.ts";
 import { printComparisons } from "../comparison_report.ts";
 import { startProgress } from "../progress_bars.ts";
-import { mark, tableLines } from "../terminal_table.ts";
+import type { Cell, TextTable } from "../terminal_table.ts";
 
 export const loadCommand: Command = {
   name: "load",
@@ -116,7 +115,7 @@ function reportEvent(context: CommandContext, event: LoadEvent): number {
 /** Prints a line for each failed table to standard error, unless both streams are terminals. */
 function reportFailures({ output }: CommandContext, event: LoadEvent): void {
   if (event.status === "success") return;
-  if (output.terminal && output.isInteractive) return;
+  if (output.isTerminal && output.isInteractive) return;
   for (const entry of event.details.results) {
     if (entry.status === "failure") output.progress(entry.error);
   }
@@ -134,29 +133,22 @@ function exitCodeOf(event: LoadEvent): number {
 }
 
 function printEvent({ output }: CommandContext, event: LoadEvent): void {
-  if (output.isJson) return output.json(event);
   const entries: readonly TableEntry[] = event.status === "success"
     ? event.results.results
     : event.details.results;
-  const nameWidth = Math.max(...entries.map(({ table }) => table.length));
-  const lines = output.terminal
-    ? tableOf(entries, output.terminal)
-    : entries.map((entry) => describe(entry, nameWidth));
-  for (const line of lines) output.line(line);
-  output.line(
+  output.show(
+    event,
+    tableOf(entries),
+    ...entries.flatMap(notesOf),
     `run ${event.run_id} ${
       event.status === "success" ? "succeeded" : "failed"
     }, event ${event.event_id}`,
   );
 }
 
-/** Returns the results as a table, and below it each failure with its remedy. */
-function tableOf(
-  entries: readonly TableEntry[],
-  terminal: Terminal,
-): readonly string[] {
-  const table = tableLines(
-    [
+function tableOf(entries: readonly TableEntry[]): TextTable {
+  return {
+    columns: [
       { name: "Table" },
       { name: "Result" },
       { name: "Rows", isNumber: true },
@@ -165,9 +157,9 @@ function tableOf(
       { name: "Took", isNumber: true },
       { name: "Copied", isNumber: true },
     ],
-    entries.map((entry) =>
+    rows: entries.map((entry) =>
       entry.status === "failure"
-        ? [entry.table, { text: "failed", tone: "bad" }, "", "", "", "", ""]
+        ? [entry.table, { text: "failed", tone: "bad" }]
         : [
           entry.table,
           { text: entry.mode, tone: "good" },
@@ -178,23 +170,16 @@ function tableOf(
           formatBytes(entry.bytes_copied),
         ]
     ),
-    terminal,
-  );
-  const failures = entries.flatMap((entry) =>
-    entry.status === "failure"
-      ? [`${mark(terminal, "bad")} ${entry.error}`]
-      : entry.warnings.map((warning) =>
-        `${mark(terminal, "warn")} ${entry.table}: ${warning}`
-      )
-  );
-  return [...table, ...failures];
+  };
 }
 
-function describe(entry: TableEntry, nameWidth: number): string {
-  const name = entry.table.padEnd(nameWidth);
+/** Returns the error of a table with its remedy, or its warnings. */
+function notesOf(entry: TableEntry): Cell[] {
   return entry.status === "failure"
-    ? `${name}  FAILED  ${entry.error}`
-    : `${name}  ${entry.mode.padEnd(9)}  ${entry.records_loaded} rows, ` +
-      `+${entry.rows_inserted} -${entry.rows_deleted}, ` +
-      `${entry.bytes_copied} bytes, ${entry.duration.toFixed(3)} s`;
+    ? [{ text: entry.error, tone: "bad", isMarked: true }]
+    : entry.warnings.map((warning) => ({
+      text: `${entry.table}: ${warning}`,
+      tone: "warn",
+      isMarked: true,
+    }));
 }

@@ -4,7 +4,6 @@ import {
   findRun,
   findRunIds,
   listOutcomes,
-  listRuns,
   type RunDetails,
   type RunOutcome,
 } from "../../runs/history.ts";
@@ -14,10 +13,7 @@ import { requireHistory } from "../../runs/schema.ts";
 import type { RunState } from "../../runs/queue.ts";
 import { usage } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
-import { columns } from "../help.ts";
-import type { Output } from "../output.ts";
-import type { Terminal } from "../terminal_table.ts";
-import { tableLines, type Tone } from "../terminal_table.ts";
+import type { TextTable } from "../terminal_table.ts";
 
 /** Number of characters of an id in a table. They are enough for `--id`. */
 const SHORT_ID = 8;
@@ -48,52 +44,27 @@ export const runsCommand: Command = {
     const status = values.status?.[0] as RunState | undefined;
     const { warehouse } = context.service();
     await requireHistory(warehouse);
-    const { output } = context;
-    if (output.terminal && !output.isJson) {
-      printTable(
-        output,
-        output.terminal,
-        await listOutcomes(warehouse, { limit, status }),
-      );
-      return 0;
-    }
-    const runs = await listRuns(warehouse, { limit, status });
-    if (output.isJson) output.json({ runs });
-    else {
-      const lines = columns(
-        runs.map((run) => [
-          run.run_id,
-          run.status.padEnd(11),
-          run.trigger.padEnd(8),
-          run.requested_at,
-          run.error ?? "",
-        ]),
-      );
-      for (const line of runs.length > 0 ? lines : []) {
-        output.line(line.trimStart());
-      }
-    }
+    const runs = await listOutcomes(warehouse, { limit, status });
+    context.output.show(
+      { runs: runs.map(({ entries: _, ...run }) => run) },
+      runs.length > 0 ? tableOf(runs) : "No run.",
+    );
     return 0;
   },
 };
 
 /** The tone of each state. */
-const TONES: Readonly<Record<RunState, Tone>> = {
+const TONES = {
   queued: "soft",
   running: "go",
   succeeded: "good",
   failed: "bad",
   interrupted: "warn",
-};
+} as const;
 
-function printTable(
-  output: Output,
-  terminal: Terminal,
-  runs: readonly RunOutcome[],
-): void {
-  if (runs.length === 0) return output.line("No run.");
-  const lines = tableLines(
-    [
+function tableOf(runs: readonly RunOutcome[]): TextTable {
+  return {
+    columns: [
       { name: "Run" },
       { name: "Status" },
       { name: "Requested (UTC)" },
@@ -101,7 +72,7 @@ function printTable(
       { name: "Took", isNumber: true },
       { name: "By" },
     ],
-    runs.map((run) => [
+    rows: runs.map((run) => [
       run.run_id.slice(0, SHORT_ID),
       { text: run.status, tone: TONES[run.status] },
       formatMoment(new Date(run.requested_at)),
@@ -112,9 +83,7 @@ function printTable(
       run.duration === null ? "" : formatSeconds(run.duration),
       run.trigger,
     ]),
-    terminal,
-  );
-  for (const line of lines) output.line(line);
+  };
 }
 
 /** @throws {ServiceError} `not_found`, or `usage` when several ids begin with `id`. */
@@ -133,37 +102,37 @@ async function showRun(context: CommandContext, id: string): Promise<number> {
       remedy: "Run the command `runs` to list the runs.",
     });
   }
-  if (output.isJson) output.json(run);
-  else for (const line of describeRun(run)) output.line(line);
+  output.show(run, listOf(run));
   return 0;
 }
 
-function describeRun(run: RunDetails): string[] {
-  return columns([
+/** Returns a list of what the history holds of a run. */
+function listOf(run: RunDetails): TextTable {
+  const rows: [string, string | null | undefined][] = [
     ["run", run.run_id],
     ["status", run.status],
     ["requested", `${run.requested_at} by ${run.trigger}`],
-    ...(run.started_at ? [["started", run.started_at]] : []),
-    ...(run.finished_at
-      ? [["finished", run.finished_at, formatSeconds(run.duration ?? 0)]]
-      : []),
-    ...(run.error ? [["error", run.error]] : []),
-    ...run.table_loads.flatMap(({ table, result, phases }) => [
-      [table, describeChange(result)],
-      ...(result.status === "success"
-        ? result.warnings.map((warning) => ["", warning])
-        : []),
-      ...(phases.length > 0
-        ? [[
-          "",
-          phases.map(({ phase, seconds }) =>
-            `${phase} ${formatSeconds(seconds)}`
-          ).join(", "),
-        ]]
-        : []),
-    ]),
-    ...(run.event ? [["event", run.event.event_id]] : []),
-  ]).map((line) => line.slice(2));
+    ["started", run.started_at],
+    [
+      "finished",
+      run.finished_at &&
+      `${run.finished_at}  ${formatSeconds(run.duration ?? 0)}`,
+    ],
+    ["error", run.error],
+    ...run.table_loads.flatMap(({ table, result, phases }) =>
+      [
+        describeChange(result),
+        ...(result.status === "success" ? result.warnings : []),
+        phases.map(({ phase, seconds }) => `${phase} ${formatSeconds(seconds)}`)
+          .join(", "),
+      ].map((text, i): [string, string] => [i === 0 ? table : "", text])
+    ),
+    ["event", run.event?.event_id],
+  ];
+  return {
+    columns: [{}, {}],
+    rows: rows.flatMap(([name, text]) => text ? [[name, text]] : []),
+  };
 }
 
 /** Returns the value of a flag as a whole number of at most `digits` digits. */

@@ -41,12 +41,7 @@ function print({ config, output }: CommandContext): number {
     ),
     ...tables.map((table) => createTableSql(table)),
   ];
-  if (output.isJson) output.json({ statements });
-  else {
-    for (const line of `${statements.join(";\n")};`.split("\n")) {
-      output.line(line);
-    }
-  }
+  output.show({ statements }, ...`${statements.join(";\n")};`.split("\n"));
   return 0;
 }
 
@@ -67,9 +62,9 @@ async function ensure(context: CommandContext): Promise<number> {
     created.push(`${table.target.schema}.${table.target.name}`);
   }
   await session.commit();
-  if (context.output.isJson) context.output.json({ created });
-  else {context.output.line(
-      created.length > 0 ? `created ${created.join(", ")}` : "nothing to do",
-    );}
+  context.output.show(
+    { created },
+    created.length > 0 ? `created ${created.join(", ")}` : "nothing to do",
+  );
   return 0;
 }

@@ -7,9 +7,7 @@ export const versionCommand: Command = {
   summary: "Prints the version.",
   flags: {},
   run({ output }) {
-    if (output.isJson) {
-      output.json({ version: VERSION, deno: Deno.version.deno });
-    } else output.line(VERSION);
+    output.show({ version: VERSION, deno: Deno.version.deno }, VERSION);
     return Promise.resolve(0);
   },
 };
