@@ -6,7 +6,7 @@
 import { pooledMap } from "@std/async/pool";
 import { APPLICATION_NAME } from "../identity.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
-import { asServiceError, type ErrorCode } from "../errors.ts";
+import { asServiceError, type ErrorCode, ServiceError } from "../errors.ts";
 import {
   type FailedEntry,
   failedEvent,
@@ -39,10 +39,10 @@ import {
   type Verified,
 } from "./prepare.ts";
 
-/** How a round of a run ends: with the run's event, or with the wish for another snapshot. */
+/** How a round of a run ends: with the run's event, or with the reason for another round. */
 type RoundEnd =
   | { readonly state: "closed"; readonly event: LoadEvent }
-  | { readonly state: "snapshot_lost" };
+  | { readonly state: "restart"; readonly reason: string };
 
 /** A group of which nothing is left to do. */
 type Settled = Verified | Failed;
@@ -55,9 +55,9 @@ type Settled = Verified | Failed;
  *
  * Where a target calls functions, as in a trigger, all are prepared before the
  * first commits: the functions may write to another target, which its locks
- * protect until then.
+ * protect until then. Functions that ran without that protection end the round.
  *
- * @param mayRestart whether a lost snapshot ends the round before the run is closed.
+ * @param mayRestart whether the round may end before the run is closed.
  */
 export async function loadFromOneSnapshot(
   context: RunContext,
@@ -68,7 +68,7 @@ export async function loadFromOneSnapshot(
   const settled = new Map<CommitGroup, Settled>();
   const commits = new Turns();
   let event: LoadEvent | undefined;
-  let isLost = false;
+  let restart: string | undefined;
   let failure: { readonly cause: unknown } | undefined;
 
   const inParallel = <T>(work: (group: CommitGroup) => Promise<T>) =>
@@ -78,22 +78,32 @@ export async function loadFromOneSnapshot(
   const first = groups.length > 1 && await mayActOnAnother(context)
     ? await inParallel((group) => preparation.prepare(group, 0))
     : [];
-  isLost = mayRestart && first.some(hasLostSnapshot);
+  if (mayRestart && first.some(hasLostSnapshot)) restart = SNAPSHOT_LOST;
 
   const settle = async (group: CommitGroup) => {
     for (let attempts = 0;;) {
       const prepared = attempts === 0 && first[groups.indexOf(group)] ||
         await preparation.prepare(group, attempts);
-      isLost ||= mayRestart && hasLostSnapshot(prepared);
+      if (mayRestart && hasLostSnapshot(prepared)) restart ??= SNAPSHOT_LOST;
       if (prepared.state === "failed") {
         settled.set(group, prepared);
         return;
       }
       const outcome = await commits.take(async () => {
+        const isUnprotected = !first.includes(prepared) &&
+          prepared.results.some((result) => !result.hasNoSideEffects) &&
+          [...settled.values()].some(({ state }) => state === "verified");
+        if (isUnprotected && mayRestart) restart ??= UNPROTECTED;
         // Two snapshots must never be mixed, so what is prepared is given up too.
-        if (isLost || failure) {
+        if (restart || failure) {
           prepared.session.destroy();
           return { state: "abandoned" } as const;
+        }
+        if (isUnprotected) {
+          prepared.session.destroy();
+          const cause = new ServiceError("serialization", UNPROTECTED);
+          settled.set(group, failedGroup(group, cause, prepared.attempts));
+          return { state: "failed", cause } as const;
         }
         const isLast = settled.size === groups.length - 1;
         const others = isLast ? [...settled.values()] : undefined;
@@ -138,13 +148,18 @@ export async function loadFromOneSnapshot(
   );
   if (failure) throw failure.cause;
   if (event) return { state: "closed", event };
-  if (isLost) return { state: "snapshot_lost" };
+  if (restart) return { state: "restart", reason: restart };
   const outcomes = inOrder(groups, [...settled.values()]);
   return {
     state: "closed",
     event: await closeWithoutTables(context, snapshotAt, outcomes),
   };
 }
+
+const SNAPSHOT_LOST = "the source's snapshot was lost";
+
+const UNPROTECTED =
+  "functions of the target ran after another table was committed, and may have changed it";
 
 /** Reports whether writing to one of the run's targets may change another one. */
 async function mayActOnAnother(

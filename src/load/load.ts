@@ -232,8 +232,10 @@ async function executeRun(
   for (let round = 1;; round++) {
     const mayRestart = round < config.retryAttempts;
     const end = await loadFromOneSnapshot(context, mayRestart);
-    if (end.state === "snapshot_lost") {
-      log.warn("The source's snapshot was lost: starting over with a new one");
+    if (end.state === "restart") {
+      log.warn("Starting over with a new snapshot: {reason}", {
+        reason: end.reason,
+      });
       await forgetTableLoads(service.warehouse, run.id);
       continue;
     }

@@ -54,7 +54,7 @@ export interface FoundTarget {
   readonly columns: readonly FoundColumn[];
   readonly hashProbe: string;
   readonly hasStableCtid: boolean;
-  /** Whether writing to it may call functions of others: in triggers, rules, checks, domains, indexes or partitions. */
+  /** Whether writing to it may call functions of others: in triggers, rules, checks, domains, indexes or partition keys. */
   readonly callsFunctions: boolean;
   /** Quoted, qualified names of tables that inherit from it. Partitions do not count. */
   readonly children: readonly string[];
@@ -74,9 +74,9 @@ export interface FoundTarget {
   readonly hasRowSecurity: boolean;
 }
 
-/** SQL that is true for a relation `c` whose triggers, rules, checks, domains, indexes or partitions may call functions. */
+/** SQL that is true for a relation `c` whose triggers, rules, checks, domains, indexes or partition keys may call functions. */
 const CALLS_FUNCTIONS =
-  `(c.relkind <> 'r' or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
+  `(c.relkind <> 'r' or c.relispartition or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
          select from pg_catalog.pg_index x where x.indrelid = c.oid
            and (x.indexprs is not null or x.indpred is not null)) or exists (
          select from pg_catalog.pg_attribute d join pg_catalog.pg_type dt on dt.oid = d.atttypid
