@@ -19,7 +19,7 @@ import {
 } from "../runs/event.ts";
 import { selectTables } from "../tables/declaration.ts";
 import { findTarget } from "../sync/target.ts";
-import { insistently } from "./retry.ts";
+import { retry } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
 import {
   closeRun,
@@ -43,6 +43,9 @@ import {
 type RoundEnd =
   | { readonly state: "closed"; readonly event: LoadEvent }
   | { readonly state: "restart"; readonly reason: string };
+
+/** Retries of what closes a run, which must also happen after an abort. */
+const CLOSING = { atLeast: 3, evenIfAborted: true };
 
 /** A group of which nothing is left to do. */
 type Settled = Verified | Failed;
@@ -244,8 +247,8 @@ async function resolveUnknownCommit(
   context: RunContext,
   { tables, session }: Verified,
 ): Promise<{ isCommitted: boolean; event: LoadEvent | undefined }> {
-  const { service: { warehouse }, run } = context;
-  return await insistently(context, async () => {
+  const { service: { config, warehouse }, run } = context;
+  return await retry(config, async () => {
     // The backend may still be committing: after this it is certainly over.
     await endBackend(warehouse, session.pid, `${APPLICATION_NAME}/${run.id}`);
     const committed = await committedTables(warehouse, run.id);
@@ -253,7 +256,7 @@ async function resolveUnknownCommit(
       isCommitted: tables.every(({ name }) => committed.includes(name)),
       event: await eventOf(warehouse, run.id),
     };
-  });
+  }, { ...context, ...CLOSING });
 }
 
 /** Closes a run of which no transaction is left that could do it: its tables failed, or their commits did. */
@@ -262,8 +265,8 @@ async function closeWithoutTables(
   snapshotAt: string | null,
   outcomes: readonly Settled[],
 ): Promise<LoadEvent> {
-  const { service: { warehouse }, run } = context;
-  return await insistently(context, async () => {
+  const { service: { config, warehouse }, run } = context;
+  return await retry(config, async () => {
     const end = runEnd(
       context,
       snapshotAt,
@@ -278,7 +281,7 @@ async function closeWithoutTables(
       if (event) return event;
       throw error;
     }
-  });
+  }, { ...context, ...CLOSING });
 }
 
 /** Returns the run's end and its event, from what became of its groups. */

@@ -25,7 +25,7 @@ import type { Progress } from "../sync/progress.ts";
 import { publisherNames } from "../delivery/deliverer.ts";
 import { registerPublishers } from "../delivery/outbox.ts";
 import { drainSpool, spoolFailure } from "../runs/spool.ts";
-import { retriesOf, withRetries } from "./retry.ts";
+import { retry } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
 import {
   claimRun,
@@ -71,7 +71,7 @@ export async function load(
   let ticket: Ticket;
   try {
     // A second request joins the first one, so a retry does no harm.
-    ticket = await withRetries(retriesOf(service, hooks.signal), async () => {
+    ticket = await retry(config, async () => {
       await migrate(warehouse, connectionOf(config, "migrate", hooks.signal));
       return await enqueueRun(
         warehouse,
@@ -80,7 +80,7 @@ export async function load(
         config.lockTimeoutSeconds,
         service.workerId,
       );
-    });
+    }, { log: service.log, signal: hooks.signal });
   } catch (error) {
     // Whatever the reason, the warehouse has no record of the request.
     if (!hooks.signal?.aborted) {
@@ -161,9 +161,9 @@ async function takeTurn(
   locks: AsyncDisposableStack,
 ): Promise<{ run: Run; lock: Lock } | LoadEvent> {
   const { config, warehouse, log, workerId } = service;
-  const retries = retriesOf(service, hooks.signal);
+  const retries = { log, signal: hooks.signal };
   const askedAt = performance.now();
-  const turn = await withRetries(retries, async () => {
+  const turn = await retry(config, async () => {
     const turn = await waitForTurn(service, ticket, askedAt, hooks.signal);
     if (!isLock(turn)) return turn;
     try {
@@ -180,14 +180,15 @@ async function takeTurn(
       await turn[Symbol.asyncDispose]();
       throw error;
     }
-  });
+  }, retries);
   if (!isLock(turn)) return turn;
   const lock = locks.use(turn);
   await hooks.beforeStart?.();
   hooks.signal?.throwIfAborted();
-  const run = await withRetries(
-    retries,
+  const run = await retry(
+    config,
     () => claimRun(warehouse, ticket.runId, workerId),
+    retries,
   );
   if (!run) {
     const event = await eventOf(warehouse, ticket.runId);

@@ -17,7 +17,7 @@ import {
   integrityCheck,
   loadedEntry,
 } from "../runs/event.ts";
-import { withRetries } from "./retry.ts";
+import { retry } from "./retry.ts";
 import {
   keepLock,
   type RunContext,
@@ -83,11 +83,11 @@ export async function openPreparation(
   let snapshot: Snapshot;
   let attempts = 0;
   try {
-    snapshot = await withRetries(context, () => {
+    snapshot = await retry(config, () => {
       attempts++;
       const isLast = attempts >= config.retryAttempts;
       return openSnapshot(config, sourceConnection(context), tables, isLast);
-    });
+    }, context);
   } catch (error) {
     return {
       groups,
@@ -185,11 +185,8 @@ async function prepareGroup(
     }
   };
   try {
-    return await withRetries(
-      context,
-      attempt,
-      config.retryAttempts - attemptsBefore,
-    );
+    const retryAttempts = config.retryAttempts - attemptsBefore;
+    return await retry({ ...config, retryAttempts }, attempt, context);
   } catch (error) {
     return failedGroup(tables, error, attempts);
   }

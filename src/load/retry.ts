@@ -4,43 +4,45 @@
  * @module
  */
 import type { Logger } from "@logtape/logtape";
-import { retry, RetryError } from "@std/async/retry";
+import { retry as retryWithDelays, RetryError } from "@std/async/retry";
 import type { Config } from "../config/config.ts";
 import { asServiceError } from "../errors.ts";
-import type { AppContext } from "../context.ts";
 
-/** Configuration, log and signal of retries. */
-interface RetryContext {
-  readonly service: { readonly config: Config };
+/** Number of attempts, and the first delay between them. */
+type RetryPolicy = Pick<Config, "retryAttempts" | "retryDelaySeconds">;
+
+interface RetryOptions {
   readonly log: Logger;
   /** Prevents further attempts when aborted. */
   readonly signal?: AbortSignal | undefined;
+  /** The minimum number of attempts, whatever the policy says. */
+  readonly atLeast?: number;
+  /** Whether to make further attempts after an abort. */
+  readonly evenIfAborted?: boolean;
 }
 
 /** Retries transient failures with growing delays. Throws the last cause. */
-export async function withRetries<T>(
-  context: RetryContext,
+export async function retry<T>(
+  { retryAttempts, retryDelaySeconds }: RetryPolicy,
   work: () => Promise<T>,
-  attempts = context.service.config.retryAttempts,
+  { log, atLeast = 1, evenIfAborted, ...options }: RetryOptions,
 ): Promise<T> {
-  const { config } = context.service;
+  const signal = evenIfAborted ? undefined : options.signal;
   try {
-    return await retry(work, {
-      maxAttempts: Math.max(1, attempts),
-      minTimeout: config.retryDelaySeconds * 1000,
-      maxTimeout: Math.max(1, 3_600_000, config.retryDelaySeconds * 1000),
+    return await retryWithDelays(work, {
+      maxAttempts: Math.max(atLeast, retryAttempts),
+      minTimeout: retryDelaySeconds * 1000,
+      maxTimeout: Math.max(1, 3_600_000, retryDelaySeconds * 1000),
       multiplier: 2,
       jitter: 0.25,
-      ...(context.signal ? { signal: context.signal } : {}),
+      ...(signal ? { signal } : {}),
       isRetriable(error: unknown) {
         // Only the whole run can take another snapshot.
         const { kind, code, message } = asServiceError(error);
         const isRetriable = kind.transient && code !== "snapshot_lost" &&
-          !context.signal?.aborted;
+          !signal?.aborted;
         if (isRetriable) {
-          context.log.warn("A transient failure: {reason}", {
-            reason: message,
-          });
+          log.warn("A transient failure: {reason}", { reason: message });
         }
         return isRetriable;
       },
@@ -48,28 +50,4 @@ export async function withRetries<T>(
   } catch (error) {
     throw error instanceof RetryError ? error.cause : error;
   }
-}
-
-/** The minimum number of attempts at closing a run. */
-const MIN_ATTEMPTS = 3;
-
-/** Retries work that must also happen after an abort. */
-export function insistently<T>(
-  { service, log }: Pick<RetryContext, "service" | "log">,
-  work: () => Promise<T>,
-): Promise<T> {
-  const { retryAttempts } = service.config;
-  return withRetries(
-    { service, log },
-    work,
-    Math.max(MIN_ATTEMPTS, retryAttempts),
-  );
-}
-
-/** Returns the context of {@linkcode withRetries} before a run exists. */
-export function retriesOf(
-  service: AppContext,
-  signal: AbortSignal | undefined,
-) {
-  return { service, log: service.log, ...(signal ? { signal } : {}) };
 }

@@ -12,7 +12,7 @@ import { announceUnrecorded, driveRun } from "../load/load.ts";
 import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
 import { type AppContext, connectionOf } from "../context.ts";
 import { busyError } from "../runs/lock.ts";
-import { withRetries } from "../load/retry.ts";
+import { retry } from "../load/retry.ts";
 import { migrate } from "../runs/schema.ts";
 import {
   enqueueRun,
@@ -217,10 +217,10 @@ export class Dispatcher {
   ): Promise<T> {
     const service = this.#service;
     try {
-      return await withRetries({ service, log: service.log }, async () => {
+      return await retry(service.config, async () => {
         await this.#migrate();
         return await enqueue();
-      });
+      }, service);
     } catch (error) {
       const run = { ...request, id: crypto.randomUUID() };
       await announceUnrecorded(service, run, error);
