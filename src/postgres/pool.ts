@@ -32,6 +32,7 @@ import {
   type ServerHolder,
 } from "./server_identity.ts";
 import {
+  HISTORY_SETTINGS,
   LIFT_TIMEOUTS,
   type Parameter,
   type Row,
@@ -50,8 +51,7 @@ const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
 /** Settings of each statement. The server ends waits for locks, and the pool all other waits. */
-const SETTINGS =
-  `${LIFT_TIMEOUTS};\nset local lock_timeout = '10s';\n${SET_SEARCH_PATH}`;
+const SETTINGS = `${LIFT_TIMEOUTS};\n${HISTORY_SETTINGS};\n${SET_SEARCH_PATH}`;
 
 interface Connected {
   readonly client: Client;

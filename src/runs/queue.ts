@@ -8,7 +8,7 @@ import { delay } from "@std/async/delay";
 import { APPLICATION_NAME } from "../identity.ts";
 import type { Pool } from "../postgres/pool.ts";
 import type { Session } from "../postgres/session.ts";
-import type { Parameter, Row } from "../postgres/sql.ts";
+import { HISTORY_SETTINGS, type Parameter, type Row } from "../postgres/sql.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 import {
   EVENT_CHANNEL,
@@ -195,7 +195,7 @@ export async function closeRun(
   };
   const [row] = await executor.query(
     `with ordered as materialized (
-       select server from marketing_data_service.event_order for update),
+       select server from marketing_data_service.event_order where only_one for update),
      closed as (
        update marketing_data_service.run
        set state = $3, finished_at = clock_timestamp(), error = $4, code = $5, source_snapshot_at = $6
@@ -241,12 +241,9 @@ export async function closeRun(
   }
 }
 
-/**
- * Bounds the waits for locks on the history in a load's transaction, whose own
- * limit is for locks on targets.
- */
-export async function limitHistoryLocks(session: Session): Promise<void> {
-  await session.query("set local lock_timeout = '10s'");
+/** Replaces the settings of a load's transaction, which are for its targets. */
+export async function beginHistory(session: Session): Promise<void> {
+  await session.query(HISTORY_SETTINGS);
 }
 
 /** Records the load of a table, in the same transaction. */

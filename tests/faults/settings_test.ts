@@ -251,3 +251,30 @@ Deno.test("a server that computes is not stalled, even if the role cannot see it
     `alter role ${db.loader} reset all; drop owned by ${owner} cascade; drop role ${owner}`,
   );
 });
+
+Deno.test("statements that write the history are not compiled", async () => {
+  await using db = await loadedDatabases({ deals: 30, leads: 100 });
+  await db.warehouse.unsafe(
+    `create table public.seen (history text, jit text);
+     grant insert on public.seen to ${db.loader};
+     create function public.see() returns trigger language plpgsql as $$ begin
+       insert into public.seen values (tg_table_name, pg_catalog.current_setting('jit'));
+       return null;
+     end $$`,
+  );
+  for (const history of ["run", "table_load", "event"]) {
+    await db.warehouse.unsafe(
+      `create trigger see after insert or update on marketing_data_service.${history}
+         execute function public.see()`,
+    );
+  }
+  assertEquals(sayOutcome(await loadHere(db)), "exit 0");
+  const seen = await db.warehouse.unsafe(
+    "select distinct history, jit from public.seen order by history",
+  );
+  assertEquals(seen.map((row) => ({ ...row })), [
+    { history: "event", jit: "off" },
+    { history: "run", jit: "off" },
+    { history: "table_load", jit: "off" },
+  ]);
+});
