@@ -1,9 +1,9 @@
 /**
- * Files that are only appended to, a line at a time: the event file and the spool.
+ * Files that grow by whole lines: the event file and the spool.
  *
- * Such a file can stand in a folder that other users may write to. So a link is
- * never followed into the file of another user, and a new file can be read by
- * its owner only. A file that exists keeps its mode.
+ * The folder of such a file may be writable for other users. So a link to a file
+ * of another user is refused, and only the owner can read a new file. An existing
+ * file keeps its mode.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { access } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { ServiceError } from "./errors.ts";
 
-/** A file that is appended to, and how messages name it. */
+/** A file that grows, and its names in messages. */
 export interface AppendFile {
   readonly path: string;
   /** Completes "Cannot write to the …". */
@@ -21,22 +21,22 @@ export interface AppendFile {
   readonly variable: string;
 }
 
-/** What happens to a last line without a newline that is not whole JSON. */
+/** Whether to cut or keep a last line that has no newline and is not valid JSON. */
 export type TornLine = "cut" | "keep";
 
-/** Links that are followed one after another, as Linux does. */
+/** Maximum length of a chain of links, as on Linux. */
 const MAX_LINKS = 40;
 
-/** Attempts to open a file that another process creates or exchanges. */
+/** Maximum attempts to open a file that another process creates or replaces. */
 const MAX_OPENS = 5;
 
 const NEWLINE = 10;
 const BLOCK_BYTES = 64 * 1024;
 
 /**
- * Appends one line and syncs it to disk, under a lock on the file. A last line
- * without a newline gets one first. With `cut`, a torn one that begins as an
- * object of JSON is removed instead: it comes again.
+ * Appends one line under a lock on the file, and syncs it to disk. A last line
+ * without a newline gets one first. With `cut`, a torn JSON object is removed
+ * instead, because it is written again.
  *
  * @throws {ServiceError} `event_file_unwritable`.
  */
@@ -56,7 +56,7 @@ export async function appendLine(
       );
       await file.sync();
     } catch (error) {
-      // A part of the line would be read as a torn line, or come twice.
+      // A part of the line would count as a torn line, or appear twice.
       await file.truncate(end).catch(() => {});
       throw error;
     }
@@ -64,11 +64,11 @@ export async function appendLine(
 }
 
 /**
- * Opens the file for reading and writing and hands it to `work`. Creates it
- * with mode 0600 where `create` is set. Returns `undefined`, without a call of
- * `work`, when it does not exist otherwise.
+ * Opens the file for reading and writing, and passes it to `work`. With `create`,
+ * a missing file is created with mode 0600. Otherwise `work` is not called for a
+ * missing file, and the result is `undefined`.
  *
- * @throws {ServiceError} `event_file_unwritable`, also for what `work` throws.
+ * @throws {ServiceError} `event_file_unwritable`, also when `work` throws another error.
  */
 export async function withFile<T>(
   target: AppendFile,
@@ -103,7 +103,7 @@ export async function checkWritable(target: AppendFile): Promise<void> {
 }
 
 /**
- * Checks that the path names a regular file where it names one.
+ * Checks that the path names a regular file or nothing.
  *
  * @throws {ServiceError} `event_file_unwritable`.
  */
@@ -112,7 +112,7 @@ export async function checkKind(target: AppendFile): Promise<void> {
   if (info && !info.isFile) throw unwritable(target, notRegular(info));
 }
 
-/** Whether both paths name the same file, also by links or other spellings, and before it exists. */
+/** Returns whether both paths name the same file, also through links, and also before it exists. */
 export async function isSameFile(a: string, b: string): Promise<boolean> {
   return await identityOf(a) === await identityOf(b);
 }
@@ -125,7 +125,7 @@ async function identityOf(path: string): Promise<string> {
   return join(folder, basename(path));
 }
 
-/** A reason of ours why a file is not opened. */
+/** The reason why the service refuses a file. */
 class UnfitFileError extends Error {
   constructor(reason: string, readonly remedy: string) {
     super(reason);
@@ -161,14 +161,14 @@ async function open(
     }
     if (opens === MAX_OPENS) {
       throw new UnfitFileError(
-        "another process replaces it all the time",
+        "another process keeps replacing it",
         "Name a file in a folder that only the service writes to",
       );
     }
   }
 }
 
-/** The regular file that the path names, or `undefined` when there is none and one can be created. */
+/** Returns the regular file that the path names, or `undefined` when a new file can be created. */
 async function fitFile(path: string): Promise<Deno.FileInfo | undefined> {
   let name = path;
   for (let links = 0;; links++) {
@@ -184,7 +184,7 @@ async function fitFile(path: string): Promise<Deno.FileInfo | undefined> {
       await refuseUnfit(name, info, links > 0);
       return info;
     }
-    // Root can do anything anyway, so its links are trusted.
+    // Root can change any file, so its links are trusted.
     if (!isOwn(info) && info.uid !== 0) {
       throw new UnfitFileError(
         `${name} is a link that belongs to another user`,
@@ -195,7 +195,7 @@ async function fitFile(path: string): Promise<Deno.FileInfo | undefined> {
       throw new UnfitFileError("its links lead in a circle", "Remove the link");
     }
     const target = await Deno.readLink(name);
-    // The folder's name may be a link too, so that `..` must stay as it is.
+    // Keep `..` as it is: the name of the folder may be a link, too.
     name = isAbsolute(target) ? target : `${dirname(name)}/${target}`;
   }
 }
@@ -221,7 +221,7 @@ async function refuseUnfit(
       "Remove the link, or make the service's user the owner of that file",
     );
   }
-  // Root's own file was not put there by an attacker.
+  // An attacker cannot create a file that belongs to root.
   if (info.uid !== 0 && await isShared(dirname(name))) {
     throw new UnfitFileError(
       "it belongs to another user, in a folder that other users can write to",
@@ -240,11 +240,11 @@ async function lstat(path: string): Promise<Deno.FileInfo | undefined> {
 }
 
 function isOwn({ uid }: Deno.FileInfo): boolean {
-  // Both are null on Windows, where links need a privilege.
+  // Both are null on Windows, where creating a link needs a privilege.
   return uid === Deno.uid();
 }
 
-/** Whether every user of the host can put files into the folder. */
+/** Returns whether every user of the host can create files in the folder. */
 async function isShared(folder: string): Promise<boolean> {
   const { mode } = await Deno.stat(folder);
   return mode !== null && (mode & 0o002) !== 0;
@@ -284,7 +284,7 @@ function remedyFor(error: unknown, variable: string, path: string): string {
   return `Make the file and its folder writable for the service, ${other}`;
 }
 
-/** Leaves the file at its end, after a newline. */
+/** Makes the file end with a newline. */
 async function repairLastLine(
   file: Deno.FsFile,
   torn: TornLine,
@@ -298,13 +298,13 @@ async function repairLastLine(
   await writeAll(file, new Uint8Array([NEWLINE]));
 }
 
-/** Whether a line is one of ours as a crash leaves it: the beginning of an object, or a hole. */
+/** Returns whether a crash can have left the line: it begins as an object, or it has only NUL bytes. */
 function isBegun(line: Uint8Array): boolean {
   const first = line.find((byte) => byte !== 0);
   return first === undefined || first === "{".charCodeAt(0);
 }
 
-/** The bytes after the last newline. */
+/** Returns the bytes after the last newline. */
 async function lastLine(file: Deno.FsFile, size: number): Promise<Uint8Array> {
   for (let end = size; end > 0;) {
     const start = Math.max(0, end - BLOCK_BYTES);
@@ -340,7 +340,7 @@ async function readBytes(
   return bytes.subarray(0, read);
 }
 
-/** Replaces the content by a part of it, in the old order. A crash in between loses nothing of that part. */
+/** Replaces the content by a part of it, in the old order. A crash meanwhile loses nothing of that part. */
 export async function keepOnly(
   file: Deno.FsFile,
   rest: Uint8Array,

@@ -1,5 +1,5 @@
 /**
- * What a process works with, and the options of its connections.
+ * The context of a process, and the options of its connections.
  *
  * @module
  */
@@ -12,16 +12,16 @@ import type { ConnectionOptions } from "./postgres/session.ts";
 /** The context of a process. Created once. */
 export interface AppContext {
   readonly config: Config;
-  /** The warehouse, for everything that is not a load. */
+  /** The warehouse, for all statements outside of loads. */
   readonly warehouse: Pool;
   readonly log: Logger;
-  /** Names this process in the history. */
+  /** The name of this process in the history. */
   readonly workerId: string;
-  /** Begins to hand finished events to files and endpoints; must not wait or throw. */
+  /** Starts the delivery of finished events to files and endpoints. Does not wait, and never throws. */
   readonly deliver: () => void;
 }
 
-/** How the sessions of a run, or of something else by its name, connect. */
+/** Returns the options for the sessions of a run or of another named task. */
 export function connectionOf(
   config: Config,
   name: string,

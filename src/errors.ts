@@ -1,13 +1,12 @@
 /**
- * The one error table: every failure that the service can report, with its
- * HTTP status, exit code and remedy. The edges translate from here; nothing
- * else decides on a status or an exit code.
+ * The error table: every failure of the service, with its HTTP status, exit code
+ * and remedy. Nothing else decides on a status or an exit code.
  *
  * @module
  */
 import { printable } from "./format.ts";
 
-/** What a kind of failure means to the outside. */
+/** A kind of failure, as callers see it. */
 export interface ErrorKind {
   /** Exit code of the command line. */
   readonly exit: 1 | 64 | 69 | 74 | 75 | 78 | 130 | 143;
@@ -24,9 +23,9 @@ export interface ErrorKind {
     | 422
     | 500
     | 503;
-  /** True when a later attempt, with nothing changed, may succeed. */
+  /** Whether a later attempt may succeed with nothing changed. */
   readonly transient: boolean;
-  /** What to do about it, one sentence or two. */
+  /** Imperative sentences, at most three. */
   readonly remedy: string;
 }
 
@@ -132,7 +131,7 @@ export const ERRORS = {
     1,
     500,
     true,
-    "Retry: the snapshot's transaction ended in the source, or a table that is read was replaced there.",
+    "Retry: the source ended the transaction of the snapshot, or another session replaced a table there.",
   ),
   busy: kind(
     75,
@@ -174,7 +173,7 @@ export const ERRORS = {
     1,
     500,
     false,
-    "Copy the foreign rows into a table or a materialized view of the source, or point OLIST_DB_* at the database that has them.",
+    "Copy the foreign rows into a table or a materialized view of the source. Or point OLIST_DB_* at the database that has them.",
   ),
   source_unpopulated: kind(
     1,
@@ -210,7 +209,7 @@ export const ERRORS = {
     1,
     500,
     false,
-    "Grant SELECT on the source tables, and CREATE on the warehouse database (or ownership of the target tables), to the service's roles.",
+    "Grant the source role SELECT on the source tables. Grant the warehouse role CREATE on its database, or ownership of the target tables.",
   ),
   value_invalid: kind(
     1,
@@ -228,7 +227,7 @@ export const ERRORS = {
     1,
     500,
     false,
-    "Look for triggers or rules that change rows of the target, and for a source view that returns different rows each time, such as with random(). The target was rolled back.",
+    "Look for triggers or rules that change rows of the target. Look for a source view whose rows change between reads, such as with random(). The target was rolled back.",
   ),
   out_of_resources: kind(
     1,
@@ -326,24 +325,24 @@ export const ERRORS = {
 /** Code of a failure, as in events, answers and logs. */
 export type ErrorCode = keyof typeof ERRORS;
 
-/** What is known about a failure besides its code and reason. */
+/** The details of a failure, in addition to its code and reason. */
 interface ErrorDetails {
-  /** The server that it is about: `olist` or `dwh`. Named where the server itself reported the failure. */
+  /** The server: `olist` or `dwh`. The message names it when the server reported the failure. */
   readonly server?: string | undefined;
   /** The table that the failure belongs to. */
   readonly table?: string | undefined;
   /** SQLSTATE of the server's error. */
   readonly sqlstate?: string | undefined;
   readonly cause?: unknown;
-  /** A remedy that is better than the kind's. */
+  /** A more precise remedy than that of the kind. */
   readonly remedy?: string | undefined;
 }
 
-/** A failure that the service understands: code, reason, where it happened, remedy. */
+/** A known failure: code, reason, server, table, remedy. */
 export class ServiceError extends Error {
   override readonly name = "ServiceError";
   readonly code: ErrorCode;
-  /** What happened, without the table and the server. */
+  /** The reason, without the table and the server. */
   readonly reason: string;
   readonly server: string | undefined;
   readonly table: string | undefined;
@@ -370,7 +369,7 @@ export class ServiceError extends Error {
     return ERRORS[this.code];
   }
 
-  /** Message and remedy in one line, as events and answers carry it. */
+  /** The message and the remedy in one line, for events and answers. */
   get line(): string {
     const sentence = /[.!?]$/.test(this.message)
       ? this.message
@@ -378,7 +377,7 @@ export class ServiceError extends Error {
     return `${sentence} ${this.remedy}`;
   }
 
-  /** Returns the same failure as one of the table. */
+  /** Returns the same failure with the name of a table. */
   of(table: string): ServiceError {
     if (this.table === table) return this;
     const { server, sqlstate, remedy } = this;
@@ -387,7 +386,7 @@ export class ServiceError extends Error {
   }
 }
 
-/** The error as a {@linkcode ServiceError}: itself, or an `internal` one that keeps it as cause. */
+/** Returns the error as a {@linkcode ServiceError}. An unknown error becomes the cause of an `internal` one. */
 export function asServiceError(error: unknown): ServiceError {
   if (error instanceof ServiceError) return error;
   const message = error instanceof Error ? error.message : String(error);

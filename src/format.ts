@@ -1,30 +1,31 @@
 /**
- * Text for people: numbers and times, and text of others made safe to print.
+ * Formats numbers and times, and makes foreign text safe to print.
  *
- * `Intl` is not used: its first use costs a command more than its work.
+ * `Intl` is not used: its start takes longer than the work of a command.
  *
  * @module
  */
 
 /**
- * What a terminal acts on, what turns the direction of a line, and what nobody
- * sees: control and format characters, separators of lines, lone surrogates and
- * private characters. The two joiners stay: scripts and emoji are written with them.
+ * Matches characters that control a terminal, reverse the direction of a line or are
+ * invisible. These are control and format characters, line separators, lone
+ * surrogates and private characters. The two joiners stay, because scripts and
+ * emoji need them.
  */
 const UNPRINTABLE = /[[\p{C}\p{Zl}\p{Zp}]--[\u200c\u200d\p{Cn}]]/v;
 
 const UNPRINTABLES = new RegExp(UNPRINTABLE.source, "gv");
 
 /**
- * Returns the text as one line that is safe to print: white space is folded, and
- * every unprintable character is written as its number, such as `\\u{9b}`.
+ * Returns the text as one line that is safe to print. White space is folded, and
+ * every unprintable character becomes its number, such as `\\u{9b}`.
  */
 export function printable(text: string): string {
   return text.replace(/\s+/g, " ").trim()
     .replace(UNPRINTABLES, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
 }
 
-/** Returns text of several lines with its unprintable characters as numbers. Line breaks and tabs stay. */
+/** Returns the text with its unprintable characters as numbers. Line breaks and tabs stay. */
 export function printableLines(text: string): string {
   return text.replace(
     UNPRINTABLES,
@@ -44,12 +45,12 @@ export function printableJson(json: string): string {
   );
 }
 
-/** A count with its thousands apart: `1,234,567`. */
+/** Returns a count with separated thousands: `1,234,567`. */
 export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
-/** A duration in seconds: `<1 ms`, `4 ms`, `0.17 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`. */
+/** Returns a duration, given in seconds: `<1 ms`, `4 ms`, `0.17 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`. */
 export function formatSeconds(seconds: number): string {
   if (seconds < 0.0005) return seconds > 0 ? "<1 ms" : "0 ms";
   if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
@@ -63,7 +64,7 @@ export function formatSeconds(seconds: number): string {
 
 const BYTE_UNITS = ["B", "kB", "MB", "GB", "TB"];
 
-/** A number of bytes in decimal units: `903 B`, `1.2 MB`. */
+/** Returns a number of bytes in decimal units: `903 B`, `1.2 MB`. */
 export function formatBytes(bytes: number): string {
   let value = bytes;
   let unit = 0;
@@ -78,7 +79,7 @@ export function formatBytes(bytes: number): string {
 
 const MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
 
-/** A moment in UTC to the second: `24 Nov 2026 08:15:03`. */
+/** Returns a moment in UTC to the second: `24 Nov 2026 08:15:03`. */
 export function formatMoment(date: Date): string {
   const time = date.toISOString().slice(11, 19);
   return `${date.getUTCDate()} ${
@@ -86,7 +87,7 @@ export function formatMoment(date: Date): string {
   } ${date.getUTCFullYear()} ${time}`;
 }
 
-/** How far a moment is from `now`: `just now`, `3 min ago`, `in 2 h`. */
+/** Returns the distance of a moment from `now`: `just now`, `3 min ago`, `in 2 h`. */
 export function formatDistance(date: Date, now: Date): string {
   const seconds = (now.getTime() - date.getTime()) / 1000;
   const distance = Math.abs(seconds);

@@ -1,5 +1,5 @@
-/** Version of the program; a test holds it equal to the one in `deno.json`. */
+/** Version of the program. A test compares it with `deno.json`. */
 export const VERSION = "0.1.0";
 
-/** Every session and pool of the service has a name that begins so in `pg_stat_activity`. */
+/** Prefix of the `application_name` of every session and pool. */
 export const APPLICATION_NAME = "marketing-data-service";

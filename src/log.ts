@@ -1,6 +1,6 @@
 /**
- * Logging: one line per record on standard error, as text on a terminal and as
- * JSON elsewhere, with every secret masked.
+ * Logs one line per record to standard error. Lines are text on a terminal and
+ * JSON elsewhere. Every secret is masked.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { type Mask, maskStrings } from "./config/secrets.ts";
 import { printable, printableJson } from "./format.ts";
 import { APPLICATION_NAME } from "./identity.ts";
 
-/** How and where to log. */
+/** The format and destination of the log. */
 interface LogOptions {
   readonly level: Config["logLevel"];
   readonly format: "text" | "json";
@@ -25,7 +25,7 @@ interface LogOptions {
   readonly write: (line: string) => void;
 }
 
-/** Sets up logging for the process and returns the logger that all others derive from. */
+/** Sets up logging for the process. Returns the logger from which all others derive. */
 export function setUpLogging(options: LogOptions): Logger {
   const format = options.format === "json"
     ? jsonLine(options.mask)
@@ -75,7 +75,7 @@ export function captureConsole(log: Logger): () => void {
   return () => void Object.assign(globalThis.console, original);
 }
 
-/** One JSON object: time, level, message, and the record's properties. */
+/** Returns a format of one JSON object: time, level, message, and the properties of the record. */
 function jsonLine(mask: Mask): (record: LogRecord) => string {
   return (record) => {
     const own = {
@@ -104,7 +104,7 @@ function textLine(mask: Mask, colors: boolean): (record: LogRecord) => string {
   };
 }
 
-/** The message with its values in place, strings without quotes. */
+/** Returns the message with its values. Strings have no quotes. */
 function messageOf(record: LogRecord): string {
   return record.message
     .map((part) => typeof part === "string" ? part : Deno.inspect(part))

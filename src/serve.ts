@@ -1,6 +1,6 @@
 /**
- * The service: wires HTTP, the schedule, the channel and the delivery of events,
- * and stops them in order.
+ * Starts the parts of the service and stops them in order: HTTP, the schedule, the
+ * channel and the delivery of events.
  *
  * @module
  */
@@ -35,7 +35,7 @@ const CLOSE_SECONDS = 2;
 
 const DAY_MILLISECONDS = 86_400_000;
 
-/** What the process hands to the service. */
+/** The options of {@linkcode serve}. */
 interface ServeOptions {
   readonly service: AppContext;
   /** Stops the service. */

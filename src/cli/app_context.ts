@@ -1,6 +1,6 @@
 /**
- * Makes what a command works with: its log, its pool, and the deliveries that
- * follow on a load.
+ * Creates the context of a command: its log, its pool, and the deliveries after a
+ * load.
  *
  * @module
  */
@@ -16,13 +16,13 @@ import { Pool } from "../postgres/pool.ts";
 import { pruneHistory } from "../runs/history.ts";
 import type { Output } from "./output.ts";
 
-/** Seconds after a load during which attempts to deliver events may begin; the rest is left to the next process. */
+/** Seconds after a load in which deliveries may begin. The next process makes the other deliveries. */
 const DELIVERY_SECONDS = 5;
 
-/** The same after a signal, the attempts included. */
+/** Seconds after a signal in which deliveries may begin and must end. */
 const STOPPED_DELIVERY_SECONDS = 2;
 
-/** Starts logging as the configuration and the flags ask for. */
+/** Starts the log that the configuration and the flags describe. */
 export function startLogging(
   config: Config,
   output: Output,
@@ -45,7 +45,7 @@ export function startLogging(
   return log;
 }
 
-/** Returns what a load works with. `released` closes it. */
+/** Returns the context of the process. `released` closes it. */
 export function startService(
   config: Config,
   log: Logger,
@@ -61,17 +61,17 @@ export function startService(
     }),
   );
   let delivered = Promise.resolve();
-  // After the command has answered, and before its connections are closed.
+  // Wait for the deliveries before the connections are closed.
   released.defer(() => delivered);
   return {
     config,
     warehouse,
     log,
-    // Processes in containers share their ids, so the name needs more than that.
+    // Processes in containers share their ids.
     workerId: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
     deliver() {
       delivered = (async () => {
-        // A load that a signal ended has an event too, and a moment to say so.
+        // A load that a signal ended has an event, too.
         const limit = signal.aborted
           ? AbortSignal.timeout(STOPPED_DELIVERY_SECONDS * 1000)
           : signal;
@@ -83,7 +83,7 @@ export function startService(
   };
 }
 
-/** Removes what is older than RUN_RETENTION_DAYS. Never throws: the next run tries again. */
+/** Removes what is older than RUN_RETENTION_DAYS. Never throws: the next run retries. */
 export async function prune(
   { config, warehouse, log }: Pick<AppContext, "config" | "warehouse" | "log">,
 ): Promise<void> {
@@ -91,7 +91,7 @@ export async function prune(
   try {
     await pruneHistory(warehouse, config.runRetentionDays, names);
   } catch (error) {
-    log.warn("Old runs are not removed yet: {error}", {
+    log.warn("Cannot remove old runs: {error}", {
       error: asServiceError(error).line,
     });
   }

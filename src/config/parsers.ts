@@ -154,7 +154,9 @@ export const oneOf = <const T extends string>(
     (value) => values.find((v) => v.toLowerCase() === value.toLowerCase()),
   );
 
-export const number = (
+/** Returns a function that makes variables of a kind of number. */
+const numeric = (noun: string, syntax: RegExp) =>
+(
   fallback: string,
   minimum: number,
   maximum: number,
@@ -162,29 +164,17 @@ export const number = (
 ) =>
   variable(
     fallback,
-    `a number from ${minimum} to ${maximum}`,
+    `${noun} from ${minimum} to ${maximum}`,
     description,
     (value) => {
-      const parsed = /^\d+(\.\d+)?$/.test(value) ? Number(value) : NaN;
+      const parsed = syntax.test(value) ? Number(value) : NaN;
       return parsed >= minimum && parsed <= maximum ? parsed : undefined;
     },
   );
 
-export const integer = (
-  fallback: string,
-  minimum: number,
-  maximum: number,
-  description: string,
-) =>
-  variable(
-    fallback,
-    `a whole number from ${minimum} to ${maximum}`,
-    description,
-    (value) => {
-      const parsed = /^\d+$/.test(value) ? Number(value) : NaN;
-      return parsed >= minimum && parsed <= maximum ? parsed : undefined;
-    },
-  );
+export const number = numeric("a number", /^\d+(\.\d+)?$/);
+
+export const integer = numeric("a whole number", /^\d+$/);
 
 const BOOLEANS: Readonly<Record<string, boolean>> = {
   true: true,

@@ -1,10 +1,10 @@
 /**
- * Compares a table that a Mara pipeline loaded with what the service would
- * load, and separates Mara's habits from other differences.
+ * Compares a table that a Mara pipeline loaded with the source, and separates
+ * Mara's habits from other differences.
  *
  * Mara pipes `psql` through `sed '/^$/d'` into `psql`, and sets `PGTZ` for both
  * (mara_db/shell.py). So a DATE becomes midnight in Mara's time zone, and blank
- * lines inside a text vanish. Without `csv_format` an empty text becomes NULL.
+ * lines inside a text vanish. Without `csv_format`, an empty text becomes NULL.
  * All other values stay the same.
  *
  * @module
@@ -51,9 +51,9 @@ export interface MaraComparison {
 export interface Unexplained {
   readonly missing: number;
   readonly surplus: number;
-  /** Whether there can be more rows: only some of the differing buckets were compared row by row. */
+  /** Whether more rows can differ, because only some buckets were compared row by row. */
   readonly isAtLeast: boolean;
-  /** Examples of the first column, such as `mql_id`; `null` is NULL. */
+  /** Examples of the first column, such as `mql_id`. */
   readonly missingKeys: readonly (string | null)[];
   readonly surplusKeys: readonly (string | null)[];
 }
@@ -71,9 +71,9 @@ export interface Zones {
 }
 
 /**
- * Returns a comparison for a pipeline in Mara's time zone. It first compares as
- * the service does, which also checks both shapes. Then it compares the target
- * with the source as Mara would have loaded it.
+ * Returns a comparison for a pipeline in Mara's time zone. It first compares as a
+ * load does, and checks the columns of both sides. Then it compares the target with
+ * the source rows as Mara would load them.
  */
 export function compareWithMara(zones: Zones) {
   return async (
@@ -121,7 +121,7 @@ type Changes = MaraComparison["habits"];
 /** The effect of the habits on the columns of the source, as SQL. */
 interface Values {
   readonly value: (column: Column, habits: ReadonlySet<Habit>) => string;
-  /** Conditions: at least one holds for each row that the habit changes. */
+  /** SQL conditions. At least one is true for each row that the habit changes. */
   readonly changes: Readonly<Record<Habit, readonly string[]>>;
 }
 
@@ -214,7 +214,7 @@ async function countChangedRows(
   return HABITS.map((habit) => ({ habit, rows: Number(row![habit]) }));
 }
 
-/** Returns every non-empty subset of the habits, larger ones first, because most pipelines have all of them. */
+/** Returns every non-empty subset of the habits. Larger ones are first, because most pipelines have all habits. */
 function subsets(habits: Changes): Changes[] {
   return habits
     .reduce<Changes[]>(
@@ -225,7 +225,7 @@ function subsets(habits: Changes): Changes[] {
     .sort((a, b) => b.length - a.length);
 }
 
-/** Finds the rows that no habit explains, with the habits that explain the most rows. */
+/** Finds the habits that explain the most rows, and the rows that these do not explain. */
 async function findUnexplained(
   sides: Sides,
   values: Values,
@@ -274,9 +274,9 @@ async function findUnexplained(
 
 interface Differing {
   readonly buckets: readonly number[];
-  /** Number of rows in them, on both sides together. */
+  /** Number of rows in the buckets, both sides added. */
   readonly rows: number;
-  /** Number of leading buckets with at most {@linkcode MAX_ROWS} rows of each side; at least one. */
+  /** Number of leading buckets with at most {@linkcode MAX_ROWS} rows of each side. At least 1. */
   readonly within: number;
 }
 

@@ -11,16 +11,16 @@ type ColumnType =
   | "timestamp with time zone"
   | "double precision";
 
-/** One column of a table; source and target columns have the same name. */
+/** A column of a table. Its name is the same in source and target. */
 export interface Column {
   readonly name: string;
   /** Type in the warehouse. The source column is cast to it. */
   readonly type: ColumnType;
 }
 
-/** A source table and the warehouse table that is kept equal to it. */
+/** A source table, and the warehouse table that is kept equal to it. */
 export interface Table {
-  /** Name of the table as users say it, as in `load --table closed_deal`. */
+  /** Name for users, as in `load --table closed_deal`. */
   readonly name: string;
   readonly source: { readonly schema: string; readonly name: string };
   readonly target: { readonly schema: string; readonly name: string };
@@ -41,8 +41,8 @@ export function selectTables(
 }
 
 /**
- * SQL, lateral to `pg_attribute a`, of the stored type of a column: `oid` and
- * `typmod`. A domain stores its base type, through any number of domains.
+ * SQL for the stored type of a column: `oid` and `typmod`. It is lateral to
+ * `pg_attribute a`. A column of a domain stores the base type of the domain.
  */
 export const BASE_TYPE = `(
   with recursive domain (oid, typmod, depth) as (
@@ -54,8 +54,8 @@ export const BASE_TYPE = `(
 
 /**
  * Returns why a source column of this type cannot be loaded into the target
- * column, or `undefined` when it can. `sourceType` is a domain's base type, spelled as
- * `format_type` prints it, `category` is `pg_type.typcategory`.
+ * column, or `undefined` when it can. `sourceType` is the stored type, spelled as
+ * `format_type` prints it. `category` is `pg_type.typcategory`.
  */
 export function incompatibility(
   column: Column,
@@ -87,7 +87,7 @@ const DATES = new Set([
   "date",
 ]);
 
-/** A warning for a source type whose values a double can round, or `undefined`. */
+/** Returns a warning when the target rounds values of the source type, or `undefined`. */
 export function roundingWarning(
   column: Column,
   sourceType: string,

@@ -1,5 +1,5 @@
 /**
- * The default: the two marketing tables of the Mara project.
+ * The default tables: the two marketing tables of the Mara project.
  *
  * @module
  */
@@ -12,7 +12,7 @@ const timestamp = (name: string): Column => ({
 });
 const double = (name: string): Column => ({ name, type: "double precision" });
 
-/** The tables that are loaded where no others are declared, in the order in which results are reported. */
+/** The default tables, in the order in which results are reported. */
 export const MARKETING_TABLES: readonly Table[] = [
   {
     name: "closed_deal",
