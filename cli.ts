@@ -4,7 +4,11 @@
  *
  * @module
  */
-import { prune, startLogging, startService } from "./src/cli/app_context.ts";
+import {
+  createAppContext,
+  prune,
+  startLogging,
+} from "./src/cli/app_context.ts";
 import { parseArguments, suggest, usage } from "./src/cli/arguments.ts";
 import type { Command, CommandContext } from "./src/cli/command.ts";
 import { configCommand } from "./src/cli/commands/config.ts";
@@ -106,13 +110,13 @@ export async function main(args: readonly string[]): Promise<number> {
       environment,
       config,
       log,
-      service: once(() =>
-        startService(
+      app: once(() =>
+        createAppContext(
           config(),
           log(),
           released,
           controller.signal,
-          // A command has one statement at a time, and a service its clients'.
+          // A command runs one statement at a time. A service has several clients.
           command === serveCommand ? 4 : 1,
         )
       ),
@@ -120,8 +124,8 @@ export async function main(args: readonly string[]): Promise<number> {
         // Load the libraries of the server here only, so that other commands start fast.
         const { serve } = await import("./src/serve.ts");
         return await serve({
-          service: context.service(),
-          prune: () => prune(context.service()),
+          app: context.app(),
+          prune: () => prune(context.app()),
           signal: controller.signal,
           isTraced: isTraced(),
         });
@@ -150,7 +154,7 @@ export async function main(args: readonly string[]): Promise<number> {
   }
 }
 
-/** Calls `stop` at the first signal. A later one ends the process at once. */
+/** Calls `stop` at the first signal. A later signal ends the process at once. */
 function onStopSignal(stop: (name: keyof typeof SIGNAL_EXITS) => void): void {
   let stoppedAt: number | undefined;
   for (const name of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {

@@ -37,7 +37,7 @@ const DAY_MILLISECONDS = 86_400_000;
 
 /** The options of {@linkcode serve}. */
 interface ServeOptions {
-  readonly service: AppContext;
+  readonly app: AppContext;
   /** Stops the service. */
   readonly signal: AbortSignal;
   readonly isTraced: boolean;
@@ -52,8 +52,8 @@ interface ServeOptions {
  */
 export async function serve(options: ServeOptions): Promise<number> {
   const { signal, prune } = options;
-  const { config, log, warehouse } = options.service;
-  requireProtection(options.service);
+  const { config, log, warehouse } = options.app;
+  requireProtection(options.app);
   await prepareFiles(config);
   await using source = new Pool(config.olist, {
     max: 1,
@@ -67,11 +67,11 @@ export async function serve(options: ServeOptions): Promise<number> {
     undelivered: () => undeliveredEvents(warehouse, publisherNames(config)),
   });
   const deliverer = new Deliverer(
-    options.service,
+    options.app,
     (...outcome) => metrics.delivery(...outcome),
   );
-  const service: AppContext = {
-    ...options.service,
+  const app: AppContext = {
+    ...options.app,
     deliver() {
       deliverer.wake();
       void prune();
@@ -83,14 +83,14 @@ export async function serve(options: ServeOptions): Promise<number> {
     const { RunTracer } = await import("./service/tracing.ts");
     observers.push(new RunTracer());
   }
-  const dispatcher = new Dispatcher(service, observers);
+  const dispatcher = new Dispatcher(app, observers);
   let isReady = false;
   const streams = new AbortController();
   const server = await listen({
     hostname: config.host,
     port: config.port,
     app: createApp({
-      service,
+      service: app,
       health: sharedHealthCheck(source, warehouse),
       dispatcher,
       live,
@@ -101,7 +101,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     log,
   });
   const background = (async () => {
-    await prepareWarehouse(service, signal);
+    await prepareWarehouse(app, signal);
     if (signal.aborted) return;
     isReady = true;
     log.info("Ready for loads");

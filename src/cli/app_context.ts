@@ -46,7 +46,7 @@ export function startLogging(
 }
 
 /** Returns the context of the process. `released` closes it. */
-export function startService(
+export function createAppContext(
   config: Config,
   log: Logger,
   released: AsyncDisposableStack,

@@ -26,10 +26,10 @@ export function parseArguments(
     string: names.filter(hasValue),
     collect: names.filter(hasValue),
     alias: { h: "help" },
-    unknown(word, key) {
+    unknown(argument, key) {
       if (key !== undefined) {
         throw fail(
-          `unknown flag ${word.split("=")[0]}${
+          `unknown flag ${argument.split("=")[0]}${
             suggest(`--${key}`, names.map((n) => `--${n}`))
           }`,
         );
@@ -59,7 +59,7 @@ export function parseArguments(
   const [action, ...rest] = parsed._.map(String);
   const stray = command.action ? rest[0] : action;
   if (stray !== undefined) {
-    throw fail(`unexpected word ${JSON.stringify(stray)}`);
+    throw fail(`unexpected argument ${JSON.stringify(stray)}`);
   }
   if (
     command.action && action !== undefined &&

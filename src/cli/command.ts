@@ -39,7 +39,7 @@ export interface CommandContext {
   /** Parses on first use, so that `version` works with invalid variables. */
   readonly config: () => Config;
   /** Starts logging and connects to the warehouse on first use. The caller releases both. */
-  readonly service: () => AppContext;
+  readonly app: () => AppContext;
   readonly log: () => Logger;
   /** Serves until the signal. Returns the exit code. */
   readonly serve: () => Promise<number>;

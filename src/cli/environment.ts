@@ -14,8 +14,8 @@ import { ServiceError } from "../errors.ts";
 const MAX_SMALL_FILE_BYTES = 1_048_576;
 
 /**
- * Returns the variables of the service. A variable that the environment does not
- * set comes from the file.
+ * Returns the variables of the service. The file sets the variables that the
+ * environment does not set.
  *
  * @throws {ServiceError} `configuration`, which names the variable and never contains its value.
  */

@@ -14,7 +14,7 @@ export function helpOfAll(commands: readonly Command[]): string {
   return [
     "Usage: marketing-data-service COMMAND [flags]",
     "",
-    "Keeps two warehouse tables equal to two source tables and announces each load by an event.",
+    "Keeps warehouse tables equal to source tables, and announces each load by an event.",
     "",
     "Commands:",
     ...columns(commands.map(({ name, summary }) => [name, summary])),

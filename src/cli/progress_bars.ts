@@ -74,15 +74,15 @@ async function startBars(
   };
 }
 
-/** Phases in which all rows are copied. */
-const MOVED = new Set(["verify", "wait", "commit"]);
+/** Phases after the copy. */
+const AFTER_COPY = new Set(["verify", "wait", "commit"]);
 
-/** Maximum number of characters beside the bar. */
+/** Maximum number of other characters in the line of a bar. */
 const BESIDE_BAR = 78;
 
 /**
- * Returns the line of one table: bar, phase, rows, rows per second and time
- * left, as far as they are known. The line fits the width of the terminal.
+ * Returns the line of one table: bar, phase, rows, rows per second and remaining
+ * time. Unknown parts are left out. The line fits the width of the terminal.
  */
 export function barLine(
   { table, phase, rows, totalRows }: Progress,
@@ -90,15 +90,15 @@ export function barLine(
   width: number,
   nameWidth = 0,
 ): string {
-  const share = MOVED.has(phase)
+  const share = AFTER_COPY.has(phase)
     ? 1
     : totalRows
     ? Math.min(1, rows / totalRows)
     : 0;
   const size = Math.min(30, Math.max(6, width - BESIDE_BAR));
   const full = Math.round(share * size);
-  // A rate of the first moments means nothing.
-  const rate = rows > 0 && seconds >= 0.25 && !MOVED.has(phase)
+  // An earlier rate is not reliable.
+  const rate = rows > 0 && seconds >= 0.25 && !AFTER_COPY.has(phase)
     ? rows / seconds
     : undefined;
   const left = rate && totalRows && totalRows > rows

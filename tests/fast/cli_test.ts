@@ -29,7 +29,7 @@ for (
     [["load", "--table"], "--table needs a value"],
     [["load", "--mode", "quick"], "--mode must be one of auto, full"],
     [["load", "--mode", "auto", "--mode", "full"], "given more than once"],
-    [["load", "now"], `unexpected word "now"`],
+    [["load", "now"], `unexpected argument "now"`],
     [["schema", "drop"], "schema takes one of print, ensure, recreate"],
   ] as const
 ) {

@@ -32,5 +32,8 @@ Deno.test("health --service: an unhealthy service and a missing one are exit 69"
     PORT: String(freePort()),
   });
   assertEquals(none.code, 69);
-  assertStringIncludes(none.stderr, "No service answers on http://127.0.0.1:");
+  assertStringIncludes(
+    none.stderr,
+    "Cannot reach the service on http://127.0.0.1:",
+  );
 });

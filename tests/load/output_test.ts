@@ -19,7 +19,7 @@ Deno.test({
 
     for (const words of [["load", "--quiet"], ["load", "--quiet", "--json"]]) {
       await t.step(
-        `${words.join(" ")}: what it loaded is committed`,
+        `${words.join(" ")} reports that the data is committed`,
         async () => {
           const { code, stderr } = await toFull(words);
           assertEquals(code, 74, stderr);
@@ -27,7 +27,7 @@ Deno.test({
           assertEquals(lines.length, 1, stderr);
           assertMatch(
             lines[0]!,
-            /^Cannot write to standard output: No space left.*; run (\S{36}) succeeded and what it loaded is committed\. /,
+            /^Cannot write to standard output: No space left.*; run (\S{36}) succeeded, and its data is committed\. /,
           );
           const { json } = await runJson(["runs"], db.environment);
           const [newest] = json.runs ?? json;

@@ -33,7 +33,7 @@ export const eventsCommand: Command = {
     const isFollowing = flags.has("follow");
     let after = countOf("after", values.after?.[0] ?? "0", 15);
     const limit = countOf("limit", values.limit?.[0] ?? "100");
-    const { warehouse } = context.service();
+    const { warehouse } = context.app();
     await requireHistory(warehouse);
     if (flags.has("resume-webhook")) {
       const resumed = await resumePublisher(warehouse, "webhook");
@@ -77,7 +77,7 @@ function tableOf(events: readonly StoredEvent[]): TextTable {
       { name: "Cursor", isNumber: true },
       { name: "Status", width: 7 },
       { name: "Time (UTC)", width: 20 },
-      { name: "What it says", isFlexible: true, width: 60 },
+      { name: "Outcome", isFlexible: true, width: 60 },
       { name: "Run", width: 8 },
       { name: "By", width: 8 },
     ],

@@ -75,12 +75,12 @@ async function askService(
         ]),
       ),
     );
-    if (!health.status) throw new Error("another program listens there");
+    if (!health.status) throw new Error("another program answered");
     return health;
   } catch (error) {
     throw new ServiceError(
       "connection_failed",
-      `No service answers on ${url}: ${(error as Error).message}`,
+      `Cannot reach the service on ${url}: ${(error as Error).message}`,
       {
         cause: error,
         remedy:

@@ -54,10 +54,10 @@ export const loadCommand: Command = {
       return printComparisons(context.output, outcomes, "plan");
     }
     await prepareFiles(config);
-    const service = context.service();
+    const app = context.app();
     const progress = await startProgress(context.output, options.tables);
     try {
-      const event = await load(service, "cli", options, {
+      const event = await load(app, "cli", options, {
         signal: context.signal,
         onProgress: (_, p) => progress.update(p),
       });
@@ -101,7 +101,7 @@ function reportEvent(context: CommandContext, event: LoadEvent): number {
     if (event.status === "success") {
       throw new ServiceError(
         code,
-        `${message}; run ${event.run_id} succeeded and what it loaded is committed`,
+        `${message}; run ${event.run_id} succeeded, and its data is committed`,
         { cause, remedy: `${remedy} \`runs --id\` shows the run.` },
       );
     }

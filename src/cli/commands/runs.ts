@@ -42,12 +42,12 @@ export const runsCommand: Command = {
     if (id !== undefined) return await showRun(context, id);
     const limit = countOf("limit", values.limit?.[0] ?? "20");
     const status = values.status?.[0] as RunState | undefined;
-    const { warehouse } = context.service();
+    const { warehouse } = context.app();
     await requireHistory(warehouse);
     const runs = await listOutcomes(warehouse, { limit, status });
     context.output.show(
       { runs: runs.map(({ entries: _, ...run }) => run) },
-      runs.length > 0 ? tableOf(runs) : "No run.",
+      runs.length > 0 ? tableOf(runs) : "No runs.",
     );
     return 0;
   },
@@ -68,7 +68,7 @@ function tableOf(runs: readonly RunOutcome[]): TextTable {
       { name: "Run" },
       { name: "Status" },
       { name: "Requested (UTC)" },
-      { name: "What it did", isFlexible: true },
+      { name: "Outcome", isFlexible: true },
       { name: "Took", isNumber: true },
       { name: "By" },
     ],
@@ -92,15 +92,19 @@ async function showRun(context: CommandContext, id: string): Promise<number> {
   if (!/^[0-9a-f-]{1,36}$/i.test(id)) {
     throw usage(`--id must be a run's id, not ${JSON.stringify(id)}`, "runs");
   }
-  const { warehouse } = context.service();
+  const { warehouse } = context.app();
   await requireHistory(warehouse);
   const [found, another] = await findRunIds(warehouse, id.toLowerCase());
   if (another) throw usage(`several runs begin with ${id}`, "runs");
   const run = found && await findRun(warehouse, found);
   if (!run) {
-    throw new ServiceError("not_found", `There is no run ${id}`, {
-      remedy: "Run the command `runs` to list the runs.",
-    });
+    throw new ServiceError(
+      "not_found",
+      `Cannot show run ${id}: the history does not contain it`,
+      {
+        remedy: "Use `runs` to list the runs.",
+      },
+    );
   }
   output.show(run, listOf(run));
   return 0;

@@ -47,7 +47,7 @@ function print({ config, output }: CommandContext): number {
 
 /** Creates missing schemas and tables, and changes no existing ones. */
 async function ensure(context: CommandContext): Promise<number> {
-  const { config, warehouse } = context.service();
+  const { config, warehouse } = context.app();
   const connection = connectionOf(config, "schema", context.signal);
   await migrate(warehouse, connection);
   await ensureTargetSchemas(warehouse, config.tables);
@@ -64,7 +64,7 @@ async function ensure(context: CommandContext): Promise<number> {
   await session.commit();
   context.output.show(
     { created },
-    created.length > 0 ? `created ${created.join(", ")}` : "nothing to do",
+    created.length > 0 ? `created ${created.join(", ")}` : "nothing is missing",
   );
   return 0;
 }

@@ -22,7 +22,7 @@ export const verifyCommand: Command = {
     },
     "against-mara": {
       description:
-        "Explain differences by the habits of the Mara pipeline that loaded the tables. Exits with 1 when some remain",
+        "Explain differences by the habits of the Mara pipeline that loaded the tables. Exits with 1 when others remain",
     },
     "mara-timezone": {
       value: "ZONE",

@@ -13,7 +13,7 @@ const DESCRIPTION = {
     title: "marketing-data-service",
     version: VERSION,
     description:
-      "Keeps two warehouse tables equal to two source tables. Publishes an event for each load.",
+      "Keeps warehouse tables equal to source tables. Publishes an event for each load.",
   },
 } as const;
 

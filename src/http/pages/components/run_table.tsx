@@ -21,7 +21,7 @@ export function RunTable(
           <th scope="col">Status</th>
           <th scope="col">Requested</th>
           <th scope="col" class="wide">By</th>
-          <th scope="col" class="wide">What it did</th>
+          <th scope="col" class="wide">Outcome</th>
           <th scope="col" class="number">Duration</th>
         </tr>
       </thead>
