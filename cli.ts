@@ -9,7 +9,7 @@ import {
   prune,
   startLogging,
 } from "./src/cli/app_context.ts";
-import { parseArguments, suggest, usage } from "./src/cli/arguments.ts";
+import { parseArguments, usage } from "./src/cli/arguments.ts";
 import type { Command, CommandContext } from "./src/cli/command.ts";
 import { configCommand } from "./src/cli/commands/config.ts";
 import { eventsCommand } from "./src/cli/commands/events.ts";
@@ -27,10 +27,11 @@ import {
 } from "./src/cli/environment.ts";
 import { helpOf, helpOfAll } from "./src/cli/help.ts";
 import { broken, outputFor, print, printError } from "./src/cli/output.ts";
-import { parseConfig } from "./src/config/config.ts";
+import { parseConfig, readTables } from "./src/config/config.ts";
 import { type Mask, maskOfConfig, maskStrings } from "./src/config/secrets.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import { printable, printableJson } from "./src/format.ts";
+import { suggest } from "./src/suggest.ts";
 
 const COMMANDS: readonly Command[] = [
   loadCommand,
@@ -86,8 +87,9 @@ export async function main(args: readonly string[]): Promise<number> {
     const environment = await readEnvironment(
       parsed.values["env-file"]?.[0],
     );
+    const declared = await readTables(environment, readSmallFile);
     const config = once(() => {
-      const config = parseConfig(environment, readSmallFile);
+      const config = parseConfig(environment, readSmallFile, declared);
       mask = maskOfConfig(config);
       return config;
     });

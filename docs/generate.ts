@@ -6,11 +6,13 @@
 import type { Variable } from "../src/config/parsers.ts";
 import { VARIABLES } from "../src/config/variables.ts";
 import { type ErrorKind, ERRORS } from "../src/errors.ts";
+import { tablesFileSchema } from "../src/tables/tables_file.ts";
 
 /** The generated pages: name and content. */
 export const PAGES: Readonly<Record<string, () => Promise<string>>> = {
   "configuration.md": configuration,
   "troubleshooting.md": troubleshooting,
+  "tables.schema.json": tablesSchema,
 };
 
 const INTRODUCTION = `# Troubleshooting
@@ -70,6 +72,11 @@ Leave out \`none\` to refuse a server that asks for no password.
 \`LOAD_TIMEZONE\` sets the instant that a source \`DATE\` becomes. A Mara pipeline used \`Europe/Berlin\`.
 `;
 
+/** Returns the JSON Schema of the file that TABLES_FILE names. */
+async function tablesSchema(): Promise<string> {
+  return await format(JSON.stringify(tablesFileSchema()), "json");
+}
+
 /** Returns the page of every variable, formatted as `deno fmt` has it. */
 export async function configuration(): Promise<string> {
   const rows = Object.entries<Variable>(VARIABLES).map(([name, variable]) =>
@@ -105,9 +112,9 @@ function escape(text: string): string {
     .replaceAll(/`[^`]*`/g, (code) => code.replaceAll("\\*", "*"));
 }
 
-async function format(text: string): Promise<string> {
+async function format(text: string, extension = "md"): Promise<string> {
   const process = new Deno.Command(Deno.execPath(), {
-    args: ["fmt", "--ext", "md", "-"],
+    args: ["fmt", "--ext", extension, "-"],
     stdin: "piped",
     stdout: "piped",
   }).spawn();

@@ -4,8 +4,8 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { closestString } from "@std/text/closest-string";
 import { ServiceError } from "../errors.ts";
+import { suggest } from "../suggest.ts";
 import { type Command, COMMON_FLAGS, type ParsedArguments } from "./command.ts";
 
 /**
@@ -98,17 +98,4 @@ export function notAllowed(
     }${suggest(value, allowed)}`,
     command,
   );
-}
-
-/** Returns a suggestion for a mistyped word, or an empty text when no known word is similar. */
-export function suggest(word: string, known: readonly string[]): string {
-  if (known.length === 0) return "";
-  const closest = closestString(word, [...known]);
-  return isNear(word, closest) ? `; did you mean ${closest}?` : "";
-}
-
-function isNear(a: string, b: string): boolean {
-  const shared = [...a].filter((letter) => b.includes(letter)).length;
-  return Math.abs(a.length - b.length) <= 3 &&
-    shared >= Math.max(a.length, b.length) / 2;
 }

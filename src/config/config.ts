@@ -5,8 +5,9 @@
  * @module
  */
 import { ServiceError } from "../errors.ts";
-import type { Table } from "../tables/declaration.ts";
+import type { TableDeclaration } from "../tables/declaration.ts";
 import { MARKETING_TABLES } from "../tables/marketing.ts";
+import type { DeclaredTables } from "../tables/tables_file.ts";
 import {
   type AuthMethod,
   defaultAuthMethods,
@@ -43,7 +44,7 @@ export interface Config {
   readonly olist: DatabaseConfig;
   readonly dwh: DatabaseConfig;
   /** The declared tables, in the order in which results are reported. */
-  readonly tables: readonly Table[];
+  readonly tables: readonly TableDeclaration[];
   readonly maxParallelTasks: number;
   readonly retryAttempts: number;
   readonly retryDelaySeconds: number;
@@ -90,7 +91,7 @@ export type Environment = Readonly<Record<string, string | undefined>>;
  * Parses the configuration.
  *
  * `readFile` returns the text of a file that a variable names, such as a
- * password or a certificate.
+ * password or a certificate. `declared` is what {@linkcode readTables} returns.
  *
  * @throws {ServiceError} `configuration`, with every mistake: the variable, its
  * value (masked when it is secret) and the allowed values.
@@ -98,8 +99,9 @@ export type Environment = Readonly<Record<string, string | undefined>>;
 export function parseConfig(
   environment: Environment,
   readFile: (path: string) => string,
+  declared: DeclaredTables = { tables: MARKETING_TABLES, problems: [] },
 ): Config {
-  const problems: string[] = [];
+  const problems = [...declared.problems];
 
   function read<K extends VariableName>(name: K): Values[K] {
     const { default: fallback, parse, secret, isHidden, allowed } =
@@ -182,10 +184,12 @@ export function parseConfig(
     };
   }
 
+  // The caller has read the file. This reports a value that looks like a secret.
+  read("TABLES_FILE");
   const config: Config = {
     olist: database("olist", "OLIST_DB"),
     dwh: database("dwh", "DWH_DB"),
-    tables: MARKETING_TABLES,
+    tables: declared.tables,
     maxParallelTasks: read("MAX_PARALLEL_TASKS"),
     retryAttempts: read("RETRY_ATTEMPTS"),
     retryDelaySeconds: read("RETRY_DELAY"),
@@ -230,6 +234,31 @@ export function parseConfig(
     );
   }
   return config;
+}
+
+/**
+ * Returns the tables that TABLES_FILE declares, or the default. Never throws: the
+ * mistakes of the file are reported with those of the variables.
+ */
+export async function readTables(
+  environment: Environment,
+  readFile: (path: string) => string,
+): Promise<DeclaredTables> {
+  const path = environment.TABLES_FILE;
+  // A value that looks like a secret is reported without showing it.
+  if (!path || looksSecret(path)) {
+    return { tables: MARKETING_TABLES, problems: [] };
+  }
+  let text: string;
+  try {
+    text = readFile(path);
+  } catch (error) {
+    const shown = `TABLES_FILE=${JSON.stringify(path)}`;
+    const reason = (error as Error).message;
+    return { tables: [], problems: [`${shown} cannot be read: ${reason}`] };
+  }
+  const { parseTablesFile } = await import("../tables/tables_file.ts");
+  return parseTablesFile(path, text);
 }
 
 /** One variable in the output of `config`. */

@@ -66,6 +66,9 @@ const databaseVariables = <P extends string>(
 export const VARIABLES = {
   ...databaseVariables("OLIST_DB", "source", "olist_ecommerce"),
   ...databaseVariables("DWH_DB", "warehouse", "example_project_1_dwh"),
+  TABLES_FILE: path(
+    "YAML or JSON file that declares the tables. Unset loads the two marketing tables",
+  ),
   MAX_PARALLEL_TASKS: integer("5", 1, 64, "Tables loaded at the same time"),
   RETRY_ATTEMPTS: integer(
     "3",

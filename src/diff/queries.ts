@@ -9,6 +9,12 @@
  */
 import { identifier } from "../postgres/sql.ts";
 import type { BucketDifference, Bucketing } from "./fingerprint.ts";
+import {
+  bytesAsText,
+  formatTypeName,
+  isBuiltIn,
+  parseTypeName,
+} from "../tables/column_types.ts";
 import type { Column } from "../tables/declaration.ts";
 
 /** How rows are hashed. */
@@ -37,9 +43,14 @@ function seedOf({ seed }: HashMethod, position: number): string {
   return `'${BigInt.asIntN(64, mixed)}'::bigint`;
 }
 
-/** The column cast to the type that the target has. */
-export function castToTarget(column: Column): string {
-  return `${identifier(column.name)}::${column.type}`;
+/**
+ * Returns the column with the type that the target has. Only PostgreSQL's own
+ * types have the same name on both servers, and only they accept other types.
+ */
+export function castToTarget({ name, type }: Column): string {
+  return isBuiltIn(type)
+    ? `${identifier(name)}::${formatTypeName(type)}`
+    : identifier(name);
 }
 
 /**
@@ -64,14 +75,14 @@ export function rowHash(
   const [first, ...rest] = columns as readonly [Column, ...Column[]];
   const seeds = rest.map((column, index) => {
     const seed = seedOf(method, index + 2);
-    return `coalesce(${hashOf(bytesAsText(column), seed)}, ${seed})`;
+    return `coalesce(${hashOf(valueAsText(column), seed)}, ${seed})`;
   });
   // The seed distinguishes NULL from the empty text.
   const isNull = `(case when ${
     identifier(first.name)
   } is null then 1 else 0 end)::bigint`;
   return hashOf(
-    `coalesce(${bytesAsText(first)}, '')`,
+    `coalesce(${valueAsText(first)}, '')`,
     [seedOf(method, 1), isNull, ...seeds].join(" # "),
   );
 }
@@ -85,16 +96,9 @@ function hashOf(text: string, seed: string): string {
  * Returns a text that is equal exactly when the bytes of the value are equal.
  * PostgreSQL's own hashes treat -0.0 as 0.0, and fold integers to 32 bits.
  */
-function bytesAsText(column: Column): string {
+function valueAsText(column: Column): string {
   const value = castToTarget(column);
-  switch (column.type) {
-    case "text":
-      return value;
-    case "double precision":
-      return `pg_catalog.encode(pg_catalog.float8send(${value}), 'hex')`;
-    case "timestamp with time zone":
-      return `pg_catalog.encode(pg_catalog.timestamptz_send(${value}), 'hex')`;
-  }
+  return column.isText ? `${value}::text` : bytesAsText(column.type, value);
 }
 
 /**
@@ -102,7 +106,7 @@ function bytesAsText(column: Column): string {
  * same text. The length counts bytes: SQL_ASCII treats each byte as a character.
  */
 function withLength(column: Column): string {
-  const value = bytesAsText(column);
+  const value = valueAsText(column);
   return `coalesce(pg_catalog.octet_length(${
     bytesOf(value)
   })::text || ':' || ${value}, '~')`;
@@ -120,10 +124,10 @@ function bytesOf(text: string): string {
  */
 export const HASH_PROBE = `(select ${
   rowHash([
-    { name: "a", type: "text" },
-    { name: "b", type: "double precision" },
-    { name: "c", type: "timestamp with time zone" },
-    { name: "d", type: "text" },
+    { name: "a", type: parseTypeName("text") },
+    { name: "b", type: parseTypeName("double precision") },
+    { name: "c", type: parseTypeName("timestamptz") },
+    { name: "d", type: parseTypeName("text") },
   ], { kind: "native", seed: 0n })
 }::text from (values ('closed_deal', -0.5, '2018-02-26 19:58:54+00', null)) probe (a, b, c, d))`;
 
@@ -148,7 +152,7 @@ function keyHash(columns: readonly Column[], method: HashMethod): string {
   const first = columns.slice(0, 1);
   return method.kind === "text"
     ? rowHash(first, method)
-    : `coalesce(${hashOf(bytesAsText(first[0]!), seedOf(method, 0))}, 0)`;
+    : `coalesce(${hashOf(valueAsText(first[0]!), seedOf(method, 0))}, 0)`;
 }
 
 /** The number of a row's bucket as an SQL expression. */

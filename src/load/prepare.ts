@@ -37,11 +37,11 @@ import {
   type TableResult,
   warehouseTransaction,
 } from "../sync/sync_table.ts";
-import { selectTables, type Table } from "../tables/declaration.ts";
+import { selectTables, type TableDeclaration } from "../tables/declaration.ts";
 import { ensureTargetSchemas } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
-export type CommitGroup = readonly Table[];
+export type CommitGroup = readonly TableDeclaration[];
 
 /** A commit group that is loaded and verified, with its transaction open. */
 export interface Verified {

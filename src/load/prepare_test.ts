@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { ServiceError } from "../errors.ts";
-import type { Table } from "../tables/declaration.ts";
+import type { TableDeclaration } from "../tables/declaration.ts";
 import { MARKETING_TABLES } from "../tables/marketing.ts";
 import { failedGroup } from "./prepare.ts";
 
@@ -9,7 +9,7 @@ Deno.test("failedGroup reports another table's failure as its own where the tabl
   const cause = new ServiceError("snapshot_lost", "the snapshot is gone", {
     table: deal!.name,
   });
-  const codes = (tables: readonly Table[]) =>
+  const codes = (tables: readonly TableDeclaration[]) =>
     failedGroup(tables, cause, 1).failures.map(({ code }) => code);
   assertEquals(codes([lead!]), ["snapshot_lost"]);
   assertEquals(codes([deal!, lead!]), ["snapshot_lost", "rolled_back"]);

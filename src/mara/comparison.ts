@@ -24,10 +24,15 @@ import {
   equal,
   parseBuckets,
 } from "../diff/fingerprint.ts";
-import { bucketsSql, inBucketsSql, rowHash } from "../diff/queries.ts";
-import type { Snapshot } from "../sync/snapshot.ts";
+import {
+  bucketsSql,
+  castToTarget,
+  inBucketsSql,
+  rowHash,
+} from "../diff/queries.ts";
+import { resolvedIn, type Snapshot } from "../sync/snapshot.ts";
 import { sidesOf } from "../sync/sync_table.ts";
-import type { Column, Table } from "../tables/declaration.ts";
+import type { Column, TableDeclaration } from "../tables/declaration.ts";
 import { findTarget } from "../sync/target.ts";
 
 /** The changes that Mara makes to values. */
@@ -78,10 +83,11 @@ export interface Zones {
 export function compareWithMara(zones: Zones) {
   return async (
     snapshot: Snapshot,
-    table: Table,
+    declaration: TableDeclaration,
     warehouse: Session,
   ): Promise<MaraComparison> => {
-    const compared = await compareTable(snapshot, table, warehouse);
+    const compared = await compareTable(snapshot, declaration, warehouse);
+    const { table } = resolvedIn(snapshot, declaration);
     const counts = {
       sourceCount: compared.source.count,
       targetCount: compared.target?.count ?? null,
@@ -128,17 +134,16 @@ interface Values {
 async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
   const { columns } = sides.table;
   const types = await columnTypes(sides);
-  const isLocal = ({ name }: Column) =>
-    /^(date|timestamp without time zone)$/.test(types.get(name) ?? "");
+  const isLocal = ({ name, from, expression, type }: Column) =>
+    type.base === "timestamp with time zone" && expression === undefined &&
+    /^(date|timestamp without time zone)$/.test(types.get(from ?? name) ?? "");
   const instant = ({ name }: Column, zone: string) =>
     `(${identifier(name)}::timestamp at time zone ${literal(zone)})`;
   const asText = ({ name }: Column) => `${identifier(name)}::text`;
-  const texts = columns.filter(({ type }) => type === "text");
+  const texts = columns.filter(({ type }) => type.base === "text");
   return {
     value(column, habits) {
-      switch (column.type) {
-        case "double precision":
-          return `${identifier(column.name)}::double precision`;
+      switch (column.type.base) {
         case "timestamp with time zone":
           return isLocal(column)
             ? instant(
@@ -154,6 +159,8 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
             : asText(column);
           return habits.has("empty_texts") ? `nullif(${text}, '')` : text;
         }
+        default:
+          return castToTarget(column);
       }
     },
     changes: {
@@ -170,12 +177,12 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
 
 /** Returns the types of the source's columns, as `format_type` spells them without a length. */
 async function columnTypes(
-  { source }: Sides,
+  { source, table }: Sides,
 ): Promise<ReadonlyMap<string, string>> {
   const rows = await source.session.query(
     `select attname as name, pg_catalog.format_type(atttypid, null) as type
      from pg_catalog.pg_attribute
-     where attrelid = ${literal(source.relation)}::regclass::oid
+     where attrelid = ${literal(qualified(table.source))}::regclass::oid
        and attnum > 0 and not attisdropped`,
   );
   return new Map(rows.map(({ name, type }) => [name, type]));

@@ -1,5 +1,5 @@
 /**
- * Copies rows from one server to another by binary COPY, without decoding them.
+ * Copies rows from one server to another by COPY, without decoding them.
  *
  * @module
  */
@@ -44,18 +44,19 @@ export async function copyRows(
   select: string,
   target: Session,
   into: string,
+  format: "binary" | "text",
   onProgress: CopyProgress,
 ): Promise<CopyResult> {
   source.peer = target;
   target.peer = source;
   try {
     const writer = await target.copyFrom(
-      `copy ${into} from stdin (format binary)`,
+      `copy ${into} from stdin (format ${format})`,
     );
     const [from, to] = [source.plainSocket, target.plainSocket];
     const relay = from && to ? new Relay(from, to, onProgress) : undefined;
     const reader = await source.copyTo(
-      `copy (${select}) to stdout (format binary)`,
+      `copy (${select}) to stdout (format ${format})`,
     );
     const pumped = relay
       ? undefined

@@ -18,15 +18,14 @@ import {
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
-import { openSnapshot, type Snapshot } from "./snapshot.ts";
+import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
 import {
   bothSides,
   forTable,
   sidesOf,
   warehouseTransaction,
-  warningsOf,
 } from "./sync_table.ts";
-import type { Table } from "../tables/declaration.ts";
+import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import {
   checkCreatable,
   checkDeletable,
@@ -54,7 +53,7 @@ export type ComparisonOutcome<T = Comparison> =
 /** Compares one table. The warehouse session has a read-only transaction open. */
 type CompareTable<T> = (
   snapshot: Snapshot,
-  table: Table,
+  table: TableDeclaration,
   warehouse: Session,
 ) => Promise<T>;
 
@@ -66,7 +65,7 @@ type CompareTable<T> = (
  */
 export async function compareTables<T = Comparison>(
   config: Config,
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
   signal?: AbortSignal,
   compare = compareTable as CompareTable<T>,
 ): Promise<readonly ComparisonOutcome<T>[]> {
@@ -111,11 +110,11 @@ export function comparedForLoad(load: LoadToPlan): CompareTable<Comparison> {
  */
 export async function compareTable(
   snapshot: Snapshot,
-  table: Table,
+  declaration: TableDeclaration,
   warehouse: Session,
   load?: LoadToPlan,
 ): Promise<Comparison> {
-  warningsOf(snapshot, table);
+  const { table } = resolvedIn(snapshot, declaration);
   const isReplaced = load?.recreate ?? false;
   try {
     const [source, found] = await bothSides(

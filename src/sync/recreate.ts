@@ -7,7 +7,7 @@
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
-import type { Table } from "../tables/declaration.ts";
+import type { Table, TableDeclaration } from "../tables/declaration.ts";
 
 /** Something that belonged to the old table, and the SQL that gives it to the new one. */
 interface Belonging {
@@ -18,7 +18,7 @@ interface Belonging {
 
 /** The failure of a table that cannot be replaced without losing these. */
 export function notCarried(
-  { name, target }: Table,
+  { name, target }: TableDeclaration,
   losses: readonly string[],
   cause?: ServiceError,
 ): ServiceError {

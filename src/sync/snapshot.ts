@@ -15,17 +15,18 @@ import { ERRORS, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
 import { HASH_PROBE, randomSeed } from "../diff/queries.ts";
 import {
-  checkColumns,
   findDependencies,
   findReadable,
   isLockable,
   lockSql,
+  type ResolvedTable,
+  resolveTables,
   type SourceChecks,
   type SourceRelation,
   type SourceTable,
   unsupportedReason,
 } from "./source_tables.ts";
-import type { Table } from "../tables/declaration.ts";
+import type { Table, TableDeclaration } from "../tables/declaration.ts";
 
 /** The state of a source table when the snapshot was taken. */
 export interface SourceWatermark {
@@ -52,8 +53,8 @@ export interface Snapshot extends AsyncDisposable {
   readonly repeatable: ReadonlySet<string>;
   /** Returns the error with recovery of the standby as its cause, where it can be. */
   readonly explain: (error: unknown) => unknown;
-  /** Warnings about each source table, or the reason why it cannot be loaded. */
-  readonly tables: ReadonlyMap<string, readonly string[] | ServiceError>;
+  /** Each table with its columns, or the reason why it cannot be loaded. */
+  readonly tables: ReadonlyMap<string, ResolvedTable | ServiceError>;
   /**
    * Returns a session that reads the table in the snapshot. The caller starts to
    * close it. Disposing the snapshot waits until it is closed.
@@ -61,7 +62,7 @@ export interface Snapshot extends AsyncDisposable {
    * @throws {ServiceError} `snapshot_lost` when the source no longer has the
    * snapshot, or the table can no longer be read in it.
    */
-  readonly openReader: (table: Table) => Promise<Session>;
+  readonly openReader: (table: TableDeclaration) => Promise<Session>;
   /**
    * Checks, after the table was read, that the relations that were read are the
    * locked ones. A locked table does not keep others from renaming its schema or
@@ -69,7 +70,7 @@ export interface Snapshot extends AsyncDisposable {
    *
    * @throws {ServiceError} `snapshot_lost`.
    */
-  readonly confirm: (table: Table) => Promise<void>;
+  readonly confirm: (table: TableDeclaration) => Promise<void>;
 }
 
 /** The maximum number of snapshots, when DDL commits between a snapshot and its readers. */
@@ -98,7 +99,7 @@ const MAX_SNAPSHOTS = 5;
 export async function openSnapshot(
   config: Config,
   connection: ConnectionOptions,
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
   isLastAttempt = true,
 ): Promise<Snapshot> {
   const found: SourceChecks = new Map();
@@ -121,7 +122,13 @@ export async function openSnapshot(
       const present = await findReadable(holder, pending, found);
       await lockAll(config, holder, present, found, isLastAttempt);
       const reads = await findDependencies(holder, present);
-      const readable = withoutUnsupported(present, reads, found);
+      const supported = withoutUnsupported(present, reads, found);
+      for (const [name, resolved] of await resolveTables(holder, supported)) {
+        found.set(name, resolved);
+      }
+      const readable = supported.filter(({ name }) =>
+        !(found.get(name) instanceof ServiceError)
+      );
       const [taken] = await holder.query<
         { id: string; takenat: string; probe: string; xid: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
@@ -140,9 +147,6 @@ export async function openSnapshot(
         const canFollow = outcome.status === "fulfilled" ||
           readers.size > 0 && mayLackConnections(outcome.reason);
         if (!canFollow) throw outcome.reason;
-      }
-      for (const [name, shape] of await checkColumns(holder, readable)) {
-        found.set(name, shape);
       }
       const named = (of: (read: SourceRelation) => boolean) =>
         new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));
@@ -194,6 +198,40 @@ export async function openSnapshot(
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
     }
   }
+}
+
+/**
+ * Returns the tables with their columns. Reads the source only for tables whose
+ * columns are not declared.
+ *
+ * @throws {ServiceError} when one of them cannot be loaded.
+ */
+export async function describeTables(
+  config: Config,
+  connection: ConnectionOptions,
+  tables: readonly TableDeclaration[],
+): Promise<readonly Table[]> {
+  const undeclared = tables.filter(({ columns }) => !columns);
+  await using snapshot = undeclared.length > 0
+    ? await openSnapshot(config, connection, undeclared)
+    : undefined;
+  return tables.map(({ columns, ...table }) =>
+    columns ? { ...table, columns } : resolvedIn(snapshot!, table).table
+  );
+}
+
+/**
+ * Returns the table with its columns, and warnings about its source.
+ *
+ * @throws {ServiceError} when it cannot be loaded.
+ */
+export function resolvedIn(
+  snapshot: Snapshot,
+  { name }: Pick<TableDeclaration, "name">,
+): ResolvedTable {
+  const resolved = snapshot.tables.get(name)!;
+  if (resolved instanceof ServiceError) throw resolved;
+  return resolved;
 }
 
 /** The minimum lock timeout in seconds; 0 would disable it. */
@@ -269,7 +307,7 @@ function withoutUnsupported(
 /** @throws {ServiceError} `snapshot_lost` when the table now reads other relations. */
 async function confirmDependencies(
   session: Session,
-  table: Table,
+  table: TableDeclaration,
   before: readonly SourceRelation[],
 ): Promise<void> {
   const oids = (reads: readonly SourceRelation[]) =>
@@ -359,7 +397,7 @@ function isLost(error: unknown): error is ServiceError {
 }
 
 function snapshotLost(
-  { name: table }: Table,
+  { name: table }: TableDeclaration,
   reason: string,
   cause?: ServiceError,
 ): ServiceError {

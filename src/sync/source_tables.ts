@@ -5,30 +5,43 @@
  * @module
  */
 import type { Session } from "../postgres/session.ts";
-import { literal, qualified, type Row } from "../postgres/sql.ts";
+import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_STABLE_CTID } from "../diff/queries.ts";
 import {
+  fitOf,
+  formatTypeName,
+  isBuiltIn,
+  parseTypeName,
+  type TypeName,
+} from "../tables/column_types.ts";
+import {
   BASE_TYPE,
-  incompatibility,
-  roundingWarning,
+  type Column,
   type Table,
+  type TableDeclaration,
 } from "../tables/declaration.ts";
 
 /** A readable source table, view or the like. */
-export interface SourceTable extends Table {
+export interface SourceTable extends TableDeclaration {
   readonly oid: number;
   /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
   readonly kind: string;
 }
 
-/** Warnings about each source table, or the reason why it cannot be loaded. */
-export type SourceChecks = Map<string, readonly string[] | ServiceError>;
+/** A table with its columns, and warnings about its source. */
+export interface ResolvedTable {
+  readonly table: Table;
+  readonly warnings: readonly string[];
+}
+
+/** Each table by its name, or the reason why it cannot be loaded. */
+export type SourceChecks = Map<string, ResolvedTable | ServiceError>;
 
 /** Returns the tables that exist and can be read. Puts the others into `found` with the reason. */
 export async function findReadable(
   session: Session,
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
   found: SourceChecks,
 ): Promise<SourceTable[]> {
   const rows = await session.query(
@@ -108,7 +121,7 @@ export interface SourceRelation {
  */
 export async function findDependencies(
   session: Session,
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
 ): Promise<SourceRelation[]> {
   if (tables.length === 0) return [];
   const sources = await session.query(
@@ -136,6 +149,9 @@ export async function findDependencies(
 
 /** Kinds of relations with rows. */
 const KINDS = "'r', 'p', 'v', 'm', 'f'";
+
+/** OIDs from here on differ between servers. */
+const FIRST_VARIABLE_OID = 10_000;
 
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
@@ -185,7 +201,7 @@ async function findUnderlying(
 
 /** Returns why a table that reads these relations cannot be loaded, or `undefined`. */
 export function unsupportedReason(
-  { name: table, source }: Table,
+  { name: table, source }: TableDeclaration,
   reads: readonly SourceRelation[],
 ): ServiceError | undefined {
   const name = `${source.schema}.${source.name}`;
@@ -214,62 +230,268 @@ export function unsupportedReason(
   );
 }
 
-/** Checks the columns of every table. */
-export async function checkColumns(
+/** A column of a source table, or the value of an expression over it. */
+interface SourceColumn {
+  readonly name: string;
+  readonly type: TypeName;
+  /** `pg_type.typcategory` of the base type. */
+  readonly category: string;
+  readonly isText: boolean;
+  /** Whether values of the type have a binary form that a server can receive. */
+  readonly isBinary: boolean;
+}
+
+/** Columns of a query over `t`, the `pg_type` of `base`, for {@linkcode sourceColumn}. */
+const TYPE_COLUMNS =
+  `pg_catalog.format_type(base.oid, base.typmod) as type, t.typcategory as category,
+   t.typsend <> 0 and t.typreceive <> 0 as is_binary,
+   -- The binary form of an array or a row names the types inside by their OIDs.
+   -- Only those of the types that come with PostgreSQL are the same everywhere.
+   base.oid >= ${FIRST_VARIABLE_OID} and (
+     with recursive part (oid) as (
+       select base.oid
+       union
+       select inner_type.oid from part join pg_catalog.pg_type p on p.oid = part.oid, lateral (
+         select p.typelem as oid where p.typcategory = 'A'
+         union all select p.typbasetype where p.typtype = 'd'
+         union all select r.rngsubtype from pg_catalog.pg_range r where p.oid in (r.rngtypid, r.rngmultitypid)
+         union all select f.atttypid from pg_catalog.pg_attribute f
+           where f.attrelid = p.typrelid and f.attnum > 0 and not f.attisdropped) inner_type)
+     select pg_catalog.bool_or(p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
+       or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
+         and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID}))
+     from part join pg_catalog.pg_type p on p.oid = part.oid) as is_text`;
+
+function sourceColumn(row: Row): SourceColumn {
+  return {
+    name: row.column,
+    type: typeNameOf(row.type),
+    category: row.category,
+    isText: row.is_text ?? false,
+    isBinary: row.is_binary,
+  };
+}
+
+/** Returns the type that `format_type` prints so. It prints some that nobody declares, such as `interval year to month`. */
+function typeNameOf(text: string): TypeName {
+  try {
+    return parseTypeName(text);
+  } catch {
+    return { base: text, modifiers: "", isArray: false };
+  }
+}
+
+/** Finds the columns of every table in the open transaction, and checks their types. */
+export async function resolveTables(
   session: Session,
   tables: readonly SourceTable[],
-): Promise<[string, readonly string[] | ServiceError][]> {
+): Promise<[string, ResolvedTable | ServiceError][]> {
   if (tables.length === 0) return [];
-  const columns = await session.query(
-    `select a.attrelid as oid, a.attname as column,
-       pg_catalog.format_type(base.oid, base.typmod) as type, t.typcategory as category
+  const rows = await session.query(
+    `select a.attrelid as oid, a.attname as column, ${TYPE_COLUMNS}
      from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
        join pg_catalog.pg_type t on t.oid = base.oid
      where a.attnum > 0 and not a.attisdropped and a.attrelid in (${
       tables.map(({ oid }) => oid)
     }) order by a.attnum`,
   );
-  return tables.map((table) => [
-    table.name,
-    checkColumnsOf(table, columns.filter((c) => c.oid === table.oid)),
-  ]);
+  const resolved: [string, ResolvedTable | ServiceError][] = [];
+  for (const declaration of tables) {
+    const columns = rows.filter((row) => row.oid === declaration.oid)
+      .map(sourceColumn);
+    const values = await describeExpressions(session, declaration);
+    resolved.push([
+      declaration.name,
+      values instanceof ServiceError
+        ? values
+        : resolveTable(declaration, columns, values),
+    ]);
+  }
+  return resolved;
 }
 
-function checkColumnsOf(
-  table: Table,
-  columns: readonly Row[],
-): readonly string[] | ServiceError {
-  const { schema, name } = table.source;
+/** The SQL fragments of a declaration, with the key that each belongs to. */
+function fragmentsOf({ columns = [], where }: TableDeclaration) {
+  const expressions = columns.flatMap(({ name, expression }) =>
+    expression === undefined ? [] : [{ name, expression }]
+  );
+  return { expressions, where };
+}
+
+/**
+ * Returns the types of the expressions, by the name of the column. Evaluates
+ * nothing. Returns the error of the first fragment that the server refuses.
+ */
+async function describeExpressions(
+  session: Session,
+  table: SourceTable,
+): Promise<ReadonlyMap<string, SourceColumn> | ServiceError> {
+  const { expressions, where } = fragmentsOf(table);
+  if (expressions.length === 0 && where === undefined) return new Map();
+  const found = new Map<string, SourceColumn>();
+  if (where !== undefined) {
+    const refused = await trySql(
+      session,
+      `select from ${qualified(table.source)} where ${fragment(where)} limit 0`,
+    );
+    if (refused instanceof ServiceError) {
+      return badFragment(table, "where", refused);
+    }
+  }
+  for (const { name, expression } of expressions) {
+    const rows = await trySql(
+      session,
+      `select ${literal(name)} as column, ${TYPE_COLUMNS}
+       from (select 1) one left join (
+           select ${fragment(expression)} as value from ${
+        qualified(table.source)
+      } limit 0) q on true
+         cross join lateral (select pg_catalog.pg_typeof(q.value)::oid as atttypid, -1 as atttypmod) a
+         cross join lateral ${BASE_TYPE} base join pg_catalog.pg_type t on t.oid = base.oid`,
+    );
+    if (rows instanceof ServiceError) {
+      return badFragment(table, `the expression of column "${name}"`, rows);
+    }
+    found.set(name, sourceColumn(rows[0]!));
+  }
+  return found;
+}
+
+/** Runs a statement that may fail without ending the transaction. Returns the server's error. */
+async function trySql(
+  session: Session,
+  sql: string,
+): Promise<Row[] | ServiceError> {
+  await session.query("savepoint fragment");
+  try {
+    const rows = await session.query(sql);
+    await session.query("release savepoint fragment");
+    return rows;
+  } catch (error) {
+    if (
+      !(error instanceof ServiceError) || !error.sqlstate || session.failure
+    ) throw error;
+    await session.query("rollback to savepoint fragment");
+    return error;
+  }
+}
+
+function badFragment(
+  { name }: TableDeclaration,
+  what: string,
+  cause: ServiceError,
+): ServiceError {
+  return new ServiceError(
+    "configuration",
+    `the source refuses ${what}: ${cause.reason}`,
+    {
+      table: name,
+      cause,
+      remedy:
+        "Correct it in TABLES_FILE. Name functions of extensions with their schema.",
+    },
+  );
+}
+
+/** Returns the fragment so that it cannot leave its brackets. */
+function fragment(text: string): string {
+  return `(${text}\n)`;
+}
+
+/** Returns the table with the columns that a load copies. */
+function resolveTable(
+  { oid: _, kind: __, ...declaration }: SourceTable,
+  found: readonly SourceColumn[],
+  expressions: ReadonlyMap<string, SourceColumn>,
+): ResolvedTable | ServiceError {
+  const table = declaration.name;
+  const { schema, name } = declaration.source;
   const warnings: string[] = [];
-  for (const column of table.columns) {
-    const found = columns.find((c) => c.column === column.name);
-    if (!found) {
+  const columns: Column[] = [];
+  const declared = declaration.columns ??
+    found.map(({ name, type }): Column => ({ name, type }));
+  for (const column of declared) {
+    const from = column.from ?? column.name;
+    const source = expressions.get(column.name) ??
+      found.find((c) => c.name === from);
+    if (!source) {
       return new ServiceError(
         "source_column_missing",
-        `column "${column.name}" is missing in ${schema}.${name}`,
-        { table: table.name },
+        `column "${from}" is missing in ${schema}.${name}`,
+        { table },
       );
     }
-    const reason = incompatibility(column, found.type, found.category);
+    const fit = fitOf(source.type, source.category, column.type);
+    const subject = column.expression === undefined
+      ? `column "${from}" of ${schema}.${name}`
+      : `the expression of column "${column.name}"`;
+    const isSame = source.type.base === column.type.base;
+    const reason = fit.kind === "refused"
+      ? fit.reason
+      : isSame && !source.isBinary
+      ? `no server accepts values of its type ${formatTypeName(source.type)}`
+      : undefined;
     if (reason) {
       return new ServiceError(
         "source_column_incompatible",
-        `column "${column.name}" of ${schema}.${name} cannot be used: ${reason}`,
-        { table: table.name },
+        `${subject} cannot be used: ${reason}`,
+        { table },
       );
     }
-    const rounding = roundingWarning(column, found.type);
-    if (rounding) warnings.push(rounding);
+    if (fit.kind === "rounds") {
+      warnings.push(`column "${from}" ${fit.warning}`);
+    }
+    columns.push(
+      source.isText && !isBuiltIn(column.type)
+        ? { ...column, isText: true }
+        : column,
+    );
   }
-  const extra = columns
-    .filter((c) => !table.columns.some((column) => column.name === c.column))
-    .map((c) => `"${c.column}"`);
-  if (extra.length > 0) {
+  if (columns.length === 0) {
+    return new ServiceError(
+      "source_column_missing",
+      `${schema}.${name} has no columns`,
+      { table },
+    );
+  }
+  const used = new Set(declared.map(({ name, from }) => from ?? name));
+  const hasExpressions = expressions.size > 0;
+  const extra = found.filter((c) => !used.has(c.name))
+    .map((c) => `"${c.name}"`);
+  // An expression may use a column that no other key names.
+  if (extra.length > 0 && !hasExpressions) {
     warnings.push(
       `${schema}.${name} has columns that the load ignores: ${
         extra.join(", ")
       }`,
     );
   }
-  return warnings;
+  return { table: { ...declaration, columns }, warnings };
+}
+
+/**
+ * Returns the rows of the source as a query reads them: the source table, or a
+ * subquery with the names of the target's columns.
+ */
+export function sourceRelation(
+  { source, columns, where }: Table,
+  hasStableCtid: boolean,
+): string {
+  const relation = qualified(source);
+  const isMapped = where !== undefined ||
+    columns.some((column) =>
+      column.expression !== undefined ||
+      (column.from ?? column.name) !== column.name
+    );
+  if (!isMapped) return relation;
+  const values = columns.map(({ name, from, expression }) =>
+    `${
+      expression === undefined ? identifier(from ?? name) : fragment(expression)
+    } as ${identifier(name)}`
+  );
+  // The system columns lead to the rows of the table.
+  return `(select ${[...hasStableCtid ? ["ctid", "xmin"] : [], ...values]}
+    from ${relation}${
+    where === undefined ? "" : ` where ${fragment(where)}`
+  }) mapped`;
 }

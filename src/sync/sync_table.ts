@@ -8,7 +8,7 @@ import type { Config } from "../config/config.ts";
 import { copyRows } from "../postgres/copy.ts";
 import { GONE } from "../postgres/errors.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
-import { identifier, qualified } from "../postgres/sql.ts";
+import { identifier } from "../postgres/sql.ts";
 import {
   type ChangeHint,
   compareContent,
@@ -28,8 +28,9 @@ import {
 } from "../diff/fingerprint.ts";
 import { castToTarget, deleteSql, writtenRowsSql } from "../diff/queries.ts";
 import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
-import type { Snapshot, SourceWatermark } from "./snapshot.ts";
-import type { Table } from "../tables/declaration.ts";
+import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
+import type { Table, TableDeclaration } from "../tables/declaration.ts";
+import { sourceRelation } from "./source_tables.ts";
 import {
   checkDeletable,
   confirmTarget,
@@ -101,11 +102,11 @@ export function warehouseTransaction(config: Config) {
  */
 export async function syncTable(
   context: SyncContext,
-  table: Table,
+  declaration: TableDeclaration,
   warehouse: Session,
 ): Promise<TableResult> {
   const { snapshot, recreate, onProgress } = context;
-  const warnings = warningsOf(snapshot, table);
+  const { table, warnings } = resolvedIn(snapshot, declaration);
   const clock = new PhaseClock(table.name, onProgress);
   let isLocked = false;
   try {
@@ -182,20 +183,6 @@ function isFrom({ config }: Session, { server }: ServiceError): boolean {
   return server === config.label;
 }
 
-/**
- * Returns the warnings about the source table.
- *
- * @throws {ServiceError} when it cannot be loaded.
- */
-export function warningsOf(
-  snapshot: Snapshot,
-  table: Table,
-): readonly string[] {
-  const warnings = snapshot.tables.get(table.name) ?? [];
-  if (warnings instanceof ServiceError) throw warnings;
-  return warnings;
-}
-
 /** Waits for both. When one fails, destroys the reader and throws the failure. */
 export async function bothSides<T>(
   reader: Promise<Session>,
@@ -218,14 +205,15 @@ export function sidesOf(
   warehouse: Session,
   target: Pick<Target, "relation" | "hasStableCtid" | "hashProbe">,
 ): Sides {
+  const hasStableCtid = snapshot.withStableCtid.has(table.name);
   const isComparable = snapshot.hashProbe === target.hashProbe &&
     snapshot.encoding === warehouse.serverEncoding;
   return {
     table,
     source: {
       session: source,
-      relation: qualified(table.source),
-      hasStableCtid: snapshot.withStableCtid.has(table.name),
+      relation: sourceRelation(table, hasStableCtid),
+      hasStableCtid,
     },
     target: {
       session: warehouse,
@@ -322,6 +310,7 @@ async function apply(
       }`,
       sides.target.session,
       `${target.relation} (${columns})`,
+      table.columns.some(({ isText }) => isText) ? "text" : "binary",
       clock.moved,
     ));
   return {
@@ -541,7 +530,7 @@ function countAs(count: number): Fingerprint {
 /** Returns the error with the table's name, and with a code that fits the phase. */
 export function forTable(
   error: unknown,
-  table: Table,
+  table: TableDeclaration,
   warehouse: Session,
   isLocked = false,
 ): ServiceError {

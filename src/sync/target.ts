@@ -9,7 +9,18 @@ import { identifier, literal, qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { HAS_STABLE_CTID, HASH_PROBE } from "../diff/queries.ts";
 import { rowSecurityRemedy } from "../postgres/errors.ts";
-import { BASE_TYPE, type Table } from "../tables/declaration.ts";
+import {
+  formatTypeName,
+  hasSameName,
+  isBuiltIn,
+  parseTypeName,
+  type TypeName,
+} from "../tables/column_types.ts";
+import {
+  BASE_TYPE,
+  type Table,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 import {
   belongingsOf,
   checkReplaceable,
@@ -84,7 +95,7 @@ const CALLS_FUNCTIONS =
 
 /** Returns the object that has the target's name. */
 export async function findTarget(
-  table: Table,
+  table: TableDeclaration,
   warehouse: Pick<Session, "query">,
 ): Promise<FoundTarget> {
   const { schema, name } = table.target;
@@ -239,7 +250,8 @@ async function createTarget(
     ? `recreate_${crypto.randomUUID().replaceAll("-", "")}`
     : table.target.name;
   const relation = qualified({ schema: table.target.schema, name });
-  await warehouse.query(createTableSql(table, relation));
+  const known = await withWarehouseTypes(table, warehouse);
+  await warehouse.query(createTableSql(known, relation));
   await checkOwner(table, warehouse, relation);
   if (found.exists) {
     for (const statement of await storageOf(warehouse, found.oid!, relation)) {
@@ -293,7 +305,7 @@ export async function checkCreatable(
 
 /** Checks that the role still owns the new table. An event trigger can change the owner. */
 async function checkOwner(
-  table: Table,
+  table: TableDeclaration,
   warehouse: Session,
   relation: string,
 ): Promise<void> {
@@ -343,7 +355,7 @@ export async function eventTriggerRemedy(
  * @throws {ServiceError} `target_dropped`.
  */
 export async function confirmTarget(
-  table: Table,
+  table: TableDeclaration,
   warehouse: Session,
   { relation, oid }: Target,
 ): Promise<void> {
@@ -360,7 +372,7 @@ async function oidOf(
   return row!.oid;
 }
 
-function exchanged({ name: table, target }: Table): ServiceError {
+function exchanged({ name: table, target }: TableDeclaration): ServiceError {
   return new ServiceError(
     "target_dropped",
     `another table replaced ${target.schema}.${target.name} during the load`,
@@ -368,12 +380,65 @@ function exchanged({ name: table, target }: Table): ServiceError {
   );
 }
 
+/**
+ * Returns the table with the names that its types have in the warehouse, where an
+ * extension can be in another schema than in the source.
+ *
+ * @throws {ServiceError} `target_incompatible` for a type that does not exist.
+ */
+async function withWarehouseTypes(
+  table: Table,
+  warehouse: Session,
+): Promise<Table> {
+  const foreign = table.columns.filter(({ type }) => !isBuiltIn(type));
+  if (foreign.length === 0) return table;
+  const rows = await warehouse.query<{ name: string; found: string | null }>(
+    `select d.name, coalesce(pg_catalog.format_type(pg_catalog.to_regtype(d.name), null), (
+       select case when pg_catalog.count(*) = 1 then pg_catalog.min(pg_catalog.format_type(t.oid, null)) end
+       from pg_catalog.pg_type t
+       where t.typname = (pg_catalog.parse_ident(d.name))[pg_catalog.array_upper(pg_catalog.parse_ident(d.name), 1)])) as found
+     from pg_catalog.unnest(array[${
+      foreign.map(({ type }) => literal(type.base))
+    }]::text[]) d(name)`,
+  );
+  const columns = table.columns.map((column) => {
+    const row = rows.find(({ name }) => name === column.type.base);
+    if (!row || isBuiltIn(column.type)) return column;
+    if (row.found === null) {
+      const { schema, name } = table.target;
+      throw new ServiceError(
+        "target_incompatible",
+        `type ${column.type.base}, which column "${column.name}" of ${schema}.${name} needs, is missing in the warehouse`,
+        {
+          table: table.name,
+          remedy:
+            "Run CREATE TYPE or CREATE EXTENSION in the warehouse, or declare the column as text in TABLES_FILE.",
+        },
+      );
+    }
+    return { ...column, type: { ...column.type, base: row.found } };
+  });
+  return { ...table, columns };
+}
+
+/** Returns whether a column that `format_type` prints so has the declared type. */
+function hasType(printed: string, declared: TypeName): boolean {
+  if (printed === formatTypeName(declared)) return true;
+  if (isBuiltIn(declared)) return false;
+  const present = parseTypeName(printed);
+  return hasSameName(present, declared) &&
+    present.isArray === declared.isArray &&
+    present.modifiers === declared.modifiers;
+}
+
 /** Returns the DDL of a target table, as `schema print` shows it. */
 export function createTableSql(
   table: Table,
   relation = qualified(table.target),
 ): string {
-  const columns = table.columns.map((c) => `  ${identifier(c.name)} ${c.type}`);
+  const columns = table.columns.map((c) =>
+    `  ${identifier(c.name)} ${formatTypeName(c.type)}`
+  );
   return `create table ${relation} (\n${columns.join(",\n")}\n)`;
 }
 
@@ -403,12 +468,15 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       fail(
         `column "${column.name}" is missing in ${schema}.${name} of the warehouse`,
       );
-    } else if (present.type !== column.type) {
+    } else if (
+      !hasType(present.type, column.type) &&
+      !hasType(present.declared, column.type)
+    ) {
       const { declared, type } = present;
       fail(
         `column "${column.name}" of ${schema}.${name} in the warehouse is ${declared}${
           declared === type ? "" : ` (${type})`
-        }, not ${column.type}`,
+        }, not ${formatTypeName(column.type)}`,
       );
     }
   }
@@ -447,7 +515,10 @@ export function checkTarget(table: Table, found: FoundTarget): void {
  *
  * @throws {ServiceError} `target_incompatible`, `permission_denied`.
  */
-export function checkWritable(table: Table, found: FoundTarget): void {
+export function checkWritable(
+  table: TableDeclaration,
+  found: FoundTarget,
+): void {
   const { schema, name } = table.target;
   const generated = found.columns.find(({ isGenerated }) => isGenerated);
   if (generated) {
@@ -498,7 +569,7 @@ export function checkWritable(table: Table, found: FoundTarget): void {
  * @throws {ServiceError} `target_incompatible`.
  */
 export function checkDeletable(
-  table: Table,
+  table: TableDeclaration,
   { lacksReplicaIdentity }: Pick<Target, "lacksReplicaIdentity">,
 ): void {
   if (!lacksReplicaIdentity) return;
@@ -527,7 +598,7 @@ const KIND_NAMES: Readonly<Record<string, string>> = {
   T: "a type",
 };
 
-function checkKind(table: Table, { kind }: FoundTarget): void {
+function checkKind(table: TableDeclaration, { kind }: FoundTarget): void {
   if (kind === "r" || kind === "p") return;
   const { schema, name } = table.target;
   throw new ServiceError(
@@ -542,7 +613,10 @@ function checkKind(table: Table, { kind }: FoundTarget): void {
   );
 }
 
-function checkChildren(table: Table, { children }: FoundTarget): void {
+function checkChildren(
+  table: TableDeclaration,
+  { children }: FoundTarget,
+): void {
   if (children.length === 0) return;
   const { schema, name } = table.target;
   throw new ServiceError(
@@ -626,7 +700,7 @@ export async function putInPlace(
  */
 export async function ensureTargetSchemas(
   warehouse: Pool,
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
 ): Promise<void> {
   const schemas = targetSchemas(tables);
   const rows = await warehouse.query(
@@ -647,6 +721,8 @@ export async function ensureTargetSchemas(
 }
 
 /** Returns the schemas of the targets, each once. */
-export function targetSchemas(tables: readonly Table[]): readonly string[] {
+export function targetSchemas(
+  tables: readonly TableDeclaration[],
+): readonly string[] {
   return [...new Set(tables.map(({ target }) => target.schema))];
 }

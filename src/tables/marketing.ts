@@ -3,14 +3,18 @@
  *
  * @module
  */
+import { parseTypeName } from "./column_types.ts";
 import type { Column, Table } from "./declaration.ts";
 
-const text = (name: string): Column => ({ name, type: "text" });
+const text = (name: string): Column => ({ name, type: parseTypeName("text") });
 const timestamp = (name: string): Column => ({
   name,
-  type: "timestamp with time zone",
+  type: parseTypeName("timestamptz"),
 });
-const double = (name: string): Column => ({ name, type: "double precision" });
+const double = (name: string): Column => ({
+  name,
+  type: parseTypeName("double precision"),
+});
 
 /** The default tables, in the order in which results are reported. */
 export const MARKETING_TABLES: readonly Table[] = [

@@ -13,6 +13,7 @@ const FLOORS: readonly (readonly string[])[] = [
     "src/identity.ts",
     "src/append_file.ts",
     "src/format.ts",
+    "src/suggest.ts",
   ],
   ["src/tables/"],
   ["src/config/"],
@@ -39,9 +40,9 @@ const EDGES = ["src/http/", "src/cli/"];
 /** Packages, and the folder that alone imports them. */
 const OWNERS = { postgres: "src/postgres/" };
 
-/** Places that decide and convert only: they import no package but this one, and nothing of the system. */
+/** Places that decide and convert only: they import no packages but these, and nothing of the system. */
 const PURE = ["src/errors.ts", "src/format.ts", "src/config/", "src/tables/"];
-const PURE_PACKAGE = "croner";
+const PURE_PACKAGES = ["croner", "yaml", "zod"];
 
 /** Uses of the process, and the only files that may contain them. */
 const PROCESS_USERS: Readonly<Record<string, readonly string[]>> = {
@@ -132,7 +133,10 @@ function reasonAgainstPackage(
   target: string,
   imports: Readonly<Record<string, string>>,
 ): string | undefined {
-  if (target !== PURE_PACKAGE && PURE.some((place) => isUnder(place, path))) {
+  if (
+    !PURE_PACKAGES.includes(target) &&
+    PURE.some((place) => isUnder(place, path))
+  ) {
     return "it is not pure";
   }
   if (target.startsWith("node:")) return undefined;

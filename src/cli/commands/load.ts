@@ -5,7 +5,11 @@ import type { LoadEvent, TableEntry } from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
 import { prepareFiles } from "../../delivery/file.ts";
 import type { RunOptions } from "../../runs/queue.ts";
-import { namesOf, selectTables, type Table } from "../../tables/declaration.ts";
+import {
+  namesOf,
+  selectTables,
+  type TableDeclaration,
+} from "../../tables/declaration.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
 import { notAllowed } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
@@ -75,9 +79,9 @@ export const loadCommand: Command = {
  * @throws {ServiceError} `usage` for a name that is not declared.
  */
 export function tablesOf(
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
   names: readonly string[],
-): readonly Table[] {
+): readonly TableDeclaration[] {
   const known = namesOf(tables);
   for (const name of names) {
     if (!known.includes(name)) throw notAllowed("table", name, known);

@@ -9,6 +9,7 @@ import {
   ensureTargetSchemas,
   targetSchemas,
 } from "../../sync/target.ts";
+import { describeTables } from "../../sync/snapshot.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { loadCommand } from "./load.ts";
 
@@ -28,13 +29,16 @@ export const schemaCommand: Command = {
           arguments: { ...context.arguments, flags: new Set(["recreate"]) },
         });
       default:
-        return print(context);
+        return await print(context);
     }
   },
 };
 
-function print({ config, output }: CommandContext): number {
-  const { tables } = config();
+async function print(
+  { config, output, signal }: CommandContext,
+): Promise<number> {
+  const connection = connectionOf(config(), "schema", signal);
+  const tables = await describeTables(config(), connection, config().tables);
   const statements = [
     ...targetSchemas(tables).map((schema) =>
       `create schema if not exists ${identifier(schema)}`
@@ -51,13 +55,14 @@ async function ensure(context: CommandContext): Promise<number> {
   const connection = connectionOf(config, "schema", context.signal);
   await migrate(warehouse, connection);
   await ensureTargetSchemas(warehouse, config.tables);
+  const tables = await describeTables(config, connection, config.tables);
   const created: string[] = [];
   await using session = await Session.open(config.dwh, connection);
   await session.begin({
     mode: "read committed",
     lockTimeoutSeconds: config.lockTimeoutSeconds,
   });
-  for (const table of config.tables) {
+  for (const table of tables) {
     if (!await ensureTarget(table, session)) continue;
     created.push(`${table.target.schema}.${table.target.name}`);
   }

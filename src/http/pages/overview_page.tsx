@@ -6,7 +6,7 @@ import type { LiveRun } from "../../service/live_runs.ts";
 import { formatCount, formatSeconds } from "../../format.ts";
 import { describeChange } from "../../runs/describe.ts";
 import type { RunState } from "../../runs/queue.ts";
-import type { Table } from "../../tables/declaration.ts";
+import type { TableDeclaration } from "../../tables/declaration.ts";
 import {
   DurationChart,
   RowsChart,
@@ -25,7 +25,7 @@ export interface Overview {
   /** The last runs, newest first. */
   readonly runs: readonly RunOutcome[];
   /** The declared tables, and the histories of those that were loaded. */
-  readonly tables: readonly Table[];
+  readonly tables: readonly TableDeclaration[];
   readonly histories: readonly TableHistory[];
   /** The run that is going on or waits. */
   readonly current: RunOutcome | undefined;
@@ -193,7 +193,7 @@ function verdictOf(
   { checks }: Health,
   current: RunOutcome | undefined,
   last: RunOutcome | undefined,
-  tables: readonly Table[],
+  tables: readonly TableDeclaration[],
 ): { state: RunState; title: string; detail?: Child } {
   for (
     const [check, name] of [

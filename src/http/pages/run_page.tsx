@@ -5,7 +5,10 @@ import type { RunDetails } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
 import { describeChange } from "../../runs/describe.ts";
-import { selectTables, type Table } from "../../tables/declaration.ts";
+import {
+  selectTables,
+  type TableDeclaration,
+} from "../../tables/declaration.ts";
 import { Icon, Status } from "./components/icons.tsx";
 import { Json } from "./components/json.tsx";
 import { LiveRow } from "./components/live_row.tsx";
@@ -18,7 +21,7 @@ interface RunPageProps {
   readonly run: RunDetails;
   readonly live: LiveRun | undefined;
   /** The declared tables. */
-  readonly tables: readonly Table[];
+  readonly tables: readonly TableDeclaration[];
 }
 
 /** The page's content. */

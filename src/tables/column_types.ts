@@ -1,0 +1,321 @@
+/**
+ * The types of columns: how their names are spelled, how a value becomes bytes
+ * to hash, and which source type fits which target type.
+ *
+ * A type without an entry in the registry is handled by its own send function,
+ * which is what binary COPY moves.
+ *
+ * @module
+ */
+
+/** A type by its name, spelled as `format_type` prints it. */
+export interface TypeName {
+  /** The name without modifiers, such as `timestamp with time zone` or `public.mood`. */
+  readonly base: string;
+  /** The modifiers without spaces, such as `10,2`, or an empty text. */
+  readonly modifiers: string;
+  readonly isArray: boolean;
+}
+
+/** Properties of one built-in type. */
+interface BuiltIn {
+  /** Returns SQL of a text that is equal exactly when the bytes of the value are equal. */
+  readonly bytes?: (value: string) => string;
+  /** Other spellings of the name. */
+  readonly aliases?: readonly string[];
+  /** Source types whose every value the type can represent. */
+  readonly widens?: readonly string[];
+  /** Source types whose values the type may round. */
+  readonly rounds?: readonly string[];
+}
+
+/** Returns a {@linkcode BuiltIn.bytes} that calls the type's send function. */
+function sentBy(name: string): (value: string) => string {
+  return (value) => `pg_catalog.encode(pg_catalog.${name}(${value}), 'hex')`;
+}
+
+/** The text of the value has the bytes of the value. */
+const asText = (value: string) => `${value}::text`;
+
+const INTEGERS = ["smallint", "integer"];
+
+/**
+ * The registry of built-in types. An entry makes the hash faster, or allows
+ * source types other than the type itself.
+ */
+const BUILT_IN = new Map<string, BuiltIn>(Object.entries({
+  text: { bytes: (value) => value },
+  "character varying": {
+    bytes: asText,
+    aliases: ["varchar"],
+    widens: ["name"],
+  },
+  character: { bytes: sentBy("bpcharsend"), aliases: ["char", "bpchar"] },
+  name: { bytes: asText },
+  smallint: { bytes: sentBy("int2send"), aliases: ["int2"] },
+  integer: {
+    bytes: sentBy("int4send"),
+    aliases: ["int", "int4"],
+    widens: ["smallint"],
+  },
+  bigint: {
+    bytes: sentBy("int8send"),
+    aliases: ["int8"],
+    widens: INTEGERS,
+  },
+  numeric: {
+    bytes: sentBy("numeric_send"),
+    aliases: ["decimal", "dec"],
+    widens: [...INTEGERS, "bigint"],
+  },
+  real: {
+    bytes: sentBy("float4send"),
+    aliases: ["float4"],
+    widens: ["smallint"],
+  },
+  "double precision": {
+    bytes: sentBy("float8send"),
+    aliases: ["float8", "float"],
+    widens: [...INTEGERS, "real"],
+    rounds: ["bigint", "numeric"],
+  },
+  boolean: { bytes: sentBy("boolsend"), aliases: ["bool"] },
+  bytea: { bytes: (value) => `pg_catalog.encode(${value}, 'hex')` },
+  uuid: { bytes: sentBy("uuid_send") },
+  json: { bytes: asText },
+  jsonb: { bytes: sentBy("jsonb_send") },
+  date: { bytes: sentBy("date_send") },
+  "time without time zone": { bytes: sentBy("time_send"), aliases: ["time"] },
+  "time with time zone": { bytes: sentBy("timetz_send"), aliases: ["timetz"] },
+  "timestamp without time zone": {
+    bytes: sentBy("timestamp_send"),
+    aliases: ["timestamp"],
+    widens: ["date"],
+  },
+  "timestamp with time zone": {
+    bytes: sentBy("timestamptz_send"),
+    aliases: ["timestamptz"],
+    widens: ["date", "timestamp without time zone"],
+  },
+  interval: { bytes: sentBy("interval_send") },
+  bit: { bytes: sentBy("bit_send") },
+  "bit varying": { bytes: sentBy("varbit_send"), aliases: ["varbit"] },
+  inet: { bytes: sentBy("inet_send") },
+  cidr: { bytes: sentBy("cidr_send") },
+  money: { bytes: sentBy("cash_send") },
+}));
+
+/** The full name of each alias. */
+const ALIASES = new Map(
+  [...BUILT_IN].flatMap(([name, { aliases = [] }]) =>
+    aliases.map((alias) => [alias, name] as const)
+  ),
+);
+
+/** Types whose values name objects of one server, or that no server accepts as input. */
+const UNLOADABLE = new Set([
+  "aclitem",
+  "gtsvector",
+  "pg_brin_bloom_summary",
+  "pg_brin_minmax_multi_summary",
+  "pg_dependencies",
+  "pg_mcv_list",
+  "pg_ndistinct",
+  "pg_node_tree",
+  "regclass",
+  "regcollation",
+  "regconfig",
+  "regdatabase",
+  "regdictionary",
+  "regnamespace",
+  "regoper",
+  "regoperator",
+  "regproc",
+  "regprocedure",
+  "regrole",
+  "regtype",
+]);
+
+/** Returns whether columns of this type cannot be loaded. */
+function isUnloadable(base: string): boolean {
+  return UNLOADABLE.has(base);
+}
+
+const IDENTIFIER = String
+  .raw`(?:[a-z_\u0080-\uffff][\w$\u0080-\uffff]*|"(?:[^"]|"")+")`;
+
+/** A type with one name or a qualified one, words of the standard, modifiers and brackets. */
+const TYPE = new RegExp(
+  String
+    .raw`^(?<base>${IDENTIFIER}(?:\s*\.\s*${IDENTIFIER})?(?:\s+(?:precision|varying))?)` +
+    String.raw`\s*(?:\(\s*(?<modifiers>[\w\s,+-]+?)\s*\))?` +
+    String.raw`(?<zone>\s+with(?:out)?\s+time\s+zone)?` +
+    String.raw`\s*(?<array>(?:\[\d*\]\s*)+|\s+array)?$`,
+  "iu",
+);
+
+/**
+ * Parses the name of a type, in any spelling that PostgreSQL accepts.
+ *
+ * @throws {Error} when the text is not a type name.
+ */
+export function parseTypeName(text: string): TypeName {
+  const groups = TYPE.exec(text.trim())?.groups;
+  if (!groups) throw new Error("is not the name of a type");
+  const base = foldIdentifiers(groups.base!) +
+    (groups.zone ?? "").toLowerCase().replace(/\s+/g, " ");
+  const name = ALIASES.get(base) ?? base;
+  const modifiers = (groups.modifiers ?? "").replace(/\s+/g, "");
+  return {
+    base: name,
+    // `character` and `bit` without a length mean one character and one bit.
+    modifiers: modifiers || (/^(char|character|bit)$/.test(base) ? "1" : ""),
+    isArray: groups.array !== undefined,
+  };
+}
+
+/** Returns identifiers in lower case, except quoted ones, and with single spaces. */
+function foldIdentifiers(text: string): string {
+  return text.replace(/"(?:[^"]|"")+"|[^"]+/g, (part) =>
+    part.startsWith('"')
+      // Quotes distinguish the type "char" from character.
+      ? /^"[a-z_][a-z0-9_$]*"$/.test(part) && !ALIASES.has(part.slice(1, -1))
+        ? part.slice(1, -1)
+        : part
+      : part.toLowerCase().replace(/\s*\.\s*/g, ".").replace(/\s+/g, " "));
+}
+
+/** Returns the name as DDL and messages show it. */
+export function formatTypeName(
+  { base, modifiers, isArray }: TypeName,
+): string {
+  const list = modifiers && `(${modifiers})`;
+  const [, head, zone = ""] = /^(.*?)( with(?:out)? time zone)?$/.exec(base)!;
+  return `${head}${list}${zone}${isArray ? "[]" : ""}`;
+}
+
+/** Returns whether the registry has the type, so that its name needs no schema. */
+export function isBuiltIn({ base }: Pick<TypeName, "base">): boolean {
+  return BUILT_IN.has(base);
+}
+
+/**
+ * Returns SQL of a text that is equal exactly when the bytes of the value are
+ * equal. `value` has the type. It is NULL only where the value is NULL, except
+ * for a type without an entry, where it is never NULL.
+ */
+export function bytesAsText(type: TypeName, value: string): string {
+  const bytes = type.isArray ? undefined : BUILT_IN.get(type.base)?.bytes;
+  return bytes
+    ? bytes(value)
+    // A record has the send function of each type without naming its schema. The
+    // first eight bytes count the columns and name the type by its OID. The next
+    // four bytes tell NULL from an empty value.
+    : `pg_catalog.encode(pg_catalog.substr(pg_catalog.record_send(row(${value})), 9), 'hex')`;
+}
+
+/** How a source column fits a target column. */
+type Fit =
+  | { readonly kind: "exact" }
+  | { readonly kind: "rounds"; readonly warning: string }
+  | { readonly kind: "refused"; readonly reason: string };
+
+const EXACT: Fit = { kind: "exact" };
+
+/** Categories of `pg_type.typcategory` whose values are texts: strings and enums. */
+const TEXT_CATEGORIES = new Set(["S", "E"]);
+
+/** Types of other categories with one text for each value. */
+const TEXTUAL = new Set(["uuid", "json", "xml"]);
+
+/**
+ * Returns how values of the source type fit the target type. `category` is the
+ * `pg_type.typcategory` of the source type. Both are base types of domains.
+ */
+export function fitOf(
+  source: TypeName,
+  category: string,
+  target: TypeName,
+): Fit {
+  const from = formatTypeName(source);
+  const to = formatTypeName(target);
+  const refused: Fit = {
+    kind: "refused",
+    reason: `its type ${from} cannot become ${to} without a change of meaning`,
+  };
+  for (const { base } of [source, target]) {
+    if (isUnloadable(base)) {
+      return {
+        kind: "refused",
+        reason: `values of type ${base} have a meaning on one server only`,
+      };
+    }
+  }
+  if (source.isArray !== target.isArray) return refused;
+  if (hasSameName(source, target)) {
+    return fitOfModifiers(source, target, refused);
+  }
+  if (target.isArray) return refused;
+  const { widens = [], rounds = [] } = BUILT_IN.get(target.base) ?? {};
+  if (rounds.includes(source.base)) {
+    return {
+      kind: "rounds",
+      warning: `is ${from} in the source and is rounded to ${to}`,
+    };
+  }
+  const isText = target.base === "text" &&
+    (TEXT_CATEGORIES.has(category) || TEXTUAL.has(source.base) ||
+      !isBuiltIn(source) && source.base.includes("."));
+  if (!isText && !widens.includes(source.base)) return refused;
+  return target.modifiers
+    ? fitOfModifiers({ ...source, modifiers: "" }, target, refused)
+    : EXACT;
+}
+
+/** Returns how a type fits the same type with other modifiers. */
+function fitOfModifiers(
+  source: TypeName,
+  target: TypeName,
+  refused: Fit,
+): Fit {
+  if (!target.modifiers || source.modifiers === target.modifiers) return EXACT;
+  const [length, scale = 0] = source.modifiers.split(",").map(Number);
+  const [newLength, newScale = 0] = target.modifiers.split(",").map(Number);
+  const isKnown = source.modifiers !== "";
+  switch (target.base) {
+    case "character varying":
+      return isKnown && length! <= newLength! ? EXACT : refused;
+    case "numeric":
+      if (
+        isKnown && newScale >= scale &&
+        newLength! - newScale >= length! - scale
+      ) return EXACT;
+      break;
+    case "character":
+    case "bit":
+    case "bit varying":
+      return refused;
+    default:
+      if (!isBuiltIn(target)) return refused;
+      if (isKnown && length! <= newLength!) return EXACT;
+  }
+  return {
+    kind: "rounds",
+    warning: `is ${formatTypeName(source)} in the source and is rounded to ${
+      formatTypeName(target)
+    }`,
+  };
+}
+
+/**
+ * Returns whether two types have the same name. The schemas may differ, as those of
+ * an extension on two servers.
+ */
+export function hasSameName(a: TypeName, b: TypeName): boolean {
+  return unqualified(a.base) === unqualified(b.base);
+}
+
+/** Returns the name without its schema. */
+function unqualified(base: string): string {
+  return /(?:^|\.)([^."]+|"(?:[^"]|"")+")$/.exec(base)?.[1] ?? base;
+}

@@ -1,0 +1,344 @@
+/**
+ * Parses a file that declares tables, in YAML or JSON.
+ *
+ * Loaded only where such a file is named: its libraries take longer to start
+ * than a short command.
+ *
+ * @module
+ */
+import {
+  isAlias,
+  isMap,
+  isNode,
+  isScalar,
+  LineCounter,
+  type Node,
+  parseDocument,
+} from "yaml";
+import { z } from "zod";
+import { suggest } from "../suggest.ts";
+import { parseTypeName } from "./column_types.ts";
+import type { RelationName, TableDeclaration } from "./declaration.ts";
+import { fragmentMistake } from "./sql_fragment.ts";
+
+/** Maximum length of a PostgreSQL identifier, in bytes of UTF-8. */
+const MAX_IDENTIFIER_BYTES = 63;
+
+/** Returns a schema of a text for which `parse` returns a value, or throws a plain `Error`. */
+function parsed<T>(
+  parse: (text: string) => T,
+  description: string,
+  example: string,
+) {
+  return z.string().meta({ description, examples: [example] }).transform(
+    (text, context): T => {
+      try {
+        return parse(text);
+      } catch (error) {
+        context.issues.push({
+          code: "custom",
+          input: text,
+          message: `${JSON.stringify(text)} ${(error as Error).message}`,
+        });
+        return z.NEVER;
+      }
+    },
+  );
+}
+
+/** Returns the identifier. Throws when PostgreSQL would shorten or refuse it. */
+function checkedIdentifier(name: string): string {
+  if (name === "") throw new Error("is empty");
+  if (name.includes("\0")) throw new Error("contains a zero character");
+  const bytes = new TextEncoder().encode(name).length;
+  if (bytes > MAX_IDENTIFIER_BYTES) {
+    throw new Error(
+      `has ${bytes} bytes; PostgreSQL shortens names of more than ${MAX_IDENTIFIER_BYTES}`,
+    );
+  }
+  return name;
+}
+
+const QUALIFIED =
+  /^\s*(?<schema>[\p{L}_][\p{L}\p{N}_$]*|"(?:[^"]|"")+")\s*\.\s*(?<name>[\p{L}_][\p{L}\p{N}_$]*|"(?:[^"]|"")+")\s*$/u;
+
+/** Parses a schema-qualified name, with quotes as in SQL. */
+function parseRelation(text: string): RelationName {
+  const groups = QUALIFIED.exec(text)?.groups;
+  if (!groups) {
+    throw new Error(
+      "is not a table with its schema, such as marketing.closed_deals; quote other names as in SQL",
+    );
+  }
+  const unquoted = (name: string) =>
+    checkedIdentifier(
+      name.startsWith('"')
+        ? name.slice(1, -1).replaceAll('""', '"')
+        // As the server does, which folds ASCII letters only.
+        : name.replace(/[A-Z]/g, (letter) => letter.toLowerCase()),
+    );
+  return { schema: unquoted(groups.schema!), name: unquoted(groups.name!) };
+}
+
+/** Parses a name that users type, such as after `--table`. */
+function parseLabel(text: string): string {
+  if (!/^[^\p{C},\s]+(?: [^\p{C},\s]+)*$/u.test(text)) {
+    throw new Error("must be a name without commas and control characters");
+  }
+  return text;
+}
+
+function parseFragment(text: string): string {
+  const mistake = fragmentMistake(text);
+  if (mistake) throw new Error(`is not one SQL expression: it ${mistake}`);
+  return text;
+}
+
+const relation = (description: string, example: string) =>
+  parsed(parseRelation, description, example);
+
+const typeName = parsed(
+  parseTypeName,
+  "Type of the column in the warehouse",
+  "numeric(10,2)",
+);
+
+const Column = z.strictObject({
+  type: typeName,
+  from: parsed(
+    checkedIdentifier,
+    "Source column, where its name differs",
+    "customer_zip_code_prefix",
+  ).optional(),
+  expression: parsed(
+    parseFragment,
+    "SQL expression over the source columns",
+    "regexp_replace(geolocation_city, ';', '.')",
+  ).optional(),
+}).refine(({ from, expression }) => !from || !expression, {
+  message: "has both from and expression: keep one of them",
+});
+
+const Declaration = z.strictObject({
+  source: relation(
+    "Table of the source with its schema, quoted as in SQL where it must be",
+    "marketing.closed_deals",
+  ),
+  target: relation(
+    "Table of the warehouse with its schema, quoted as in SQL where it must be",
+    "m_data.closed_deal",
+  ),
+  name: parsed(
+    parseLabel,
+    "Name for --table, the API, events and metrics. Defaults to the name of the target",
+    "closed_deal",
+  ).optional(),
+  group: parsed(
+    parseLabel,
+    "Name that selects several tables, as in --group",
+    "ecommerce",
+  ).optional(),
+  columns: z.record(z.string(), z.union([typeName, Column])).meta({
+    description:
+      "Columns of the target and their types. Without it, every column of the source is loaded",
+  }).optional(),
+  where: parsed(
+    parseFragment,
+    "SQL condition over the source columns. Only rows that meet it are loaded",
+    "deleted_at is null",
+  ).optional(),
+});
+
+const TablesFile = z.strictObject({
+  tables: z.array(Declaration).min(1),
+}).meta({
+  title: "Tables of marketing-data-service",
+  description: "The file that TABLES_FILE names",
+});
+
+/** Returns the JSON Schema of the file, for editors. */
+export function tablesFileSchema(): unknown {
+  return z.toJSONSchema(TablesFile, { io: "input" });
+}
+
+/** The declared tables, or the mistakes of the file. */
+export interface DeclaredTables {
+  readonly tables: readonly TableDeclaration[];
+  /** Each with path, line and column. */
+  readonly problems: readonly string[];
+}
+
+/** Parses the text of a file. Reports all mistakes together. */
+export function parseTablesFile(path: string, text: string): DeclaredTables {
+  const lines = new LineCounter();
+  const document = parseDocument(text, {
+    lineCounter: lines,
+    prettyErrors: false,
+  });
+  const problems: string[] = [];
+  const report = (offset: number, message: string) => {
+    const { line, col } = lines.linePos(offset);
+    problems.push(`${path}:${line}:${col}: ${message}`);
+  };
+  for (const { pos, message } of document.errors) report(pos[0], message);
+  if (problems.length > 0) return { tables: [], problems };
+  if (document.contents === null) {
+    report(0, "the file is empty: it must have the key tables");
+    return { tables: [], problems };
+  }
+  let value: unknown;
+  try {
+    value = document.toJS({ maxAliasCount: 100 });
+  } catch (error) {
+    report(0, (error as Error).message);
+    return { tables: [], problems };
+  }
+  const nodeAt = (place: readonly PropertyKey[]) => {
+    let node: unknown = document.contents;
+    for (const key of place) {
+      if (isAlias(node)) node = node.resolve(document);
+      if (isNode(node) && "get" in node) {
+        node = (node as { get(k: unknown, keep: true): unknown })
+          .get(key, true);
+      }
+    }
+    return isNode(node) ? node : undefined;
+  };
+  const offsetOf = (place: readonly PropertyKey[]) => {
+    for (let length = place.length; length >= 0; length--) {
+      const node = nodeAt(place.slice(0, length));
+      if (node?.range) return node.range[0];
+    }
+    return 0;
+  };
+  const result = TablesFile.safeParse(value, { reportInput: true });
+  if (!result.success) {
+    for (const issue of flatten(result.error.issues)) {
+      if (issue.code === "unrecognized_keys") {
+        const map = nodeAt(issue.path);
+        for (const key of issue.keys) {
+          report(
+            keyOffset(map, key) ?? offsetOf(issue.path),
+            `unknown key ${JSON.stringify(key)}${
+              suggest(key, keysAt(issue.path))
+            }; allowed are ${keysAt(issue.path).join(", ")}`,
+          );
+        }
+      } else {
+        report(offsetOf(issue.path), messageOf(issue));
+      }
+    }
+    return { tables: [], problems };
+  }
+  const tables = result.data.tables.map((declared, index) =>
+    declarationOf(
+      declared,
+      (message, ...place) =>
+        report(offsetOf(["tables", index, ...place]), message),
+    )
+  );
+  reportDoubles(tables, (index, message) => {
+    report(offsetOf(["tables", index]), message);
+  });
+  return { tables, problems };
+}
+
+type Issue = z.core.$ZodIssue;
+
+/** Returns the issues with those of the fitting variant in place of a union. */
+function flatten(issues: readonly Issue[]): Issue[] {
+  return issues.flatMap((issue) => {
+    if (issue.code !== "invalid_union") return [issue];
+    // A column is a text with the type, or a map.
+    const variant = issue.errors[typeof issue.input === "string" ? 0 : 1] ?? [];
+    return flatten(
+      variant.map((inner) => ({
+        ...inner,
+        path: [...issue.path, ...inner.path],
+      })),
+    );
+  });
+}
+
+function messageOf({ path, message }: Issue): string {
+  const key = path.at(-1);
+  return typeof key === "string" ? `${key}: ${message}` : message;
+}
+
+/** Returns the allowed keys of the map at this place. */
+function keysAt(place: readonly PropertyKey[]): string[] {
+  if (place.length === 0) return Object.keys(TablesFile.shape);
+  return Object.keys(
+    place.length === 2 ? Declaration.shape : Column.shape,
+  );
+}
+
+function keyOffset(map: Node | undefined, key: string): number | undefined {
+  if (!isMap(map)) return undefined;
+  const pair = map.items.find((item) =>
+    isScalar(item.key) && String(item.key.value) === key
+  );
+  return isScalar(pair?.key) ? pair.key.range?.[0] : undefined;
+}
+
+function declarationOf(
+  { name, group, source, target, columns, where }: z.infer<typeof Declaration>,
+  report: (message: string, ...place: string[]) => void,
+): TableDeclaration {
+  if (columns && Object.keys(columns).length === 0) {
+    report(
+      "columns: is empty; leave the key out to load every column",
+      "columns",
+    );
+  }
+  return {
+    name: name ?? target.name,
+    source,
+    target,
+    columns: columns &&
+      Object.entries(columns).map(([name, column]) => {
+        try {
+          checkedIdentifier(name);
+        } catch (error) {
+          report(
+            `${JSON.stringify(name)} ${(error as Error).message}`,
+            "columns",
+            name,
+          );
+        }
+        if ("base" in column) return { name, type: column };
+        const { type, from, expression } = column;
+        return {
+          name,
+          type,
+          ...(from === undefined ? {} : { from }),
+          ...(expression === undefined ? {} : { expression }),
+        };
+      }),
+    ...(group === undefined ? {} : { group }),
+    ...(where === undefined ? {} : { where }),
+  };
+}
+
+/** Reports names and targets that two declarations share. */
+function reportDoubles(
+  tables: readonly TableDeclaration[],
+  report: (index: number, message: string) => void,
+): void {
+  const names = new Set<string>();
+  const targets = new Set<string>();
+  for (const [index, { name, target }] of tables.entries()) {
+    const shown = `${target.schema}.${target.name}`;
+    const key = JSON.stringify([target.schema, target.name]);
+    if (targets.has(key)) {
+      report(index, `two tables have the target ${shown}: remove one of them`);
+    } else if (names.has(name)) {
+      report(
+        index,
+        `two tables have the name ${name}: give one of them another name with the key name`,
+      );
+    }
+    names.add(name);
+    targets.add(key);
+  }
+}

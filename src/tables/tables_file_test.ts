@@ -1,0 +1,88 @@
+import { assertEquals, assertMatch } from "@std/assert";
+import { parseTablesFile } from "./tables_file.ts";
+
+Deno.test("parseTablesFile() returns the declared tables", () => {
+  const { tables, problems } = parseTablesFile(
+    "tables.yaml",
+    `tables:
+  - source: ecommerce.customers
+    target: ec_data."Order"
+    group: ecommerce
+    columns:
+      customer_id: text
+      zip: { type: int, from: customer_zip }
+      city: { type: varchar(20), expression: "upper(city)" }
+    where: "city <> ';'"
+  - source: CRM.Accounts
+    target: raw.accounts
+    name: crm accounts
+`,
+  );
+  assertEquals(problems, []);
+  assertEquals(tables.map(({ name }) => name), ["Order", "crm accounts"]);
+  assertEquals(tables[0]!.columns!.map(({ type }) => type.base), [
+    "text",
+    "integer",
+    "character varying",
+  ]);
+  assertEquals(tables[1]!.source, { schema: "crm", name: "accounts" });
+  assertEquals(tables[1]!.columns, undefined);
+});
+
+Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
+  const { problems } = parseTablesFile(
+    "tables.yaml",
+    `tables:
+  - source: customers
+    target: ec_data.customer
+    colums: {}
+  - target: a.b
+    columns:
+      x: te xt
+      y: { typ: text }
+      z: { type: text, from: a, expression: b }
+      w: { type: text, expression: "1; drop table x" }
+  - source: a.b
+    target: a.c
+    name: "a,b"
+`,
+  );
+  const expected = [
+    /^tables\.yaml:2:13: source: "customers" is not a table with its schema/,
+    /^tables\.yaml:4:5: unknown key "colums"; did you mean columns\?; allowed are source, target/,
+    /^tables\.yaml:5:5: source: /,
+    /^tables\.yaml:7:10: x: "te xt" is not the name of a type/,
+    /^tables\.yaml:8:10: type: /,
+    /^tables\.yaml:8:12: unknown key "typ"; did you mean type\?/,
+    /^tables\.yaml:9:10: z: has both from and expression/,
+    /^tables\.yaml:10:36: expression: .*semicolon/,
+    /^tables\.yaml:13:11: name: "a,b" must be a name without commas/,
+  ];
+  const unmatched = problems.filter((problem) =>
+    !expected.some((pattern) => pattern.test(problem))
+  );
+  assertEquals(unmatched, []);
+  assertEquals(problems.length, expected.length, problems.join("\n"));
+});
+
+Deno.test("parseTablesFile() refuses a file that is not YAML, is empty or has doubles", () => {
+  const first = (text: string) => parseTablesFile("t", text).problems[0]!;
+  assertMatch(first("tables: [\n"), /^t:\d+:\d+: /);
+  assertMatch(first(""), /^t:1:1: the file is empty/);
+  assertMatch(first("just text"), /^t:1:1: /);
+  assertMatch(first("tables: []"), /^t:1:9: tables: /);
+  assertMatch(first('{"tables": 5}'), /^t:1:12: tables: /);
+  const table = "  - source: a.b\n    target: a.c\n";
+  assertMatch(
+    first(`tables:\n${table}${table}`),
+    /^t:4:5: two tables have the target a\.c/,
+  );
+  assertMatch(
+    first(`tables:\n${table}${table.replace("a.c", "d.c")}`),
+    /^t:4:5: two tables have the name c/,
+  );
+  assertMatch(
+    first(`tables:\n  - source: a.${"x".repeat(64)}\n    target: a.c\n`),
+    /64 bytes/,
+  );
+});
