@@ -1,7 +1,6 @@
 /**
- * Asks the registry for known vulnerabilities of what the lock file names.
- * Fails on findings; where the registry cannot be asked, that is said loudly
- * and does not fail.
+ * Asks the registry for known vulnerabilities of the locked packages. Fails on
+ * findings. Prints a warning, and does not fail, when the registry is unreachable.
  *
  * @module
  */
@@ -14,7 +13,7 @@ Deno.stdout.writeSync(stdout);
 Deno.stderr.writeSync(stderr);
 if (code === 0) Deno.exit(0);
 
-// Findings are a report on standard output; only the registry's silence leaves it empty.
+// Findings are on standard output. It is empty only when the registry is unreachable.
 const message = new TextDecoder().decode(stderr);
 const isUnasked = stdout.length === 0 &&
   /error sending request|npm registry API|Registry returned/i.test(message);
@@ -23,8 +22,8 @@ Deno.stderr.writeSync(
   new TextEncoder().encode(
     [
       "",
-      "WARNING: NOT AUDITED. The registry could not be asked for known vulnerabilities:",
-      "WARNING: this run says nothing about them. Run `deno task audit` where it can be reached.",
+      "WARNING: NOT AUDITED. The registry is unreachable, so this run",
+      "WARNING: finds no vulnerabilities. Run `deno task audit` with network access.",
       "",
     ].join("\n"),
   ),

@@ -1,4 +1,4 @@
-/** The least that Hono can answer: what the service's cheapest routes are measured beside. */
+/** The smallest Hono app: the baseline for the cheapest routes of the service. */
 import { Hono } from "hono";
 
 const app = new Hono();

@@ -1,6 +1,6 @@
 /**
- * The HTTP benchmark: `/health/live` and `GET /` under `wrk` with 64
- * connections, beside a bare Hono app in the same run.
+ * The HTTP benchmark: `wrk` with 64 connections on `/health/live`, on `GET /`, and
+ * on a bare Hono app.
  *
  * Usage: `deno task bench:http [SECONDS]`. Needs `wrk` on the PATH.
  *

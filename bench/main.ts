@@ -1,9 +1,8 @@
 /**
- * The benchmark: our loads beside two parallel `psql | psql` pipes, in turn, on
- * one server; prints medians and ratios, and the peak memory of our process.
- *
- * Usage: `deno task bench [--rows N] [--rounds N]`; N rows in all, three
- * quarters of them leads. Needs `psql` on the PATH for the pipes.
+ * The benchmark: loads and two parallel `psql | psql` pipes, in turn, on one server.
+ * Prints medians, ratios, and the peak memory of the loads.
+ * Usage: `deno task bench [--rows N] [--rounds N]`. Three quarters of the N rows are
+ * leads. Needs `psql` on the PATH.
  *
  * @module
  */
@@ -21,7 +20,7 @@ const ROOT = new URL("..", import.meta.url);
 
 interface Measured {
   readonly seconds: number;
-  /** Peak resident memory in MB, where the system tells it. */
+  /** Peak resident memory in MB, or 0 when the system does not report it. */
   readonly peak: number;
 }
 
@@ -80,7 +79,7 @@ async function main(): Promise<number> {
       ...extra,
     });
   const tidy = async () => {
-    // Each contender begins with tables that carry no dead rows of another.
+    // Each contender begins with tables without dead rows.
     await warehouse.unsafe("vacuum full m_data.closed_deal");
     await warehouse.unsafe("vacuum full m_data.marketing_qualified_lead");
     await warehouse.unsafe("vacuum analyze m_data.closed_deal");
@@ -117,7 +116,7 @@ async function main(): Promise<number> {
   return 0;
 }
 
-/** The peer: delete and copy each table in one transaction, both at the same time. */
+/** The peer: delete and copy each table in one transaction, both in parallel. */
 function pipes(host: string, port: number): string {
   const pipe = (select: string, table: string) =>
     `psql -qX -h ${host} -p ${port} -U postgres -d olist -c "copy (${select}) to stdout (format binary)" |
@@ -173,7 +172,7 @@ async function measure(
   return { seconds: (performance.now() - started) / 1000, peak };
 }
 
-/** Peak memory in MB of the largest process below and including this one, as Linux tells it. */
+/** Returns the peak memory in MB of the largest process among this one and its children. Linux only. */
 function peakOfFamily(pid: number): number {
   try {
     const status = Deno.readTextFileSync(`/proc/${pid}/status`);

@@ -1,8 +1,7 @@
 /**
- * Makes the source tables in the database that `OLIST_DB_*` names and fills
- * them with sample data, for a first try against a server of one's own.
- *
- * Changes nothing where the tables exist.
+ * Creates the source tables in the database that `OLIST_DB_*` names, and fills them
+ * with sample data.
+ * Changes nothing if the tables exist.
  *
  * @module
  */
@@ -10,7 +9,7 @@ import postgres from "postgres";
 import { parseConfig } from "../src/config/config.ts";
 import { fillSource, SOURCE_TABLES } from "./sample_data.ts";
 
-/** As many as the published data set has. */
+/** The numbers of rows of the published data set. */
 const ROWS = { deals: 842, leads: 8000 };
 
 if (import.meta.main) Deno.exit(await main());
@@ -35,7 +34,7 @@ async function main(): Promise<number> {
       const [found] = await sql`
         select from pg_tables where schemaname = 'marketing'
           and tablename in ('closed_deals', 'marketing_qualified_leads')`;
-      if (found) return "The source tables exist: nothing is changed.";
+      if (found) return "The source tables exist. Nothing is changed.";
       await sql.unsafe(SOURCE_TABLES);
       await fillSource(sql, ROWS);
       return `Filled the source with ${ROWS.deals} deals and ${ROWS.leads} leads.`;

@@ -1,7 +1,7 @@
 /**
- * The demo: a real server, both databases with least-privileged roles, sample
- * data, and three loads that show what the service does. `--keep` leaves the
- * server up and prints how to reach it.
+ * The demo: a real server, both databases with minimal roles, sample data, and
+ * three loads. `--keep` keeps the server running and prints the variables for
+ * other commands.
  *
  * @module
  */
@@ -22,7 +22,7 @@ async function main(words: string[]): Promise<number> {
     say(`Unknown flag ${unknown}. Usage: deno task demo [--keep]`);
     return 64;
   }
-  // Disposing of the server is left to this function, so that Ctrl-C cleans up as an end does.
+  // Only this function disposes of the server, so that Ctrl-C cleans up, too.
   const ended = Promise.withResolvers<number>();
   Deno.addSignalListener("SIGINT", () => ended.resolve(130));
   Deno.addSignalListener("SIGTERM", () => ended.resolve(143));
@@ -42,8 +42,8 @@ async function demonstrate(
   say(
     `\nPostgreSQL ${
       server.version / 10000 | 0
-    } is up on ${server.host}:${server.port}. ` +
-      `Its source has ${ROWS.deals} closed deals and ${ROWS.leads} leads; its warehouse is empty.`,
+    } runs on ${server.host}:${server.port}. ` +
+      `The source has ${ROWS.deals} closed deals and ${ROWS.leads} leads. The warehouse is empty.`,
   );
   let failed = false;
   const step = async (title: string, words: string[]) => {
@@ -52,38 +52,38 @@ async function demonstrate(
     failed ||= !success;
   };
   await step("1. The first load copies everything:", ["load"]);
-  await step("2. The second one finds nothing changed and writes nothing:", [
+  await step("2. The second load finds no difference and writes nothing:", [
     "load",
   ]);
   await changeSource(server);
   await step(
-    `3. ${CHANGED_ROWS} leads were changed in the source; the load copies little more:`,
+    `3. ${CHANGED_ROWS} leads changed in the source. The load copies few other rows:`,
     [
       "load",
     ],
   );
-  await step("4. Both sides hold the same rows:", ["verify"]);
+  await step("4. Source and warehouse hold the same rows:", ["verify"]);
   await showEvent(server);
   if (keeps) await keepUp(environment);
-  say(failed ? "\nSomething above failed." : "\nDone; the server is gone.");
+  say(failed ? "\nA step above failed." : "\nDone. The server is removed.");
   return failed ? 1 : 0;
 }
 
-/** Makes databases, roles and rows; returns the variables for the program. */
+/** Creates databases, roles and rows. Returns the variables for the program. */
 async function setUp(server: PostgresServer): Promise<Record<string, string>> {
   const admin = postgres(server.url(), { max: 1, onnotice: () => {} });
   await admin.unsafe(`create role reader login`);
   await admin.unsafe(`create role loader login`);
   await admin.unsafe(`create database ${SOURCE}`);
   await admin.unsafe(`create database ${WAREHOUSE}`);
-  // All that the service needs in the warehouse.
+  // The service needs no other right in the warehouse.
   await admin.unsafe(`grant create on database ${WAREHOUSE} to loader`);
   await admin.end();
   await inSource(server, async (sql) => {
     await sql.unsafe("create schema marketing");
     await sql.unsafe(SOURCE_TABLES);
     await fillSource(sql, ROWS);
-    // All that it needs in the source.
+    // The service needs no other right in the source.
     await sql.unsafe("grant usage on schema marketing to reader");
     await sql.unsafe(
       "grant select on all tables in schema marketing to reader",
@@ -152,13 +152,13 @@ async function keepUp(environment: Record<string, string>): Promise<void> {
     `export ${name}=${value}`
   );
   say(
-    `\nThe server stays up until Ctrl-C. In another terminal:\n\n${
+    `\nThe server runs until Ctrl-C. In another terminal:\n\n${
       lines.join("\n")
     }\n` +
       "deno task load\n",
   );
   await new Promise<never>(() => {
-    // A pending promise alone does not keep the process up.
+    // A pending promise alone does not keep the process alive.
     setInterval(() => {}, 60_000);
   });
 }

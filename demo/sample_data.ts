@@ -1,6 +1,6 @@
 /**
- * Source tables and sample rows in the shape of a marketing funnel, the same
- * on every machine: for the demo, the tests and the benchmark.
+ * Source tables and sample rows of a marketing funnel, for the demo, the tests and
+ * the benchmark. They are the same on every machine.
  *
  * @module
  */
@@ -10,7 +10,7 @@ interface Executor {
   unsafe(text: string): PromiseLike<unknown>;
 }
 
-/** DDL of the source tables: no keys, no indexes, everything nullable. */
+/** DDL of the source tables. They have no keys and no indexes, and all columns are nullable. */
 export const SOURCE_TABLES = `
   create table marketing.closed_deals (
     mql_id text, seller_id text, sdr_id text, sr_id text, won_date timestamptz,
@@ -23,8 +23,8 @@ export const SOURCE_TABLES = `
   );`;
 
 /**
- * Fills the source tables. Row i depends on i alone, so the content is the
- * same every time and a larger table begins with the rows of a smaller one.
+ * Fills the source tables. Row i depends only on i, so the content is the same each
+ * time. A larger table begins with the rows of a smaller one.
  */
 export async function fillSource(
   sql: Executor,

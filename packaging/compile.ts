@@ -19,7 +19,7 @@ export const TARGETS = [
   "x86_64-pc-windows-msvc",
 ] as const;
 
-/** Variables that are read besides the configuration. */
+/** Variables that are read in addition to the configuration. */
 const OTHER_VARIABLES = ["NO_COLOR", "OTEL_DENO"];
 
 const ROOT = new URL("../", import.meta.url).pathname;
@@ -29,10 +29,10 @@ const USAGE =
   `Usage: deno task compile [--target TRIPLE] [--output FILE] [--write PATHS]
        deno task compile:all
 
---target  one of ${TARGETS.join(", ")}; the host's when not given
---output  ${OUTPUT} when not given
---write   the only files and folders that the program may write to, separated
-          by commas; everything that its user may write to when not given`;
+--target  one of ${TARGETS.join(", ")} (default: the host)
+--output  default: ${OUTPUT}
+--write   files and folders that the program may write to, separated by commas
+          (default: all that its user may write to)`;
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
@@ -51,7 +51,7 @@ async function main(words: readonly string[]): Promise<number> {
     printError(USAGE);
     return flags.help ? 0 : 64;
   }
-  // Fills Deno's cache, in which `unparsablePaths` looks.
+  // Fill Deno's cache, which `unparsablePaths` searches.
   const cached = await deno(["cache", "--frozen", "cli.ts"]);
   if (cached.code !== 0) return cached.code;
   const targets = flags.all ? TARGETS : [target ?? Deno.build.target];
@@ -71,19 +71,19 @@ interface Compilation {
   readonly write: string | undefined;
 }
 
-/** Compiles for one platform, and says what is missing when it is the base binary. */
+/** Compiles for one platform. Explains how to provide a missing base binary. */
 async function compile(options: Compilation): Promise<number> {
-  const { code, said } = await deno(
+  const { code, stderr } = await deno(
     compileArguments(options, await newerFlags()),
     environmentFor(options.target),
   );
-  if (code !== 0 && /denort|base binary/i.test(said)) {
+  if (code !== 0 && /denort|base binary/i.test(stderr)) {
     printError(missingRuntime(options.target));
   }
   return code;
 }
 
-/** The environment, without a base binary that is of the host's platform and not of the target's. */
+/** Returns the environment, without a base binary for another platform than the target. */
 function environmentFor(target: string): Record<string, string> {
   const { DENORT_BIN, ...others } = Deno.env.toObject();
   return target === Deno.build.target && DENORT_BIN
@@ -91,11 +91,11 @@ function environmentFor(target: string): Record<string, string> {
     : others;
 }
 
-/** Runs Deno in the project's folder, and returns what it said to standard error, too. */
+/** Runs Deno in the project's folder. Returns its exit code and its standard error. */
 async function deno(
   args: string[],
   env = Deno.env.toObject(),
-): Promise<{ code: number; said: string }> {
+): Promise<{ code: number; stderr: string }> {
   const process = new Deno.Command(Deno.execPath(), {
     args,
     cwd: ROOT,
@@ -104,13 +104,13 @@ async function deno(
     stdin: "null",
     stderr: "piped",
   }).spawn();
-  let said = "";
+  let stderr = "";
   for await (const bytes of process.stderr) {
     Deno.stderr.writeSync(bytes);
-    said += new TextDecoder().decode(bytes);
+    stderr += new TextDecoder().decode(bytes);
   }
   const { code } = await process.status;
-  return { code, said };
+  return { code, stderr };
 }
 
 function compileArguments(
@@ -122,17 +122,17 @@ function compileArguments(
     "compile",
     "--no-prompt",
     "--frozen",
-    // Its file has a fixed name in TMPDIR, where another user can put code of theirs.
+    // The cache has a fixed name in TMPDIR, where another user can plant code.
     "--no-code-cache",
     "--unstable-cron",
     ...optional,
-    // The program is small: a small young generation halves its memory.
+    // A small young generation halves the memory of the program.
     "--v8-flags=--max-semi-space-size=1",
     "--allow-net",
     "--allow-read",
-    // Files of other users are told from our own.
+    // The program recognizes files of other users by their id.
     "--allow-sys=uid",
-    // What EVENT_FILE will name is not known yet.
+    // The path of EVENT_FILE is not known yet.
     write ? `--allow-write=${write}` : "--allow-write",
     `--allow-env=${variables}`,
     "--ignore-env",
@@ -146,7 +146,7 @@ function compileArguments(
   ];
 }
 
-/** Flags that only some versions of Deno have. */
+/** Returns the flags that only some versions of Deno have. */
 async function newerFlags(): Promise<string[]> {
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["compile", "--help"],
@@ -157,9 +157,9 @@ async function newerFlags(): Promise<string[]> {
 }
 
 /**
- * Test data of a package that Deno 2.9 takes for JavaScript, for want of a file
- * extension, and on whose hundred thousand additions its parser overflows the
- * stack (denoland/deno#36746 has the symptom).
+ * Returns the paths of test data that Deno 2.9 parses as JavaScript, because they
+ * have no file extension. Their hundred thousand additions overflow the stack of
+ * its parser (denoland/deno#36746).
  */
 function unparsablePaths(): string[] {
   const cache = denoDirectory();
@@ -171,7 +171,7 @@ function unparsablePaths(): string[] {
   );
 }
 
-/** Deno's cache, as `deno info` tells it. */
+/** Returns the path of Deno's cache. */
 function denoDirectory(): string | undefined {
   const { stdout } = new Deno.Command(Deno.execPath(), {
     args: ["info", "--json"],
@@ -192,15 +192,15 @@ function foldersIn(path: string): string[] {
 function missingRuntime(target: string): string {
   const version = Deno.version.deno;
   return `
-Cannot compile: denort is missing. It is Deno without its tools, the runtime
-that a compiled program carries, and Deno downloads it on first use. Where that
-is not possible, fetch denort-${target}.zip
-of the release of Deno ${version} elsewhere, and either unpack it and name the file,
+Cannot compile: denort is missing. It is the runtime of a compiled program, and
+Deno downloads it on first use. If that is not possible, fetch
+denort-${target}.zip
+of the release of Deno ${version} elsewhere. Then unpack it and name the file,
 
   DENORT_BIN=/path/to/denort deno task compile
 
-or put the archive as it is into Deno's cache (\`deno info\` names the folder),
-which also serves \`compile:all\`:
+or put the archive into Deno's cache (\`deno info\` names the folder). This also
+serves \`compile:all\`:
 
   DENO_DIR/dl/release/v${version}/denort-${target}.zip`;
 }

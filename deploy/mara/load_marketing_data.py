@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Asks marketing-data-service for a load and waits for its end.
+"""Starts a load in marketing-data-service and waits until it ends.
 
-For the transition: a script to run by hand or from cron, and a function for
-Mara versions without HttpRequest:
+Run it as a script, by hand or from cron. Mara versions without HttpRequest call
+its function:
 
     from mara_pipelines.commands.python import RunFunction
     Task(id='load', description='…', commands=[RunFunction(load_marketing_data)])
 
     MARKETING_DATA_SERVICE_URL         http://127.0.0.1:8000 when not set
-    MARKETING_DATA_SERVICE_TOKEN_FILE  a file with the token, where there is one
+    MARKETING_DATA_SERVICE_TOKEN_FILE  a file with the token, if the service has one
 
 Needs only Python's standard library, and connects without a proxy.
 """
@@ -20,14 +20,14 @@ import pathlib
 import sys
 import urllib.parse
 
-# Seconds to connect. There is no limit on the load itself: the service has its own.
+# Connection timeout, in seconds. The load has no timeout here, because the service limits it.
 CONNECT_TIMEOUT = 10
 
 
 def post(url: str, headers: dict) -> tuple:
     """Returns the status and the text of the answer.
 
-    `urllib.request` has one timeout for everything, so this uses `http.client`.
+    Uses `http.client`, because `urllib.request` has one timeout for connecting and waiting.
     """
     parts = urllib.parse.urlsplit(url)
     kinds = {'http': http.client.HTTPConnection, 'https': http.client.HTTPSConnection}
@@ -52,7 +52,7 @@ def load_marketing_data() -> bool:
     if token_file:
         token = pathlib.Path(token_file).read_text().rstrip('\r\n')
         if not token.isascii() or not token.isprintable():
-            # The error of http.client would show the token.
+            # The error of http.client would contain the token.
             print(f'Cannot use the token in {token_file}: it has characters that a header '
                   'cannot hold. Write one line of ASCII.', file=sys.stderr)
             return False

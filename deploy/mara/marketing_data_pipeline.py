@@ -1,11 +1,11 @@
-"""The Mara pipeline `load_marketing_data`, by way of marketing-data-service.
+"""The Mara pipeline `load_marketing_data`, which calls marketing-data-service.
 
-Put it in the place of `load_marketing_data/__init__.py`: it keeps the id, so
-that the pipelines downstream of it stay as they are, and asks the service for
-a load where the old one dropped, created and copied the tables.
+Replace `load_marketing_data/__init__.py` by this file. It keeps the id of the
+pipeline, so pipelines downstream stay the same. The service loads the tables,
+which the old pipeline dropped, created and copied.
 
     MARKETING_DATA_SERVICE_URL         http://127.0.0.1:8000 when not set
-    MARKETING_DATA_SERVICE_TOKEN_FILE  a file with the token, where there is one
+    MARKETING_DATA_SERVICE_TOKEN_FILE  a file with the token, if the service has one
 """
 
 import os
@@ -19,14 +19,14 @@ TOKEN_FILE = os.environ.get('MARKETING_DATA_SERVICE_TOKEN_FILE')
 
 
 class LoadMarketingData(HttpRequest):
-    """HttpRequest that shows the answer of a failure, and keeps the token out of Mara's log.
+    """HttpRequest that prints the answer of a failed load, and keeps the token out of Mara's log.
 
-    Mara runs `curl -sf`, which swallows the body of a failure; but there the
-    service says which table failed, why, and what to do. Needs curl 7.76.
+    Mara runs `curl -sf`, which drops the body of a failure. That body names the
+    table, the cause and the remedy. Needs curl 7.76.
     """
 
     def shell_command(self):
-        # By a file of bash's own, since everybody on the host sees the words of a command.
+        # Pass the token through a file descriptor: every user of the host can read arguments.
         token = (f""" -H @<(printf 'Authorization: Bearer %s' "$(cat {shlex.quote(TOKEN_FILE)})")"""
                  if TOKEN_FILE else '')
         return super().shell_command().replace(
@@ -35,10 +35,10 @@ class LoadMarketingData(HttpRequest):
 
 pipeline = Pipeline(
     id='load_marketing_data',
-    description='Has marketing-data-service load closed deals and marketing qualified leads',
+    description='Loads closed deals and marketing qualified leads through marketing-data-service',
     labels={'Schema': 'm_data'})
 
 pipeline.add(
     Task(id='load',
-         description='Loads both tables from one snapshot of the source, and waits for the end',
+         description='Loads both tables from one snapshot of the source, and waits until the load ends',
          commands=[LoadMarketingData(url=f'{SERVICE_URL}/load', method='POST')]))

@@ -161,7 +161,7 @@ Deno.test("the sample stage fills a source, once", () =>
       await run(),
       "Filled the source with 842 deals and 8000 leads.",
     );
-    assertEquals(await run(), "The source tables exist: nothing is changed.");
+    assertEquals(await run(), "The source tables exist. Nothing is changed.");
     const [row] = await db.source.unsafe(
       "select count(*)::int as rows from marketing.marketing_qualified_leads",
     );
