@@ -18,6 +18,15 @@ import { isHost } from "./middleware/host.ts";
 /** Maximum number of open connections. The server closes any connection beyond it. */
 export const MAX_CONNECTIONS = 1000;
 
+/** Minimum number of connections that the server accepts, however few files the process may open. */
+const MIN_CONNECTIONS = 16;
+
+/** Maximum number of connections that Deno accepts before the server can close the first of them. */
+const ACCEPT_BATCH = 128;
+
+/** File descriptors that remain for connections to databases, event files and deliveries. */
+const RESERVED_DESCRIPTORS = 40;
+
 /** Seconds for the header of a request to arrive, from the first byte or the opening. */
 const HEADER_SECONDS = 10;
 
@@ -72,7 +81,7 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
     incoming.headers.host = urlHost(incoming.headers.host);
     void answer(incoming, outgoing);
   });
-  const maxConnections = connectionLimit(readLimits());
+  const maxConnections = connectionLimit(countFreeDescriptors());
   const warn = limitRate((text: string, values: Record<string, unknown>) =>
     log.warn(text, values)
   );
@@ -110,23 +119,28 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
   };
 }
 
-/**
- * Returns the maximum number of connections for the limits of a process, as
- * Linux lists them. Half of the file descriptors stay free for loads.
- */
-export function connectionLimit(limits: string): number {
-  const [, files] = /^Max open files +(\d+)/m.exec(limits) ?? [];
-  return files === undefined
-    ? MAX_CONNECTIONS
-    : Math.min(MAX_CONNECTIONS, Math.floor(Number(files) / 2));
+/** Returns the maximum number of connections for a process that can open so many files. */
+export function connectionLimit(freeDescriptors: number): number {
+  const free = freeDescriptors - ACCEPT_BATCH - RESERVED_DESCRIPTORS;
+  return Math.min(MAX_CONNECTIONS, Math.max(MIN_CONNECTIONS, free));
 }
 
-/** Returns the limits of this process, or nothing where the system does not list them. */
-function readLimits(): string {
+/**
+ * Returns how many files the process can still open, counted up to the number
+ * that `MAX_CONNECTIONS` needs. The permissions of the program do not include
+ * `/proc/self/limits`.
+ */
+function countFreeDescriptors(): number {
+  const files: Deno.FsFile[] = [];
+  const wanted = MAX_CONNECTIONS + ACCEPT_BATCH + RESERVED_DESCRIPTORS;
   try {
-    return Deno.readTextFileSync("/proc/self/limits");
+    while (files.length < wanted) files.push(Deno.openSync("/dev/null"));
+    return wanted;
   } catch {
-    return "";
+    // Windows has neither this file nor the limit.
+    return files.length === 0 ? wanted : files.length;
+  } finally {
+    for (const file of files) file.close();
   }
 }
 

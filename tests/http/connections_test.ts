@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { connectionLimit, MAX_CONNECTIONS } from "../../src/http/server.ts";
 import { createDatabases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
+import { withDescriptorLimit } from "../support/program.ts";
 import { type Server, startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 3, leads: 3 };
@@ -91,13 +92,29 @@ testWith(
   },
 );
 
-Deno.test("connectionLimit() leaves half of the file descriptors to loads", () => {
-  const limits = (soft: string) =>
-    `Limit                     Soft Limit           Hard Limit           Units\nMax open files            ${soft}                 4096                 files\n`;
-  assertEquals(connectionLimit(limits("200")), 100);
-  assertEquals(connectionLimit(limits("4096")), MAX_CONNECTIONS);
-  assertEquals(connectionLimit(limits("unlimited")), MAX_CONNECTIONS);
-  assertEquals(connectionLimit(""), MAX_CONNECTIONS);
+Deno.test("a load succeeds while more connections arrive than the process may open files", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db, {}, withDescriptorLimit(256));
+  await server.json("/load-async", { method: "POST" });
+  const clients = Array.from({ length: 700 }, () => open(server));
+  let runs;
+  await until("the run has ended", async () => {
+    runs = await db.warehouse.unsafe(
+      "select state, error from marketing_data_service.run where finished_at is not null",
+    );
+    return runs.length === 1;
+  });
+  assertEquals([...runs!], [{ state: "succeeded", error: null }]);
+  server.kill("SIGKILL");
+  for (const client of await Promise.allSettled(clients)) {
+    if (client.status === "fulfilled") client.value.close();
+  }
+});
+
+Deno.test("connectionLimit() keeps file descriptors for loads", () => {
+  assertEquals(connectionLimit(230), 62);
+  assertEquals(connectionLimit(20_000), MAX_CONNECTIONS);
+  assertEquals(connectionLimit(100), 16);
 });
 
 Deno.test("listen() closes connections that send no header, half a header or half a body", async () => {
