@@ -371,7 +371,10 @@ async function trySql(
     if (
       !(error instanceof ServiceError) || !error.sqlstate || session.failure
     ) throw error;
-    await session.query("rollback to savepoint fragment");
+    // No snapshot is exported from a subtransaction.
+    await session.query(
+      "rollback to savepoint fragment; release savepoint fragment",
+    );
     return error;
   }
 }

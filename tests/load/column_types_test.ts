@@ -1,0 +1,297 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  createDatabases,
+  type Databases,
+  type Sql,
+} from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
+
+/** Values in which equal texts, hashes or operators hide different bytes, by type. */
+const VALUES: Readonly<Record<string, readonly string[]>> = {
+  '"char"': ["a", "\\377"],
+  bit: ["1", "0"],
+  "bit varying": ["10", "100", ""],
+  boolean: ["t", "f"],
+  box: ["(1,1),(0,0)", "(2,2),(0,0)"],
+  bytea: ["\\x00ff00", "\\x", "\\x00"],
+  character: ["a", " "],
+  "character varying": ["a", "a ", ""],
+  cidr: ["10.0.0.0/8", "::/0"],
+  circle: ["<(0,0),1>", "<(0,0),2>"],
+  date: ["infinity", "-infinity", "4713-01-01 BC", "5874897-12-31"],
+  datemultirange: ["{}", "{[2020-01-01,2020-02-01),[2021-01-01,)}"],
+  daterange: ["empty", "[2020-01-01,)"],
+  "double precision": ["0", "-0", "NaN", "Infinity", "5e-324", "0.1"],
+  inet: ["10.0.0.1/8", "10.0.0.1", "::1"],
+  integer: ["0", "-2147483648", "2147483647"],
+  bigint: ["0", "-9223372036854775808", "9223372036854775807"],
+  "integer[]": ["{}", "{1,NULL}", "{{1,2},{3,4}}", "[0:1]={1,2}"],
+  interval: ["1 mon", "30 days", "720:00", "-178000000 years"],
+  json: ['{"a": 1}', '{"a":1}', '{"b":1,"a":1}', "null"],
+  jsonb: ['{"a": 1}', '{"a": 1.0}', '"\\u0001"', "null"],
+  jsonpath: ["$.a", "$.b"],
+  macaddr: ["00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff"],
+  macaddr8: ["00:00:00:00:00:00:00:00", "ff:ff:ff:ff:ff:ff:ff:ff"],
+  money: ["0", "-92233720368547758.08"],
+  name: ["a", "A"],
+  numeric: ["1.0", "1.00", "NaN", "1e400", "0.000", "-0.1", "1e-400"],
+  "numeric[]": ["{1.0}", "{1.00}"],
+  numrange: ["[1.0,2)", "[1.00,2)"],
+  oid: ["0", "4294967295"],
+  path: ["((0,0),(1,1))", "[(0,0),(1,1)]"],
+  pg_lsn: ["0/0", "FFFFFFFF/FFFFFFFF"],
+  point: ["(0,0)", "(-0,0)", "(NaN,Infinity)"],
+  polygon: ["((0,0),(1,1),(1,0))", "((0,0),(1,1))"],
+  real: ["0", "-0", "1e-45", "3.4028235e38"],
+  smallint: ["-32768", "32767"],
+  text: ["", " ", "é", "\u00e9", "e\u0301", "\\N", "a\tb\nc\\", "🚀"],
+  "text[]": ['{""}', "{NULL}", '{"NULL"}', '{"a,b","c\\"d"}'],
+  tid: ["(0,1)", "(4294967295,65535)"],
+  "time without time zone": ["00:00", "24:00"],
+  "time with time zone": ["12:00+00", "13:00+01"],
+  "timestamp without time zone": ["infinity", "4713-01-01 BC"],
+  "timestamp with time zone": ["-infinity", "294276-12-31 23:59:59.999999+00"],
+  tsquery: ["'a' & 'b'", "!'a'"],
+  tsvector: ["'a':1 'b':2", "'a':1A"],
+  uuid: [
+    "00000000-0000-0000-0000-000000000000",
+    "ffffffff-ffff-ffff-ffff-ffffffffffff",
+  ],
+  xml: ["<a/>", "<a></a>"],
+};
+
+/** Types with a text form that no server accepts, or whose values mean something on one server only. */
+const REFUSED =
+  /^(aclitem|gtsvector|pg_(brin_.*|dependencies|mcv_list|ndistinct|node_tree)|reg\w+)(\[\])?$/;
+
+/** Returns the types of PostgreSQL that a column can have. */
+async function columnTypes(source: Sql): Promise<string[]> {
+  const rows = await source.unsafe(
+    `select pg_catalog.format_type(t.oid, null) as name from pg_catalog.pg_type t
+     where typnamespace = 'pg_catalog'::regnamespace and typtype in ('b', 'r', 'm')
+       and t.oid < 10000 and not exists (
+         select from pg_catalog.pg_type e where e.oid = t.typelem and e.typtype not in ('b', 'r', 'm'))
+     order by 1`,
+  );
+  return rows.map(({ name }) => name);
+}
+
+/** Returns the bytes that binary COPY sends, in hexadecimal digits, row by row. */
+async function bytesOf(
+  sql: Sql,
+  table: string,
+  columns: readonly string[],
+): Promise<string[]> {
+  const rows = await sql.unsafe(
+    `select id, ${
+      columns.map((name) =>
+        `substr(record_send(row("${name}")), 9)::text as "${name}"`
+      )
+    } from ${table} order by id`,
+  );
+  return rows.map((row) => JSON.stringify({ ...row }));
+}
+
+async function grant(db: Databases, schema: string): Promise<void> {
+  await db.source.unsafe(
+    `grant usage on schema ${schema} to "${db.reader}";
+     grant select on all tables in schema ${schema} to "${db.reader}"`,
+  );
+}
+
+Deno.test("load copies every type of PostgreSQL to the byte, and finds each change", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  const all = await columnTypes(db.source);
+  const types = all.filter((name) => !REFUSED.test(name));
+  assert(types.length > 100, types.join());
+  const column = (index: number) => `c${index}`;
+  const rows = Math.max(...Object.values(VALUES).map((v) => v.length)) + 1;
+  await db.source.unsafe(
+    `create schema ty; create table ty.every (id int, ${
+      types.map((type, i) => `${column(i)} ${type}`)
+    })`,
+  );
+  const literalOf = (type: string, row: number) => {
+    const value = VALUES[type]?.[row];
+    return value === undefined ? "null" : `$v$${value}$v$`;
+  };
+  for (let row = 0; row < rows; row++) {
+    await db.source.unsafe(
+      `insert into ty.every values (${row}, ${
+        types.map((type) => literalOf(type, row))
+      })`,
+    );
+  }
+  // A load in which most rows differ copies all rows.
+  await db.source.unsafe(
+    "insert into ty.every (id) select generate_series(2000, 3000)",
+  );
+  await grant(db, "ty");
+  await using file = await writeTablesFile(
+    "tables:\n  - { source: ty.every, target: raw.every }\n",
+  );
+  const environment = { ...db.environment, ...file.variables };
+  const names = types.map((_, i) => column(i));
+  const load = async () => {
+    const { code, json, stderr } = await runJson(["load"], environment);
+    assertEquals(code, 0, stderr);
+    assertEquals(
+      await bytesOf(db.warehouse, "raw.every", names),
+      await bytesOf(db.source, "ty.every", names),
+    );
+    return json.results.results[0];
+  };
+
+  await t.step("the first load", async () => {
+    assertEquals((await load()).mode, "full");
+  });
+  await t.step("the second load writes nothing", async () => {
+    assertEquals((await load()).mode, "unchanged");
+  });
+  await t.step("a changed value of each type is found", async () => {
+    // Each row differs in one column only.
+    const tried = [...types.entries()].filter(([, type]) => VALUES[type]);
+    assertEquals(tried.length, Object.keys(VALUES).length);
+    for (const [index, type] of tried) {
+      await db.source.unsafe(
+        `insert into ty.every (id, ${column(index)})
+         values (${1000 + index}, ${literalOf(type, 0)})`,
+      );
+    }
+    await load();
+    for (const [index, type] of tried) {
+      await db.source.unsafe(
+        `update ty.every set ${column(index)} = ${literalOf(type, 1)}
+         where id = ${1000 + index}`,
+      );
+    }
+    const { mode, rows_inserted, rows_deleted } = await load();
+    assertEquals([mode, rows_inserted, rows_deleted], [
+      "delta",
+      tried.length,
+      tried.length,
+    ]);
+  });
+});
+
+Deno.test("load refuses types whose values no other server accepts", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  const refused = (await columnTypes(db.source)).filter((name) =>
+    REFUSED.test(name)
+  );
+  await db.source.unsafe("create schema ty");
+  for (const [index, type] of refused.entries()) {
+    await db.source.unsafe(`create table ty.t${index} (a ${type})`);
+  }
+  await grant(db, "ty");
+  await using file = await writeTablesFile(
+    `tables:\n${
+      refused.map((_, i) => `  - { source: ty.t${i}, target: raw.t${i} }\n`)
+        .join("")
+    }`,
+  );
+  const { json } = await runJson(["load"], {
+    ...db.environment,
+    ...file.variables,
+  });
+  for (const [index, type] of refused.entries()) {
+    const entry = json.details.results[index];
+    assertEquals(
+      [type, entry.code],
+      [type, "source_column_incompatible"],
+      entry.error,
+    );
+  }
+});
+
+Deno.test("load copies types of users, whose OIDs differ between the servers", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  const types = (labels: string) =>
+    `create schema ty;
+     create type ty.mood as enum (${labels});
+     create domain ty.email as text check (value like '%@%');
+     create type ty.plain as (a int, b text);
+     create type ty.nested as (m ty.mood, p ty.plain, l ty.email);
+     create type ty.span as range (subtype = float8)`;
+  await db.warehouse.unsafe(
+    `create table shift_oids (a int); ${types("'sad', 'ok', 'happy'")}`,
+  );
+  await db.source.unsafe(
+    `${types("'happy', 'sad', 'ok'")};
+     create table ty.t (id int, mood ty.mood, moods ty.mood[], email ty.email, plain ty.plain,
+       plains ty.plain[], nested ty.nested, span ty.span, spans ty.span[]);
+     insert into ty.t values
+       (1, 'happy', '{happy,null,sad}', 'a@b', '(1,)', '{"(1,x)",null}', '(ok,"(2,\\"a,b\\")",c@d)', '[0,1]', '{empty,"[1,)"}'),
+       (2, null, '{}', null, '(,)', '{}', '(,,)', null, null),
+       (3, 'sad', null, '@', null, null, null, 'empty', '{}')`,
+  );
+  await db.warehouse.unsafe(
+    `grant usage on schema ty to "${db.loader}"`,
+  );
+  await grant(db, "ty");
+  await using file = await writeTablesFile(
+    "tables:\n  - { source: ty.t, target: raw.t }\n",
+  );
+  const environment = { ...db.environment, ...file.variables };
+  const texts = async (sql: Sql, table: string) =>
+    (await sql.unsafe(
+      `select id, mood::text, moods::text, email::text, plain::text, plains::text,
+         nested::text, span::text, spans::text from ${table} order by id`,
+    )).map((row) => ({ ...row }));
+  const load = async (mode: string) => {
+    const { code, json, stderr } = await runJson(["load"], environment);
+    assertEquals(code, 0, stderr);
+    assertEquals(json.results.results[0].mode, mode);
+    assertEquals(
+      await texts(db.warehouse, "raw.t"),
+      await texts(db.source, "ty.t"),
+    );
+  };
+
+  await t.step("the first load", () => load("full"));
+  await t.step("the second load writes nothing", () => load("unchanged"));
+  for (
+    const [column, value] of [
+      ["mood", "ok"],
+      ["moods", "{sad}"],
+      ["email", "x@y"],
+      ["plain", '(1,"")'],
+      ["plains", '{"(1,y)"}'],
+      ["nested", '(happy,"(3,)",)'],
+      ["span", "[0,2]"],
+      ["spans", "{}"],
+    ]
+  ) {
+    await t.step(`a changed ${column} is found`, async () => {
+      await db.source.unsafe(
+        `update ty.t set ${column} = $v$${value}$v$ where id = 1`,
+      );
+      await load("delta");
+    });
+  }
+  await t.step("a type that the warehouse lacks is named", async () => {
+    await db.source.unsafe(
+      `create type ty.only_here as enum ('a'); create table ty.u (a ty.only_here)`,
+    );
+    await grant(db, "ty");
+    await using other = await writeTablesFile(
+      "tables:\n  - { source: ty.u, target: raw.u }\n",
+    );
+    const { code, stderr } = await runProgram(["load"], {
+      ...environment,
+      ...other.variables,
+    });
+    assertEquals(code, 1);
+    assertMatch(stderr, /type ty\.only_here, which column "a" of raw\.u needs/);
+    assertMatch(stderr, /CREATE TYPE or CREATE EXTENSION/);
+    await using asText = await writeTablesFile(
+      "tables:\n  - { source: ty.u, target: raw.u, columns: { a: text } }\n",
+    );
+    const loaded = await runProgram(["load"], {
+      ...environment,
+      ...asText.variables,
+    });
+    assertEquals(loaded.code, 0, loaded.stderr);
+  });
+});

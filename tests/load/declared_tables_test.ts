@@ -1,0 +1,161 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { createDatabases, type Databases } from "../support/databases.ts";
+import { runJson, runProgram } from "../support/program.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
+
+/** Creates tables of schema `ec` in the source, and lets the program read them. */
+async function createSource(db: Databases, sql: string): Promise<void> {
+  await db.source.unsafe(
+    `create schema ec; ${sql};
+     grant usage on schema ec to "${db.reader}";
+     grant select on all tables in schema ec to "${db.reader}"`,
+  );
+}
+
+Deno.test("load renames, casts and computes declared columns, and leaves rows out", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec.geo (geo_zip text, geo_lat numeric, city text, deleted boolean);
+     insert into ec.geo
+       select i::text, i / 7.0, 'a;b' || i, i % 10 = 0 from generate_series(1, 5000) i;
+     insert into ec.geo select * from ec.geo where geo_zip < '2'`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - source: ec.geo
+    target: ec_data.geolocation
+    columns:
+      zip: { type: text, from: geo_zip }
+      latitude: { type: double precision, from: geo_lat }
+      city: { type: text, expression: "regexp_replace(city, ';', '.')" }
+    where: "not deleted"
+`);
+  const environment = { ...db.environment, ...file.variables };
+  const expected = async () =>
+    (await db.source.unsafe(
+      `select geo_zip as zip, geo_lat::float8 as latitude, replace(city, ';', '.') as city
+       from ec.geo where not deleted order by 1, 2`,
+    )).map((row) => ({ ...row }));
+  const loaded = async () =>
+    (await db.warehouse.unsafe(
+      `select * from ec_data.geolocation order by zip, latitude`,
+    )).map((row) => ({ ...row }));
+  const load = async (mode: string) => {
+    const { code, json, stderr } = await runJson(["load"], environment);
+    assertEquals(code, 0, stderr);
+    const [result] = json.results.results;
+    assertEquals([result.table, result.mode], ["geolocation", mode]);
+    assertEquals(await loaded(), await expected());
+    return result;
+  };
+
+  await t.step("the first load copies every row", async () => {
+    const { warnings } = await load("full");
+    assertMatch(warnings.join(), /"geo_lat" is numeric .* rounded/);
+  });
+  await t.step("the second load writes nothing", async () => {
+    await load("unchanged");
+  });
+  await t.step(
+    "a changed, a deleted and an excluded row are a delta",
+    async () => {
+      await db.source.unsafe(
+        `update ec.geo set city = 'x;y' where geo_zip = '4321';
+       delete from ec.geo where geo_zip = '777';
+       update ec.geo set deleted = true where geo_zip = '3333'`,
+      );
+      const { rows_inserted, rows_deleted } = await load("delta");
+      assertEquals([rows_inserted, rows_deleted], [1, 3]);
+    },
+  );
+  await t.step("verify and --dry-run agree", async () => {
+    assertEquals((await runProgram(["verify"], environment)).code, 0);
+    await db.source.unsafe(
+      `update ec.geo set geo_lat = 1 where geo_zip = '4321'`,
+    );
+    assertEquals((await runProgram(["verify"], environment)).code, 1);
+    const { json } = await runJson(["load", "--dry-run"], environment);
+    assertEquals(json.tables[0].rows_to_copy, 1);
+  });
+});
+
+Deno.test("load copies every column of the source where none is declared", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec."Odd ""Name""" (id bigint, "a.b" varchar(5), "🚀" numeric(10,2)[], "select" timestamp(3));
+     insert into ec."Odd ""Name""" values (1, 'x', '{1.10,null}', '2024-01-01 00:00:00.123')`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - source: 'ec."Odd ""Name"""'
+    target: 'raw."Odd ""Name"""'
+    name: odd
+`);
+  const environment = { ...db.environment, ...file.variables };
+  const { code, stderr } = await runProgram(
+    ["load", "--table", "odd"],
+    environment,
+  );
+  assertEquals(code, 0, stderr);
+  const types = await db.warehouse.unsafe(
+    `select format_type(atttypid, atttypmod) as type from pg_attribute
+     where attrelid = 'raw."Odd ""Name"""'::regclass and attnum > 0 order by attnum`,
+  );
+  assertEquals(types.map(({ type }) => type), [
+    "bigint",
+    "character varying(5)",
+    "numeric(10,2)[]",
+    "timestamp(3) without time zone",
+  ]);
+  assertEquals((await runProgram(["verify"], environment)).code, 0);
+  const printed = await runProgram(["schema", "print"], environment);
+  assertMatch(printed.stdout, /"🚀" numeric\(10,2\)\[\]/);
+});
+
+Deno.test("load reports each mistake of TABLES_FILE with its place, and exits with 78", async () => {
+  await using file = await writeTablesFile(
+    "tables:\n  - source: geo\n    target: a.b\n    wher: x\n",
+  );
+  const { code, stderr } = await runProgram(["load"], {
+    ...file.variables,
+    RETRY_ATTEMPTS: "x",
+  });
+  assertEquals(code, 78);
+  assertMatch(stderr, /3 configuration mistakes/);
+  assert(stderr.includes(`${file.path}:2:13: source: "geo" is not a table`));
+  assert(stderr.includes(`${file.path}:4:5: unknown key "wher"`), stderr);
+  const missing = await runProgram(["load"], { TABLES_FILE: "/nowhere.yaml" });
+  assertEquals(missing.code, 78);
+  assertMatch(missing.stderr, /TABLES_FILE="\/nowhere.yaml" cannot be read/);
+});
+
+Deno.test("load names the fragment that the source refuses, and loads the other tables", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec.one (a int); create table ec.two (a int); create table ec.three (a int)`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - source: ec.one
+    target: raw.one
+    columns: { a: { type: int, expression: "b + 1" } }
+  - source: ec.two
+    target: raw.two
+    where: "a"
+  - source: ec.three
+    target: raw.three
+`);
+  const { code, json, stderr } = await runJson(["load"], {
+    ...db.environment,
+    ...file.variables,
+  });
+  assertEquals(code, 78, stderr);
+  const [one, two, three] = json.details.results;
+  assertMatch(one.error, /expression of column "a": column "b" does not exist/);
+  assertMatch(two.error, /where: argument of WHERE must be type boolean/);
+  assertEquals([one.code, two.code, three.status], [
+    "configuration",
+    "configuration",
+    "success",
+  ]);
+});
