@@ -1,73 +1,19 @@
 /**
- * Creates clients of the driver, with their options, sockets and timeouts.
+ * Opens connections for the clients of the driver, and limits their time.
  *
  * @module
  */
 import type net from "node:net";
-import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
-import { type ServerErrorFields, sqlstateOf } from "./errors.ts";
+import {
+  closeNow,
+  createClient,
+  isServerError,
+  send,
+  type ServerErrorFields,
+} from "./driver.ts";
 import { Line } from "./line.ts";
 import type { Row } from "./sql.ts";
-
-export type Client = ReturnType<typeof postgres>;
-
-/**
- * Creates a client whose sockets come from `dial`. It sets every option, so that
- * the driver reads no PG* variable.
- */
-export function connect(
-  config: DatabaseConfig,
-  options: {
-    applicationName: string;
-    connectTimeoutSeconds: number;
-    max: number;
-    /** Maximum lifetime of a connection. Unlimited by default. */
-    lifetimeSeconds?: number;
-    onNotify?: (channel: string, payload: string) => void;
-  },
-  dial: () => Promise<net.Socket>,
-): Client {
-  const driverOptions = {
-    host: config.host,
-    port: config.port,
-    user: config.user,
-    database: config.database,
-    // A function, because the driver reads PGPASSWORD where the password is empty.
-    password: () => config.password ?? "",
-    // The sockets already use TLS where it is configured.
-    ssl: false,
-    max: options.max,
-    connect_timeout: options.connectTimeoutSeconds,
-    idle_timeout: options.lifetimeSeconds ? 30 : 0,
-    max_lifetime: options.lifetimeSeconds ?? null,
-    max_pipeline: 100,
-    keep_alive: 30,
-    backoff: () => 0,
-    prepare: false,
-    fetch_types: false,
-    debug: false,
-    publications: "none",
-    connection: { application_name: options.applicationName },
-    onnotice: () => {},
-    ...(options.onNotify ? { onnotify: options.onNotify } : {}),
-    socket: dial,
-  };
-  return postgres(
-    driverOptions as unknown as postgres.Options<Record<string, never>>,
-  );
-}
-
-/** Returns the rows of the last statement of a script. */
-export function lastRows<T extends Row>(result: unknown): T[] {
-  const sets = result as T[] | T[][];
-  return ("command" in sets ? sets : sets.at(-1)) as T[];
-}
-
-/** Returns a setting that the server reported at the start of the connection. */
-export function parameterOf(client: Client, name: string): string {
-  return (client.parameters as Record<string, string | undefined>)[name] ?? "";
-}
 
 /** The lines of one client. Needed because the driver does not close a socket that is still connecting. */
 export class Lines {
@@ -148,20 +94,20 @@ export async function probe(
 ): Promise<Probed> {
   const { connectTimeoutSeconds } = options;
   const lines = new Lines(config, connectTimeoutSeconds);
-  const client = connect(config, { ...options, max: 1 }, lines.dial);
+  const client = createClient(config, { ...options, max: 1 }, lines.dial);
   try {
-    const result = await withTimeout(
-      client.unsafe(script),
+    const { rows } = await withTimeout(
+      send(client, script),
       connectTimeoutSeconds,
       () => new Error("no answer"),
     );
-    return { rows: lastRows(result), isWaiting: false };
+    return { rows, isWaiting: false };
   } catch (error) {
     // An error of the server is an answer.
-    const isWaiting = lines.isReady && !sqlstateOf(error);
+    const isWaiting = lines.isReady && !isServerError(error);
     return { rows: undefined, isWaiting };
   } finally {
-    client.end({ timeout: 0 }).catch(() => {});
+    closeNow(client);
     lines.destroy();
   }
 }

@@ -6,6 +6,7 @@
 import { Buffer } from "node:buffer";
 import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
+import { takeData, type TakenData } from "./driver.ts";
 import type { Session } from "./session.ts";
 
 /** Size of a chunk, in bytes. One CopyData message per row takes four times as long. */
@@ -98,7 +99,7 @@ const HEADER_BYTES = 5;
 class Relay {
   readonly #source: net.Socket;
   readonly #target: net.Socket;
-  readonly #clientListeners: ((data: Buffer) => void)[];
+  readonly #taken: TakenData;
   readonly #onProgress: CopyProgress;
   #bytes = 0;
   #messages = 0;
@@ -116,11 +117,7 @@ class Relay {
     this.#source = source;
     this.#target = target;
     this.#onProgress = onProgress;
-    this.#clientListeners = source.listeners(
-      "data",
-    ) as ((data: Buffer) => void)[];
-    for (const listener of this.#clientListeners) source.off("data", listener);
-    source.on("data", this.#onData);
+    this.#taken = takeData(source, this.#onData);
     target.on("drain", this.#onDrain);
   }
 
@@ -131,11 +128,8 @@ class Relay {
 
   /** Returns the sockets to their clients. */
   stop(): void {
-    this.#source.off("data", this.#onData);
     this.#target.off("drain", this.#onDrain);
-    for (const listener of this.#clientListeners) {
-      this.#source.on("data", listener);
-    }
+    this.#taken.giveBack();
   }
 
   #onDrain = () => this.#source.resume();
@@ -182,9 +176,8 @@ class Relay {
       );
       if (!hasRoom) this.#source.pause();
     } else {
-      for (const listener of this.#clientListeners) {
-        listener.call(this.#source, Buffer.from(messages));
-      }
+      // A copy, because `release` may free the memory of the chunk.
+      this.#taken.pass(Buffer.from(messages));
     }
   }
 }

@@ -6,24 +6,14 @@
  *
  * @module
  */
-import postgres from "postgres";
 import type { DatabaseConfig } from "../config/config.ts";
 import { maskOfDatabase } from "../config/secrets.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
-
-/** The fields of a server's error, with their names in the protocol. */
-export interface ServerErrorFields {
-  /** SQLSTATE. */
-  readonly code: string;
-  readonly message: string;
-  readonly severity?: string | undefined;
-  readonly severity_local?: string | undefined;
-  readonly detail?: string | undefined;
-  readonly hint?: string | undefined;
-  readonly where?: string | undefined;
-  readonly file?: string | undefined;
-  readonly routine?: string | undefined;
-}
+import {
+  isServerError,
+  serverError,
+  type ServerErrorFields,
+} from "./driver.ts";
 
 /** A code, and a remedy that replaces the default of the code. */
 interface Meaning {
@@ -382,14 +372,14 @@ export function endingOf(
   error: unknown,
   fatal: ServerErrorFields | undefined,
 ): unknown {
-  const isKnown = !fatal || error instanceof ServiceError || sqlstateOf(error);
-  // The driver does not export the type of the fields.
-  return isKnown ? error : new postgres.PostgresError(fatal as never);
+  const isKnown = !fatal || error instanceof ServiceError ||
+    isServerError(error);
+  return isKnown ? error : serverError(fatal);
 }
 
 /** Returns the SQLSTATE of a server's error, or `undefined` for another error. */
 export function sqlstateOf(error: unknown): string | undefined {
-  return error instanceof postgres.PostgresError ? error.code : undefined;
+  return isServerError(error) ? error.code : undefined;
 }
 
 const LOST = new Set([
@@ -409,19 +399,17 @@ export function toServiceError(
   config: DatabaseConfig,
 ): ServiceError {
   if (error instanceof ServiceError) return error;
-  const sqlstate = sqlstateOf(error);
-  if (sqlstate) {
-    const known = error as postgres.PostgresError;
+  if (isServerError(error)) {
     const mask = maskOfDatabase(config);
     // Masks before it clips, because the mask does not recognize half a secret.
     const maskAndClip = (text?: string) => clip(text && mask(text));
     const { code, remedy } = meaningOf(
-      { ...known, message: known.message, hint: maskAndClip(known.hint) },
+      { ...error, message: error.message, hint: maskAndClip(error.hint) },
       config,
     );
-    const message = maskAndClip(known.message);
-    const detail = maskAndClip(known.detail);
-    const where = maskAndClip(known.where);
+    const message = maskAndClip(error.message);
+    const detail = maskAndClip(error.detail);
+    const where = maskAndClip(error.where);
     const context = [detail, code === "value_invalid" ? where : undefined]
       .filter(Boolean).join("; ");
     return new ServiceError(
@@ -431,7 +419,7 @@ export function toServiceError(
       }`,
       {
         server: config.label,
-        sqlstate,
+        sqlstate: error.code,
         remedy,
         cause: error,
       },

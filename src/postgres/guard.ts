@@ -9,11 +9,11 @@
  * @module
  */
 import { Buffer } from "node:buffer";
-import type net from "node:net";
 import type { DatabaseConfig } from "../config/config.ts";
 import type { AuthMethod } from "../config/parsers.ts";
 import { ServiceError } from "../errors.ts";
-import { address, type ServerErrorFields } from "./errors.ts";
+import type { ServerErrorFields } from "./driver.ts";
+import { address } from "./errors.ts";
 
 /** Bytes of a message's type and length. */
 const HEADER_BYTES = 5;
@@ -523,35 +523,3 @@ function readError(body: Buffer): ServerErrorFields {
 /** Remedy for a server that violates PostgreSQL's protocol. */
 export const NOT_POSTGRES =
   "Check that host and port (*_DB_HOST, *_DB_PORT) lead to a PostgreSQL server and not to another service.";
-
-/**
- * Puts the guard in front of everything that reads from the socket, including the
- * driver. A violation closes the socket with its error.
- *
- * Relies on streams: all data reach listeners through `emit`, and `destroy` emits
- * its error as `error`. Relies on the driver: it sends its first SCRAM message in
- * one `write`.
- */
-export function guardSocket(socket: net.Socket, guard: ServerGuard): void {
-  const emit = socket.emit;
-  socket.emit = function (event: string | symbol, ...values: unknown[]) {
-    if (event !== "data") {
-      return Reflect.apply(emit, socket, [event, ...values]);
-    }
-    // The rest of a chunk after a violation.
-    if (socket.destroyed) return false;
-    try {
-      guard.check(values[0] as Buffer);
-      return Reflect.apply(emit, socket, [event, ...values]);
-    } catch (error) {
-      socket.destroy(error as Error);
-      return true;
-    }
-  } as typeof emit;
-  const write = socket.write;
-  socket.write = function (chunk: Buffer, ...rest: unknown[]) {
-    if (guard.readsClient) guard.checkClient(chunk);
-    else socket.write = write;
-    return Reflect.apply(write, socket, [chunk, ...rest]);
-  } as typeof write;
-}

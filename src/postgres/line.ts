@@ -13,8 +13,9 @@ import net from "node:net";
 import tls from "node:tls";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
+import { guardSocket } from "./driver.ts";
 import { address } from "./errors.ts";
-import { guardSocket, NOT_POSTGRES, ServerGuard } from "./guard.ts";
+import { NOT_POSTGRES, ServerGuard } from "./guard.ts";
 
 /** The SSLRequest message: its length and its code. */
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);

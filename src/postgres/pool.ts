@@ -6,15 +6,14 @@
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
+import { Lines, probe, withTimeout } from "./client.ts";
 import {
   type Client,
-  connect,
-  lastRows,
-  Lines,
+  closeNow,
+  createClient,
   parameterOf,
-  probe,
-  withTimeout,
-} from "./client.ts";
+  send,
+} from "./driver.ts";
 import {
   asConnectFailure,
   checkVersion,
@@ -174,14 +173,13 @@ export class Pool implements AsyncDisposable {
     const { client, lines } = current;
     const check = holder ? `${assertServer(holder.server)};\n` : "";
     try {
-      const rows = await this.#awaitAnswer(
-        // The driver sends less than 1,024 bytes later, when Deno may have nothing else to wake for.
-        client.unsafe(`${SETTINGS};\n${check}${statement}`.padEnd(1024)),
+      const { rows } = await this.#awaitAnswer(
+        send<T>(client, `${SETTINGS};\n${check}${statement}`),
         timeoutSeconds,
         lines,
       );
       checkVersion(this.config, parameterOf(client, "server_version"));
-      return lastRows<T>(rows);
+      return rows;
     } catch (cause) {
       const error = endingOf(cause, lines.fatal);
       // Most errors of the server leave the connection usable. All other errors make it suspect.
@@ -246,7 +244,7 @@ export class Pool implements AsyncDisposable {
 
   #connect(): Connected {
     const lines = new Lines(this.config, this.#connectTimeoutSeconds);
-    const client = connect(
+    const client = createClient(
       this.config,
       {
         applicationName: APPLICATION_NAME,
@@ -262,7 +260,7 @@ export class Pool implements AsyncDisposable {
   /** Closes all connections immediately. The next statement opens a new one. */
   #drop(current: Connected): void {
     if (this.#current === current) this.#current = undefined;
-    current.client.end({ timeout: 0 }).catch(() => {});
+    closeNow(current.client);
     current.lines.destroy();
   }
 

@@ -8,14 +8,16 @@ import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
+import { probe, withTimeout } from "./client.ts";
 import {
+  type Answer,
   type Client,
-  connect,
-  lastRows,
+  closeNow,
+  createClient,
   parameterOf,
-  probe,
-  withTimeout,
-} from "./client.ts";
+  send,
+  sendCopy,
+} from "./driver.ts";
 import {
   address,
   asConnectFailure,
@@ -38,6 +40,7 @@ import {
   type Parameter,
   type Row,
   SET_SEARCH_PATH,
+  withParameters,
 } from "./sql.ts";
 
 /** Idle time in a transaction after which a session sends a heartbeat, in seconds. */
@@ -115,7 +118,7 @@ export class Session implements AsyncDisposable, Disposable {
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
     this.#options = options;
-    this.#client = connect(config, { ...options, max: 1 }, async () => {
+    this.#client = createClient(config, { ...options, max: 1 }, async () => {
       // The driver dials in a later turn, when the session may already be closed.
       if (this.#failure) throw this.#failure;
       if (this.#line) {
@@ -195,10 +198,12 @@ export class Session implements AsyncDisposable, Disposable {
   async #learnSettings(): Promise<void> {
     const [row] = await this.query(
       `${LIFT_TIMEOUTS};
-       select pg_catalog.array_to_json(pg_catalog.current_schemas(false)) as schemas,
+       select pg_catalog.pg_backend_pid() as pid,
+         pg_catalog.array_to_json(pg_catalog.current_schemas(false)) as schemas,
          pg_catalog.current_setting('role') as role,
          pg_catalog.current_setting('synchronous_commit') as commit`,
     );
+    this.#pid = row!.pid;
     this.#ownSchemas = (row!.schemas as string[]).filter((name) =>
       !name.startsWith("pg_")
     );
@@ -242,25 +247,20 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Runs one statement with parameters, or a script without parameters. Returns
-   * the rows of the last statement.
+   * Runs a script. Returns the rows of the last statement that returns rows.
    */
   async query<T extends Row = Row>(
     text: string,
     parameters: readonly Parameter[] = [],
   ): Promise<T[]> {
-    const result = await this.#run(() =>
-      this.#client.unsafe(text, [...parameters])
-    );
-    // Behind a pooler, this is the id of the pooler. `begin` asks the server.
-    this.#pid ||= result.state?.pid ?? 0;
-    return lastRows<T>(result);
+    const { rows } = await this.#send<T>(withParameters(text, parameters));
+    return rows;
   }
 
   /** Runs one statement and returns the number of rows that it affected. */
   async execute(text: string): Promise<number> {
-    const result = await this.#run(() => this.#client.unsafe(text));
-    return result.count ?? 0;
+    const { count } = await this.#send(text);
+    return count;
   }
 
   /**
@@ -450,7 +450,7 @@ export class Session implements AsyncDisposable, Disposable {
     this.#release();
     for (const reject of this.#rejectors) reject(reason);
     this.#lost.abort(reason);
-    this.#client.end({ timeout: 0 }).catch(() => {});
+    closeNow(this.#client);
     this.#line?.destroy();
     this.#ended.resolve();
   }
@@ -486,6 +486,10 @@ export class Session implements AsyncDisposable, Disposable {
     );
   };
 
+  #send<T extends Row>(script: string): Promise<Answer<T>> {
+    return this.#run(() => send<T>(this.#client, script));
+  }
+
   async #run<T>(start: () => PromiseLike<T>): Promise<T> {
     if (this.#failure) throw this.#failure;
     const failure = Promise.withResolvers<never>();
@@ -506,43 +510,21 @@ export class Session implements AsyncDisposable, Disposable {
     }
   }
 
-  /**
-   * Starts a COPY. postgres.js resolves a query once, with the stream. It drops
-   * the row count, and an error after the last row. So this replaces the two
-   * callbacks of the query before it is sent.
-   */
   async #copy<S extends Readable | Writable>(
     text: string,
     direction: "in" | "out",
   ): Promise<CopyStream<S>> {
     this.#line?.guard.expectCopy(direction);
-    const stream = Promise.withResolvers<S>();
-    const done = Promise.withResolvers<number>();
-    done.promise.catch(() => {});
-    const query = this.#client.unsafe(text).simple();
-    Object.assign(query, {
-      resolve(value: S | { count: number }) {
-        if ("pipe" in value) {
-          // `done` reports the same error. Without a listener it would end the process.
-          value.on("error", () => {});
-          stream.resolve(value as S);
-        } else done.resolve(value.count);
-      },
-      reject(error: unknown) {
-        stream.reject(error);
-        done.reject(error);
-      },
-    });
-    const finished = this.#run(() => done.promise);
+    const { stream, done } = sendCopy<S>(this.#client, text);
+    const finished = this.#run(() => done);
     finished.catch(() => {});
-    query.execute();
+    const opened = stream.catch(async (error) => {
+      await finished;
+      throw this.#explain(error);
+    });
+    opened.catch(() => {});
     return {
-      stream: await Promise.race([
-        stream.promise.catch((error) => {
-          throw this.#explain(error);
-        }),
-        finished.then(() => stream.promise),
-      ]),
+      stream: await Promise.race([opened, finished.then(() => opened)]),
       done: finished,
     };
   }

@@ -1,0 +1,253 @@
+/**
+ * The driver, postgres.js 3.4, and all that relies on its internals. Everything
+ * here that is no public interface says what it relies on. A contract test beside
+ * this file fails when the driver changes it.
+ *
+ * @module
+ */
+import type { Buffer } from "node:buffer";
+import type net from "node:net";
+import type { Duplex, Readable, Writable } from "node:stream";
+import postgres from "postgres";
+import type { DatabaseConfig } from "../config/config.ts";
+import type { Row } from "./sql.ts";
+
+/** A client of the driver: connections to one database. */
+export type Client = ReturnType<typeof postgres>;
+
+/** Options of a client. Durations are seconds. */
+export interface ClientOptions {
+  readonly applicationName: string;
+  readonly connectTimeoutSeconds: number;
+  readonly max: number;
+  /** Maximum lifetime of a connection. Unlimited by default. */
+  readonly lifetimeSeconds?: number;
+  readonly onNotify?: (channel: string, payload: string) => void;
+}
+
+/**
+ * Creates a client whose sockets come from `dial`. It sets every option, so that
+ * the driver reads no PG* variable.
+ *
+ * Relies on the undocumented option `socket`: the driver calls it for each
+ * connection, in a later turn, and again at once when the socket closes before
+ * the server is ready. It does not close a socket that is still connecting.
+ */
+export function createClient(
+  config: DatabaseConfig,
+  options: ClientOptions,
+  dial: () => Promise<Duplex>,
+): Client {
+  const driverOptions = {
+    host: config.host,
+    port: config.port,
+    user: config.user,
+    database: config.database,
+    // A function, because the driver reads PGPASSWORD where the password is empty.
+    password: () => config.password ?? "",
+    // The sockets already use TLS where it is configured.
+    ssl: false,
+    max: options.max,
+    connect_timeout: options.connectTimeoutSeconds,
+    idle_timeout: options.lifetimeSeconds ? 30 : 0,
+    max_lifetime: options.lifetimeSeconds ?? null,
+    max_pipeline: 100,
+    keep_alive: 30,
+    backoff: () => 0,
+    prepare: false,
+    fetch_types: false,
+    debug: false,
+    publications: "none",
+    connection: { application_name: options.applicationName },
+    onnotice: () => {},
+    ...(options.onNotify ? { onnotify: options.onNotify } : {}),
+    socket: dial,
+  };
+  return postgres(
+    driverOptions as unknown as postgres.Options<Record<string, never>>,
+  );
+}
+
+/** Returns a setting that the server reported at the start of the connection. */
+export function parameterOf(client: Client, name: string): string {
+  return (client.parameters as Record<string, string | undefined>)[name] ?? "";
+}
+
+/** The answer to a script. */
+export interface Answer<T extends Row = Row> {
+  /** Rows of the last statement that returns rows. */
+  readonly rows: T[];
+  /** Number of rows that the statement affected. Only of a single statement. */
+  readonly count: number;
+}
+
+/**
+ * Bytes from which the driver writes a message at once. Less it leaves to
+ * `setImmediate`, and an idle Deno may not wake for that.
+ */
+const MIN_WRITE_BYTES = 1024;
+
+/**
+ * Sends a script and returns its answer. All scripts of a client with one
+ * connection run in the order in which they were sent.
+ *
+ * Relies on the driver: it writes long messages at once, and the result of a
+ * script is an array of results as soon as a second statement returns rows.
+ */
+export async function send<T extends Row = Row>(
+  client: Client,
+  script: string,
+): Promise<Answer<T>> {
+  const result = await client.unsafe(script.padEnd(MIN_WRITE_BYTES));
+  const sets = result as unknown as T[] | T[][];
+  const rows = "command" in sets ? sets : sets.at(-1);
+  return { rows: rows as T[], count: result.count ?? 0 };
+}
+
+/** A COPY that the driver has sent. */
+export interface SentCopy<S> {
+  /** Resolves when the server is ready for the data, or sends them. */
+  readonly stream: Promise<S>;
+  /** Resolves with the row count of the server. */
+  readonly done: Promise<number>;
+}
+
+/**
+ * Sends a COPY. The driver resolves a query once, with the stream. It drops the
+ * row count, and an error after the last row.
+ *
+ * Relies on the properties `resolve` and `reject` of a query: the driver calls
+ * them, and they can be replaced until the query is sent.
+ */
+export function sendCopy<S extends Readable | Writable>(
+  client: Client,
+  statement: string,
+): SentCopy<S> {
+  const stream = Promise.withResolvers<S>();
+  const done = Promise.withResolvers<number>();
+  const query = client.unsafe(statement.padEnd(MIN_WRITE_BYTES)).simple();
+  Object.assign(query, {
+    resolve(value: S | { count: number }) {
+      if ("pipe" in value) {
+        // `done` reports the same error. Without a listener it would end the process.
+        value.on("error", () => {});
+        stream.resolve(value as S);
+      } else {
+        stream.reject(new Error("the server answered COPY without a COPY"));
+        done.resolve(value.count);
+      }
+    },
+    reject(error: unknown) {
+      stream.reject(error);
+      done.reject(error);
+    },
+  });
+  stream.promise.catch(() => {});
+  done.promise.catch(() => {});
+  query.execute();
+  return { stream: stream.promise, done: done.promise };
+}
+
+/** Closes all connections of a client at once. Pending work fails. */
+export function closeNow(client: Client): void {
+  client.end({ timeout: 0 }).catch(() => {});
+}
+
+/** Checks the bytes of a connection before the driver and the server read them. */
+export interface SocketGuard {
+  /** @throws {Error} when the bytes of the server are refused. */
+  check(chunk: Buffer): void;
+  /** Whether `checkClient` is still needed. */
+  readonly readsClient: boolean;
+  checkClient(chunk: Buffer): void;
+}
+
+/**
+ * Puts the guard in front of everything that reads from the socket, including the
+ * driver. A violation closes the socket with its error.
+ *
+ * Relies on streams: all data reach listeners through `emit`, and `destroy` emits
+ * its error as `error`. Relies on the driver: it sends its first SCRAM message in
+ * one `write`.
+ */
+export function guardSocket(socket: Duplex, guard: SocketGuard): void {
+  const emit = socket.emit;
+  socket.emit = function (event: string | symbol, ...values: unknown[]) {
+    if (event !== "data") {
+      return Reflect.apply(emit, socket, [event, ...values]);
+    }
+    // The rest of a chunk after a violation.
+    if (socket.destroyed) return false;
+    try {
+      guard.check(values[0] as Buffer);
+      return Reflect.apply(emit, socket, [event, ...values]);
+    } catch (error) {
+      socket.destroy(error as Error);
+      return true;
+    }
+  } as typeof emit;
+  const write = socket.write;
+  socket.write = function (chunk: Buffer, ...rest: unknown[]) {
+    if (guard.readsClient) guard.checkClient(chunk);
+    else socket.write = write;
+    return Reflect.apply(write, socket, [chunk, ...rest]);
+  } as typeof write;
+}
+
+/** The data of a socket, taken from the driver. */
+export interface TakenData {
+  /** Passes bytes on to the driver. They must be whole messages, or go on with one. */
+  pass(bytes: Buffer): void;
+  /** Gives the data back to the driver. */
+  giveBack(): void;
+}
+
+/**
+ * Hands the data of a socket to `onData` in place of the driver.
+ *
+ * Relies on the driver: it reads by listeners of `data` on the socket that it was
+ * given, and these may be called at any time.
+ */
+export function takeData(
+  socket: net.Socket,
+  onData: (chunk: Buffer) => void,
+): TakenData {
+  const listeners = socket.listeners("data") as ((data: Buffer) => void)[];
+  for (const listener of listeners) socket.off("data", listener);
+  socket.on("data", onData);
+  return {
+    pass(bytes) {
+      for (const listener of listeners) listener.call(socket, bytes);
+    },
+    giveBack() {
+      socket.off("data", onData);
+      for (const listener of listeners) socket.on("data", listener);
+    },
+  };
+}
+
+/** The fields of a server's error, with their names in the protocol. */
+export interface ServerErrorFields {
+  /** SQLSTATE. */
+  readonly code: string;
+  readonly message: string;
+  readonly severity?: string | undefined;
+  readonly severity_local?: string | undefined;
+  readonly detail?: string | undefined;
+  readonly hint?: string | undefined;
+  readonly where?: string | undefined;
+  readonly file?: string | undefined;
+  readonly routine?: string | undefined;
+}
+
+/** Returns whether the server sent the error. */
+export function isServerError(
+  error: unknown,
+): error is Error & ServerErrorFields {
+  return error instanceof postgres.PostgresError;
+}
+
+/** Returns an error as the driver throws it. The driver does not export the type of the fields. */
+export function serverError(fields: ServerErrorFields): Error {
+  return new postgres.PostgresError(fields as never);
+}

@@ -1,0 +1,271 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { Buffer } from "node:buffer";
+import { once } from "node:events";
+import type net from "node:net";
+import { Duplex, type Readable, type Writable } from "node:stream";
+import {
+  authentication,
+  COLUMNS,
+  encode,
+  GREETING,
+  join,
+  message,
+  READY,
+  SASL,
+} from "../../tests/support/hostile_server.ts";
+import { parseConfig } from "../config/config.ts";
+import {
+  type Client,
+  closeNow,
+  createClient,
+  guardSocket,
+  isServerError,
+  parameterOf,
+  send,
+  sendCopy,
+  serverError,
+  takeData,
+} from "./driver.ts";
+
+const { dwh } = parseConfig({}, () => "");
+
+/** A row with one text column. */
+const row = (text: string) =>
+  message(
+    "D",
+    join(new Uint8Array([0, 1, 0, 0, 0, text.length]), encode(text)),
+  );
+
+const complete = (tag: string) => message("C", `${tag}\0`);
+
+const failure = (code: string) => message("E", `SERROR\0C${code}\0Mno\0\0`);
+
+/** The client's end of a connection whose other end is a script. */
+class Wire extends Duplex {
+  readonly readyState = "open";
+  readonly written: Buffer[] = [];
+  /** Answers each write but the first, which it answers with the greeting. */
+  answer: (bytes: Buffer) => Uint8Array = () => new Uint8Array();
+  greeting = GREETING;
+
+  override _read(): void {}
+
+  override _write(chunk: Buffer, _: string, done: () => void): void {
+    this.written.push(chunk);
+    const bytes = this.written.length === 1
+      ? this.greeting
+      : this.answer(chunk);
+    // In a later turn, like the data of a socket.
+    if (bytes.length > 0) setTimeout(() => this.receive(bytes));
+    done();
+  }
+
+  /** Sends bytes of the server. */
+  receive(...parts: Uint8Array[]): void {
+    if (!this.destroyed) this.push(Buffer.from(join(...parts)));
+  }
+}
+
+function clientOf(wire: Wire, max = 1): Client {
+  return createClient(
+    dwh,
+    { applicationName: "test", connectTimeoutSeconds: 60, max },
+    () => Promise.resolve(wire),
+  );
+}
+
+/** Answers that the driver has read, until it writes again. */
+async function greeted(): Promise<{ wire: Wire; client: Client }> {
+  const wire = new Wire();
+  const client = clientOf(wire);
+  wire.answer = () => join(complete("SET"), READY);
+  await send(client, "set a = 1");
+  return { wire, client };
+}
+
+Deno.test("createClient() dials in a later turn, and again when the connection closes before the server is ready", async () => {
+  const dialed: Wire[] = [];
+  const client = createClient(
+    dwh,
+    { applicationName: "test", connectTimeoutSeconds: 60, max: 1 },
+    () => {
+      const wire = new Wire();
+      if (dialed.length < 2) {
+        wire.greeting = new Uint8Array();
+        setTimeout(() => wire.destroy());
+      } else wire.answer = () => join(complete("SET"), READY);
+      dialed.push(wire);
+      return Promise.resolve(wire);
+    },
+  );
+  const answer = send(client, "set a = 1");
+  await Promise.resolve();
+  assertEquals(dialed.length, 0);
+  await answer;
+  assertEquals(dialed.length, 3);
+  closeNow(client);
+});
+
+Deno.test("parameterOf() returns what the server reports before it is ready", async () => {
+  const { client } = await greeted();
+  assertEquals(parameterOf(client, "server_version"), "18.0");
+  assertEquals(parameterOf(client, "unknown"), "");
+  closeNow(client);
+});
+
+Deno.test("send() and sendCopy() write a short statement in the same turn", async () => {
+  const starts = [
+    send,
+    (client: Client, text: string) => sendCopy<Readable>(client, text).done,
+  ];
+  for (const start of starts) {
+    const { wire, client } = await greeted();
+    wire.answer = () => new Uint8Array();
+    const before = wire.written.length;
+    let isLater = false;
+    const later = setImmediate(() => isLater = true);
+    const sent = start(client, "select 1");
+    // Microtasks only.
+    for (let i = 0; i < 20; i++) await undefined;
+    assert(!isLater);
+    assertEquals(wire.written.length, before + 1);
+    assert(wire.written.at(-1)!.includes("select 1"));
+    clearImmediate(later);
+    closeNow(client);
+    await assertRejects(() => sent);
+  }
+});
+
+Deno.test("send() returns the rows of the last statement that returns rows, and the number of affected rows", async () => {
+  const { wire, client } = await greeted();
+  const answer = (...parts: Uint8Array[]) => {
+    wire.answer = () => join(...parts, READY);
+    return send(client, "script");
+  };
+  const one = join(COLUMNS, row("1"), complete("SELECT 1"));
+  const two = join(COLUMNS, row("2"), row("3"), complete("SELECT 2"));
+  const none = join(COLUMNS, complete("SELECT 0"));
+  const set = complete("SET");
+  const values = async (answer: ReturnType<typeof send>) =>
+    (await answer).rows.map(({ a }) => a);
+  assertEquals(await values(answer(one)), ["1"]);
+  assertEquals(await values(answer(one, set, two)), ["2", "3"]);
+  assertEquals(await values(answer(one, set, none)), []);
+  assertEquals(await values(answer(set, two)), ["2", "3"]);
+  assertEquals(await values(answer(set)), []);
+  assertEquals((await answer(complete("DELETE 7"))).count, 7);
+  assertEquals((await answer(set)).count, 0);
+  closeNow(client);
+});
+
+Deno.test("sendCopy() returns the stream, and the row count after the last row", async () => {
+  const { wire, client } = await greeted();
+  wire.answer = () => message("H", "\0\0\0");
+  const copy = sendCopy<Readable>(client, "copy t to stdout");
+  const stream = await copy.stream;
+  const ended = once(stream, "end");
+  const read: Buffer[] = [];
+  stream.on("data", (data) => read.push(data));
+  wire.receive(message("d", "row"), message("c"), complete("COPY 1"), READY);
+  await ended;
+  assertEquals(Buffer.concat(read).toString(), "row");
+  assertEquals(await copy.done, 1);
+
+  wire.answer = () => message("G", "\0\0\0");
+  const back = sendCopy<Writable>(client, "copy t from stdin");
+  const writer = await back.stream;
+  wire.answer = () => new Uint8Array();
+  writer.write(Buffer.from("row"));
+  wire.answer = () => join(complete("COPY 1"), READY);
+  writer.end();
+  assertEquals(await back.done, 1);
+  closeNow(client);
+});
+
+Deno.test("sendCopy() reports an error after the last row", async () => {
+  const { wire, client } = await greeted();
+  wire.answer = () => message("H", "\0\0\0");
+  const { stream, done } = sendCopy<Readable>(client, "copy t to stdout");
+  (await stream).resume();
+  wire.receive(message("d", "row"), message("c"), failure("22012"), READY);
+  const error = await assertRejects(() => done);
+  assert(isServerError(error) && error.code === "22012");
+  closeNow(client);
+});
+
+Deno.test("sendCopy() fails when the server answers with another result", async () => {
+  const { wire, client } = await greeted();
+  wire.answer = () => join(complete("SELECT 0"), READY);
+  const { stream } = sendCopy<Readable>(client, "copy t to stdout");
+  await assertRejects(() => stream, Error, "without a COPY");
+  closeNow(client);
+});
+
+Deno.test("guardSocket() reads before the driver, and closes the socket with its error", async () => {
+  const { wire, client } = await greeted();
+  const refusal = new Error("refused");
+  guardSocket(wire, {
+    readsClient: false,
+    checkClient: () => {},
+    check(chunk) {
+      if (chunk.includes("bad")) throw refusal;
+    },
+  });
+  wire.answer = () => join(complete("SET"), READY);
+  await send(client, "set a = 1");
+  wire.answer = () => join(COLUMNS, row("bad"), complete("SELECT 1"), READY);
+  const error = await assertRejects(() => send(client, "select 'bad'"));
+  assertEquals(error, refusal);
+  assert(wire.destroyed);
+});
+
+Deno.test("guardSocket() reads the first SCRAM message of the driver in one piece", async () => {
+  const wire = new Wire();
+  wire.greeting = SASL;
+  wire.answer = () => authentication(3);
+  const seen: string[] = [];
+  guardSocket(wire, {
+    readsClient: true,
+    check: () => {},
+    checkClient: (chunk) => seen.push(chunk.toString("latin1")),
+  });
+  const client = clientOf(wire);
+  const answer = send(client, "select 1");
+  while (seen.length < 2) await new Promise((done) => setImmediate(done));
+  assert(
+    /^p....SCRAM-SHA-256\0....n,,n=\*,r=[A-Za-z0-9+/]{24}$/s.test(seen[1]!),
+  );
+  closeNow(client);
+  await assertRejects(() => answer);
+});
+
+Deno.test("takeData() takes all data from the driver, and gives them back", async () => {
+  const { wire, client } = await greeted();
+  const socket = wire as unknown as net.Socket;
+  const seen: Buffer[] = [];
+  wire.answer = () => join(COLUMNS, row("1"), complete("SELECT 1"), READY);
+  const taken = takeData(socket, (chunk) => seen.push(chunk));
+  let isDone = false;
+  const answer = send(client, "select 1").finally(() => isDone = true);
+  while (seen.length === 0) await new Promise((done) => setImmediate(done));
+  assert(!isDone);
+  taken.pass(Buffer.concat(seen));
+  assertEquals((await answer).rows.map(({ a }) => a), ["1"]);
+  taken.giveBack();
+  assertEquals((await send(client, "select 1")).rows.length, 1);
+  assertEquals(seen.length, 1);
+  closeNow(client);
+});
+
+Deno.test("serverError() returns an error like those of the driver", async () => {
+  const { wire, client } = await greeted();
+  wire.answer = () => join(failure("22012"), READY);
+  const error = await assertRejects(() => send(client, "select 1 / 0"));
+  const own = serverError({ code: "22012", message: "no" });
+  for (const  of of[error, own]) {
+    assert(isServerError(of));
+    assertEquals([of.code, of.message], ["22012", "no"]);
+  }
+  assert(!isServerError(Object.assign(new Error("no"), { code: "22012" })));
+  closeNow(client);
+});
