@@ -16,7 +16,7 @@ import type { Row } from "./sql.ts";
 export type Client = ReturnType<typeof postgres>;
 
 /** Options of a client. Durations are seconds. */
-export interface ClientOptions {
+interface ClientOptions {
   readonly applicationName: string;
   readonly connectTimeoutSeconds: number;
   readonly max: number;
@@ -105,7 +105,7 @@ export async function send<T extends Row = Row>(
 }
 
 /** A COPY that the driver has sent. */
-export interface SentCopy<S> {
+interface SentCopy<S> {
   /** Resolves when the server is ready for the data, or sends them. */
   readonly stream: Promise<S>;
   /** Resolves with the row count of the server. */
@@ -154,7 +154,7 @@ export function closeNow(client: Client): void {
 }
 
 /** Checks the bytes of a connection before the driver and the server read them. */
-export interface SocketGuard {
+interface SocketGuard {
   /** @throws {Error} when the bytes of the server are refused. */
   check(chunk: Buffer): void;
   /** Whether `checkClient` is still needed. */
