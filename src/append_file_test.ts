@@ -54,7 +54,7 @@ Deno.test("appendLine() appends whole lines", () =>
     assertEquals(await Deno.readTextFile(file), '{"a":  1}\n{"b":2}\n');
   }));
 
-Deno.test("appendLine() cuts off a torn last line, however long", () =>
+Deno.test("appendLine() removes a torn last line of any length", () =>
   inFolder(async (folder) => {
     const file = `${folder}/events.jsonl`;
     for (const torn of ['{"torn": "', `{"torn": "${"é".repeat(10_000)}`]) {
@@ -64,7 +64,7 @@ Deno.test("appendLine() cuts off a torn last line, however long", () =>
     }
   }));
 
-Deno.test("appendLine() keeps a whole last line that only lacks its newline", () =>
+Deno.test("appendLine() keeps a complete last line without a newline", () =>
   inFolder(async (folder) => {
     const file = `${folder}/events.jsonl`;
     await Deno.writeTextFile(file, '{"a":1}');
@@ -72,7 +72,7 @@ Deno.test("appendLine() keeps a whole last line that only lacks its newline", ()
     assertEquals(await Deno.readTextFile(file), '{"a":1}\n{"b":2}\n');
   }));
 
-Deno.test("appendLine() creates a file that only its owner reads and keeps the mode of one that exists", () =>
+Deno.test("appendLine() creates a file for its owner only and keeps the mode of an existing file", () =>
   inFolder(async (folder) => {
     await append(`${folder}/new`, "{}");
     assertEquals(Deno.statSync(`${folder}/new`).mode! & 0o777, 0o600);
@@ -82,7 +82,7 @@ Deno.test("appendLine() creates a file that only its owner reads and keeps the m
     assertEquals(Deno.statSync(`${folder}/old`).mode! & 0o777, 0o640);
   }));
 
-Deno.test("appendLine() follows links that lead to an own file", () =>
+Deno.test("appendLine() follows links to files of the same user", () =>
   inFolder(async (folder) => {
     await Deno.mkdir(`${folder}/data`);
     await Deno.writeTextFile(`${folder}/data/file`, "");
@@ -93,7 +93,7 @@ Deno.test("appendLine() follows links that lead to an own file", () =>
     assert(Deno.lstatSync(`${folder}/first`).isSymlink);
   }));
 
-Deno.test("appendLine() says where a dangling link leads, and that links lead in a circle", () =>
+Deno.test("appendLine() reports the target of a dangling link, and a circle of links", () =>
   inFolder(async (folder) => {
     await Deno.symlink("missing", `${folder}/dangling`);
     assertStringIncludes(
@@ -157,7 +157,7 @@ Deno.test({
     }),
 });
 
-Deno.test("appendLine() refuses everything but a regular file, without waiting for a reader", () =>
+Deno.test("appendLine() refuses a file that is not regular, without waiting for a reader", () =>
   inFolder(async (folder) => {
     await new Deno.Command("mkfifo", { args: [`${folder}/pipe`] }).output();
     await Deno.mkdir(`${folder}/folder`);
@@ -177,7 +177,7 @@ Deno.test("appendLine() refuses everything but a regular file, without waiting f
     }
   }));
 
-Deno.test("appendLine() and checkWritable() name the folder that is missing", async () => {
+Deno.test("appendLine() and checkWritable() name a missing folder", async () => {
   const path = "/no/such/folder/e.jsonl";
   const remedy = "Create the folder /no/such/folder, or name another file in";
   assertStringIncludes(await refused(path), remedy);
@@ -194,7 +194,7 @@ Deno.test("checkWritable() creates no file", () =>
     assertEquals([...Deno.readDirSync(folder)], []);
   }));
 
-Deno.test("appendLine() keeps a last line that is not a torn object, and ends it", () =>
+Deno.test("appendLine() keeps and ends a last line that is not a torn object", () =>
   inFolder(async (folder) => {
     const file = `${folder}/notes`;
     await Deno.writeTextFile(file, "my notes");
@@ -227,7 +227,7 @@ Deno.test("appendLine() reads a long torn line once", () =>
     assert(bytes < 3 * size, `${bytes} bytes read`);
   }));
 
-Deno.test("isSameFile() knows a file by every spelling and link, also before it exists", () =>
+Deno.test("isSameFile() recognizes a file by every path and link, also before it exists", () =>
   inFolder(async (folder) => {
     await Deno.mkdir(`${folder}/a`);
     await Deno.symlink("a", `${folder}/b`);
@@ -246,7 +246,7 @@ Deno.test("isSameFile() knows a file by every spelling and link, also before it 
     assert(await isSameFile(`${folder}/soft`, `${folder}/hard`));
   }));
 
-Deno.test("withFile() hands out no file that was exchanged between check and opening", () =>
+Deno.test("withFile() refuses a file that is replaced between check and opening", () =>
   inFolder(async (folder) => {
     const path = `${folder}/file`;
     const other = `${folder}/other`;

@@ -115,7 +115,7 @@ Deno.test("startPostgres() applies settings, pg_hba.conf lines and initdb argume
   );
 });
 
-Deno.test("startPostgres() shows the server's log and leaves nothing when it fails", async () => {
+Deno.test("startPostgres() reports the server's log and removes its files when it fails", async () => {
   const { message } = await assertRejects(
     () => startPostgres({ settings: { work_mem: "plenty" } }),
     Error,
@@ -160,7 +160,7 @@ Deno.test("stop() ends a server with open connections", async () => {
   await sql.end({ timeout: 1 });
 });
 
-Deno.test("restart() brings back a server that died by itself", async () => {
+Deno.test("restart() starts a server that has crashed", async () => {
   await using server = await startPostgres();
   Deno.kill(postmasterOf(server), "SIGKILL");
   await until(
@@ -195,7 +195,7 @@ const ends: Record<string, (child: Deno.ChildProcess) => void> = {
 };
 
 for (const [name, end] of Object.entries(ends)) {
-  Deno.test(`a server is gone after ${name}`, async () => {
+  Deno.test(`a server is removed after ${name}`, async () => {
     const child = new Deno.Command(Deno.execPath(), {
       args: ["eval", "--quiet", "--lock=dev.lock", PROGRAM],
       cwd: new URL("..", import.meta.url),
@@ -235,7 +235,7 @@ const PROGRAM = `
   if (word === "exit") Deno.exit(3);
 `;
 
-Deno.test("chooseAccount() prefers postgres, then nobody, then any but root", () => {
+Deno.test("chooseAccount() prefers postgres, then nobody, then any account except root", () => {
   const root = "root:x:0:0:root:/root:/bin/bash\n";
   const nobody = "nobody:x:65534:65533::/:/usr/sbin/nologin\n";
   const other = "app:x:1000:1001::/home/app:/bin/sh\n";

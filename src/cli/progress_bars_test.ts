@@ -1,7 +1,7 @@
 import { assertMatch } from "@std/assert";
 import { barLine } from "./progress_bars.ts";
 
-Deno.test("barLine() shows rows, rate and remaining time where they are known", () => {
+Deno.test("barLine() shows rows, rate and remaining time when they are known", () => {
   const progress = {
     table: "closed_deal",
     phase: "copy",

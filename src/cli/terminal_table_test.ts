@@ -10,7 +10,7 @@ const COLUMNS = [
   { name: "Took", isNumber: true },
 ];
 
-Deno.test("tableLines() aligns its columns and paints only where the terminal has colors", () => {
+Deno.test("tableLines() aligns columns, and uses colors only if the terminal has them", () => {
   const rows = [
     ["a", { text: "succeeded", tone: "good" as const }, "nothing", "5 ms"],
     ["bcd", { text: "failed", tone: "bad" as const }, "", "1.25 s"],

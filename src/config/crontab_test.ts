@@ -9,7 +9,7 @@ function daysOf(schedule: string): number[] {
   );
 }
 
-Deno.test("isTick() takes days as crontab(5) does", () => {
+Deno.test("isTick() matches days as crontab(5) does", () => {
   const evens = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31];
   for (
     const [schedule, days] of [
@@ -37,7 +37,7 @@ Deno.test("isTick() takes days as crontab(5) does", () => {
   }
 });
 
-Deno.test("parseCrontab() refuses what crontab(5) does not know and what never comes", () => {
+Deno.test("parseCrontab() refuses schedules that crontab(5) does not allow or that have no tick", () => {
   for (
     const wrong of [
       "",

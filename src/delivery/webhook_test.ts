@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { cloudEvent, retryAfterOf, webhookPublisher } from "./webhook.ts";
 
-Deno.test("cloudEvent() carries the stored text unchanged, numbers that JavaScript would round included", () => {
+Deno.test("cloudEvent() keeps the stored text, including numbers that JavaScript would round", () => {
   const payload =
     '{"timestamp": "2025-08-26T21:19:33.123456",\n "n": 12345678901234567890}';
   const text = cloudEvent({
@@ -24,7 +24,7 @@ Deno.test("cloudEvent() carries the stored text unchanged, numbers that JavaScri
   });
 });
 
-Deno.test("retryAfterOf() reads seconds and dates, at most a day, and nothing else", () => {
+Deno.test("retryAfterOf() accepts only seconds and dates, up to a day", () => {
   const now = Date.UTC(2025, 0, 1);
   const cases: [string | null, number | undefined][] = [
     [null, undefined],
@@ -42,7 +42,7 @@ Deno.test("retryAfterOf() reads seconds and dates, at most a day, and nothing el
   }
 });
 
-Deno.test("delaySeconds() doubles up to an hour, give or take a quarter", async () => {
+Deno.test("delaySeconds() doubles up to an hour, and varies by a quarter", async () => {
   const { delaySeconds } = await webhookPublisher({
     url: "https://hooks.example/",
     secret: `whsec_${btoa("x".repeat(24))}`,

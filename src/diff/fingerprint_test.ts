@@ -27,12 +27,12 @@ const differenceOf = (source: Buckets, target: Buckets) =>
 const modeOf = (source: Buckets, target: Buckets) =>
   modeFor(differenceOf(source, target), wholeOf(source).count);
 
-Deno.test("modeFor() finds nothing to do when all buckets are equal", () => {
+Deno.test("modeFor() returns unchanged when all buckets are equal", () => {
   const side = buckets({ 1: [2, "5"], 7: [1, "-9"] });
   assertEquals(modeOf(side, side), "unchanged");
 });
 
-Deno.test("differingBuckets() finds a row that moved, came or went", () => {
+Deno.test("differingBuckets() finds a moved, inserted or deleted row", () => {
   const source = buckets({
     1: [50, "5"],
     2: [50, "8"],
@@ -54,20 +54,20 @@ Deno.test("differingBuckets() finds a row that moved, came or went", () => {
   assertEquals(modeOf(source, target), "delta");
 });
 
-Deno.test("modeFor() sees a changed number of twins, whose sum alone may be equal", () => {
+Deno.test("modeFor() detects a changed number of equal rows, even if the sum is equal", () => {
   const source = buckets({ 1: [2, "0"], 2: [100, "1"] });
   const target = buckets({ 1: [4, "0"], 2: [100, "1"] });
   assertEquals(modeOf(source, target), "delta");
 });
 
-Deno.test("modeFor() copies all when most differs or one side is empty", () => {
+Deno.test("modeFor() returns full when most rows differ or one side is empty", () => {
   const some = buckets({ 1: [10, "5"], 2: [10, "6"] });
   assertEquals(modeOf(some, buckets({})), "full");
   assertEquals(modeOf(buckets({}), some), "full");
   assertEquals(modeOf(some, buckets({ 1: [10, "7"], 2: [10, "8"] })), "full");
 });
 
-Deno.test("isSkewed() tells one value in most rows from many changes", () => {
+Deno.test("isSkewed() distinguishes one value in most rows from many changes", () => {
   const difference = (changed: number, rows: number) => ({
     ...BUCKETING,
     changed: Array.from({ length: changed }, (_, i) => i),
@@ -81,7 +81,7 @@ Deno.test("isSkewed() tells one value in most rows from many changes", () => {
   assertEquals(isSkewed(difference(0, 0), 0), false);
 });
 
-Deno.test("afterDelta() adds up what stayed and what was written, and gives up when they do not fit", () => {
+Deno.test("afterDelta() adds kept and written rows, and returns nothing when they do not match", () => {
   const before = { count: 10, checksum: "100" };
   const deleted = { count: 2, checksum: "-20" };
   const written = { count: 3, checksum: "9223372036854775807" };
@@ -110,7 +110,7 @@ Deno.test("parseBuckets() and wholeOf() give the fingerprint of the whole table"
   assertEquals(wholeOf(parseBuckets("")), { count: 0, checksum: "0" });
 });
 
-Deno.test("diffRows() finds the rows that differ, and twins whose number does", () => {
+Deno.test("diffRows() finds differing rows, and equal rows whose number differs", () => {
   assertEquals(
     diffRows("1 (0,1);2 (0,2);3 (0,3);3 (0,4)", "1 (9,1);3 (9,3);4 (9,2)"),
     {
@@ -131,7 +131,7 @@ Deno.test("diffRows() finds the rows that differ, and twins whose number does", 
   });
 });
 
-Deno.test("diffRows() takes any number of equal rows", () => {
+Deno.test("diffRows() handles any number of equal rows", () => {
   const twins = Array.from({ length: 200_000 }, (_, i) => `7 (${i},1)`);
   const { target } = diffRows("", twins.join(";"));
   assertEquals(target.length, 200_000);

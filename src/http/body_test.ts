@@ -53,7 +53,7 @@ Deno.test("BodyReader.read() receives a limited number of bodies at the same tim
   assertEquals(await text, "ok");
 });
 
-Deno.test("BodyReader.read() refuses a body beyond its size", async () => {
+Deno.test("BodyReader.read() refuses a body that is too large", async () => {
   const bodies = new BodyReader(1024);
   const post = (size: number) =>
     bodies.read(

@@ -4,7 +4,7 @@ import type { TableDeclaration } from "../tables/declaration.ts";
 import { MARKETING_TABLES } from "../tables/marketing.ts";
 import { failedGroup } from "./prepare.ts";
 
-Deno.test("failedGroup reports another table's failure as its own where the tables are not atomic", () => {
+Deno.test("failedGroup() reports the failure of another table as its own when the load is not atomic", () => {
   const [deal, lead] = MARKETING_TABLES;
   const cause = new ServiceError("snapshot_lost", "the snapshot is gone", {
     table: deal!.name,

@@ -28,7 +28,7 @@ function readyGuard(): ServerGuard {
   return guard;
 }
 
-Deno.test("ServerGuard.received counts answers, and no notices, settings and notifications", () => {
+Deno.test("ServerGuard.received counts answers, but not notices, settings and notifications", () => {
   const guard = readyGuard();
   const before = guard.received;
   const asides = Buffer.concat([
@@ -43,7 +43,7 @@ Deno.test("ServerGuard.received counts answers, and no notices, settings and not
   assert(guard.received > before);
 });
 
-Deno.test("ServerGuard.fatal is the error that ends a session, and no other", () => {
+Deno.test("ServerGuard.fatal is only the error that ends a session", () => {
   const guard = readyGuard();
   guard.check(message("E", "SERROR\0VERROR\0C22012\0Mdivision by zero\0\0"));
   assertEquals(guard.fatal, undefined);

@@ -17,7 +17,7 @@ class BrokenObserver implements RunObserver {
   }
 }
 
-Deno.test("combineObservers() shields runs and other observers from one that throws", async () => {
+Deno.test("combineObservers() protects runs and other observers from an observer that throws", async () => {
   const records: LogRecord[] = [];
   await configure({
     sinks: { memory: (record) => records.push(record) },

@@ -8,7 +8,7 @@ import {
 
 const TOKEN = "tok-en-1234567890";
 
-browserTest("a browser signs in with the token, and out again", async (t) => {
+browserTest("a browser signs in with the token, and signs out", async (t) => {
   await using scene = await setScene({ API_TOKEN: TOKEN }, {
     deals: 5,
     leads: 5,
@@ -18,16 +18,19 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
   const field = page.getByLabel("Token");
   const enter = page.getByRole("button", { name: "Sign in" });
 
-  await t.step("a page without a session is the form, with 401", async () => {
-    const response = await page.goto("/runs?status=failed");
-    assertEquals(response!.status(), 401);
-    assertEquals(await page.locator("h1").textContent(), "Sign in");
-    await assertAccessible(page);
-    await keepPicture(page, "sign-in");
-  });
+  await t.step(
+    "a page without a session shows the form, with 401",
+    async () => {
+      const response = await page.goto("/runs?status=failed");
+      assertEquals(response!.status(), 401);
+      assertEquals(await page.locator("h1").textContent(), "Sign in");
+      await assertAccessible(page);
+      await keepPicture(page, "sign-in");
+    },
+  );
 
   await t.step(
-    "a wrong token is reported, and no address holds it",
+    "a wrong token is reported and does not appear in a URL",
     async () => {
       await field.fill("tok-en-123457");
       await enter.click();
@@ -44,7 +47,7 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
   );
 
   await t.step(
-    "the right one leads to the page that was asked for",
+    "the right token leads to the requested page",
     async () => {
       await field.fill(TOKEN);
       await enter.click();
@@ -57,14 +60,14 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
     },
   );
 
-  await t.step("the session loads, and follows the run", async () => {
+  await t.step("the session starts a load and follows the run", async () => {
     await page.goto("/");
     await page.getByRole("button", { name: "Load now" }).click();
     await page.getByRole("heading", { name: "Succeeded" }).waitFor();
   });
 
   await t.step(
-    "signed out, everything asks for the token again",
+    "every page requires the token after sign-out",
     async () => {
       await page.getByRole("button", { name: "Sign out" }).click();
       assertEquals(await page.locator("h1").textContent(), "Sign in");
@@ -72,7 +75,7 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
     },
   );
 
-  await t.step("it works without JavaScript", async () => {
+  await t.step("the sign-in works without JavaScript", async () => {
     const plain = await scene.open({ javaScriptEnabled: false });
     await plain.goto("/docs");
     await plain.getByLabel("Token").fill(TOKEN);
@@ -112,7 +115,7 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
     assertEquals((await server.json("/runs")).body.code, "unauthorized");
   });
 
-  await t.step("behind TLS the cookie is for TLS only", async () => {
+  await t.step("the cookie is Secure behind TLS", async () => {
     const response = await server.fetch("/session", {
       method: "POST",
       headers: { "x-forwarded-proto": "https" },
@@ -124,7 +127,7 @@ browserTest("a browser signs in with the token, and out again", async (t) => {
   });
 });
 
-browserTest("a page of another origin cannot ask for a load", async () => {
+browserTest("a page of another origin cannot start a load", async () => {
   await using scene = await setScene({}, { deals: 5, leads: 5 });
   const { server } = scene;
   // The same machine by another name is another site to a browser.

@@ -28,26 +28,29 @@ async function heldTable(db: Databases): Promise<AsyncDisposable> {
 }
 
 browserTest(
-  "a load is asked for, watched and read about in a browser",
+  "a browser starts a load, follows it and shows its result",
   async (t) => {
     await using scene = await setScene({ LOCK_TIMEOUT: "120" });
     const { db, server } = scene;
     const page = await scene.open();
     const heading = page.locator("h1");
 
-    await t.step("with no run yet, the page says what comes", async () => {
-      await page.goto("/");
-      assertEquals(await heading.textContent(), "No load has run yet");
-      await assertAccessible(page);
-      await keepPicture(page, "empty");
-      await page.goto("/runs");
-      assertStringIncludes(
-        await page.locator("main").innerText(),
-        "No load has run yet.",
-      );
-    });
+    await t.step(
+      "the page explains the first load when there is no run",
+      async () => {
+        await page.goto("/");
+        assertEquals(await heading.textContent(), "No load has run yet");
+        await assertAccessible(page);
+        await keepPicture(page, "empty");
+        await page.goto("/runs");
+        assertStringIncludes(
+          await page.locator("main").innerText(),
+          "No load has run yet.",
+        );
+      },
+    );
 
-    await t.step("Load now leads to the run, which ends in view", async () => {
+    await t.step("Load now leads to the run and shows its end", async () => {
       await page.goto("/");
       await page.getByRole("button", { name: "Load now" }).click();
       await page.waitForURL(/\/runs\/[0-9a-f-]{36}$/);
@@ -60,7 +63,7 @@ browserTest(
     });
 
     await t.step(
-      "a running load is seen live, and nothing on the page moves",
+      "a running load is shown live without layout shifts",
       async () => {
         await using held = await heldTable(db);
         await page.goto("/");
@@ -108,7 +111,7 @@ browserTest(
     );
 
     await t.step(
-      "without JavaScript the same button ends at the same page",
+      "the button leads to the same page without JavaScript",
       async () => {
         const plain = await scene.open({ javaScriptEnabled: false });
         await plain.goto("/");
@@ -126,7 +129,7 @@ browserTest(
     );
 
     await t.step(
-      "a page that is open learns of a run that others began",
+      "an open page shows a run that another caller started",
       async () => {
         await page.goto("/");
         const [before] = await page.locator("tbody a").all();
@@ -142,7 +145,7 @@ browserTest(
       },
     );
 
-    await t.step("a failure shows table, cause and remedy", async () => {
+    await t.step("a failed run shows table, cause and remedy", async () => {
       await db.source.unsafe(
         "alter table marketing.closed_deals rename column won_date to won_on",
       );
@@ -173,7 +176,7 @@ browserTest(
       assertEquals(await page.locator("tbody tr").count(), 1);
     });
 
-    await t.step("a missing path is a page", async () => {
+    await t.step("an unknown path shows an error page", async () => {
       const response = await page.goto(`/runs/${crypto.randomUUID()}`);
       assertEquals(response!.status(), 404);
       assertStringIncludes(
@@ -185,7 +188,7 @@ browserTest(
     });
 
     await t.step(
-      "while it drains, the button is off and says why",
+      "the button is disabled with a reason while the service drains",
       async () => {
         await db.source.unsafe(
           "alter table marketing.closed_deals rename column won_on to won_date",
@@ -219,7 +222,7 @@ browserTest(
 );
 
 browserTest(
-  "with the warehouse away the page says so, and recovers with it",
+  "the page reports an unreachable warehouse, and recovers with it",
   async () => {
     await using scene = await setScene();
     const { db } = scene;

@@ -31,7 +31,7 @@ const WEIGHT_LIMIT = 50_000;
 const PICTURES = new URL("../../docs/images/", import.meta.url);
 
 browserTest(
-  "with 10,000 runs every page is light, fits, and can be read by all",
+  "every page stays small, fits the screen and is accessible with 10,000 runs",
   async (t) => {
     await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
     const { db, server } = scene;
@@ -65,7 +65,7 @@ browserTest(
       }
     }
 
-    await t.step("a page weighs less than 50 KB in all", async () => {
+    await t.step("a page has less than 50 KB with its assets", async () => {
       for (const path of Object.values(pages)) {
         // A fresh profile has no asset in its cache.
         const page = await scene.open();
@@ -84,7 +84,7 @@ browserTest(
       }
     });
 
-    await t.step("the list goes on page by page", async () => {
+    await t.step("the list continues on further pages", async () => {
       const page = await scene.open();
       await page.goto("/runs");
       const first = await page.locator("tbody a").first().getAttribute("href");
@@ -102,7 +102,7 @@ browserTest(
       await page.close();
     });
 
-    await t.step("keys alone reach everything, in order", async () => {
+    await t.step("the keyboard reaches every control in order", async () => {
       const page = await scene.open();
       await page.goto("/");
       const reached: string[] = [];
@@ -122,7 +122,7 @@ browserTest(
     });
 
     await t.step(
-      "what a page asks for does not grow with the history",
+      "the queries of a page do not grow with the history",
       async () => {
         // The worst that can be: nothing was written for 10,000 runs.
         await db.warehouse.unsafe(
@@ -163,7 +163,7 @@ browserTest(
   },
 );
 
-browserTest("the README shows the pages as they are", async () => {
+browserTest("the README shows the current pages", async () => {
   await using scene = await setScene({ LOAD_SCHEDULE: "0 6 * * MON-FRI" });
   const { db, server } = scene;
   await writeHistory(db, 60);

@@ -68,7 +68,7 @@ for (const inFile of [0, 2, 3]) {
   });
 }
 
-Deno.test("a schema of a newer program is refused", async () => {
+Deno.test("the program refuses the schema of a newer version", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await db.warehouse.unsafe(

@@ -27,7 +27,7 @@ async function untilTaken(endpoint: Endpoint, count: number): Promise<void> {
   );
 }
 
-Deno.test("the service delivers by itself when the endpoint is back, also what others announced, and after a restart", async () => {
+Deno.test("the service delivers all events when the endpoint is back, also those of other processes and after a restart", async () => {
   await using db = await createDatabases(ROWS);
   const port = freePort();
   const variables = webhookVariables(`http://127.0.0.1:${port}/hook`);
@@ -74,7 +74,7 @@ Deno.test("the service delivers by itself when the endpoint is back, also what o
   assertEquals(endpoint.forged, []);
 });
 
-Deno.test("processes that deliver at the same time keep the order and hand over each event once", async () => {
+Deno.test("processes that deliver in parallel keep the order and send each event once", async () => {
   await using db = await createDatabases(ROWS);
   let atOnce = 0;
   let most = 0;
@@ -103,7 +103,7 @@ Deno.test("processes that deliver at the same time keep the order and hand over 
   assertEquals(most, 1);
 });
 
-Deno.test("a service that is stopped while the endpoint is silent ends in time, and the event comes again", async () => {
+Deno.test("a service stopped during a silent delivery ends in time, and the event is sent again", async () => {
   await using db = await createDatabases(ROWS);
   const release = Promise.withResolvers<void>();
   await using endpoint = startEndpoint(async (post) => {
@@ -126,7 +126,7 @@ Deno.test("a service that is stopped while the endpoint is silent ends in time, 
   assertEquals([...new Set(idsOf(endpoint))], await storedIds(db));
 });
 
-Deno.test("an event file that cannot be written shows in the log and in the events, and gets all once it can", async () => {
+Deno.test("an unwritable event file is reported in the log and in the events, and gets every event later", async () => {
   await using db = await createDatabases(ROWS);
   const folder = await Deno.makeTempDir();
   try {
@@ -164,7 +164,7 @@ Deno.test("an event file that cannot be written shows in the log and in the even
   }
 });
 
-Deno.test("processes that share an event file write whole lines, in order, each once", async () => {
+Deno.test("processes that share an event file write whole lines, in order, once each", async () => {
   await using db = await createDatabases(ROWS);
   const folder = await Deno.makeTempDir();
   try {

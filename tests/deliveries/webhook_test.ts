@@ -43,7 +43,7 @@ async function makeDue(db: Databases): Promise<void> {
   );
 }
 
-Deno.test("an event is posted once, as a signed CloudEvent whose data is the stored event, and not those before", async () => {
+Deno.test("a new webhook gets only new events, once each, as signed CloudEvents with the stored event", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint();
   const { json: before } = await load(db.environment);
@@ -83,7 +83,7 @@ Deno.test("an event is posted once, as a signed CloudEvent whose data is the sto
   assert(second.deliveries[0].delivered_at);
 });
 
-Deno.test("whatever the endpoint does, load succeeds, and the event comes again with its id, before later ones", async (t) => {
+Deno.test("load succeeds for every answer of the endpoint, and the event is retried with its id before later events", async (t) => {
   await using db = await createDatabases(ROWS);
   await using elsewhere = startEndpoint();
   await using endpoint = startEndpoint();
@@ -145,7 +145,7 @@ Deno.test("whatever the endpoint does, load succeeds, and the event comes again 
   assertEquals(endpoint.forged, []);
 });
 
-Deno.test("an endpoint that refuses connections, or closes them, holds up no load", async () => {
+Deno.test("an endpoint that refuses or closes connections does not delay a load", async () => {
   await using db = await createDatabases(ROWS);
   const port = freePort();
   const environment = {
@@ -175,7 +175,7 @@ Deno.test("an endpoint that refuses connections, or closes them, holds up no loa
   assertEquals(idsOf(endpoint)[0], refused.event_id);
 });
 
-Deno.test("while an endpoint never answers, the load is committed, told and out of the way of the next one", async () => {
+Deno.test("a silent endpoint does not delay the commit, the result or the next load", async () => {
   await using db = await createDatabases(ROWS);
   const release = Promise.withResolvers<void>();
   await using endpoint = startEndpoint(async () => {
@@ -202,7 +202,7 @@ Deno.test("while an endpoint never answers, the load is committed, told and out 
   assertEquals(event.deliveries[0].last_error, "no answer within 15 s");
 });
 
-Deno.test("an answer without an end counts by its status", async () => {
+Deno.test("an answer without an end counts by its status code", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(
@@ -222,7 +222,7 @@ Deno.test("an answer without an end counts by its status", async () => {
   assertEquals(event.deliveries[0].status, "delivered");
 });
 
-Deno.test("Retry-After is honoured, in seconds and as a date", async () => {
+Deno.test("the delivery respects Retry-After in seconds and as a date", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint();
   const environment = {
@@ -246,7 +246,7 @@ Deno.test("Retry-After is honoured, in seconds and as a date", async () => {
   }
 });
 
-Deno.test("410 stops the endpoint until the URL is changed or it is resumed, and nothing is lost", async () => {
+Deno.test("410 stops the deliveries until the URL changes or they are resumed, and no event is lost", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 410 })
@@ -286,7 +286,7 @@ Deno.test("410 stops the endpoint until the URL is changed or it is resumed, and
   );
 });
 
-Deno.test("kill -9 between the post and the mark: the endpoint gets the same event again, and all of them", async () => {
+Deno.test("the endpoint gets the same event again after kill -9 between sending and marking", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint();
   const environment = {
@@ -308,7 +308,7 @@ Deno.test("kill -9 between the post and the mark: the endpoint gets the same eve
   assertEquals(endpoint.forged, []);
 });
 
-Deno.test("file and webhook: each gets every event, whatever becomes of the other", async () => {
+Deno.test("file and webhook each get every event when the other fails", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 500 })
@@ -345,7 +345,7 @@ Deno.test("file and webhook: each gets every event, whatever becomes of the othe
   }
 });
 
-Deno.test("retention keeps undelivered events, and an endpoint that fails for three days loses events of that age", async () => {
+Deno.test("retention keeps undelivered events, and gives up events that failed for three days", async () => {
   await using db = await createDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 500 })

@@ -15,7 +15,7 @@ Deno.test("no arguments and --help print the commands", async () => {
   }
 });
 
-Deno.test("every command has a help", async () => {
+Deno.test("every command has a help text", async () => {
   const { stdout } = await runProgram(["load", "--help"]);
   assertStringIncludes(stdout, "--recreate");
   assertStringIncludes(stdout, "(auto, full)");
@@ -42,7 +42,7 @@ for (
   });
 }
 
-Deno.test("three wrong variables at once are all told, with exit code 78", async () => {
+Deno.test("config reports three wrong variables together, with exit code 78", async () => {
   const { code, stderr } = await runProgram(["load"], {
     OLIST_DB_PORT: "no",
     VERIFY: "perhaps",
@@ -54,7 +54,7 @@ Deno.test("three wrong variables at once are all told, with exit code 78", async
   }
 });
 
-Deno.test("config masks secrets and reads --env-file, over which the environment wins", async () => {
+Deno.test("config masks secrets, and the environment overrides --env-file", async () => {
   const file = await Deno.makeTempFile({ suffix: ".env" });
   try {
     await Deno.writeTextFile(

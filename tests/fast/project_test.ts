@@ -29,7 +29,7 @@ Deno.test("the permission set of deno.json allows every variable and nothing who
   }
 });
 
-Deno.test("deno.lock holds the packages of src and no others", async () => {
+Deno.test("deno.lock contains only the packages of src", async () => {
   const lock = async (name: string) =>
     JSON.parse(await Deno.readTextFile(new URL(name, ROOT)));
   const { imports, scopes } = await lock("deno.json");
@@ -58,7 +58,7 @@ Deno.test("every error has a remedy that is a sentence", async () => {
   }
 });
 
-Deno.test("no file of the project is named after nothing", async () => {
+Deno.test("no file has an empty or meaningless name", async () => {
   const names = (await Array.fromAsync(modules("src/"))).map((path) =>
     path.split("/").at(-1)!
   );

@@ -13,7 +13,7 @@ const GROUP = "The clock of the program's host";
 
 testWith(
   [FAKETIME],
-  "the clock wrong, or set back during the load: the databases' clock counts",
+  "load depends on the clock of the databases, not on that of the host",
   async (t) => {
     await using db = await loadedDatabases({ deals: 5, leads: 20 });
     const fake = { LD_PRELOAD: FAKETIME, DONT_FAKE_MONOTONIC: "1" };

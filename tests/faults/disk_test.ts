@@ -45,7 +45,7 @@ async function smallTablespace(
   };
 }
 
-Deno.test("the warehouse's disk full: the old rows stay, and the next load is whole when there is room", async (t) => {
+Deno.test("load keeps the old rows when the disk of the warehouse is full, and the next load succeeds", async (t) => {
   await using db = await loadedDatabases({ deals: 20, leads: 500 });
   const name = `mds_small_${crypto.randomUUID().slice(0, 8)}`;
   const disk = await smallTablespace(db, name);
@@ -73,7 +73,7 @@ Deno.test("the warehouse's disk full: the old rows stay, and the next load is wh
     );
   });
 
-  await t.step("when the end is to be put on record", async () => {
+  await t.step("when the run is closed", async () => {
     await db.warehouse.unsafe(
       `alter table marketing_data_service.event set tablespace ${name};
        alter table marketing_data_service.table_load set tablespace ${name};
@@ -105,7 +105,7 @@ Deno.test("the warehouse's disk full: the old rows stay, and the next load is wh
     await db.warehouse.unsafe("drop table filler");
     await settle(db, {
       group: GROUP,
-      fault: "when the end is to be put on record",
+      fault: "when the run is closed",
       scene,
       outcome,
       mayHaveDeadRun: true,
@@ -122,7 +122,7 @@ Deno.test("the warehouse's disk full: the old rows stay, and the next load is wh
 const MANY = `insert into marketing.${LEAD}s
   select md5(n::text), current_date, md5(n::text), 'more' from generate_series(1, 100000) n`;
 
-Deno.test("the disk of the warehouse's log full: the server ends, and the load with it; all is well when there is room", async () => {
+Deno.test("load fails when the disk of the WAL is full, and the next load succeeds", async () => {
   const owner = Deno.uid() === 0
     ? chooseAccount(Deno.readTextFileSync("/etc/passwd"))
     : undefined;
@@ -180,7 +180,7 @@ async function limitedPrograms(binDirectory: string): Promise<string> {
   return folder;
 }
 
-Deno.test("a warehouse whose files may not grow: the old rows stay, and the message has the server's reason", async () => {
+Deno.test("load keeps the old rows and reports the server's reason when files of the warehouse cannot grow", async () => {
   await using source = await startPostgres();
   const binDirectory = await limitedPrograms(source.binDirectory);
   {

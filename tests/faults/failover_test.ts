@@ -69,7 +69,7 @@ async function switchOver({ first, second }: Pair): Promise<void> {
   await Promise.all([first.restart(), second.restart()]);
 }
 
-Deno.test("a service loads again after a switch-over that leaves the old primary as a standby", async () => {
+Deno.test("the service loads after a switch-over that leaves the old primary as a standby", async () => {
   await using pair = await startPair();
   const { environment } = pair;
   await using service = await startServer({ environment }, {
@@ -105,7 +105,7 @@ Deno.test("a service loads again after a switch-over that leaves the old primary
   await pair.first.restart();
 });
 
-Deno.test("a service loads again once a read-only warehouse takes writes", async () => {
+Deno.test("the service loads after a read-only warehouse accepts writes again", async () => {
   await using pair = await startPair();
   const { db, environment } = pair;
   await using service = await startServer({ environment }, {
@@ -155,7 +155,7 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
     stallTimeoutSeconds: 5,
   };
 
-  await t.step("a pool leaves the server that the lock is not on", async () => {
+  await t.step("the pool leaves a server without the lock", async () => {
     pair.leadTo(first);
     await using service = serviceOf(db, changes);
     assertEquals(await portOf(service.warehouse), first.port);
@@ -165,7 +165,7 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
     assert(!lock.signal.aborted);
   });
 
-  await t.step("a lock is given up where the pool cannot follow", async () => {
+  await t.step("the lock is released when the pool cannot follow", async () => {
     pair.leadTo(first);
     await using service = serviceOf(db, changes);
     await using lock = await acquireLock(service, 5);
@@ -184,7 +184,7 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
   });
 
   await t.step(
-    "a session begins no transaction on another server",
+    "a session refuses a transaction on another server",
     async () => {
       pair.leadTo(first);
       await using service = serviceOf(db, changes);
@@ -204,7 +204,7 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
   );
 });
 
-Deno.test("a service listens on the server that its address leads to, though the old one keeps the connection", async () => {
+Deno.test("the service listens on the current server of its address, even if the old server keeps the connection", async () => {
   await using pair = await startPair();
   const { first, second, db, environment } = pair;
   const channel = "source_changed";

@@ -57,7 +57,7 @@ async function pendingPayloads(db: Databases): Promise<string[]> {
   return rows.map((row) => row.payload);
 }
 
-Deno.test("an event file that may not grow: the load is done, no line is torn, and each event comes once", async (t) => {
+Deno.test("load succeeds when the event file cannot grow, and each event is written once without torn lines", async (t) => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const folder = await Deno.makeTempDir();
   const file = `${folder}/events.jsonl`;
@@ -103,7 +103,7 @@ Deno.test("an event file that may not grow: the load is done, no line is torn, a
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("a log that may not grow keeps no load from running", async () => {
+Deno.test("load succeeds when its log cannot grow", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const log = await Deno.makeTempFile();
   await fillFile(log, 100);
@@ -162,7 +162,7 @@ async function assertSpoolStaysWhole(
   });
 }
 
-Deno.test("a spool that must not grow keeps its content, and the failure is reported", async () => {
+Deno.test("a spool that cannot grow keeps its content, and the failure is reported", async () => {
   const folder = await Deno.makeTempDir();
   const spool = `${folder}/spool.jsonl`;
   await assertSpoolStaysWhole({

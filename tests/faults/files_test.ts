@@ -43,7 +43,7 @@ async function idsInFile(path: string): Promise<string[]> {
   return lines.map((line) => JSON.parse(line).event_id);
 }
 
-Deno.test("the event file: whatever happens to it, the load is done and the event comes later", async (t) => {
+Deno.test("load succeeds when the event file is damaged, and the event is written later", async (t) => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const folder = await Deno.makeTempDir();
   const file = `${folder}/events.jsonl`;
@@ -69,7 +69,7 @@ Deno.test("the event file: whatever happens to it, the load is done and the even
     });
   });
 
-  await t.step("removed: made again for what is not delivered", async () => {
+  await t.step("removed: created again for undelivered events", async () => {
     assertEnded(await load(), 0);
     await Deno.remove(file);
     const scene = await changeSource(db);
@@ -79,7 +79,7 @@ Deno.test("the event file: whatever happens to it, the load is done and the even
     await settle(db, { group: FILE, fault: "removed", scene, outcome });
   });
 
-  await t.step("torn: the line that a crash left is taken away", async () => {
+  await t.step("torn: the torn line is removed", async () => {
     const text = await Deno.readTextFile(file);
     await Deno.writeTextFile(file, `${text}{"event_type": "marketing-da`);
     const scene = await changeSource(db);
@@ -179,7 +179,7 @@ function someFailure() {
   return { run, event, code: "connection_failed" } as const;
 }
 
-Deno.test("a failure that is spooled while the spool is drained is not lost", async () => {
+Deno.test("a failure spooled while the spool is drained is not lost", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   await using service = serviceOf(db);
   const spool = service.config.eventSpoolFile;
@@ -200,7 +200,7 @@ Deno.test("a failure that is spooled while the spool is drained is not lost", as
   await assertOneEndPerRun(db);
 });
 
-Deno.test("a spool that is damaged keeps no load from running", async (t) => {
+Deno.test("load succeeds with a damaged spool", async (t) => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const path = db.environment.EVENT_SPOOL_FILE!;
   const failure = someFailure();
@@ -234,7 +234,7 @@ Deno.test("a spool that is damaged keeps no load from running", async (t) => {
   assertEquals(row?.state, "failed");
 });
 
-Deno.test("a load with a folder in the spool's place is refused before it begins", async () => {
+Deno.test("load refuses a folder in place of the spool before it begins", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const path = db.environment.EVENT_SPOOL_FILE!;
   await Deno.mkdir(path);
@@ -250,7 +250,7 @@ Deno.test("a load with a folder in the spool's place is refused before it begins
   });
 });
 
-Deno.test("load logs a failure that neither the warehouse nor the spool takes", async () => {
+Deno.test("load logs a failure that neither the warehouse nor the spool can store", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const path = db.environment.EVENT_SPOOL_FILE!;
   const scene = await changeSource(db);
@@ -272,7 +272,7 @@ Deno.test("load logs a failure that neither the warehouse nor the spool takes", 
   });
 });
 
-Deno.test("a process killed while it drains the spool, and two that drain it: each failure is on record once", async () => {
+Deno.test("each failure of the spool is recorded once when a process is killed and two others drain it", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const path = db.environment.EVENT_SPOOL_FILE!;
   const failures = [someFailure(), someFailure(), someFailure()];
@@ -315,7 +315,7 @@ Deno.test("a process killed while it drains the spool, and two that drain it: ea
   });
 });
 
-Deno.test("the warehouse gone between the two commits: what is spooled does not deny the first", async () => {
+Deno.test("the spooled failure names the first committed table when the warehouse is lost before the second commit", async () => {
   await using db = await loadedDatabases({ deals: 20, leads: 60 });
   const { proxied } = await import("../support/phases.ts");
   const { targetContent } = await import("../support/soundness.ts");

@@ -3,7 +3,7 @@ import { startProgram } from "../support/program.ts";
 import { changeSource, loadedDatabases } from "../support/fault_scene.ts";
 import { assertSound, targetContent, until } from "../support/soundness.ts";
 
-Deno.test("load and CREATE INDEX CONCURRENTLY on one of its targets do not wait for each other", async () => {
+Deno.test("load and CREATE INDEX CONCURRENTLY on one of its targets do not block each other", async () => {
   await using db = await loadedDatabases({ deals: 20, leads: 60 });
   const scene = await changeSource(db);
   await using writer = db.connect("warehouse");

@@ -99,7 +99,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
   });
 }
 
-Deno.test("kill -9 between the two commits: one table is new, the event says which", async () => {
+Deno.test("the event names the committed table after kill -9 between the two commits", async () => {
   await using db = await loadedDatabases();
   const scene = await changeSource(db);
   await using other = db.connect("warehouse");
@@ -132,7 +132,7 @@ Deno.test("kill -9 between the two commits: one table is new, the event says whi
   );
 });
 
-Deno.test("kill -9 in a COMMIT that goes on without us: the event tells what became of it", async () => {
+Deno.test("the event reports the outcome of a COMMIT that continues after kill -9", async () => {
   await using db = await loadedDatabases({ deals: 20, leads: 20 });
   // Closed deals are equal, so nothing made this trigger act before the commit.
   await db.source.unsafe(
@@ -165,7 +165,7 @@ Deno.test("kill -9 in a COMMIT that goes on without us: the event tells what bec
   });
 });
 
-Deno.test("kill -9 after the commit and before the delivery: the file gets the event from the next load", async () => {
+Deno.test("the next load delivers the event after kill -9 between commit and delivery", async () => {
   await using db = await loadedDatabases({ deals: 20, leads: 20 });
   const folder = await Deno.makeTempDir();
   const file = `${folder}/events.jsonl`;
@@ -207,7 +207,7 @@ Deno.test("kill -9 after the commit and before the delivery: the file gets the e
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("a SIGTERM more than a second after the first one ends the process at once", async () => {
+Deno.test("a second SIGTERM after more than a second ends the process at once", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const scene = await changeSource(db);
   await using network = proxied(db, SLOW);

@@ -116,7 +116,7 @@ for (const [what, { sql }] of Object.entries(PIPELINES)) {
   });
 }
 
-Deno.test("a lock on a target is reported after LOCK_TIMEOUT and retried", async (t) => {
+Deno.test("load reports a locked target after LOCK_TIMEOUT, and retries", async (t) => {
   await using db = await loadedDatabases({ deals: 20, leads: 60 });
   const holders = {
     "a writer with rows of its own":
@@ -217,7 +217,7 @@ for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
   });
 }
 
-Deno.test("the service's own tables damaged: told, nothing loaded, and well when they are back", async (t) => {
+Deno.test("load reports damaged tables of the history and loads nothing, and succeeds when they are restored", async (t) => {
   await using db = await loadedDatabases({ deals: 10, leads: 10 });
   const damages = {
     "the event table is gone": [

@@ -23,7 +23,7 @@ async function assertOneAtATime(db: Databases): Promise<void> {
   assertEquals([...overlapping], []);
 }
 
-Deno.test("a second load that comes in any phase of the first waits, and both are whole", async (t) => {
+Deno.test("a second load waits in every phase of the first one, and both are complete", async (t) => {
   await using db = await loadedDatabases({ deals: 20, leads: 100 });
   for (const phase of PHASES) {
     await t.step(phase, async () => {
@@ -51,7 +51,7 @@ Deno.test("a second load that comes in any phase of the first waits, and both ar
   }
 });
 
-Deno.test("many processes at once: one load at a time, and every one gets a result", async (t) => {
+Deno.test("parallel processes load one at a time, and each gets a result", async (t) => {
   await using db = await loadedDatabases({ deals: 20, leads: 200 });
   const environment = { ...db.environment, LOCK_TIMEOUT: "60" };
   const words = [
@@ -62,7 +62,7 @@ Deno.test("many processes at once: one load at a time, and every one gets a resu
     ["load", "--atomic"],
     ["load", "--recreate"],
   ];
-  await t.step("of different kinds", async () => {
+  await t.step("load, verify and other commands", async () => {
     const scene = await changeSource(db);
     const results = await Promise.all(
       words.map((words) => runJson(words, environment)),
@@ -79,7 +79,7 @@ Deno.test("many processes at once: one load at a time, and every one gets a resu
     });
   });
 
-  await t.step("one of them killed while it holds the lock", async () => {
+  await t.step("a process is killed while it holds the lock", async () => {
     const scene = await changeSource(db);
     await using other = db.connect("warehouse");
     await other.unsafe(

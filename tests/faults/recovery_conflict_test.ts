@@ -37,7 +37,7 @@ async function follow(
   await standby.restart();
 }
 
-Deno.test("load from a standby names max_standby_streaming_delay where recovery ends its sessions", async () => {
+Deno.test("load from a standby names max_standby_streaming_delay when recovery ends its sessions", async () => {
   const hba = [
     "host replication all 127.0.0.1/32 trust",
     "host all all 127.0.0.1/32 trust",

@@ -66,7 +66,7 @@ async function isWaiting(db: Databases): Promise<boolean> {
   return rows.length > 0;
 }
 
-Deno.test("serve starts before its databases and is ready by itself when they come", async () => {
+Deno.test("serve starts before its databases, and becomes ready when they start", async () => {
   await using postgres = await startPostgres();
   const url = postgres.url();
   await using db = await loadedDatabases(SMALL, {
@@ -97,7 +97,7 @@ Deno.test("serve starts before its databases and is ready by itself when they co
   assertEnded(await finished, 143);
 });
 
-Deno.test("serve: SHUTDOWN_GRACE over ends the load: 500 with the event, exit 143, old rows", async () => {
+Deno.test("serve ends a load after SHUTDOWN_GRACE with 500, the event, exit 143 and the old rows", async () => {
   await using db = await loadedDatabases(SMALL);
   const scene = await changeSource(db);
   await using other = await holdTable(db);
@@ -123,7 +123,7 @@ Deno.test("serve: SHUTDOWN_GRACE over ends the load: 500 with the event, exit 14
   });
 });
 
-Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, long before STALL_TIMEOUT", async (t) => {
+Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is silent", async (t) => {
   // For minutes, nobody gives up a statement by itself.
   const giveUpAfter = { CONNECT_TIMEOUT: "300", STALL_TIMEOUT: "300" };
 
@@ -194,7 +194,7 @@ Deno.test("serve: SIGTERM while the warehouse has stopped to answer ends it, lon
   );
 });
 
-Deno.test("serve: a SIGTERM more than a second after the first one ends the process at once", async () => {
+Deno.test("serve ends at once on a second SIGTERM after more than a second", async () => {
   await using db = await loadedDatabases(SMALL);
   const scene = await changeSource(db);
   await using other = await holdTable(db);
@@ -221,7 +221,7 @@ Deno.test("serve: a SIGTERM more than a second after the first one ends the proc
   assertEquals(row!.n, 1);
 });
 
-Deno.test("a body that comes too slowly gets 408, and no load begins", async () => {
+Deno.test("a slow request body gets 408 and starts no load", async () => {
   await using db = await loadedDatabases(SMALL);
   await using server = await startServer(db);
   const { hostname, port } = new URL(server.url);
@@ -241,7 +241,7 @@ Deno.test("a body that comes too slowly gets 408, and no load begins", async () 
   assertEquals(row!.n, 1);
 });
 
-Deno.test("events --follow goes on through lost connections, each event once, and ends with 143", async () => {
+Deno.test("events --follow survives lost connections, prints each event once, and ends with 143", async () => {
   await using db = await loadedDatabases(SMALL);
   const follower = watchProgram(["events", "--follow"], db.environment);
   const ids = async () => {
@@ -270,7 +270,7 @@ Deno.test("events --follow goes on through lost connections, each event once, an
   );
 });
 
-Deno.test("runs are kept for RUN_RETENTION_DAYS, longer while their event is still to go to the file", async () => {
+Deno.test("runs are kept for RUN_RETENTION_DAYS, and longer while their event is undelivered", async () => {
   await using db = await loadedDatabases(SMALL);
   await recover(db);
   await db.warehouse.unsafe(
@@ -294,7 +294,7 @@ Deno.test("runs are kept for RUN_RETENTION_DAYS, longer while their event is sti
   );
 });
 
-Deno.test("asked to stop between the lock and the run's begin: it has not begun", async (t) => {
+Deno.test("a load that is stopped before its run begins does not begin", async (t) => {
   await using db = await loadedDatabases(SMALL);
   await using service = serviceOf(db);
   const stop = new ServiceError("draining", "The service is shutting down");
@@ -359,7 +359,7 @@ Deno.test("asked to stop between the lock and the run's begin: it has not begun"
   }
 });
 
-Deno.test("a tick that one replica skipped is not run by a replica that is late", async () => {
+Deno.test("a late replica does not run a tick that another replica skipped", async () => {
   await using db = await loadedDatabases(SMALL);
   await using one = serviceOf(db, { LOCK_TIMEOUT: "60" });
   await using two = serviceOf(db);
@@ -384,7 +384,7 @@ Deno.test("a tick that one replica skipped is not run by a replica that is late"
   for (const { dispatcher } of [first!, late!]) await dispatcher.drain(5);
 });
 
-Deno.test("a tick that finds the warehouse away is announced when it is back", async () => {
+Deno.test("a tick without the warehouse has its event when the warehouse is back", async () => {
   await using db = await loadedDatabases(SMALL);
   await using service = serviceOf(db, {
     DWH_DB_PORT: "1",

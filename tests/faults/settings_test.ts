@@ -100,7 +100,7 @@ const HOSTILE = `create schema hostile;
   create operator hostile.|| (function = hostile.fail, leftarg = numeric, rightarg = text);
   create function hostile.age(xid) returns integer language sql as 'select 1'`;
 
-Deno.test("settings of the roles do not change what a load does", async (t) => {
+Deno.test("load does not depend on settings of the roles", async (t) => {
   await using db = await loadedDatabases({ deals: 30, leads: 100 });
   for (const side of ["source", "warehouse"] as const) {
     const role = side === "source" ? db.reader : db.loader;
@@ -160,7 +160,7 @@ Deno.test("settings of the roles do not change what a load does", async (t) => {
   }
 });
 
-Deno.test("a request that was busy leaves the queue, however the role writes times", async () => {
+Deno.test("a busy request leaves the queue for every DateStyle of the role", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   const scene = await changeSource(db);
   await db.warehouse.unsafe(
@@ -182,7 +182,7 @@ Deno.test("a request that was busy leaves the queue, however the role writes tim
   });
 });
 
-Deno.test("a server that computes is not stalled, even if the role cannot see its state", async (t) => {
+Deno.test("a busy server does not count as stalled, even if the role cannot see its state", async (t) => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 30 } });
   // As short-lived roles have it, which own nothing.
   const owner = `${db.loader}_owner`;
@@ -221,7 +221,7 @@ Deno.test("a server that computes is not stalled, even if the role cannot see it
     });
   }
   await t.step(
-    "role, and a process killed while the warehouse computes",
+    "a role without pg_read_all_stats, and a process killed during a long statement",
     async () => {
       await db.warehouse.unsafe(
         `alter role ${db.loader} reset all; alter role ${db.loader} set role = '${owner}'`,
@@ -252,7 +252,7 @@ Deno.test("a server that computes is not stalled, even if the role cannot see it
   );
 });
 
-Deno.test("statements that write the history are not compiled", async () => {
+Deno.test("JIT does not compile the statements of the history", async () => {
   await using db = await loadedDatabases({ deals: 30, leads: 100 });
   await db.warehouse.unsafe(
     `create table public.seen (history text, jit text);

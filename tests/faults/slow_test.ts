@@ -41,7 +41,7 @@ for (const side of SIDES) {
   });
 }
 
-Deno.test("a slow network that buffers what the warehouse receives slowly is not a stall", async () => {
+Deno.test("a slow network with buffers does not count as a stall", async () => {
   // Into the sockets' buffers goes all of it: from then on the program sees no byte move.
   await using db = await loadedDatabases({ deals: 20, leads: 600 });
   const scene = await changeSource(db);
@@ -68,7 +68,7 @@ Deno.test("a slow network that buffers what the warehouse receives slowly is not
   });
 });
 
-Deno.test("a server that computes for longer than STALL_TIMEOUT is not stalled", async (t) => {
+Deno.test("a server that is busy for longer than STALL_TIMEOUT does not count as stalled", async (t) => {
   await using db = await loadedDatabases({ deals: 10, leads: 30 });
   const changes = { ...IMPATIENT, RETRY_ATTEMPTS: "1" };
   const group = "A slow network or server, `STALL_TIMEOUT=1`";

@@ -3,7 +3,7 @@ import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 
-Deno.test("a failure while the warehouse is away is spooled, and on record after the next load, once", async () => {
+Deno.test("a failure without the warehouse is spooled, and recorded once by the next load", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   const folder = await Deno.makeTempDir();
   try {
@@ -90,7 +90,7 @@ for (const [name, [refuse, allow]] of Object.entries(REFUSALS)) {
   });
 }
 
-Deno.test("a service spools what it cannot queue, whatever asked for it", async () => {
+Deno.test("the service spools requests that it cannot queue, for every trigger", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db, {
     RETRY_ATTEMPTS: "1",

@@ -17,7 +17,7 @@ const LEAD = "marketing_qualified_lead";
 const GROUP = "A warehouse that waits for a standby which is not there";
 const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "2" };
 
-Deno.test("a warehouse that waits for a standby which is not there", async (t) => {
+Deno.test("load waits for a missing synchronous standby of the warehouse", async (t) => {
   await using source = await startPostgres();
   await using warehouse = await startPostgres();
   await using db = await loadedDatabases({ deals: 20, leads: 60 }, {
@@ -39,7 +39,7 @@ Deno.test("a warehouse that waits for a standby which is not there", async (t) =
   };
 
   await t.step(
-    "from the commit on: no stall, and loaded when it has come",
+    "at the commit: load does not stall, and succeeds when the standby is back",
     async () => {
       const scene = await changeSource(db);
       await using paused = await pauseLoad(
@@ -63,20 +63,23 @@ Deno.test("a warehouse that waits for a standby which is not there", async (t) =
     },
   );
 
-  await t.step("before the load: reported as no answer", async () => {
-    const scene = await changeSource(db);
-    await waitFor("nobody");
-    const outcome = await loadHere(db, { ...IMPATIENT, RETRY_ATTEMPTS: "2" });
-    assertEquals(sayOutcome(outcome), "exit 69, connection_failed");
-    assertStringIncludes(outcome.error!.line, "no answer within");
-    await waitFor("");
-    await until(async () => await seconds() === 0);
-    await settle(db, {
-      group: GROUP,
-      fault: "before the load, for good",
-      scene,
-      outcome,
-      mayHaveDeadRun: true,
-    });
-  });
+  await t.step(
+    "before the load: load reports that the server does not answer",
+    async () => {
+      const scene = await changeSource(db);
+      await waitFor("nobody");
+      const outcome = await loadHere(db, { ...IMPATIENT, RETRY_ATTEMPTS: "2" });
+      assertEquals(sayOutcome(outcome), "exit 69, connection_failed");
+      assertStringIncludes(outcome.error!.line, "no answer within");
+      await waitFor("");
+      await until(async () => await seconds() === 0);
+      await settle(db, {
+        group: GROUP,
+        fault: "before the load, for good",
+        scene,
+        outcome,
+        mayHaveDeadRun: true,
+      });
+    },
+  );
 });

@@ -48,7 +48,7 @@ Deno.test("the API answers as documented", async (t) => {
     });
   let runId = "";
 
-  await t.step("GET /health and its relatives", async () => {
+  await t.step("GET /health, /health/live and /health/ready", async () => {
     const { status, body } = await server.json("/health");
     assertEquals(status, 200);
     assertEquals(body.status, "healthy");
@@ -59,7 +59,7 @@ Deno.test("the API answers as documented", async (t) => {
     assert(live.headers.get("x-request-id"));
   });
 
-  await t.step("POST /load runs and answers with the event", async () => {
+  await t.step("POST /load loads and answers with the event", async () => {
     const { status, body } = await post("/load");
     assertEquals(status, 200);
     assertEquals(body.event_type, "marketing-data-loaded");
@@ -77,7 +77,7 @@ Deno.test("the API answers as documented", async (t) => {
   });
 
   await t.step(
-    "POST /load-async answers at once, and the run can be followed",
+    "POST /load-async answers at once, and the stream follows the run",
     async () => {
       const response = await server.fetch("/load-async", { method: "POST" });
       const body = await response.json();
@@ -101,7 +101,7 @@ Deno.test("the API answers as documented", async (t) => {
   );
 
   await t.step(
-    "GET /runs, /runs/{id} and /events tell the history",
+    "GET /runs, /runs/{id} and /events return the history",
     async () => {
       const runs = await server.json("/runs?limit=2");
       assertEquals(runs.body.runs.length, 2);
@@ -262,7 +262,7 @@ Deno.test("the API answers as documented", async (t) => {
   });
 });
 
-Deno.test("a token is asked for on everything but health, and an open door is refused", async () => {
+Deno.test("the service requires the token except for /health, and refuses to listen openly without one", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using server = await startServer(db, {
     API_TOKEN: "tok-en-1234567890",
@@ -318,7 +318,7 @@ Deno.test("500 requests at once share at most two runs", async () => {
 
 testWith(
   ["curl"],
-  "curl -sf: exit 0 after a success, 22 after a failure whose body names table, cause and remedy",
+  "curl -sf exits with 0 after a success and with 22 after a failure that names table, cause and remedy",
   async () => {
     await using db = await createDatabases({ rows: ROWS });
     await using server = await startServer(db);
@@ -342,7 +342,7 @@ testWith(
   },
 );
 
-Deno.test("a client that hangs up does not abort the load", async () => {
+Deno.test("a client that closes its connection does not abort the load", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using server = await startServer(db);
   await server.json("/load", { method: "POST" });
@@ -363,7 +363,7 @@ Deno.test("a client that hangs up does not abort the load", async () => {
   );
 });
 
-Deno.test("kill -9 of one process during a load: the other goes on, and the dead run has one failure event", async () => {
+Deno.test("another service loads after kill -9 of a process, and the dead run has one failure event", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using first = await startServer(db);
   await using second = await startServer(db);
@@ -389,7 +389,7 @@ Deno.test("kill -9 of one process during a load: the other goes on, and the dead
   assertEquals(rows.map((row) => row.events), [1]);
 });
 
-Deno.test("SIGTERM: readiness and new loads get 503, the running load ends, exit 143", async () => {
+Deno.test("the service refuses new loads with 503 on SIGTERM, finishes the running load, and exits with 143", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using server = await startServer(db);
   await server.json("/load", { method: "POST" });
@@ -414,7 +414,7 @@ Deno.test("SIGTERM: readiness and new loads get 503, the running load ends, exit
   assertEquals(code, 143, stderr);
 });
 
-Deno.test("a NOTIFY on LISTEN_CHANNEL asks for a load", async () => {
+Deno.test("a NOTIFY on LISTEN_CHANNEL starts a load", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using _server = await startServer(db, {
     LISTEN_CHANNEL: "source_changed",
@@ -426,7 +426,7 @@ Deno.test("a NOTIFY on LISTEN_CHANNEL asks for a load", async () => {
   });
 });
 
-Deno.test("a queued run of a process that is gone is run by the next one", async () => {
+Deno.test("the next process runs a queued run of a process that has ended", async () => {
   await using db = await createDatabases({ rows: ROWS });
   let id = "";
   {

@@ -23,7 +23,7 @@ async function send(server: Server, text: string): Promise<string> {
   return new TextDecoder().decode(bytes.subarray(0, size ?? 0));
 }
 
-Deno.test("a client that closes its connection leaves no line in the log", async () => {
+Deno.test("a client that closes its connection causes no line in the log", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const server = await startServer(db, { LOG_LEVEL: "INFO" });
   const { body } = await server.json("/load-async", { method: "POST" });
@@ -61,7 +61,7 @@ Deno.test("a client that closes its connection leaves no line in the log", async
   );
 });
 
-Deno.test("a service refuses HTTP/2, and checks the host of a request to upgrade", async () => {
+Deno.test("the service refuses HTTP/2, and checks the host of an upgrade request", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using server = await startServer(db);
   const preface = await send(
@@ -81,7 +81,7 @@ Deno.test("a service refuses HTTP/2, and checks the host of a request to upgrade
   assertMatch(await upgrade("localhost"), /^HTTP\/1\.1 200 /);
 });
 
-Deno.test("health --service connects directly, whatever proxy the environment names", async () => {
+Deno.test("health --service connects directly, without the proxies of the environment", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using server = await startServer(db);
   let requests = 0;

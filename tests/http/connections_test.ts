@@ -136,7 +136,7 @@ Deno.test("listen() closes connections that send no header, half a header or hal
 });
 
 Deno.test({
-  name: "listen() bounds the number of connections",
+  name: "listen() limits the number of connections",
   ignore: Deno.build.os !== "linux",
   async fn() {
     await using db = await createDatabases({ rows: ROWS });

@@ -3,7 +3,7 @@ import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 import { freePort, startServer } from "../support/server.ts";
 
-Deno.test("health --service asks the service, not the databases", async () => {
+Deno.test("health --service asks the service instead of the databases", async () => {
   await using db = await createDatabases();
   await using server = await startServer(db);
   const { port } = new URL(server.url);
@@ -18,7 +18,7 @@ Deno.test("health --service asks the service, not the databases", async () => {
   assertEquals(wide.code, 0, wide.stderr);
 });
 
-Deno.test("health --service: an unhealthy service and a missing one are exit 69", async () => {
+Deno.test("health --service exits with 69 for an unhealthy and for a missing service", async () => {
   await using db = await createDatabases();
   {
     await using server = await startServer(db, {

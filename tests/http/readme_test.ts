@@ -176,7 +176,7 @@ for (
   });
 }
 
-Deno.test("the generated pages of docs/ are what the code says", async () => {
+Deno.test("the generated pages of docs/ match the code", async () => {
   for (const [name, page] of Object.entries(PAGES)) {
     const written = await Deno.readTextFile(new URL(`docs/${name}`, ROOT));
     assertEquals(written, await page(), `run \`deno task docs\`: ${name}`);
@@ -189,7 +189,7 @@ Deno.test("the README has at most 900 words", async () => {
   assert(words <= 900, `${words} words`);
 });
 
-Deno.test("links between the documents lead somewhere", async () => {
+Deno.test("links between the documents have targets", async () => {
   const pages = (await Array.fromAsync(Deno.readDir(new URL("docs/", ROOT))))
     .map(({ name }) => `docs/${name}`)
     .filter((name) => name.endsWith(".md"));

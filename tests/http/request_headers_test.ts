@@ -19,7 +19,7 @@ const ask = (server: Server, host: string, path = "/runs") =>
     "Connection: close",
   ]);
 
-Deno.test("without a token, what is asked of another host's name is refused", async (t) => {
+Deno.test("without a token, the service refuses requests for another host", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db);
 
@@ -59,20 +59,23 @@ Deno.test("without a token, what is asked of another host's name is refused", as
     });
   }
 
-  await t.step("a load that a rebound page asks for is refused", async () => {
-    const answer = await send(server, [
-      "POST /load-async HTTP/1.1",
-      "Host: rebound.example",
-      "Origin: http://rebound.example",
-      "Sec-Fetch-Site: same-origin",
-      "Content-Length: 0",
-      "Connection: close",
-    ]);
-    assertStringIncludes(answer, `"code":"foreign_host"`);
-    assertEquals((await server.json("/runs")).body.runs, []);
-  });
+  await t.step(
+    "the service refuses a load from a page with a rebound name",
+    async () => {
+      const answer = await send(server, [
+        "POST /load-async HTTP/1.1",
+        "Host: rebound.example",
+        "Origin: http://rebound.example",
+        "Sec-Fetch-Site: same-origin",
+        "Content-Length: 0",
+        "Connection: close",
+      ]);
+      assertStringIncludes(answer, `"code":"foreign_host"`);
+      assertEquals((await server.json("/runs")).body.runs, []);
+    },
+  );
 
-  await t.step("HTTP/1.0, which names no host, is answered", async () => {
+  await t.step("HTTP/1.0 without a host is answered", async () => {
     assertStringIncludes(
       await send(server, ["GET /runs HTTP/1.0"]),
       " 200 OK",
@@ -80,7 +83,7 @@ Deno.test("without a token, what is asked of another host's name is refused", as
   });
 });
 
-Deno.test("with a token, a service behind a proxy answers by any name", async () => {
+Deno.test("with a token, the service answers for every host", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db, {
     API_TOKEN: "tok-en-1234567890",
@@ -97,7 +100,7 @@ Deno.test("with a token, a service behind a proxy answers by any name", async ()
   );
 });
 
-Deno.test("a malformed Host is refused before anything else", async (t) => {
+Deno.test("the service refuses a malformed Host first", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using closed = await startServer(db, {
     API_TOKEN: "tok-en-1234567890",
@@ -166,7 +169,7 @@ Deno.test("a malformed Host is refused before anything else", async (t) => {
   }
 });
 
-Deno.test("a page is for who would rather have it than data", async () => {
+Deno.test("a page is sent only to clients that prefer HTML", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db);
   for (

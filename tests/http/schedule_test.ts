@@ -5,7 +5,7 @@ import { createDatabases, serviceOf } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 
-Deno.test("two replicas with one schedule run one load a tick, and a tick during a run is skipped", async () => {
+Deno.test("two replicas with one schedule run one load per tick, and skip a tick during a run", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await using one = serviceOf(db);
   await using two = serviceOf(db);
@@ -49,7 +49,7 @@ Deno.test("two replicas with one schedule run one load a tick, and a tick during
   for (const { dispatcher } of replicas) await dispatcher.drain(5);
 });
 
-Deno.test("runMinute() loads at a tick of the schedule and at no other minute", async () => {
+Deno.test("runMinute() loads only at a tick of the schedule", async () => {
   await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
   await using service = serviceOf(db);
   const dispatcher = new Dispatcher(service);
@@ -65,7 +65,7 @@ Deno.test("runMinute() loads at a tick of the schedule and at no other minute", 
   assertEquals(rows.map((row) => row.tick), ["2126-01-01 06:00:00+00"]);
 });
 
-Deno.test("a wrong LOAD_SCHEDULE is a configuration error at the start", async () => {
+Deno.test("serve refuses a wrong LOAD_SCHEDULE at startup", async () => {
   const { code, stderr } = await runProgram(["serve"], {
     LOAD_SCHEDULE: "every morning",
   });
@@ -76,7 +76,7 @@ Deno.test("a wrong LOAD_SCHEDULE is a configuration error at the start", async (
   );
 });
 
-Deno.test("a stream that is joined late tells the phase of each table, then the end", async () => {
+Deno.test("a late stream sends the phase of each table, then the end", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await using server = await startServer(db, { LOAD_SCHEDULE: "0 0 1 1 *" });
   await server.json("/load", { method: "POST" });
@@ -99,7 +99,7 @@ Deno.test("a stream that is joined late tells the phase of each table, then the 
   assertStringIncludes(text, "event: end");
 });
 
-Deno.test("the service outlives a restart of its databases", async () => {
+Deno.test("the service survives a restart of its databases", async () => {
   const { startPostgres } = await import("../../demo/postgres.ts");
   const { SOURCE_TABLES } = await import("../../demo/sample_data.ts");
   const { connectAs } = await import("../support/databases.ts");
@@ -134,7 +134,7 @@ Deno.test("the service outlives a restart of its databases", async () => {
   });
 });
 
-Deno.test("a role's idle_session_timeout does not end the connection that listens", async () => {
+Deno.test("an idle_session_timeout of the role does not end the listening connection", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await db.warehouse.unsafe(
     `alter role ${db.loader} set idle_session_timeout = '1s'`,

@@ -66,7 +66,7 @@ Deno.test("a wrong token is logged with its address, at a bounded rate", async (
   assert(!lines[0]!.includes("\u009b"));
 });
 
-Deno.test("FailedTokens.add() delays each address longer, forgets in time and bounds its memory", () => {
+Deno.test("FailedTokens.add() increases the delay of each address, expires entries and limits its memory", () => {
   let now = 0;
   const failures = new FailedTokens(getLogger(["test"]), () => now);
   const delays = Array.from({ length: 8 }, () => {

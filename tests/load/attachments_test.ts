@@ -25,7 +25,7 @@ async function attachments(sql: Sql): Promise<string> {
   return row!.all;
 }
 
-Deno.test("what hangs on a target table is as before after any load", async () => {
+Deno.test("load keeps views, grants, indexes and triggers of a target", async () => {
   await using db = await createDatabases({ rows: { deals: 50, leads: 50 } });
   await using service = serviceOf(db);
   await load(service, "cli", ALL);
@@ -64,7 +64,7 @@ Deno.test("what hangs on a target table is as before after any load", async () =
   assertEquals(modes, ["unchanged", "delta", "full"]);
 });
 
-Deno.test("the service's roles may do no more than is needed", async () => {
+Deno.test("the documented roles have only the needed privileges", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await using service = serviceOf(db);
   assertEquals((await load(service, "cli", ALL)).status, "success");
@@ -82,7 +82,7 @@ Deno.test("the service's roles may do no more than is needed", async () => {
   }
 });
 
-Deno.test("schemas made by an administrator are enough for a role that may make none", async () => {
+Deno.test("load needs no CREATE privilege when an administrator created the schemas", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await db.warehouse.unsafe(
     `do $d$ begin execute format('revoke create on database %I from ${db.loader}', current_database()); end $d$;

@@ -34,12 +34,12 @@ async function storedEvent(warehouse: Sql, runId: string) {
   return JSON.parse(rows[0]!.payload);
 }
 
-Deno.test("load fills, then finds nothing to do, then copies little, and heals damage", async (t) => {
+Deno.test("load copies everything, then nothing, then changes, and repairs damage", async (t) => {
   await using db = await createDatabases({ rows: ROWS });
   const { environment } = db;
 
   await t.step(
-    "the first load copies everything and announces it",
+    "the first load copies everything and writes its event",
     async () => {
       const { code, json, stderr } = await runJson(["load"], environment);
       assertEquals(code, 0, stderr);
@@ -114,7 +114,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
     ] as const
   ) {
     const name = [...words, ...Object.keys(changes)].join(" ");
-    await t.step(`--dry-run foretells what ${name} copies`, async () => {
+    await t.step(`--dry-run prints the plan of ${name}`, async () => {
       const before = await writesTo(db.warehouse);
       const variables = { ...environment, ...changes };
       const dry = await runJson(["load", "--dry-run", ...words], variables);
@@ -143,7 +143,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
   }
 
   await t.step(
-    "LOAD_MODE does not make verify call equal tables different",
+    "verify reports equal tables with LOAD_MODE=full",
     async () => {
       const { code, json } = await runJson(["verify"], {
         ...environment,
@@ -157,7 +157,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
     },
   );
 
-  await t.step("five changed rows cost a small part", async () => {
+  await t.step("five changed rows are copied as a delta", async () => {
     await db.source.unsafe(
       `update marketing.marketing_qualified_leads set origin = 'changed'
        where ctid in (select ctid from marketing.marketing_qualified_leads limit 5)`,
@@ -179,7 +179,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
   });
 
   await t.step(
-    "damage to the target is seen by verify and healed by load",
+    "verify detects damage of the target, and load repairs it",
     async () => {
       await db.warehouse.unsafe(
         `update m_data.closed_deal set declared_monthly_revenue = 1
@@ -200,7 +200,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
     },
   );
 
-  await t.step("one table alone is loaded when it is named", async () => {
+  await t.step("--table loads only one table", async () => {
     await db.source.unsafe("delete from marketing.closed_deals");
     const { json } = await runJson([
       "load",
@@ -228,7 +228,7 @@ Deno.test("load fills, then finds nothing to do, then copies little, and heals d
   });
 });
 
-Deno.test("load --atomic makes all tables visible together or none", async () => {
+Deno.test("load --atomic makes all tables visible together, or none", async () => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
   await db.source.unsafe(
     "alter table marketing.marketing_qualified_leads drop column origin",
@@ -254,7 +254,7 @@ Deno.test("load --atomic makes all tables visible together or none", async () =>
   assertEquals(json.results.successful_tables, 2);
 });
 
-Deno.test("load: a failed table does not hold the other back, and the run is a failure", async () => {
+Deno.test("load commits one table when the other fails, and the run is a failure", async () => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
   await db.source.unsafe(
     "alter table marketing.marketing_qualified_leads drop column origin",
@@ -278,7 +278,7 @@ Deno.test("load: a failed table does not hold the other back, and the run is a f
   assertEquals(count!.n, 10);
 });
 
-Deno.test("load --recreate replaces a table of another shape", async () => {
+Deno.test("load --recreate replaces a table with other columns", async () => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
   await db.warehouse.unsafe(
     `create schema m_data; alter schema m_data owner to ${db.loader};
@@ -336,7 +336,7 @@ Deno.test("load publishes to a file, repairs a torn line, and notifies", async (
   }
 });
 
-Deno.test("load ends well when nobody reads what it prints, and events --follow ends", async () => {
+Deno.test("load succeeds when its output is not read, and events --follow ends", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   const deaf = async (...words: string[]) => {
     const process = spawnProgram(words, db.environment);
@@ -356,7 +356,7 @@ Deno.test("load ends well when nobody reads what it prints, and events --follow 
   assertEquals((await deaf("events", "--follow")).code, 0);
 });
 
-Deno.test("load ends well where its log cannot be written", async () => {
+Deno.test("load succeeds when its log cannot be written", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   const process = spawnProgram(["load"], db.environment);
   await process.stderr.cancel();

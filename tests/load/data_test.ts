@@ -131,7 +131,7 @@ const TIMES = [
   "1970-01-01 00:00:00+00",
 ];
 
-Deno.test("any value of the columns' types survives byte for byte", async (t) => {
+Deno.test("load copies any value of the columns' types byte for byte", async (t) => {
   await using db = await createDatabases();
   await using service = serviceOf(db);
   for (const text of [...TEXTS, null]) {
@@ -177,7 +177,7 @@ Deno.test("any value of the columns' types survives byte for byte", async (t) =>
   });
 
   await t.step(
-    "in a delta, whose only change may be a sign of zero or the number of twins",
+    "in a delta that may change only a sign of zero or the number of equal rows",
     async () => {
       await db.source.unsafe(
         `update marketing.closed_deals set declared_monthly_revenue = '0.0'
@@ -199,7 +199,7 @@ Deno.test("any value of the columns' types survives byte for byte", async (t) =>
   );
 });
 
-Deno.test("two rows that have exchanged a value differ, and the load puts them right", async (t) => {
+Deno.test("load repairs two rows that have exchanged a value", async (t) => {
   await using db = await createDatabases({ rows: { deals: 40, leads: 40 } });
   await using service = serviceOf(db);
   assertEquals((await load(service, "cli", ALL)).status, "success");
@@ -233,7 +233,7 @@ Deno.test("two rows that have exchanged a value differ, and the load puts them r
   }
 });
 
-Deno.test("a text of 50 MB survives byte for byte", async () => {
+Deno.test("load copies a text of 50 MB byte for byte", async () => {
   await using db = await createDatabases();
   await using service = serviceOf(db);
   await db.source.unsafe(
@@ -246,7 +246,7 @@ Deno.test("a text of 50 MB survives byte for byte", async () => {
 });
 
 for (const timezone of ["UTC", "Europe/Berlin"]) {
-  Deno.test(`a source DATE becomes midnight of LOAD_TIMEZONE ${timezone}, summer and winter`, async () => {
+  Deno.test(`load converts a DATE to midnight of LOAD_TIMEZONE ${timezone}, in summer and winter`, async () => {
     await using db = await createDatabases();
     await using service = serviceOf(db, { LOAD_TIMEZONE: timezone });
     await db.source.unsafe(
@@ -268,7 +268,7 @@ for (const timezone of ["UTC", "Europe/Berlin"]) {
   });
 }
 
-Deno.test("a source in another encoding is compared by text and loaded whole", async () => {
+Deno.test("load compares a source in another encoding by text and copies it", async () => {
   await using db = await createDatabases();
   const name = `mds_${crypto.randomUUID().slice(0, 8)}_latin1`;
   await db.source.unsafe(
@@ -302,7 +302,7 @@ Deno.test("a source in another encoding is compared by text and loaded whole", a
   }
 });
 
-Deno.test("notices of the source between the rows of a COPY do no harm", async () => {
+Deno.test("load ignores notices of the source between the rows of a COPY", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await using service = serviceOf(db);
   await db.source.unsafe(

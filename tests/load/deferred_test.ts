@@ -89,7 +89,7 @@ Deno.test("load succeeds when a deferred trigger only reads, or writes elsewhere
   assertEquals(changes.length, 4);
 });
 
-Deno.test("load outlives short timeouts of the role and the database", async () => {
+Deno.test("load survives short timeouts of the role and the database", async () => {
   await using db = await createDatabases({ rows: { deals: 50, leads: 80 } });
   const { environment, source, warehouse } = db;
   assertEquals((await runJson(["load"], environment)).code, 0);

@@ -82,7 +82,7 @@ for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
   });
 }
 
-Deno.test("a delta stays small where the first column has one value in all rows", async () => {
+Deno.test("a delta stays small when the first column has one value in all rows", async () => {
   await using db = await createDatabases();
   await using service = serviceOf(db);
   await db.source.unsafe(

@@ -169,7 +169,7 @@ for (
   }
 }
 
-Deno.test("load: invalid UTF-8 in a SQL_ASCII warehouse are replaced by the source's rows", async () => {
+Deno.test("load replaces rows with invalid UTF-8 in a SQL_ASCII warehouse", async () => {
   await using db = await encoded({ source: "UTF8", warehouse: "SQL_ASCII" });
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id) select 'ü' || i from generate_series(1, 40) i`,

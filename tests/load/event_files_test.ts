@@ -43,7 +43,7 @@ Deno.test("load creates the event file and the spool readable by their owner onl
     }
   }));
 
-Deno.test("load, serve and config refuse one file for events and the spool, however it is spelled", (t) =>
+Deno.test("load, serve and config refuse the same file for events and spool, for every spelling", (t) =>
   inScene(async (db, folder, environment) => {
     await Deno.symlink(".", `${folder}/here`);
     const spellings = [
@@ -125,7 +125,7 @@ Deno.test("load, serve and config refuse an event file and a spool that are not 
     }
   }));
 
-Deno.test("load refuses an event file and a spool in a folder that is missing", (t) =>
+Deno.test("load refuses an event file and a spool in a missing folder", (t) =>
   inScene(async (_, folder, environment) => {
     for (const variable of ["EVENT_FILE", "EVENT_SPOOL_FILE"]) {
       await t.step(variable, async () => {
@@ -142,7 +142,7 @@ Deno.test("load refuses an event file and a spool in a folder that is missing", 
     }
   }));
 
-Deno.test("load keeps every byte of a spool that holds other data, and says so", () =>
+Deno.test("load keeps every byte of a spool with other data, and reports it", () =>
   inScene(async (db, folder, environment) => {
     const path = `${folder}/spool.jsonl`;
     // Not UTF-8, with JSON among it, and without a newline at its end.

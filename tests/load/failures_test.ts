@@ -67,7 +67,7 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a source table that may not be read",
+    name: "a source table without SELECT",
     source: "revoke select on marketing.closed_deals from $reader",
     exit: 1,
     code: "permission_denied",
@@ -85,7 +85,7 @@ const CASES: readonly Case[] = [
     says: ["closed_deal", "row-level security"],
   },
   {
-    name: "a date that no timestamp can hold",
+    name: "a date outside the range of a timestamp",
     source:
       `insert into marketing.marketing_qualified_leads (first_contact_date) values ('5874897-12-31')`,
     exit: 1,
@@ -119,7 +119,7 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a target with a column too many",
+    name: "a target with an additional column",
     warehouse:
       `${CLOSED_DEAL} alter table m_data.closed_deal add column note text`,
     exit: 1,
@@ -137,7 +137,7 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a view in place of a target that is to be recreated",
+    name: "a view in place of a target, with --recreate",
     warehouse: `${M_DATA} create view m_data.closed_deal as select 1 as mql_id`,
     words: ["--recreate"],
     exit: 1,
@@ -148,7 +148,7 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a constraint of the target that a row breaks",
+    name: "a constraint of the target that a row violates",
     warehouse:
       `${CLOSED_DEAL} alter table m_data.closed_deal add constraint small check (length(mql_id) < 5)`,
     exit: 1,
@@ -171,7 +171,7 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a source view that gives other rows each time",
+    name: "a source view with different rows in each query",
     source: `alter table marketing.closed_deals rename to deals;
       create view marketing.closed_deals as select * from marketing.deals where random() < 0.5;
       grant select on marketing.closed_deals to $reader`,
@@ -183,7 +183,8 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a source view that gives other rows, and a target with a trigger",
+    name:
+      "a source view with different rows in each query, and a target with a trigger",
     source: `alter table marketing.closed_deals rename to deals;
       create view marketing.closed_deals as select * from marketing.deals where random() < 0.5;
       grant select on marketing.closed_deals to $reader`,
@@ -199,7 +200,7 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "no permission to make anything in the warehouse",
+    name: "a warehouse role without CREATE",
     warehouse:
       "do $d$ begin execute format('revoke create on database %I from $loader', current_database()); end $d$",
     exit: 1,
@@ -318,7 +319,7 @@ for (const words of [["load"], ["load", "--recreate"], ["verify"]]) {
   });
 }
 
-Deno.test("load reports a target that a writer locks after LOCK_TIMEOUT, and retries", async () => {
+Deno.test("load reports a target locked by a writer after LOCK_TIMEOUT, and retries", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using writer = db.connect("warehouse");
@@ -345,7 +346,7 @@ Deno.test("load reports a target that a writer locks after LOCK_TIMEOUT, and ret
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
 });
 
-Deno.test("load: a source table locked by DDL fails alone", async () => {
+Deno.test("load fails only the table that DDL locks in the source", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using ddl = db.connect("source");
   await ddl.unsafe(
@@ -361,7 +362,7 @@ Deno.test("load: a source table locked by DDL fails alone", async () => {
   assertEquals(lead.status, "success");
 });
 
-Deno.test("load: a lock on a source table that is let go is taken by a later attempt, and both tables are loaded", async () => {
+Deno.test("load retries a locked source table, and loads both tables when the lock is released", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using ddl = db.connect("source");
   await ddl.unsafe(
@@ -388,7 +389,7 @@ Deno.test("load: a lock on a source table that is let go is taken by a later att
   assertStringIncludes(stderr, "A transient failure: Cannot load closed_deal");
 });
 
-Deno.test("load: a source row changed during the load is in the next one, never half in this one", async () => {
+Deno.test("load copies a source row that changes during the load with the next load", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   // The load waits here, its snapshot taken, until the writer on the target is gone.
@@ -415,7 +416,7 @@ Deno.test("load: a source row changed during the load is in the next one, never 
   assertEquals((await runProgram(["verify"], db.environment)).code, 0);
 });
 
-Deno.test("load: a TRUNCATE of the source during the load waits, so that no empty table is loaded", async () => {
+Deno.test("a TRUNCATE of the source waits for the load, so no empty table is loaded", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using writer = db.connect("warehouse");
@@ -438,7 +439,7 @@ Deno.test("load: a TRUNCATE of the source during the load waits, so that no empt
   await truncated;
 });
 
-Deno.test("load: busy when another load holds the lock for longer than LOCK_TIMEOUT", async () => {
+Deno.test("load reports busy when another load holds the lock for longer than LOCK_TIMEOUT", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using other = db.connect("warehouse");
@@ -458,7 +459,7 @@ Deno.test("load: busy when another load holds the lock for longer than LOCK_TIME
   assertEquals({ ...rows[0] }, { state: "failed", code: "busy", events: 1 });
 });
 
-Deno.test("a warehouse migrated by a newer program is refused", async () => {
+Deno.test("load refuses a warehouse that a newer version has migrated", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await db.warehouse.unsafe(
@@ -469,7 +470,7 @@ Deno.test("a warehouse migrated by a newer program is refused", async () => {
   assertEquals(json.code, "schema_too_new");
 });
 
-Deno.test("runs and events say what to do where no load has run yet", async () => {
+Deno.test("runs and events report a remedy before the first load", async () => {
   await using db = await createDatabases({ rows: ROWS });
   for (const command of ["runs", "events"]) {
     const { code, json } = await runJson([command], db.environment);
@@ -484,7 +485,7 @@ Deno.test("runs and events say what to do where no load has run yet", async () =
   assertEquals((await runJson(["runs"], db.environment)).json, { runs: [] });
 });
 
-Deno.test("health tells of each database and exits with 69 when one is away", async () => {
+Deno.test("health reports each database, and exits with 69 when one is unreachable", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const well = await runJson(["health"], db.environment);
   assertEquals(well.code, 0);
@@ -499,7 +500,7 @@ Deno.test("health tells of each database and exits with 69 when one is away", as
   assertMatch(ill.json.checks.olist.error, /Check that the server is up/);
 });
 
-Deno.test("load reports an event file that cannot be written before it does anything", async () => {
+Deno.test("load reports an unwritable event file before it begins", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const { code, json } = await runJson(["load"], {
     ...db.environment,

@@ -68,7 +68,7 @@ for (
   });
 }
 
-Deno.test("load --atomic keeps to a foreign key that is checked in the end", async () => {
+Deno.test("load --atomic respects a deferred foreign key", async () => {
   await using db = await linked(
     `${REFERENCE} deferrable initially deferred`,
   );
@@ -101,7 +101,7 @@ Deno.test("load names LOAD_ATOMIC when a foreign key makes a table wait for the 
   );
 });
 
-Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a table before it", async () => {
+Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a table", async () => {
   await using db = await linked(`${REFERENCE} on delete cascade`);
   await using service = serviceOf(db, {
     LOCK_TIMEOUT: "1",
@@ -172,7 +172,7 @@ for (const verify of ["content", "count"]) {
   });
 }
 
-Deno.test("load waits for the disk, whatever the role does without it", async () => {
+Deno.test("load waits for the disk, even if the role disables synchronous_commit", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await using service = serviceOf(db);
   assertEquals((await load(service, "cli", ATOMIC)).status, "success");

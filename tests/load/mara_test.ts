@@ -156,7 +156,7 @@ maraTest(
 );
 
 maraTest(
-  "verify --against-mara with another time zone than the pipeline's explains nothing",
+  "verify --against-mara explains nothing with a wrong --mara-timezone",
   async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 60 } });
     await loadWithMara(db, "csv", "America/New_York");
@@ -167,7 +167,7 @@ maraTest(
   },
 );
 
-Deno.test("verify --against-mara finds equal what the service loaded, and says that a target is missing", async () => {
+Deno.test("verify --against-mara reports equal tables of the service, and a missing target", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   const missing = await runProgram(
     ["verify", "--against-mara"],
@@ -184,7 +184,7 @@ Deno.test("verify --against-mara finds equal what the service loaded, and says t
   ]);
 });
 
-Deno.test("verify refuses a time zone that is none, or is of no use", async () => {
+Deno.test("verify refuses an invalid or unused --mara-timezone", async () => {
   for (
     const words of [
       ["--against-mara", "--mara-timezone", "Mars"],

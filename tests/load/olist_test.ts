@@ -22,7 +22,7 @@ if (!isThere) {
 
 Deno.test({
   name:
-    "the real Olist data is loaded with every value equal, and then found unchanged",
+    "load copies the real Olist data with equal values, and then reports unchanged",
   ignore: !isThere,
   async fn() {
     await using db = await createDatabases();

@@ -10,7 +10,7 @@ const linesOf = (stderr: string) =>
 
 Deno.test({
   name:
-    "load reports standard output that cannot be written in one line, with exit code 74",
+    "load reports unwritable standard output in one line, with exit code 74",
   ignore,
   async fn(t) {
     await using db = await createDatabases({ rows: { deals: 5, leads: 9 } });
@@ -37,7 +37,7 @@ Deno.test({
       );
     }
 
-    await t.step("a load that fails ends with its own code", async () => {
+    await t.step("a failed load ends with its own code", async () => {
       for (
         const words of [["load", "--quiet"], ["load", "--quiet", "--json"]]
       ) {
@@ -55,11 +55,16 @@ Deno.test({
       }
     });
 
-    await t.step("what cannot begin ends with its own code", async () => {
-      const { code, stderr } = await toFull(["load", "--json"], { PORT: "x" });
-      assertEquals(code, 78, stderr);
-      assertEquals(linesOf(stderr).length, 1, stderr);
-    });
+    await t.step(
+      "a load that cannot begin ends with its own code",
+      async () => {
+        const { code, stderr } = await toFull(["load", "--json"], {
+          PORT: "x",
+        });
+        assertEquals(code, 78, stderr);
+        assertEquals(linesOf(stderr).length, 1, stderr);
+      },
+    );
 
     for (
       const words of [

@@ -2,7 +2,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
-Deno.test("load keeps a partitioned target partitioned, by full copies and by deltas", async () => {
+Deno.test("load keeps a partitioned target partitioned, with full copies and deltas", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 400 } });
   await db.warehouse.unsafe(`
     create schema m_data authorization ${db.loader};
@@ -43,7 +43,7 @@ Deno.test("load keeps a partitioned target partitioned, by full copies and by de
   assertEquals(row!.first > 0 && row!.second > 0, true);
 });
 
-Deno.test("a partitioned target with a foreign part is refused, and nothing is written", async () => {
+Deno.test("load refuses a partitioned target with a foreign partition, and writes nothing", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
   await db.warehouse.unsafe(`
     create schema m_data authorization ${db.loader};

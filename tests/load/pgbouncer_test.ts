@@ -116,21 +116,21 @@ const REFUSALS: readonly Refusal[] = [
     says: ["DWH_DB_PASSWORD", "auth_file"],
   },
   {
-    name: "a role that it does not know",
+    name: "an unknown role",
     environment: { DWH_DB_USER: "nobody_at_all" },
     exit: 69,
     code: "authentication_failed",
     says: ["DWH_DB_USER", "auth_file"],
   },
   {
-    name: "a database that it does not know",
+    name: "a database without an entry",
     options: { databases: "another" },
     exit: 69,
     code: "database_missing",
     says: ["no such database", "DWH_DB_NAME", "[databases] of PgBouncer"],
   },
   {
-    name: "a database that the server does not have",
+    name: "a database that does not exist on the server",
     environment: { DWH_DB_NAME: "no_such_database" },
     exit: 69,
     code: "database_missing",
@@ -144,7 +144,7 @@ const REFUSALS: readonly Refusal[] = [
     says: ["max_client_conn", "A load needs up to"],
   },
   {
-    name: "a pool of statements",
+    name: "pool_mode = statement",
     options: { mode: "statement" },
     exit: 69,
     code: "connection_forbidden",

@@ -130,7 +130,7 @@ for (const [stopped, which] of [[1, "last"], [0, "first"]] as const) {
   });
 }
 
-Deno.test("all who wait for one run are stopped: it is interrupted, with one event", async () => {
+Deno.test("a run is interrupted with one event when all its callers are stopped", async () => {
   await using db = await loadedDatabases(SMALL);
   {
     await using _ = await holdTable(db);
@@ -148,7 +148,7 @@ Deno.test("all who wait for one run are stopped: it is interrupted, with one eve
   await recover(db);
 });
 
-Deno.test("of two who wait for one run one is killed: the other one's load runs", async (t) => {
+Deno.test("a run continues for one caller when the other one is killed", async (t) => {
   await using db = await loadedDatabases(SMALL);
   for (const killed of [0, 1]) {
     await t.step(killed === 0 ? "the first" : "the last", async () => {
@@ -170,7 +170,7 @@ Deno.test("of two who wait for one run one is killed: the other one's load runs"
   }
 });
 
-Deno.test("who shares a run fails when the process that runs it is stopped, but not as if stopped itself", async () => {
+Deno.test("a caller of a shared run fails with 1, not 143, when the process that runs it is stopped", async () => {
   await using db = await loadedDatabases(SMALL);
   {
     await using _ = await holdTable(db);
@@ -189,7 +189,7 @@ Deno.test("who shares a run fails when the process that runs it is stopped, but 
   await recover(db);
 });
 
-Deno.test("all who wait are killed: the run is closed when their time is over, by a service that looks after the queue", async () => {
+Deno.test("a service closes a run after its waiting time when all its callers are killed", async () => {
   await using db = await loadedDatabases(SMALL);
   await using server = await startServer(db);
   {
@@ -212,7 +212,7 @@ Deno.test("all who wait are killed: the run is closed when their time is over, b
   await assertSound(db, { contents: [await sourceContent(db)] });
 });
 
-Deno.test("LOCK_TIMEOUT is kept for who joins a run that others wait for longer", async () => {
+Deno.test("a caller keeps its LOCK_TIMEOUT when it joins a run with a longer one", async () => {
   await using db = await loadedDatabases(SMALL);
   let running: Started;
   let patient: Started;
@@ -229,7 +229,7 @@ Deno.test("LOCK_TIMEOUT is kept for who joins a run that others wait for longer"
   assertEquals(await codesOf([running, patient]), [0, 0]);
 });
 
-Deno.test("LOCK_TIMEOUT is kept for who joins a run that is to run in any case, which stays queued", async () => {
+Deno.test("a caller keeps its LOCK_TIMEOUT when it joins a scheduled run, which stays queued", async () => {
   await using db = await loadedDatabases(SMALL);
   await using server = await startServer(db, { LOCK_TIMEOUT: "1" });
   let running: Started;
@@ -257,7 +257,7 @@ Deno.test("LOCK_TIMEOUT is kept for who joins a run that is to run in any case, 
   );
 });
 
-Deno.test("of two services whose requests share a run one drains: its own are sent away, the other's load runs", async (t) => {
+Deno.test("a draining service refuses its requests of a shared run, which the other service runs", async (t) => {
   await using db = await loadedDatabases(SMALL);
   for (const drained of [1, 0]) {
     await t.step(drained === 0 ? "the first" : "the last", async () => {
@@ -289,7 +289,7 @@ Deno.test("of two services whose requests share a run one drains: its own are se
   }
 });
 
-Deno.test("a service drains with a run of /load-async in the queue: the run stays after its callers stopped, and the other service runs it", async () => {
+Deno.test("a queued run of /load-async stays when its service drains, and the other service runs it", async () => {
   await using db = await loadedDatabases(SMALL);
   await using one = await startServer(db, { LOCK_TIMEOUT: "60" });
   await using two = await startServer(db, { LOCK_TIMEOUT: "60" });
@@ -320,7 +320,7 @@ Deno.test("a service drains with a run of /load-async in the queue: the run stay
   );
 });
 
-Deno.test("who joins while the last one goes keeps the run", async () => {
+Deno.test("a caller that joins while the last one leaves keeps the run", async () => {
   await using db = await loadedDatabases(SMALL);
   await using service = serviceOf(db);
   const { warehouse } = service;
@@ -349,7 +349,7 @@ Deno.test("who joins while the last one goes keeps the run", async () => {
   assertEquals(await withdrawRun(warehouse, runId, "two", stop), undefined);
 });
 
-Deno.test("a wait whose connection is cut ends when it would have ended", async () => {
+Deno.test("a wait with a lost connection ends at its deadline", async () => {
   await using db = await loadedDatabases(SMALL);
   await using other = db.connect("warehouse");
   await other.unsafe(
@@ -382,7 +382,7 @@ Deno.test("a wait whose connection is cut ends when it would have ended", async 
   assertEquals((await states(db))[0], "failed busy 1");
 });
 
-Deno.test("a queue of the schema before is brought over: who waits in it keeps its place", async () => {
+Deno.test("the migration of the queue keeps the place of each waiting run", async () => {
   await using db = await loadedDatabases(SMALL);
   const ids = { awaited: crypto.randomUUID(), certain: crypto.randomUUID() };
   await db.warehouse.unsafe(

@@ -5,7 +5,7 @@ import { ALL, createDatabases, serviceOf } from "../support/databases.ts";
 const FULL = { ...ALL, mode: "full" } as const;
 const ROWS = { deals: 2000, leads: 6000 };
 
-Deno.test("readers never wait and never count anything but a whole table while loads run in a loop", async () => {
+Deno.test("readers never wait and always count a whole table during loads", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using service = serviceOf(db);
   await load(service, "cli", FULL);
@@ -62,7 +62,7 @@ Deno.test("readers never wait and never count anything but a whole table while l
   assert(longest < 1000, `a reader waited ${longest} ms`);
 });
 
-Deno.test("a reader that keeps its transaction open delays no load", async () => {
+Deno.test("a reader with an open transaction does not delay a load", async () => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
   await using service = serviceOf(db, {
     LOCK_TIMEOUT: "1",

@@ -70,7 +70,7 @@ const REFUSALS: readonly Refusal[] = [
     ],
   },
   {
-    name: "a role that may not log in",
+    name: "a role without LOGIN",
     admin: "alter role $loader nologin",
     exit: 69,
     code: "authentication_failed",
@@ -107,7 +107,7 @@ const REFUSALS: readonly Refusal[] = [
     says: [`LOAD_TIMEZONE "AST" is unknown to database`, "(olist)"],
   },
   {
-    name: "a host that does not exist and has words of TLS in its name",
+    name: "a missing host with TLS words in its name",
     environment: {
       DWH_DB_HOST: "ssl-tls-certificate-handshake.invalid",
       DWH_DB_SSLMODE: "verify-full",
@@ -117,7 +117,7 @@ const REFUSALS: readonly Refusal[] = [
     says: ["Check that the server is up"],
   },
   {
-    name: "a server that hints",
+    name: "a server error with a hint",
     warehouse: `${LEAD}
       create function public.refuse() returns trigger language plpgsql as $f$
         begin raise exception 'no rows today' using hint = 'Come back on Monday'; end $f$;
@@ -192,7 +192,7 @@ for (
   });
 }
 
-Deno.test("load retries while the server's connection slots are taken, and ends with 69", async () => {
+Deno.test("load retries while the server has no free connection, and ends with 69", async () => {
   const settings = {
     max_connections: "14",
     superuser_reserved_connections: "6",
@@ -249,7 +249,7 @@ Deno.test("load retries while the server's connection slots are taken, and ends 
   }
 });
 
-Deno.test("load names max_locks_per_transaction where the server's table of locks is full", async () => {
+Deno.test("load names max_locks_per_transaction when the lock table of the server is full", async () => {
   const settings = { max_locks_per_transaction: "10", max_connections: "12" };
   await using source = await startPostgres({ settings });
   await using warehouse = await startPostgres();

@@ -45,40 +45,40 @@ const CASES: readonly Case[] = [
     says: ["in place of DELETE: keep", "DROP RULE"],
   },
   {
-    name: "a sequence of the target's name",
+    name: "a sequence with the name of the target",
     warehouse:
       `${SCHEMA} create sequence ${LEAD}; alter sequence ${LEAD} owner to $loader`,
     code: "target_incompatible",
     says: ["is not a table but a sequence", "Drop or rename it"],
   },
   {
-    name: "an index of the target's name",
+    name: "an index with the name of the target",
     warehouse:
       `${SCHEMA} create table m_data.other (a int); create index marketing_qualified_lead on m_data.other (a)`,
     code: "target_incompatible",
     says: ["is not a table but an index", "Drop or rename it"],
   },
   {
-    name: "a composite type of the target's name",
+    name: "a composite type with the name of the target",
     warehouse: `${SCHEMA} create type ${LEAD} as (a int)`,
     code: "target_incompatible",
     says: ["is not a table but a composite type", "Drop or rename it"],
   },
   {
-    name: "a domain of the target's name",
+    name: "a domain with the name of the target",
     warehouse: `${SCHEMA} create domain ${LEAD} as text`,
     code: "target_incompatible",
     says: ["is not a table but a type", "Drop or rename it"],
   },
   {
-    name: "an enum of the target's name that is to be recreated",
+    name: "an enum with the name of the target, with --recreate",
     warehouse: `${SCHEMA} create type ${LEAD} as enum ('a')`,
     words: ["--recreate"],
     code: "target_incompatible",
     says: ["is not a table but a type"],
   },
   {
-    name: "a target of another role that grants too little",
+    name: "a target of another role without the needed grants",
     warehouse:
       `${SCHEMA} create table ${LEAD} (${COLUMNS}); grant select on ${LEAD} to $loader`,
     code: "permission_denied",
@@ -88,21 +88,21 @@ const CASES: readonly Case[] = [
     ],
   },
   {
-    name: "a target that grants INSERT on some columns only",
+    name: "a target with INSERT on some columns only",
     warehouse:
       `${SCHEMA} create table ${LEAD} (${COLUMNS}); grant select, delete, insert (mql_id, origin) on ${LEAD} to $loader`,
     code: "permission_denied",
     says: ["lacks INSERT on"],
   },
   {
-    name: "a schema that the role may not use",
+    name: "a schema without USAGE",
     warehouse:
       `create schema m_data; create table ${LEAD} (${COLUMNS}); grant all on ${LEAD} to $loader`,
     code: "permission_denied",
     says: ["has no USAGE privilege on schema m_data", "GRANT USAGE ON SCHEMA"],
   },
   {
-    name: "a schema in which the role may not create",
+    name: "a schema without CREATE",
     warehouse: "create schema m_data; grant usage on schema m_data to $loader",
     code: "permission_denied",
     says: [
@@ -124,7 +124,7 @@ const CASES: readonly Case[] = [
     says: ["is published and has no replica identity", "REPLICA IDENTITY FULL"],
   },
   {
-    name: "a NOT NULL column that the source leaves empty",
+    name: "a NOT NULL column with NULLs in the source",
     warehouse: `${TABLE} alter table ${LEAD} alter column origin set not null`
       .replace("values ('old')", "values ('old', null, null, 'x')"),
     code: "constraint_violated",
@@ -138,7 +138,7 @@ function inWarehouse(db: Databases, sql: string) {
 }
 
 for (const { name, warehouse, code, says, words = [] } of CASES) {
-  Deno.test(`load and load --dry-run name what is in the target's place: ${name}`, async () => {
+  Deno.test(`load and load --dry-run report a target that cannot be written: ${name}`, async () => {
     await using db = await createDatabases({ rows: ROWS });
     await db.source.unsafe(
       "update marketing.marketing_qualified_leads set origin = null where mql_id = md5('lead1')",
@@ -170,7 +170,7 @@ for (const { name, warehouse, code, says, words = [] } of CASES) {
   });
 }
 
-Deno.test("load names the event trigger that gives new tables to another role", async () => {
+Deno.test("load names an event trigger that changes the owner of new tables", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await inWarehouse(
@@ -196,7 +196,7 @@ Deno.test("load names the event trigger that gives new tables to another role", 
   assertStringIncludes(entry.remedy, "take_over");
 });
 
-Deno.test("load names the event trigger that gives the service's own schema to another role", async () => {
+Deno.test("load names an event trigger that changes the owner of the history", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await inWarehouse(
     db,
@@ -216,7 +216,7 @@ Deno.test("load names the event trigger that gives the service's own schema to a
   );
 });
 
-Deno.test("schema ensure reports what has the name of a target", async () => {
+Deno.test("schema ensure reports another object with the name of a target", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await inWarehouse(db, `${SCHEMA} create sequence ${LEAD}`);
   const { code, json } = await runJson(["schema", "ensure"], db.environment);
@@ -224,7 +224,7 @@ Deno.test("schema ensure reports what has the name of a target", async () => {
   assertStringIncludes(json.error, "is not a table but a sequence");
 });
 
-Deno.test("load compares domains by their base types, on both sides", async () => {
+Deno.test("load compares domains by their base types on both sides", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await db.source.unsafe(`
     create domain public.name as text check (value <> 'never');
@@ -269,7 +269,7 @@ Deno.test("load compares domains by their base types, on both sides", async () =
   assertEquals({ ...source }, { ...target });
 });
 
-Deno.test("load reports a domain of the target that refuses a value, and a domain over another type", async () => {
+Deno.test("load reports a target domain that refuses a value, and a domain over another type", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await inWarehouse(
     db,
@@ -291,7 +291,7 @@ Deno.test("load reports a domain of the target that refuses a value, and a domai
   assertStringIncludes(deal.message, "(date), not timestamp with time zone");
 });
 
-Deno.test("load --recreate leaves what others put under a name like the target's, and needs no name of its own", async () => {
+Deno.test("load --recreate keeps objects with similar names, and needs no temporary name", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await inWarehouse(
@@ -307,7 +307,7 @@ Deno.test("load --recreate leaves what others put under a name like the target's
   assertEquals(kept.map(({ note }) => note), ["kept"]);
 });
 
-Deno.test("load --recreate names what it waits for when a reader holds the table", async () => {
+Deno.test("load --recreate names the session that locks the table", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using reader = db.connect("warehouse");
@@ -353,7 +353,7 @@ const BELONGINGS = `
   union all select 'publication', row(p.*)::text from pg_publication_tables p where tablename = split_part($1::regclass::text, '.', 2)
   order by 1, 2`;
 
-Deno.test("load --recreate carries over everything that belongs to the table", async () => {
+Deno.test("load --recreate keeps all properties of the table", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   const [version] = await db.warehouse.unsafe(
@@ -507,7 +507,7 @@ const LOSSES: readonly (readonly [string, string, string])[] = [
 ];
 
 for (const [name, sql, loss] of LOSSES) {
-  Deno.test(`load --recreate names what it cannot carry over before it drops anything: ${name}`, async () => {
+  Deno.test(`load --recreate names objects that it cannot keep before it drops anything: ${name}`, async () => {
     await using db = await createDatabases({ rows: ROWS });
     assertEquals((await runProgram(["load"], db.environment)).code, 0);
     await inWarehouse(db, sql);

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runTask } from "../support/program.ts";
 
-Deno.test("the task writes to the files that are named, whatever their names contain", async (t) => {
+Deno.test("the task writes to files with any characters in their names", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   const folder = await Deno.makeTempDir();
   try {
@@ -42,7 +42,7 @@ Deno.test("the task writes to the files that are named, whatever their names con
     }
 
     for (const name of ["EVENT_FILE", "EVENT_SPOOL_FILE"]) {
-      await t.step(`${name} is set and empty: the default`, async () => {
+      await t.step(`an empty ${name} means the default`, async () => {
         const { code, stdout, stderr } = await runTask(["config", "--json"], {
           ...db.environment,
           [name]: "",

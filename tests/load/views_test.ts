@@ -195,7 +195,7 @@ const CASES: readonly {
 ];
 
 for (const { source, sql, change: what, sql2, next } of CASES) {
-  Deno.test(`load: ${what} under ${source} waits, so that the load keeps to its snapshot`, async () => {
+  Deno.test(`${what} under ${source} waits for the load`, async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
     const owner = `${db.reader}_owner`;
     if (sql.includes("security_invoker") && await versionOf(db) < 15) {
@@ -244,7 +244,7 @@ async function versionOf(db: Databases): Promise<number> {
 }
 
 for (const kind of ["view", "materialized view"]) {
-  Deno.test(`load: DDL that waits for a ${kind}'s snapshot is let by, and a new snapshot taken`, async () => {
+  Deno.test(`load lets DDL on a ${kind} pass, and takes a new snapshot`, async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
     await db.source.unsafe(
       "update marketing.marketing_qualified_leads set origin = 'old'",
@@ -284,7 +284,7 @@ for (const kind of ["view", "materialized view"]) {
 }
 
 for (const kind of ["table", "view", "materialized view"] as const) {
-  Deno.test(`load: the reader of a ${kind} keeps to its snapshot when the session that took it is gone`, async () => {
+  Deno.test(`load reads a ${kind} in its snapshot after the session of the snapshot has ended`, async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
     await db.source.unsafe(
       "update marketing.marketing_qualified_leads set origin = 'old'",
@@ -326,7 +326,7 @@ for (const kind of ["table", "view", "materialized view"] as const) {
   });
 }
 
-Deno.test("load: a view with a locked table under it fails alone", async () => {
+Deno.test("load fails only the view whose table is locked", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await withLeadsAs(db, VIEW);
   await using service = serviceOf(db, { LOCK_TIMEOUT: "0.3" });
@@ -399,7 +399,7 @@ for (
     },
   ]
 ) {
-  Deno.test(`load and verify: ${source} is refused, with what to do, and fails alone`, async () => {
+  Deno.test(`load and verify refuse ${source} with a remedy, and process the other table`, async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
     const [found] = await db.source.unsafe(
       "select from pg_available_extensions where name = 'postgres_fdw'",
@@ -421,7 +421,7 @@ for (
   });
 }
 
-Deno.test("load: a view that reads only the local part of a table with foreign parts is loaded", async () => {
+Deno.test("load copies a view of only the local partitions of a table", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   const [found] = await db.source.unsafe(
     "select from pg_available_extensions where name = 'postgres_fdw'",
@@ -442,7 +442,7 @@ Deno.test("load: a view that reads only the local part of a table with foreign p
   assertEquals(await loaded(db), "20 old");
 });
 
-Deno.test("load: a materialized view of a foreign table is loaded, as its rows are the source's own", async () => {
+Deno.test("load copies a materialized view of a foreign table", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   const [found] = await db.source.unsafe(
     "select from pg_available_extensions where name = 'postgres_fdw'",
@@ -476,7 +476,7 @@ Deno.test("load: a materialized view of a foreign table is loaded, as its rows a
   assertEquals(await loaded(db), "20 old");
 });
 
-Deno.test("load: a schema put in the place of the source's during the load is seen, and a new snapshot taken", async () => {
+Deno.test("load takes a new snapshot when the source schema is replaced mid-load", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await using service = serviceOf(db);
   assertEquals((await load(service, "cli", ALL)).status, "success");
@@ -493,7 +493,7 @@ Deno.test("load: a schema put in the place of the source's during the load is se
   assertEquals(await loaded(db), "1 new");
 });
 
-Deno.test("load reports source_table_missing when the schema is renamed during the load", async () => {
+Deno.test("load reports source_table_missing when the schema is renamed mid-load", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await using service = serviceOf(db);
   assertEquals((await load(service, "cli", ALL)).status, "success");
@@ -508,7 +508,7 @@ Deno.test("load reports source_table_missing when the schema is renamed during t
   );
 });
 
-Deno.test("load: a partition attached during the load is never in one table without the rest of its transaction", async () => {
+Deno.test("load never copies a partition that is attached mid-load without the rest of its transaction", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await db.source.unsafe(
     "update marketing.marketing_qualified_leads set origin = 'old'",

@@ -45,7 +45,7 @@ async function longestLine(path: string): Promise<string> {
     .reduce((a, b) => b.length > a.length ? b : a, "");
 }
 
-Deno.test("compile embeds the program, its migrations and pages, and nothing of demo, tests and bench, and has no code cache", async () => {
+Deno.test("compile embeds only the program, its migrations and its pages, and keeps no code cache", async () => {
   const folder = await Deno.makeTempDir();
   try {
     // Deno itself serves as base binary here: what is embedded does not depend on it.
@@ -86,7 +86,7 @@ Deno.test("compile embeds the program, its migrations and pages, and nothing of 
   }
 });
 
-Deno.test("compile says what denort is, and how to give it, when it is missing", async () => {
+Deno.test("compile explains how to provide a missing denort", async () => {
   const { code, output } = await compile([], { DENORT_BIN: "/no/such/denort" });
   assert(code !== 0);
   assertStringIncludes(output, "Cannot compile: denort is missing");
@@ -97,7 +97,7 @@ Deno.test("compile says what denort is, and how to give it, when it is missing",
   );
 });
 
-Deno.test("compile refuses a platform that there is none of", async () => {
+Deno.test("compile refuses an unknown platform", async () => {
   const { code, output } = await compile(["--target", "vax"], {});
   assertEquals(code, 64);
   assertStringIncludes(output, "aarch64-apple-darwin");

@@ -34,7 +34,7 @@ const UNITS = [
 
 testWith(
   ["systemd-analyze"],
-  "systemd takes the units, and finds the services well locked up",
+  "systemd accepts the units and rates their sandbox as safe",
   async () => {
     const folder = await Deno.makeTempDir();
     try {
@@ -65,7 +65,7 @@ testWith(
   },
 );
 
-Deno.test("the units' settings are variables of the service, and a stop leaves time for SHUTDOWN_GRACE", () => {
+Deno.test("the units set only known variables, and a stop leaves time for SHUTDOWN_GRACE", () => {
   for (const unit of UNITS.slice(0, 2)) {
     const text = read(`systemd/${unit}`);
     for (const [, name] of text.matchAll(/^Environment=(\w+)=/gm)) {
@@ -81,7 +81,7 @@ Deno.test("the units' settings are variables of the service, and a stop leaves t
   for (const name of names) assert(name in VARIABLES, name);
 });
 
-Deno.test("the crontab line runs as it stands", async () => {
+Deno.test("the crontab line runs unchanged", async () => {
   const line = read("cron/marketing-data-service").split("\n")
     .find((line) => /^[*\d]/.test(line))!;
   const words = line.split(" ");
@@ -116,7 +116,7 @@ function kubernetesObjects(file: string) {
   return parseAllDocuments(read(`kubernetes/${file}`)).map((d) => d.toJS());
 }
 
-Deno.test("the Kubernetes objects fit their schemas", () => {
+Deno.test("the Kubernetes objects match their schemas", () => {
   const kinds: string[] = [];
   for (const file of ["service.yaml", "cronjob.yaml"]) {
     for (const object of kubernetesObjects(file)) {
@@ -129,7 +129,7 @@ Deno.test("the Kubernetes objects fit their schemas", () => {
   assertEquals(kinds, ["ConfigMap", "Deployment", "Service", "CronJob"]);
 });
 
-Deno.test("the Kubernetes schemas refuse what is misspelt", () => {
+Deno.test("the Kubernetes schemas refuse a misspelled field", () => {
   const [object] = kubernetesObjects("cronjob.yaml");
   object.spec.concurrencyPolicy = 5;
   let message = "";
@@ -189,7 +189,7 @@ Deno.test("the Kubernetes objects configure the service: variables, secret files
 
 testWith(
   ["promtool"],
-  "the alerts are valid, and fire and rest as their tests say",
+  "the alerts are valid and pass their tests",
   async () => {
     for (
       const words of [["check", "rules", "alerts.yml"], [
@@ -224,7 +224,7 @@ const expressionsOfDashboard = () =>
 
 testWith(
   ["promtool"],
-  "the dashboard's expressions are PromQL",
+  "the expressions of the dashboard are valid PromQL",
   async () => {
     const rules = expressionsOfDashboard().map((expr, index) => ({
       record: `expression:${index}`,
@@ -245,7 +245,7 @@ testWith(
   },
 );
 
-Deno.test("the dashboard's panels do not overlap, and have ids of their own", () => {
+Deno.test("the panels of the dashboard do not overlap and have unique ids", () => {
   const { panels } = dashboard();
   assertEquals(new Set(panels.map((p) => p.id)).size, panels.length);
   for (const { title, gridPos: a } of panels) {
@@ -258,7 +258,7 @@ Deno.test("the dashboard's panels do not overlap, and have ids of their own", ()
   }
 });
 
-Deno.test("every metric and label of the alerts and the dashboard is at /metrics", async () => {
+Deno.test("/metrics has every metric and label of the alerts and the dashboard", async () => {
   const groups: { rules: { expr: string }[] }[] =
     parse(read("prometheus/alerts.yml")).groups;
   const expressions = [

@@ -113,7 +113,7 @@ Deno.test("the Dockerfile passes its linter and pins Deno to the version of the 
   assertStringIncludes(read(".ci/run"), `deno@${pinned}`);
 });
 
-Deno.test("the image is built from what .dockerignore lets through, and its last stage finds what it copies", () =>
+Deno.test("the image is built from the files that .dockerignore allows", () =>
   withContext(async (context, app) => {
     await build("build", context, app);
     const copies = stage().filter((i) => i.getKeyword() === "COPY") as Copy[];
@@ -131,14 +131,14 @@ Deno.test("the image is built from what .dockerignore lets through, and its last
     }
   }));
 
-Deno.test("the last stage is not root, has a health check, and is stopped by SIGTERM", () => {
+Deno.test("the last stage runs without root, has a health check, and stops on SIGTERM", () => {
   const text = read("Dockerfile").split("\n\n").at(-1)!;
   assert(/^FROM \S+:nonroot$/m.test(text));
   assert(/^HEALTHCHECK [^]*"health", "--service"\]$/m.test(text));
   assert(/^STOPSIGNAL SIGTERM$/m.test(text));
 });
 
-Deno.test("the sample stage fills a source, once", () =>
+Deno.test("the sample stage fills a source once", () =>
   withContext(async (context, app) => {
     await build("sample", context, app);
     await using db = await createDatabases({ withoutTables: true });
@@ -168,7 +168,7 @@ Deno.test("the sample stage fills a source, once", () =>
     assertEquals(row!.rows, 8000);
   }));
 
-Deno.test("compose.yaml fits the Compose Specification, and its service has a valid configuration", () => {
+Deno.test("compose.yaml matches the Compose Specification, and its service has a valid configuration", () => {
   const compose = parse(read("compose.yaml"));
   const ajv = new Ajv2019.default({ strict: false, logger: false });
   // It names its dialect by a wrong address, and has ids of the dialect before.

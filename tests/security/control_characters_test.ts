@@ -11,7 +11,7 @@ const HARMFUL =
 // deno-lint-ignore no-control-regex -- these are what is looked for
 const RAW = /[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202e\u2028]/;
 
-Deno.test("no output holds control or bidi characters of a server's message", async (t) => {
+Deno.test("no output contains control or bidirectional characters of a server's message", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await db.source.unsafe(
     `create function public.fail() returns text language plpgsql as $f$ begin

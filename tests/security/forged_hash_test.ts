@@ -79,7 +79,7 @@ function forge(hash: bigint, seed: bigint): string {
   throw new Error("No text found");
 }
 
-Deno.test("verify and load find a text that was forged to have another one's hash under a known seed", async () => {
+Deno.test("verify and load detect a text that was forged for a known seed", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 3 } });
   const { environment, warehouse } = db;
   assertEquals((await runJson(["load"], environment)).code, 0);

@@ -21,7 +21,7 @@ async function connectGuest(db: Databases) {
   };
 }
 
-Deno.test("load takes no lock that a role without rights can hold", async () => {
+Deno.test("load takes no lock that a role without privileges can hold", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using guest = await connectGuest(db);
   await guest.session.unsafe(
@@ -37,7 +37,7 @@ Deno.test("load takes no lock that a role without rights can hold", async () => 
   }
 });
 
-Deno.test("load upgrades the warehouse while a role without rights holds the lock of version 5", async () => {
+Deno.test("load migrates the warehouse while a role without privileges holds the lock of version 5", async () => {
   await using db = await loadedDatabases(ROWS);
   await db.warehouse.unsafe(
     `delete from marketing_data_service.migration where version > 5;
@@ -49,7 +49,7 @@ Deno.test("load upgrades the warehouse while a role without rights holds the loc
   assertEquals(code, 0, stderr);
 });
 
-Deno.test("a role without rights cannot take the locks of the service", async () => {
+Deno.test("a role without privileges cannot take the locks of the service", async () => {
   await using db = await loadedDatabases(ROWS);
   await db.warehouse.unsafe(
     "grant usage on schema marketing_data_service to public; grant select on all tables in schema marketing_data_service to public",
@@ -73,7 +73,7 @@ Deno.test("a role without rights cannot take the locks of the service", async ()
   }
 });
 
-Deno.test("load leaves a foreign session alone that has the application_name of a dead run", async () => {
+Deno.test("load does not end a session of another role with the application_name of a dead run", async () => {
   await using db = await loadedDatabases(ROWS);
   const id = crypto.randomUUID();
   await db.warehouse.unsafe(
@@ -93,7 +93,7 @@ Deno.test("load leaves a foreign session alone that has the application_name of 
   assertEquals((await guest.session.unsafe("select 1 as one"))[0]!.one, 1);
 });
 
-Deno.test("load names the session that holds the lock of the loads", async () => {
+Deno.test("load names the session that holds its lock", async () => {
   await using db = await loadedDatabases(ROWS);
   await using other = db.connect("warehouse");
   await other.unsafe(
@@ -123,7 +123,7 @@ const LOCKS: Readonly<Record<string, string>> = {
 };
 
 for (const [table, lock] of Object.entries(LOCKS)) {
-  Deno.test(`load names who holds a lock on the history's table ${table}, and ends`, async () => {
+  Deno.test(`load names the session that locks the table ${table} of the history, and ends`, async () => {
     await using db = await loadedDatabases(ROWS);
     await using other = db.connect("warehouse");
     await other.unsafe("set application_name = 'a long VACUUM'; begin");

@@ -9,7 +9,7 @@ const ROWS = { deals: 3, leads: 3 };
 /** The longest suffix: `mds_xxxxxxxx_reader` and this are 63 bytes. */
 const SUFFIX = `"'\\.дб😀 ${"x".repeat(44 - 14)}Z`;
 
-Deno.test("databases and roles may have quotes, dots, emoji and 63 bytes in their names", async () => {
+Deno.test("load works with quotes, dots, emoji and 63 bytes in names of databases and roles", async () => {
   await using db = await createDatabases({ rows: ROWS, suffix: SUFFIX });
   assertEquals(new TextEncoder().encode(db.reader).length, 63);
   for (const words of [["health"], ["load"], ["verify"], ["runs"]]) {
@@ -35,7 +35,7 @@ Deno.test("databases and roles may have quotes, dots, emoji and 63 bytes in thei
   });
 });
 
-Deno.test("a name of 64 bytes, which a server would cut, is refused with its variable", async () => {
+Deno.test("load refuses a name of 64 bytes and names its variable", async () => {
   const long = `${"é".repeat(31)}xx`;
   for (
     const name of [
@@ -53,7 +53,7 @@ Deno.test("a name of 64 bytes, which a server would cut, is refused with its var
   }
 });
 
-Deno.test("extra columns of the source with odd names are left alone and named in a warning", async () => {
+Deno.test("load warns about additional source columns, also with odd names", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const odd = [
     `we"ird.ço😀 l`,
@@ -72,7 +72,7 @@ Deno.test("extra columns of the source with odd names are left alone and named i
   for (const name of odd) assert(warnings.includes(name), warnings);
 });
 
-Deno.test("the documented grants are enough: USAGE and SELECT in the source, and schemas that an administrator made in the warehouse", async () => {
+Deno.test("load works with the documented grants and with schemas of an administrator", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const loader = identifier(db.loader);
   const [row] = await db.warehouse.unsafe("select current_database() as name");
@@ -104,7 +104,7 @@ Deno.test("the documented grants are enough: USAGE and SELECT in the source, and
   assertEquals(reader!.writes, false);
 });
 
-Deno.test("without CREATE and without the schemas, the message says what to grant", async () => {
+Deno.test("load names the missing grant without CREATE and without the schemas", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const [row] = await db.warehouse.unsafe("select current_database() as name");
   await db.warehouse.unsafe(

@@ -86,7 +86,7 @@ Deno.test("a file of a secret or of variables that is not valid UTF-8 or too lar
   }
 });
 
-Deno.test("output stays whole with a password that stands in it", async (t) => {
+Deno.test("output stays intact when it contains the password by chance", async (t) => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   for (
     const password of [

@@ -42,7 +42,7 @@ async function argumentsOf(pid: number): Promise<string> {
   return new TextDecoder().decode(stdout);
 }
 
-Deno.test("no secret is in any output: of commands, logs, failures, events, tables, files, arguments, pages", async () => {
+Deno.test("no output contains a secret: commands, logs, events, tables, files, arguments, pages", async () => {
   await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
   await using endpoint = startEndpoint(() =>
     new Response(PASSWORD, { status: 500 })
@@ -177,7 +177,7 @@ Deno.test("no secret is in any output: of commands, logs, failures, events, tabl
   }
 });
 
-Deno.test("a webhook without a secret, with user and password, or of another scheme is refused, with the variable named", async () => {
+Deno.test("load refuses a webhook without a secret, with a password or with another scheme, and names the variable", async () => {
   for (
     const [changes, message] of [
       [

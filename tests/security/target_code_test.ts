@@ -140,7 +140,7 @@ for (const [what, ddl] of Object.entries(CALLERS)) {
   }
 }
 
-Deno.test("load with VERIFY=count finds a row that a check constraint inserts", async () => {
+Deno.test("load with VERIFY=count detects a row that a check constraint inserts", async () => {
   await using db = await loadedScene(
     `create function m_data.doubles(v text) returns boolean language plpgsql as $$ begin
        if v is distinct from 'extra' then
@@ -158,7 +158,7 @@ Deno.test("load with VERIFY=count finds a row that a check constraint inserts", 
   assertEquals([code, held.length], [1, 5], stderr);
 });
 
-Deno.test("the settings of the load are restored after the check of a domain has changed them", async () => {
+Deno.test("load restores its settings after the check of a domain has changed them", async () => {
   await using db = await loadedScene(
     `create schema hostile; grant usage on schema hostile to public;
      create sequence hostile.calls; grant all on sequence hostile.calls to public;

@@ -40,7 +40,7 @@ async function lastRun(db: Databases) {
 
 testWith(
   ["script"],
-  "one Ctrl-C on a terminal ends `deno task load` in order: exit 130, the run interrupted",
+  "one Ctrl-C on a terminal ends `deno task load` with 130 and an interrupted run",
   async () => {
     const { db, other } = await loadedAndHeld();
     try {
@@ -60,7 +60,7 @@ testWith(
 
 testWith(
   ["script"],
-  "one Ctrl-C on a terminal gives the load of `deno task serve` its SHUTDOWN_GRACE",
+  "one Ctrl-C on a terminal gives a load of `deno task serve` its SHUTDOWN_GRACE",
   async () => {
     const { db, other } = await loadedAndHeld();
     try {

@@ -30,7 +30,7 @@ async function onTerminal(
 
 testWith(
   ["script"],
-  "on a terminal there are bars, then tables that fit its width",
+  "commands print bars and tables that fit the width of a terminal",
   async (t) => {
     await using db = await createDatabases({ rows: { deals: 50, leads: 90 } });
 
@@ -49,7 +49,7 @@ testWith(
       assertMatch(text, /^run \S{36} succeeded/m);
     });
 
-    await t.step("a failure is printed whole, with its remedy", async () => {
+    await t.step("load prints a failure whole, with its remedy", async () => {
       await db.source.unsafe(
         "alter table marketing.closed_deals drop column won_date",
       );
@@ -60,7 +60,7 @@ testWith(
       assertMatch(text, /^✗ Cannot load closed_deal: .* Add the column/m);
     });
 
-    await t.step("runs and events are tables at any width", async () => {
+    await t.step("runs and events print tables at any width", async () => {
       for (const width of [40, 80, 132]) {
         for (const command of ["runs", "events"]) {
           const { code, lines } = await onTerminal(db, command, width, {
@@ -76,7 +76,7 @@ testWith(
       assert(!/\x1b\[3\dm/.test(raw), raw);
     });
 
-    await t.step("one run is shown by the beginning of its id", async () => {
+    await t.step("runs --id accepts the beginning of an id", async () => {
       const { lines } = await onTerminal(db, "runs", 80);
       const id = lines.at(-1)!.slice(0, 8);
       const one = await onTerminal(db, `runs --id ${id}`, 80);
@@ -85,7 +85,7 @@ testWith(
       assertEquals((await onTerminal(db, "runs --id zz", 80)).code, 64);
     });
 
-    await t.step("health is a line for each check", async () => {
+    await t.step("health prints a line for each check", async () => {
       const { code, lines } = await onTerminal(db, "health", 200, {
         DWH_DB_PORT: "1",
       });
@@ -95,7 +95,7 @@ testWith(
       assertMatch(lines[1]!, /^✗ dwh {4}unhealthy .* Check that the server/);
     });
 
-    await t.step("elsewhere there are plain lines and JSON", async () => {
+    await t.step("pipes get JSON events, and no bars or colors", async () => {
       const events = await runProgram(["events"], db.environment);
       const parsed = events.stdout.trim().split("\n").map((line) =>
         JSON.parse(line)
