@@ -85,6 +85,9 @@ export function usage(message: string, command = ""): ServiceError {
   });
 }
 
+/** Maximum number of allowed values that a message lists. */
+const MAX_LISTED = 20;
+
 /** Returns the usage error for a value that a flag does not allow. */
 export function notAllowed(
   flag: string,
@@ -92,10 +95,15 @@ export function notAllowed(
   allowed: readonly string[],
   command?: string,
 ): ServiceError {
+  const listed = allowed.length > MAX_LISTED
+    ? `${allowed.slice(0, MAX_LISTED).join(", ")} or ${
+      allowed.length - MAX_LISTED
+    } others`
+    : allowed.join(", ") || "the declared ones, and none is declared";
   return usage(
-    `--${flag} must be one of ${allowed.join(", ")}, not ${
-      JSON.stringify(value)
-    }${suggest(value, allowed)}`,
+    `--${flag} must be one of ${listed}, not ${JSON.stringify(value)}${
+      suggest(value, allowed)
+    }`,
     command,
   );
 }

@@ -54,12 +54,25 @@ export function namesOf(
   return tables.map(({ name }) => name);
 }
 
-/** Returns the tables of the given names, each once, in the order of `tables`. */
+/** Returns the names of the groups, each once. */
+export function groupsOf(
+  tables: readonly TableDeclaration[],
+): readonly string[] {
+  return [...new Set(tables.flatMap(({ group = [] }) => group))];
+}
+
+/**
+ * Returns the tables of the given names and groups, each once, in the order of
+ * `tables`.
+ */
 export function selectTables<T extends TableDeclaration>(
   tables: readonly T[],
   names: readonly string[],
+  groups: readonly string[] = [],
 ): readonly T[] {
-  return tables.filter(({ name }) => names.includes(name));
+  return tables.filter(({ name, group }) =>
+    names.includes(name) || group !== undefined && groups.includes(group)
+  );
 }
 
 /**

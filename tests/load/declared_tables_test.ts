@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
+import { startServer } from "../support/server.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
 /** Creates tables of schema `ec` in the source, and lets the program read them. */
@@ -158,4 +159,41 @@ Deno.test("load names the fragment that the source refuses, and loads the other 
     "configuration",
     "success",
   ]);
+});
+
+Deno.test("--group and the body's group select the tables of a group", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    "create table ec.one (a int); create table ec.two (a int); create table ec.three (a int)",
+  );
+  await using file = await writeTablesFile(`tables:
+  - { source: ec.one, target: raw.one, group: first }
+  - { source: ec.two, target: raw.two, group: first }
+  - { source: ec.three, target: raw.three }
+`);
+  const environment = { ...db.environment, ...file.variables };
+  const loaded = (event: { results: { results: { table: string }[] } }) =>
+    event.results.results.map(({ table }) => table);
+  const { code, json, stderr } = await runJson(
+    ["load", "--group", "first"],
+    environment,
+  );
+  assertEquals(code, 0, stderr);
+  assertEquals(loaded(json), ["one", "two"]);
+  const wrong = await runProgram(["verify", "--group", "frist"], environment);
+  assertEquals(wrong.code, 64);
+  assertMatch(
+    wrong.stderr,
+    /--group must be one of first, not "frist"; did you mean first\?/,
+  );
+
+  await using service = await startServer({ environment });
+  const post = (body: unknown) =>
+    service.json("/load", { method: "POST", body: JSON.stringify(body) });
+  const answer = await post({ group: "first", tables: ["three"] });
+  assertEquals(loaded(answer.body), ["one", "two", "three"]);
+  const refused = await post({ group: "second" });
+  assertEquals(refused.status, 400);
+  assertMatch(refused.body.detail, /group: .*"first"/);
 });

@@ -6,13 +6,14 @@ import { load } from "../../load/load.ts";
 import { prepareFiles } from "../../delivery/file.ts";
 import type { RunOptions } from "../../runs/queue.ts";
 import {
+  groupsOf,
   namesOf,
   selectTables,
   type TableDeclaration,
 } from "../../tables/declaration.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
 import { notAllowed } from "../arguments.ts";
-import type { Command, CommandContext } from "../command.ts";
+import type { Command, CommandContext, ParsedArguments } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
 import { startProgress } from "../progress_bars.ts";
 import type { Cell, TextTable } from "../terminal_table.ts";
@@ -26,6 +27,12 @@ export const loadCommand: Command = {
       value: "NAME",
       isRepeatable: true,
       description: "Load only this table. Repeat the flag for several tables",
+    },
+    group: {
+      value: "NAME",
+      isRepeatable: true,
+      description:
+        "Load only the tables of this group. Repeat the flag for several groups",
     },
     mode: {
       value: "MODE",
@@ -41,7 +48,7 @@ export const loadCommand: Command = {
   async run(context) {
     const config = context.config();
     const { flags, values } = context.arguments;
-    const tables = tablesOf(config.tables, values.table ?? []);
+    const tables = tablesOf(config.tables, values);
     const options: RunOptions = {
       tables: namesOf(tables),
       mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
@@ -74,19 +81,29 @@ export const loadCommand: Command = {
 };
 
 /**
- * Returns each named table once, or all tables when no name is given.
+ * Returns the tables that --table and --group select, or all tables without these
+ * flags.
  *
  * @throws {ServiceError} `usage` for a name that is not declared.
  */
 export function tablesOf(
   tables: readonly TableDeclaration[],
-  names: readonly string[],
+  { table = [], group = [] }: ParsedArguments["values"],
 ): readonly TableDeclaration[] {
-  const known = namesOf(tables);
-  for (const name of names) {
-    if (!known.includes(name)) throw notAllowed("table", name, known);
-  }
-  return names.length === 0 ? tables : selectTables(tables, names);
+  checkNames("table", table, namesOf(tables));
+  checkNames("group", group, groupsOf(tables));
+  return table.length + group.length === 0
+    ? tables
+    : selectTables(tables, table, group);
+}
+
+function checkNames(
+  flag: string,
+  names: readonly string[],
+  declared: readonly string[],
+): void {
+  const unknown = names.find((name) => !declared.includes(name));
+  if (unknown !== undefined) throw notAllowed(flag, unknown, declared);
 }
 
 /**

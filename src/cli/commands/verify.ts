@@ -20,6 +20,10 @@ export const verifyCommand: Command = {
       ...loadCommand.flags.table!,
       description: "Compare only this table",
     },
+    group: {
+      ...loadCommand.flags.group!,
+      description: "Compare only the tables of this group",
+    },
     "against-mara": {
       description:
         "Explain differences by the habits of the Mara pipeline that loaded the tables. Exits with 1 when others remain",
@@ -31,7 +35,7 @@ export const verifyCommand: Command = {
   },
   async run({ arguments: { values, flags }, output, signal, ...context }) {
     const config = context.config();
-    const tables = tablesOf(config.tables, values.table ?? []);
+    const tables = tablesOf(config.tables, values);
     if (!flags.has("against-mara")) {
       if (values["mara-timezone"]?.length) {
         throw usage("--mara-timezone needs --against-mara", "verify");

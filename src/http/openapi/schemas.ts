@@ -21,9 +21,13 @@ export const Problem = z.object({
 }).openapi("Problem");
 
 /** Returns the schema of a request for a load of declared tables. */
-export function loadRequest(tables: readonly string[]) {
+export function loadRequest(
+  tables: readonly string[],
+  groups: readonly string[],
+) {
   return z.strictObject({
     tables: z.array(z.enum(tables)).min(1).optional(),
+    ...(groups.length > 0 ? { group: z.enum(groups).optional() } : {}),
     mode: z.enum(["auto", "full"]).optional(),
   }).openapi("LoadRequest", {
     example: { tables: tables.slice(0, 1), mode: "full" },

@@ -4,7 +4,7 @@ import { json, refused, stored } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
 import { prefersHtml } from "../pages/layout.tsx";
 import { readLoadRequest } from "./load_request.ts";
-import { namesOf } from "../../tables/declaration.ts";
+import { groupsOf, namesOf } from "../../tables/declaration.ts";
 import * as schemas from "../openapi/schemas.ts";
 
 const refusals = {
@@ -22,7 +22,10 @@ export function addLoadRoutes(
   app: OpenAPIHono,
   { service: { config }, dispatcher }: HttpContext,
 ): void {
-  const schema = schemas.loadRequest(namesOf(config.tables));
+  const schema = schemas.loadRequest(
+    namesOf(config.tables),
+    groupsOf(config.tables),
+  );
   const request = {
     body: { required: false, content: { "application/json": { schema } } },
   };

@@ -23,14 +23,17 @@ export async function readLoadRequest(
   config: Config,
   schema: RequestSchema,
 ): Promise<RunOptions> {
-  const { tables, mode } = parseLoadRequest(
+  const { tables, group, mode } = parseLoadRequest(
     await bodies.read(request),
     schema,
   );
+  const groups = typeof group === "string" ? [group] : [];
   return {
-    tables: tables
-      ? namesOf(selectTables(config.tables, tables))
-      : namesOf(config.tables),
+    tables: namesOf(
+      tables || groups.length > 0
+        ? selectTables(config.tables, tables ?? [], groups)
+        : config.tables,
+    ),
     mode: mode ?? config.loadMode,
     atomic: config.loadAtomic,
     recreate: false,
