@@ -36,7 +36,7 @@ async function makeVersionOne(
 }
 
 for (const inFile of [0, 2, 3]) {
-  Deno.test(`a warehouse of version 1 whose file has ${inFile} of 3 events is migrated, and the file gets the others`, async () => {
+  Deno.test(`the migration from version 1 writes the missing events to a file that has ${inFile} of 3`, async () => {
     await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
     const ids = await makeVersionOne(db, inFile);
     const folder = await Deno.makeTempDir();

@@ -47,40 +47,43 @@ testWith(
     }
 
     for (const [from, to] of [["+0", "-1d"], ["+0", "+1d"]] as const) {
-      await t.step(`set by ${to} while a table is waited for`, async () => {
-        const file = await Deno.makeTempFile();
-        await Deno.writeTextFile(file, from);
-        const scene = await changeSource(db);
-        await using other = db.connect("warehouse");
-        await other.unsafe(
-          "begin; lock table m_data.closed_deal in row exclusive mode",
-        );
-        const program = watchProgram(["load", "--json"], {
-          ...db.environment,
-          ...fake,
-          LOCK_TIMEOUT: "60",
-          FAKETIME_TIMESTAMP_FILE: file,
-          FAKETIME_NO_CACHE: "1",
-        });
-        await until(async () =>
-          (await db.warehouse.unsafe(
-            "select from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
-          )).length > 0
-        );
-        await Deno.writeTextFile(file, to);
-        await other.unsafe("rollback");
-        const outcome = await program.finished;
-        assertEnded(outcome, 0);
-        assertEquals(JSON.parse(outcome.stdout).status, "success");
-        await assertTimes();
-        await settle(db, {
-          group: GROUP,
-          fault: `set by ${to} during the load`,
-          scene,
-          outcome,
-        });
-        await Deno.remove(file);
-      });
+      await t.step(
+        `set by ${to} while the load waits for a table`,
+        async () => {
+          const file = await Deno.makeTempFile();
+          await Deno.writeTextFile(file, from);
+          const scene = await changeSource(db);
+          await using other = db.connect("warehouse");
+          await other.unsafe(
+            "begin; lock table m_data.closed_deal in row exclusive mode",
+          );
+          const program = watchProgram(["load", "--json"], {
+            ...db.environment,
+            ...fake,
+            LOCK_TIMEOUT: "60",
+            FAKETIME_TIMESTAMP_FILE: file,
+            FAKETIME_NO_CACHE: "1",
+          });
+          await until(async () =>
+            (await db.warehouse.unsafe(
+              "select from pg_locks where not granted and relation = 'm_data.closed_deal'::regclass",
+            )).length > 0
+          );
+          await Deno.writeTextFile(file, to);
+          await other.unsafe("rollback");
+          const outcome = await program.finished;
+          assertEnded(outcome, 0);
+          assertEquals(JSON.parse(outcome.stdout).status, "success");
+          await assertTimes();
+          await settle(db, {
+            group: GROUP,
+            fault: `set by ${to} during the load`,
+            scene,
+            outcome,
+          });
+          await Deno.remove(file);
+        },
+      );
     }
   },
 );

@@ -25,7 +25,7 @@ for (
     },
   ] as const
 ) {
-  Deno.test(`the warehouse cut around ${name}: the outcome is looked up`, async (t) => {
+  Deno.test(`load resolves the outcome when the connection is lost around ${name}`, async (t) => {
     await using db = await loadedDatabases({ deals: 20, leads: 60 });
     for (const when of ["before", "after"] as const) {
       for (const isHalfOpen of [false, true]) {

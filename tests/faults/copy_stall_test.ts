@@ -41,7 +41,7 @@ async function secondsUntilTold(
 }
 
 for (const side of ["source", "warehouse"] as const) {
-  Deno.test(`a stall in COPY from the ${side} is reported as soon as one in a query`, async () => {
+  Deno.test(`load reports a stall in COPY from the ${side} as soon as one in a query`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 400 });
     const inQuery = await secondsUntilTold(db, side, "compare");
     const inCopy = await secondsUntilTold(db, side, "copy");

@@ -17,7 +17,7 @@ const SIDES = ["source", "warehouse"] as const;
 const STEP = Number(Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 8192));
 
 for (const side of SIDES) {
-  Deno.test(`every connection to the ${side} cut after so many bytes, from the start to the end`, async (t) => {
+  Deno.test(`load survives a cut of every connection to the ${side} after any number of bytes`, async (t) => {
     await using db = await loadedDatabases({ deals: 40, leads: 400 });
     let total = 0;
     await t.step("no cut, to count the bytes", async () => {
@@ -51,7 +51,7 @@ for (const side of SIDES) {
       }
     }
     measure({
-      group: "Every connection cut after so many bytes",
+      group: "Every connection cut after a number of bytes",
       fault: `${side}: after each ${STEP} bytes of ${total}, from start to end`,
       holds: "old or new",
       sees: "RETRY_ATTEMPTS=3: exit 0; 1: exit 0, 1 or 69",

@@ -204,7 +204,7 @@ Deno.test("load keeps the old rows and reports the server's reason when files of
     );
     await settle(db, {
       group: GROUP,
-      fault: "a file that may not grow (`ulimit -f`)",
+      fault: "a file that cannot grow (`ulimit -f`)",
       scene,
       outcome,
     });

@@ -5,7 +5,7 @@ import { runProgram } from "../support/program.ts";
 import { copyFiles } from "../support/server_files.ts";
 
 for (const kind of ["a promoted standby", "a restored backup"] as const) {
-  Deno.test(`events of ${kind} that lacks the newest events take none of their numbers`, async () => {
+  Deno.test(`events of ${kind} without the newest events reuse no number`, async () => {
     await using first = await startPostgres();
     await using second = await startPostgres();
     const db = await loadedDatabases({ deals: 3, leads: 3 }, {

@@ -83,7 +83,7 @@ Deno.test("load succeeds when the event file cannot grow, and each event is writ
   for (const room of ROOMS) {
     await t.step(
       `room for ${room} bytes`,
-      () => loadWithRoom(room, `may not grow, room for ${room} bytes`),
+      () => loadWithRoom(room, `cannot grow, room for ${room} bytes`),
     );
   }
 
@@ -91,7 +91,7 @@ Deno.test("load succeeds when the event file cannot grow, and each event is writ
     const [next] = await pendingPayloads(db);
     await loadWithRoom(
       encoder.encode(next).length,
-      "may not grow, room for all of a line but its end",
+      "cannot grow, room for a line without its end",
     );
   });
 
@@ -118,7 +118,7 @@ Deno.test("load succeeds when its log cannot grow", async () => {
   await Deno.remove(log);
   await settle(db, {
     group: "The log",
-    fault: "a file that may not grow",
+    fault: "a file that cannot grow",
     scene,
     outcome,
   });
@@ -166,7 +166,7 @@ Deno.test("a spool that cannot grow keeps its content, and the failure is report
   const folder = await Deno.makeTempDir();
   const spool = `${folder}/spool.jsonl`;
   await assertSpoolStaysWhole({
-    fault: "may not grow, room for a part of a line",
+    fault: "cannot grow, room for a part of a line",
     spool,
     fill: (lines) => fillFile(spool, 300, lines),
     load: (environment) =>

@@ -211,7 +211,7 @@ Deno.test("load succeeds with a damaged spool", async (t) => {
     event: { ...failure.event, run_id: "x" },
   });
   const cases: Record<string, () => Promise<void>> = {
-    "lines that are none, before a good one": () =>
+    "invalid lines before a valid one": () =>
       Deno.writeTextFile(
         path,
         `null\n{}\n"x"\n${strange}\n\u0000\n${line.slice(0, 50)}\n${line}\n`,
@@ -266,7 +266,7 @@ Deno.test("load logs a failure that neither the warehouse nor the spool can stor
   await Deno.remove(path);
   await settle(db, {
     group: SPOOL,
-    fault: "unwritable while the warehouse is away",
+    fault: "unwritable while the warehouse is unreachable",
     scene,
     outcome,
   });
@@ -336,7 +336,7 @@ Deno.test("the spooled failure names the first committed table when the warehous
   await network[Symbol.asyncDispose]();
   await other.unsafe("commit");
   await settle(db, {
-    group: "The warehouse away when the end is to be announced",
+    group: "The warehouse lost before the second commit",
     fault: "gone between the two commits",
     scene,
     outcome,

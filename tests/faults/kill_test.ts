@@ -26,7 +26,7 @@ const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 const LEAD = "marketing_qualified_lead";
 
 for (const signal of ["SIGKILL", "SIGTERM"] as const) {
-  Deno.test(`${signal} in each phase leaves each table whole, and so does the next load`, async (t) => {
+  Deno.test(`${signal} in each phase leaves each table whole, and the next load succeeds`, async (t) => {
     await using db = await loadedDatabases();
     for (const phase of PHASES) {
       await t.step(phase, async () => {
@@ -67,7 +67,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
     }
   });
 
-  Deno.test(`${signal} while the service's lock is waited for`, async () => {
+  Deno.test(`${signal} while the load waits for the service's lock`, async () => {
     await using db = await loadedDatabases({ deals: 5, leads: 5 });
     const scene = await changeSource(db);
     await using other = db.connect("warehouse");
@@ -91,7 +91,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
     // A caller with the same request joins the run that the dead process left.
     await settle(db, {
       group: `${signal} to the process`,
-      fault: "while the service's lock is waited for",
+      fault: "while the load waits for the service's lock",
       scene,
       outcome: finished,
       mayHaveDeadRun: true,
@@ -158,7 +158,7 @@ Deno.test("the event reports the outcome of a COMMIT that continues after kill -
   assertEnded(next, 0);
   measure({
     group: "SIGKILL to the process",
-    fault: "in a COMMIT of 3 s that goes on without it",
+    fault: "in a COMMIT of 3 s that continues",
     holds: "new",
     sees: sayOutcome(outcome),
     recoverySeconds: await recover(db),
@@ -235,7 +235,7 @@ Deno.test("a second SIGTERM after more than a second ends the process at once", 
 });
 
 for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
-  Deno.test(`load counts several ${signal} within a second as one and ends in order`, async () => {
+  Deno.test(`load counts several ${signal} within a second as one, and stops in order`, async () => {
     await using db = await loadedDatabases({ deals: 5, leads: 5 });
     const scene = await changeSource(db);
     await using network = proxied(db, SLOW);

@@ -37,12 +37,12 @@ const PIPELINES = {
       };`,
     leaves: EMPTY,
   },
-  "leaves it so": { sql: () => "", leaves: "absent" },
+  "does not create it again": { sql: () => "", leaves: "absent" },
 };
 
 for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
   for (const phase of PHASES) {
-    Deno.test(`a pipeline that drops m_data while a load is in ${phase}, and ${what}`, async () => {
+    Deno.test(`load in ${phase} survives a pipeline that drops m_data and ${what}`, async () => {
       await using db = await loadedDatabases({ deals: 20, leads: 100 });
       const scene = await changeSource(db);
       await using other = db.connect("warehouse");
@@ -82,7 +82,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
       measure({
         group: `A pipeline drops m_data with CASCADE and ${what}`,
         fault: `while the load is in ${phase}${
-          isMadeToWait ? ", for which the drop waits" : ""
+          isMadeToWait ? ", and the drop waits" : ""
         }`,
         holds: now[LEAD] === leaves ? "what the pipeline left" : "new",
         sees: sayOutcome(outcome),
@@ -93,7 +93,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
 }
 
 for (const [what, { sql }] of Object.entries(PIPELINES)) {
-  Deno.test(`a pipeline that drops m_data before a load has locked it, and ${what}: the targets are filled again`, async () => {
+  Deno.test(`load fills the targets again when a pipeline drops m_data before the lock and ${what}`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 100 });
     const scene = await changeSource(db);
     await using other = db.connect("warehouse");
@@ -119,7 +119,7 @@ for (const [what, { sql }] of Object.entries(PIPELINES)) {
 Deno.test("load reports a locked target after LOCK_TIMEOUT, and retries", async (t) => {
   await using db = await loadedDatabases({ deals: 20, leads: 60 });
   const holders = {
-    "a writer with rows of its own":
+    "a writer with other rows":
       `insert into m_data.${LEAD} (mql_id) values ('mine')`,
     "a change of the table": `alter table m_data.${LEAD} add column x text`,
     "a reader who locks out writers": `lock table m_data.${LEAD} in share mode`,
@@ -128,7 +128,7 @@ Deno.test("load reports a locked target after LOCK_TIMEOUT, and retries", async 
   for (const [holder, sql] of Object.entries(holders)) {
     for (const isReleased of [false, true]) {
       const fault = `${holder}, ${
-        isReleased ? "who ends in time" : "for good"
+        isReleased ? "released in time" : "permanently"
       }`;
       await t.step(fault, async () => {
         const scene = await changeSource(db);
@@ -188,7 +188,7 @@ const RIGHTS = {
 } as const;
 
 for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
-  Deno.test(`a right taken away while a load is in ${phase}`, async (t) => {
+  Deno.test(`load reports a privilege that is revoked in ${phase}`, async (t) => {
     await using db = await loadedDatabases({ deals: 20, leads: 60 });
     for (const [right, [side, privileges, role]] of Object.entries(RIGHTS)) {
       await t.step(right, async () => {
@@ -205,7 +205,7 @@ for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
         );
         await db[side].unsafe(`grant ${privileges} to ${name}`);
         await settle(db, {
-          group: "A right taken away during the load",
+          group: "A privilege revoked during a load",
           fault: `${right}, in ${phase}`,
           scene,
           outcome,
@@ -220,19 +220,19 @@ for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
 Deno.test("load reports damaged tables of the history and loads nothing, and succeeds when they are restored", async (t) => {
   await using db = await loadedDatabases({ deals: 10, leads: 10 });
   const damages = {
-    "the event table is gone": [
+    "the event table is missing": [
       "alter table marketing_data_service.event rename to gone",
       "alter table marketing_data_service.gone rename to event",
     ],
-    "the run table is gone": [
+    "the run table is missing": [
       "alter table marketing_data_service.run rename to gone",
       "alter table marketing_data_service.gone rename to run",
     ],
-    "the table of loads is gone": [
+    "the table of loads is missing": [
       "alter table marketing_data_service.table_load rename to gone",
       "alter table marketing_data_service.gone rename to table_load",
     ],
-    "the migration table is gone": [
+    "the migration table is missing": [
       "alter table marketing_data_service.migration rename to gone",
       `alter table marketing_data_service.gone rename to migration`,
     ],
@@ -241,7 +241,7 @@ Deno.test("load reports damaged tables of the history and loads nothing, and suc
        delete from marketing_data_service.migration`,
       "insert into marketing_data_service.migration table kept; drop table kept",
     ],
-    "the migration table is of a newer version": [
+    "the migration table has a newer version": [
       "insert into marketing_data_service.migration values (1000, 'later')",
       "delete from marketing_data_service.migration where version = 1000",
     ],
@@ -255,7 +255,7 @@ Deno.test("load reports damaged tables of the history and loads nothing, and suc
       assert(!result.stderr.includes("internal"), result.stderr);
       await db.warehouse.unsafe(repair!);
       await settle(db, {
-        group: "The service's own tables damaged",
+        group: "Damaged tables of the history",
         fault,
         scene,
         outcome: result,

@@ -42,8 +42,8 @@ Deno.test("a second load waits in every phase of the first one, and both are com
       assert(outcomes[0]!.event!.run_id !== outcomes[1]!.event!.run_id);
       await assertOneAtATime(db);
       await settle(db, {
-        group: "Loads that race",
-        fault: `a second one in ${phase} of the first`,
+        group: "Concurrent loads",
+        fault: `a second load in ${phase} of the first`,
         scene,
         outcome: outcomes[1]!,
       });
@@ -72,7 +72,7 @@ Deno.test("parallel processes load one at a time, and each gets a result", async
     }
     await assertOneAtATime(db);
     await settle(db, {
-      group: "Loads that race",
+      group: "Concurrent loads",
       fault: `${words.length} processes at once`,
       scene,
       outcome: results[0]!,
@@ -103,8 +103,8 @@ Deno.test("parallel processes load one at a time, and each gets a result", async
     for (const { code, stderr } of results) assertEquals(code, 0, stderr);
     await assertOneAtATime(db);
     await settle(db, {
-      group: "Loads that race",
-      fault: "kill -9 of the one that loads while three wait",
+      group: "Concurrent loads",
+      fault: "kill -9 of the loading process while three wait",
       scene,
       outcome: results[0]!,
     });

@@ -177,7 +177,7 @@ Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is
       await other.unsafe("rollback");
       await settle(db, {
         group: GROUP,
-        fault: "SIGTERM while the warehouse has stopped to answer",
+        fault: "SIGTERM while the warehouse is silent",
         scene,
         outcome,
         mayHaveDeadRun: true,
@@ -407,7 +407,7 @@ Deno.test("a tick without the warehouse has its event when the warehouse is back
 for (
   const [signal, code] of [["SIGHUP", 129], ["SIGINT", 130]] as const
 ) {
-  Deno.test(`serve: ${signal} gives the running load SHUTDOWN_GRACE, also when it comes twice`, async () => {
+  Deno.test(`serve gives the running load SHUTDOWN_GRACE on ${signal}, also when it arrives twice`, async () => {
     await using db = await loadedDatabases(SMALL);
     const scene = await changeSource(db);
     await using other = await holdTable(db);

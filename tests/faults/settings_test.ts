@@ -214,7 +214,7 @@ Deno.test("a busy server does not count as stalled, even if the role cannot see 
       await settle(db, {
         group: "Settings of the roles",
         fault:
-          `\`${name}\`, and the warehouse computes for longer than \`STALL_TIMEOUT\``,
+          `\`${name}\`, and the warehouse is busy for longer than \`STALL_TIMEOUT\``,
         scene,
         outcome,
       });
@@ -241,7 +241,7 @@ Deno.test("a busy server does not count as stalled, even if the role cannot see 
       assertEquals(sayOutcome(next), "exit 0", next.error?.line ?? next.log);
       await settle(db, {
         group: "Settings of the roles",
-        fault: "`role`, and the process killed while the warehouse computes",
+        fault: "`role`, and the process killed while the warehouse is busy",
         scene: { ...scene, old: scene.new },
         outcome,
       });

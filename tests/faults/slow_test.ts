@@ -17,7 +17,7 @@ const SIDES = ["source", "warehouse"] as const;
 const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "20" };
 
 for (const side of SIDES) {
-  Deno.test(`a slow network to the ${side} that moves is not a stall`, async () => {
+  Deno.test(`a slow network to the ${side} does not count as a stall`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 200 });
     const scene = await changeSource(db);
     await using network = proxied(db, {
@@ -62,7 +62,7 @@ Deno.test("a slow network with buffers does not count as a stall", async () => {
   assert(performance.now() - started > 4000);
   await settle(db, {
     group: "A slow network or server, `STALL_TIMEOUT=1`",
-    fault: "warehouse: 6 kB/s for what is written at once",
+    fault: "warehouse: 6 kB/s for large writes",
     scene,
     outcome,
   });
@@ -86,7 +86,7 @@ Deno.test("a server that is busy for longer than STALL_TIMEOUT does not count as
     await db.warehouse.unsafe(`drop trigger slow on m_data.${LEAD}`);
     await settle(db, {
       group,
-      fault: "warehouse: computes for 3 s",
+      fault: "warehouse: is busy for 3 s",
       scene,
       outcome,
     });
@@ -107,7 +107,7 @@ Deno.test("a server that is busy for longer than STALL_TIMEOUT does not count as
     );
     await settle(db, {
       group,
-      fault: "source: computes for 3 s",
+      fault: "source: is busy for 3 s",
       scene,
       outcome,
     });

@@ -92,7 +92,7 @@ async function restore(db: Databases): Promise<void> {
 }
 
 for (const phase of some(["copy", "compare", "delete"] as const, 1)) {
-  Deno.test(`the source changed by others before ${phase}: the load keeps to its snapshot`, async (t) => {
+  Deno.test(`load reads its snapshot when the source changes before ${phase}`, async (t) => {
     await using db = await loadedDatabases({ deals: 20, leads: 100 });
     await db.source.unsafe(`create table backup as table ${LEADS}`);
     for (const { what, sql, next } of CHANGES) {
@@ -124,7 +124,7 @@ for (const phase of some(["copy", "compare", "delete"] as const, 1)) {
           assertEquals(sayOutcome(after), next, after.log);
           await restore(db);
           measure({
-            group: "The source changed by others during the load",
+            group: "Changes of the source during a load",
             fault,
             holds: isReaderLost ? "one snapshot" : "the load's snapshot",
             sees: `${sayOutcome(outcome)}; the next load ${sayOutcome(after)}`,

@@ -23,7 +23,7 @@ for (const side of SIDES) {
       : directions[0] === "up"
       ? "towards the server"
       : "from the server";
-    Deno.test(`a connection to the ${side} that stalls ${what} is given up and made again`, async (t) => {
+    Deno.test(`load replaces a connection to the ${side} that stalls ${what}`, async (t) => {
       await using db = await loadedDatabases({ deals: 20, leads: 400 });
       for (const phase of ["compare", "copy"] as const) {
         for (const isHalfOpen of some([true, false], 1)) {
@@ -57,7 +57,7 @@ for (const side of SIDES) {
     });
   }
 
-  Deno.test(`a network to the ${side} that stalls for good fails the load in time`, async () => {
+  Deno.test(`load fails in time when the network to the ${side} stalls permanently`, async () => {
     await using db = await loadedDatabases({ deals: 20, leads: 100 });
     const scene = await changeSource(db);
     await using paused = await pauseLoad(db, { table: LEAD, phase: "copy" }, {
@@ -70,7 +70,7 @@ for (const side of SIDES) {
     await paused.network[Symbol.asyncDispose]();
     await settle(db, {
       group: "A stalled connection, `STALL_TIMEOUT=1`",
-      fault: `${side}, for good`,
+      fault: `${side}, permanently`,
       scene,
       outcome,
       mayHaveDeadRun: side === "warehouse",

@@ -14,7 +14,7 @@ import {
 import { until } from "../support/soundness.ts";
 
 const LEAD = "marketing_qualified_lead";
-const GROUP = "A warehouse that waits for a standby which is not there";
+const GROUP = "A warehouse that waits for a missing standby";
 const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "2" };
 
 Deno.test("load waits for a missing synchronous standby of the warehouse", async (t) => {
@@ -56,7 +56,7 @@ Deno.test("load waits for a missing synchronous standby of the warehouse", async
       assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
       await settle(db, {
         group: GROUP,
-        fault: "from the commit on, for 2 s",
+        fault: "from the commit, for 2 s",
         scene,
         outcome,
       });
@@ -75,7 +75,7 @@ Deno.test("load waits for a missing synchronous standby of the warehouse", async
       await until(async () => await seconds() === 0);
       await settle(db, {
         group: GROUP,
-        fault: "before the load, for good",
+        fault: "before the load, permanently",
         scene,
         outcome,
         mayHaveDeadRun: true,

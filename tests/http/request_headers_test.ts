@@ -162,7 +162,7 @@ Deno.test("the service refuses a malformed Host first", async (t) => {
       "xn--hst-sna.example",
     ]
   ) {
-    await t.step(`${host} is taken`, async () => {
+    await t.step(`${host} is accepted`, async () => {
       const answer = await ask(closed, host, "/health/live");
       assertStringIncludes(answer, "HTTP/1.1 200");
     });

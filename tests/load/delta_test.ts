@@ -46,7 +46,7 @@ const TRIGGERS: Readonly<
 };
 
 for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
-  Deno.test(`a trigger that ${what} during a delta: ${status}`, async () => {
+  Deno.test(`load with a trigger that ${what} during a delta: ${status}`, async () => {
     await using db = await createDatabases({ rows: { deals: 300, leads: 5 } });
     await using service = serviceOf(db);
     await db.source.unsafe(

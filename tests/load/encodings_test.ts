@@ -77,7 +77,7 @@ for (
     ["LATIN1", "SQL_ASCII"],
   ] as const
 ) {
-  Deno.test(`load: texts beyond ASCII go from ${source} to ${warehouse}, verified, and the next load finds them unchanged`, async () => {
+  Deno.test(`load copies texts beyond ASCII from ${source} to ${warehouse}, and then reports unchanged`, async () => {
     await using db = await encoded({ source, warehouse });
     for (const [first, second] of [["Müller", "é"], ["ÿ", null], ["", "ß:1"]]) {
       await db
@@ -152,7 +152,7 @@ for (
   ]
 ) {
   for (const verify of ["content", "count"]) {
-    Deno.test(`load: ${text} in ${source} fails into ${warehouse} with a remedy when VERIFY=${verify}`, async () => {
+    Deno.test(`load reports a remedy for ${text} from ${source} to ${warehouse} with VERIFY=${verify}`, async () => {
       await using db = await encoded({ source, warehouse });
       await db.source.unsafe(
         `insert into marketing.closed_deals (mql_id) values ('fine'), (${text})`,

@@ -279,7 +279,7 @@ for (
 }
 
 for (const words of [["load"], ["load", "--recreate"], ["verify"]]) {
-  Deno.test(`${words.join(" ")}: a target with tables that inherit from it is refused, and their rows stay`, async () => {
+  Deno.test(`${words.join(" ")} refuses a target that other tables inherit from, and keeps their rows`, async () => {
     await using db = await createDatabases({ rows: ROWS });
     await db.warehouse.unsafe(
       `${CLOSED_DEAL.replaceAll("$loader", db.loader)}

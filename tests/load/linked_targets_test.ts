@@ -53,7 +53,7 @@ for (
        create trigger meddle after delete on m_data.marketing_qualified_lead for each row execute function public.meddle()`,
   })
 ) {
-  Deno.test(`load --atomic: when a lead is replaced and ${what}, nothing is loaded`, async () => {
+  Deno.test(`load --atomic loads nothing when a lead is replaced and ${what}`, async () => {
     await using db = await linked(link);
     await using service = serviceOf(db);
     await db.source.unsafe(CHANGE);
@@ -120,7 +120,7 @@ Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a 
 });
 
 for (const verify of ["content", "count"]) {
-  Deno.test(`load, VERIFY=${verify}: a schema put in the place of the target's during the load is seen, and its table loaded`, async () => {
+  Deno.test(`load with VERIFY=${verify} detects a target schema that is replaced mid-load`, async () => {
     await using db = await createDatabases({ rows: { deals: 200, leads: 5 } });
     await using service = serviceOf(db, { VERIFY: verify });
     const options = {

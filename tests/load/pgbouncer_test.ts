@@ -155,7 +155,7 @@ const REFUSALS: readonly Refusal[] = [
 for (const { name, options, environment, exit, code, says } of REFUSALS) {
   testWith(
     ["pgbouncer"],
-    `load names cause and remedy where PgBouncer refuses: ${name}`,
+    `load names cause and remedy when PgBouncer refuses: ${name}`,
     async () => {
       await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
       await using bouncer = await startPgBouncer(db.environment, 8, options);
@@ -229,7 +229,7 @@ testWith(
 for (const size of [1, 2]) {
   testWith(
     ["pgbouncer"],
-    `load ends in time and leaves no transaction behind a PgBouncer with pools of ${size}`,
+    `load ends in time and leaves no transaction open behind a PgBouncer with pools of ${size}`,
     async () => {
       await using scene = await behindPools(size);
       const { db, environment } = scene;

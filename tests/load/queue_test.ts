@@ -106,7 +106,7 @@ const codesOf = async (started: readonly Started[]) =>
   (await Promise.all(started.map((s) => s.finished))).map((f) => f.code);
 
 for (const [stopped, which] of [[1, "last"], [0, "first"]] as const) {
-  Deno.test(`of two who wait for one run the ${which} is stopped: the other one's load runs`, async () => {
+  Deno.test(`a run continues for one caller when the ${which} caller is stopped`, async () => {
     await using db = await loadedDatabases(SMALL);
     const scene = await changeSource(db);
     let running: Started;

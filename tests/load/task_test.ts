@@ -62,7 +62,7 @@ Deno.test("the task writes to files with any characters in their names", async (
         ]
       ) {
         await t.step(
-          `${name}=${JSON.stringify(value)}: the program's own message`,
+          `${name}=${JSON.stringify(value)} gets the error of the program`,
           async () => {
             const { code, stdout, stderr } = await runTask(["load"], {
               ...db.environment,

@@ -54,7 +54,7 @@ export function testStops(
         });
       }
 
-      await t.step(`${side}, away until the load has failed`, async () => {
+      await t.step(`${side}, down until the load has failed`, async () => {
         const scene = await changeSource(db);
         await using paused = await pauseLoad(db, {
           table: LEAD,
@@ -68,7 +68,7 @@ export function testStops(
         await settle(db, {
           group,
           fault:
-            `${side}, \`pg_ctl -m ${mode} stop\`, in copy, away until the load has failed`,
+            `${side}, \`pg_ctl -m ${mode} stop\`, in copy, down until the load has failed`,
           scene,
           outcome,
           mayHaveDeadRun: side === "warehouse",
