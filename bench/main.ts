@@ -66,14 +66,14 @@ async function main(): Promise<number> {
   environment.OLIST_DB_NAME = "olist";
   environment.DWH_DB_NAME = "dwh";
 
-  const load = (extra: Record<string, string> = {}, ...words: string[]) =>
+  const load = (extra: Record<string, string> = {}, ...args: string[]) =>
     measure(Deno.execPath(), [
       "task",
       "--quiet",
       "cli",
       "load",
       "--quiet",
-      ...words,
+      ...args,
     ], {
       ...environment,
       ...extra,

@@ -16,8 +16,8 @@ const CHANGED_ROWS = 5;
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
-async function main(words: string[]): Promise<number> {
-  const unknown = words.find((word) => word !== "--keep");
+async function main(args: string[]): Promise<number> {
+  const unknown = args.find((word) => word !== "--keep");
   if (unknown) {
     say(`Unknown flag ${unknown}. Usage: deno task demo [--keep]`);
     return 64;
@@ -30,7 +30,7 @@ async function main(words: string[]): Promise<number> {
   await using server = await startPostgres();
   return await Promise.race([
     ended.promise,
-    demonstrate(server, words.includes("--keep")),
+    demonstrate(server, args.includes("--keep")),
   ]);
 }
 
@@ -46,9 +46,9 @@ async function demonstrate(
       `The source has ${ROWS.deals} closed deals and ${ROWS.leads} leads. The warehouse is empty.`,
   );
   let failed = false;
-  const step = async (title: string, words: string[]) => {
-    say(`\n${title}\n$ deno task cli ${words.join(" ")}`);
-    const { success } = await run(words, environment);
+  const step = async (title: string, args: string[]) => {
+    say(`\n${title}\n$ deno task cli ${args.join(" ")}`);
+    const { success } = await run(args, environment);
     failed ||= !success;
   };
   await step("1. The first load copies everything:", ["load"]);
@@ -125,11 +125,11 @@ async function changeSource(server: PostgresServer): Promise<void> {
 
 /** Runs the program as a user would, with its output on this terminal. */
 function run(
-  words: string[],
+  args: string[],
   environment: Record<string, string>,
 ): Promise<Deno.CommandStatus> {
   return new Deno.Command(Deno.execPath(), {
-    args: ["task", "--quiet", "cli", ...words, "--quiet"],
+    args: ["task", "--quiet", "cli", ...args, "--quiet"],
     cwd: new URL("..", import.meta.url),
     env: environment,
     stdin: "null",

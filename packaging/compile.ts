@@ -36,9 +36,9 @@ const USAGE =
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
-async function main(words: readonly string[]): Promise<number> {
+async function main(args: readonly string[]): Promise<number> {
   let isWrong = false;
-  const flags = parseArgs([...words], {
+  const flags = parseArgs([...args], {
     string: ["target", "output", "write"],
     boolean: ["all", "help"],
     unknown: () => !(isWrong = true),
