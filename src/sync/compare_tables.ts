@@ -18,6 +18,7 @@ import {
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
+import { withoutNewColumns } from "./new_columns.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
 import {
   bothSides,
@@ -114,14 +115,17 @@ export async function compareTable(
   warehouse: Session,
   load?: LoadToPlan,
 ): Promise<Comparison> {
-  const { table } = resolvedIn(snapshot, declaration);
+  const { table: resolved } = resolvedIn(snapshot, declaration);
   const isReplaced = load?.recreate ?? false;
   try {
     const [source, found] = await bothSides(
-      snapshot.openReader(table),
-      findTarget(table, warehouse),
+      snapshot.openReader(declaration),
+      findTarget(declaration, warehouse),
     );
     using _ = source;
+    const { table } = found.exists && !isReplaced
+      ? withoutNewColumns(resolved, found)
+      : { table: resolved };
     const target = { ...found, relation: qualified(table.target) };
     const sides = sidesOf(table, snapshot, source, warehouse, target);
     if (load && (isReplaced || !found.exists)) {
@@ -139,7 +143,7 @@ export async function compareTable(
     }
     return compared;
   } catch (error) {
-    throw forTable(snapshot.explain(error), table, warehouse);
+    throw forTable(snapshot.explain(error), declaration, warehouse);
   }
 }
 

@@ -106,17 +106,18 @@ export async function syncTable(
   warehouse: Session,
 ): Promise<TableResult> {
   const { snapshot, recreate, onProgress } = context;
-  const { table, warnings } = resolvedIn(snapshot, declaration);
-  const clock = new PhaseClock(table.name, onProgress);
+  const resolved = resolvedIn(snapshot, declaration);
+  const clock = new PhaseClock(declaration.name, onProgress);
   let isLocked = false;
   try {
     clock.enter("lock");
     const [source, target] = await bothSides(
-      snapshot.openReader(table),
-      lockTarget(table, warehouse, recreate),
+      snapshot.openReader(declaration),
+      lockTarget(resolved.table, warehouse, recreate),
     );
     using _ = source;
     isLocked = true;
+    const { table } = target;
     const sides = sidesOf(table, snapshot, source, warehouse, target);
 
     clock.enter("compare");
@@ -157,7 +158,8 @@ export async function syncTable(
       rowsDeleted: applied.rowsDeleted,
       bytesCopied: applied.bytesCopied,
       warnings: [
-        ...warnings,
+        ...resolved.warnings,
+        ...target.warnings,
         ...(sides.method.kind === "text"
           ? [
             "the servers hash rows differently, so a slower text hash was compared",
@@ -167,8 +169,13 @@ export async function syncTable(
       ...clock.stop(),
     };
   } catch (error) {
-    if (isGoneInSource(error, warehouse)) await snapshot.confirm(table);
-    throw forTable(snapshot.explain(error), table, warehouse, isLocked);
+    if (isGoneInSource(error, warehouse)) await snapshot.confirm(declaration);
+    throw forTable(
+      snapshot.explain(error),
+      declaration,
+      warehouse,
+      isLocked,
+    );
   }
 }
 

@@ -21,6 +21,8 @@ import {
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
+import { addNewColumns, withoutNewColumns } from "./new_columns.ts";
+import { withWarehouseTypes } from "./warehouse_types.ts";
 import {
   belongingsOf,
   checkReplaceable,
@@ -43,6 +45,9 @@ export interface Target {
   readonly callsFunctions: boolean;
   /** Whether it is published without the replica identity that a DELETE then needs. */
   readonly lacksReplicaIdentity: boolean;
+  /** The table with the columns that a load writes. */
+  readonly table: Table;
+  readonly warnings: readonly string[];
 }
 
 /** A column of the warehouse table. */
@@ -198,14 +203,18 @@ export async function lockTarget(
   if (recreate || !found.exists) {
     return await createTarget(table, warehouse, found);
   }
-  checkTarget(table, found);
+  checkTarget(withoutNewColumns(table, found).table, found);
   checkWritable(table, found);
   // Check again under the lock: the table may have changed before.
   await warehouse.query(`lock table ${relation} in share row exclusive mode`);
   const { oid } = found;
   found = await findTarget(table, warehouse);
   if (!oid || found.oid !== oid) throw exchanged(table);
-  checkTarget(table, found);
+  const fitted = table.newColumns === "add"
+    ? await addNewColumns(table, warehouse, found)
+    : withoutNewColumns(table, found);
+  if (fitted.hasAdded) found = await findTarget(table, warehouse);
+  checkTarget(fitted.table, found);
   checkWritable(table, found);
   const { hashProbe, hasStableCtid, callsFunctions, lacksReplicaIdentity } =
     found;
@@ -219,6 +228,8 @@ export async function lockTarget(
     hasNoSideEffects,
     callsFunctions,
     lacksReplicaIdentity,
+    table: fitted.table,
+    warnings: fitted.warnings,
   };
 }
 
@@ -267,6 +278,8 @@ async function createTarget(
     hasNoSideEffects: true,
     callsFunctions: false,
     lacksReplicaIdentity: false,
+    table,
+    warnings: [],
   };
 }
 
@@ -378,47 +391,6 @@ function exchanged({ name: table, target }: TableDeclaration): ServiceError {
     `another table replaced ${target.schema}.${target.name} during the load`,
     { table },
   );
-}
-
-/**
- * Returns the table with the names that its types have in the warehouse, where an
- * extension can be in another schema than in the source.
- *
- * @throws {ServiceError} `target_incompatible` for a type that does not exist.
- */
-async function withWarehouseTypes(
-  table: Table,
-  warehouse: Session,
-): Promise<Table> {
-  const foreign = table.columns.filter(({ type }) => !isBuiltIn(type));
-  if (foreign.length === 0) return table;
-  const rows = await warehouse.query<{ name: string; found: string | null }>(
-    `select d.name, coalesce(pg_catalog.format_type(pg_catalog.to_regtype(d.name), null), (
-       select case when pg_catalog.count(*) = 1 then pg_catalog.min(pg_catalog.format_type(t.oid, null)) end
-       from pg_catalog.pg_type t
-       where t.typname = (pg_catalog.parse_ident(d.name))[pg_catalog.array_upper(pg_catalog.parse_ident(d.name), 1)])) as found
-     from pg_catalog.unnest(array[${
-      foreign.map(({ type }) => literal(type.base))
-    }]::text[]) d(name)`,
-  );
-  const columns = table.columns.map((column) => {
-    const row = rows.find(({ name }) => name === column.type.base);
-    if (!row || isBuiltIn(column.type)) return column;
-    if (row.found === null) {
-      const { schema, name } = table.target;
-      throw new ServiceError(
-        "target_incompatible",
-        `type ${column.type.base}, which column "${column.name}" of ${schema}.${name} needs, is missing in the warehouse`,
-        {
-          table: table.name,
-          remedy:
-            "Run CREATE TYPE or CREATE EXTENSION in the warehouse, or declare the column as text in TABLES_FILE.",
-        },
-      );
-    }
-    return { ...column, type: { ...column.type, base: row.found } };
-  });
-  return { ...table, columns };
 }
 
 /** Returns whether a column that `format_type` prints so has the declared type. */

@@ -28,6 +28,9 @@ export interface Column {
   readonly isText?: boolean;
 }
 
+/** The allowed ways to treat new columns of the source. The first one is the default. */
+export const NEW_COLUMNS = ["ignore", "add", "fail"] as const;
+
 /** The declaration of a source table, and of the warehouse table that is kept equal to it. */
 export interface TableDeclaration {
   /** Name for users, as in `load --table closed_deal`. */
@@ -40,6 +43,11 @@ export interface TableDeclaration {
   readonly columns: readonly Column[] | undefined;
   /** SQL condition over the source columns. Rows that do not meet it are not loaded. */
   readonly where?: string;
+  /**
+   * What happens to columns that the source has and the target lacks. Only where
+   * `columns` is undefined.
+   */
+  readonly newColumns?: (typeof NEW_COLUMNS)[number];
 }
 
 /** A table whose columns are known. */

@@ -18,7 +18,11 @@ import {
 import { z } from "zod";
 import { suggest } from "../suggest.ts";
 import { parseTypeName } from "./column_types.ts";
-import type { RelationName, TableDeclaration } from "./declaration.ts";
+import {
+  NEW_COLUMNS,
+  type RelationName,
+  type TableDeclaration,
+} from "./declaration.ts";
 import { fragmentMistake } from "./sql_fragment.ts";
 
 /** Maximum length of a PostgreSQL identifier, in bytes of UTF-8. */
@@ -147,6 +151,13 @@ const Declaration = z.strictObject({
     "SQL condition over the source columns. Only rows that meet it are loaded",
     "deleted_at is null",
   ).optional(),
+  new_columns: z.enum(NEW_COLUMNS).meta({
+    description:
+      "What happens to columns that the source has and the target lacks, where columns are not listed: ignore them with a warning, add them to the target, or fail",
+  }).optional(),
+}).refine(({ columns, new_columns }) => !columns || !new_columns, {
+  path: ["new_columns"],
+  message: "has no effect where columns are listed: remove one of them",
 });
 
 const TablesFile = z.strictObject({
@@ -282,7 +293,9 @@ function keyOffset(map: Node | undefined, key: string): number | undefined {
 }
 
 function declarationOf(
-  { name, group, source, target, columns, where }: z.infer<typeof Declaration>,
+  { name, group, source, target, columns, where, new_columns }: z.infer<
+    typeof Declaration
+  >,
   report: (message: string, ...place: string[]) => void,
 ): TableDeclaration {
   if (columns && Object.keys(columns).length === 0) {
@@ -317,6 +330,7 @@ function declarationOf(
       }),
     ...(group === undefined ? {} : { group }),
     ...(where === undefined ? {} : { where }),
+    ...(columns ? {} : { newColumns: new_columns ?? NEW_COLUMNS[0] }),
   };
 }
 

@@ -197,3 +197,75 @@ Deno.test("--group and the body's group select the tables of a group", async () 
   assertEquals(refused.status, 400);
   assertMatch(refused.body.detail, /group: .*"first"/);
 });
+
+Deno.test("load treats new columns of the source as new_columns says", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec.ignored (id int, name text); insert into ec.ignored values (1, 'a');
+     create table ec.added (id int, name text); insert into ec.added values (1, 'a');
+     create table ec.failing (id int, name text)`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - { source: ec.ignored, target: raw.ignored }
+  - { source: ec.added, target: raw.added, new_columns: add }
+  - { source: ec.failing, target: raw.failing, new_columns: fail }
+`);
+  const environment = { ...db.environment, ...file.variables };
+  const load = async (table: string) => {
+    const { code, json, stderr } = await runJson(
+      ["load", "--table", table],
+      environment,
+    );
+    assertEquals(code, table === "failing" ? 1 : 0, stderr);
+    return (json.results ?? json.details).results[0];
+  };
+  const first = await runProgram(["load"], environment);
+  assertEquals(first.code, 0, first.stderr);
+  for (const table of ["ignored", "added", "failing"]) {
+    await db.source.unsafe(
+      `alter table ec.${table} add price numeric(10,2) default 1.50`,
+    );
+  }
+
+  await t.step("ignore warns and loads the other columns", async () => {
+    const { mode, warnings } = await load("ignored");
+    assertEquals(mode, "unchanged");
+    assertMatch(warnings.join(), /lacks columns of the source.*"price"/);
+    assertEquals(
+      (await runProgram(["verify", "--table", "ignored"], environment)).code,
+      0,
+    );
+  });
+  await t.step("fail names the columns", async () => {
+    assertMatch(
+      (await load("failing")).error,
+      /columns that raw\.failing .* lacks: "price"/,
+    );
+  });
+  await t.step(
+    "add leaves the columns out while a reader uses the target",
+    async () => {
+      await using reader = db.connect("warehouse");
+      await reader.unsafe("begin");
+      await reader.unsafe("select * from raw.added");
+      const { warnings } = await load("added");
+      assertMatch(warnings.join(), /"price" are not added/);
+      await reader.unsafe("rollback");
+    },
+  );
+  await t.step("add adds and fills the columns", async () => {
+    const { warnings } = await load("added");
+    assertMatch(warnings.join(), /added columns "price"/);
+    const rows = await db.warehouse.unsafe(
+      "select *, pg_typeof(price)::text as type from raw.added",
+    );
+    assertEquals({ ...rows[0] }, {
+      id: 1,
+      name: "a",
+      price: "1.50",
+      type: "numeric",
+    });
+    assertEquals((await load("added")).mode, "unchanged");
+  });
+});

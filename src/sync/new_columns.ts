@@ -1,0 +1,120 @@
+/**
+ * Columns that the source has and the target lacks, where the declaration asks for
+ * every column of the source.
+ *
+ * @module
+ */
+import { ServiceError } from "../errors.ts";
+import type { Session } from "../postgres/session.ts";
+import { identifier, qualified } from "../postgres/sql.ts";
+import { formatTypeName } from "../tables/column_types.ts";
+import type { Column, Table } from "../tables/declaration.ts";
+import { withWarehouseTypes } from "./warehouse_types.ts";
+
+/** The columns of a target. */
+interface FoundTarget {
+  readonly columns: readonly { readonly name: string }[];
+}
+
+/** The table with the columns that its target has, and warnings about the others. */
+interface FittedTable {
+  readonly table: Table;
+  readonly warnings: readonly string[];
+  /** Whether the target has columns that it lacked. */
+  readonly hasAdded: boolean;
+}
+
+function newColumnsOf(table: Table, found: FoundTarget): readonly Column[] {
+  return table.newColumns === undefined ? [] : table.columns.filter(
+    ({ name }) => !found.columns.some((column) => column.name === name),
+  );
+}
+
+/**
+ * Returns the table without the columns that the target lacks.
+ *
+ * @throws {ServiceError} `target_incompatible` where new columns are a failure.
+ */
+export function withoutNewColumns(
+  table: Table,
+  found: FoundTarget,
+): FittedTable {
+  const added = newColumnsOf(table, found);
+  if (added.length === 0) return { table, warnings: [], hasAdded: false };
+  const { schema, name } = table.target;
+  const listed = added.map(({ name }) => `"${name}"`).join(", ");
+  const columns = table.columns.filter((column) => !added.includes(column));
+  if (table.newColumns === "fail" || columns.length === 0) {
+    throw new ServiceError(
+      "target_incompatible",
+      `the source has columns that ${schema}.${name} in the warehouse lacks: ${listed}`,
+      {
+        table: table.name,
+        remedy:
+          "Add them to the target, set new_columns to add, or list the wanted columns in TABLES_FILE.",
+      },
+    );
+  }
+  return {
+    table: { ...table, columns },
+    warnings: [
+      `the target lacks columns of the source, so they are not loaded: ${listed}`,
+    ],
+    hasAdded: false,
+  };
+}
+
+/** Milliseconds that adding columns waits for the lock that readers notice. */
+const LOCK_MILLISECONDS = 200;
+
+/**
+ * Adds the columns that the target lacks, in the open transaction. Where another
+ * session uses the target, leaves them out: waiting would block new readers.
+ *
+ * @throws {ServiceError} without the privilege to change the table.
+ */
+export async function addNewColumns(
+  table: Table,
+  warehouse: Session,
+  found: FoundTarget,
+): Promise<FittedTable> {
+  const added = newColumnsOf(table, found);
+  if (added.length === 0) return { table, warnings: [], hasAdded: false };
+  const { columns } = await withWarehouseTypes(
+    { ...table, columns: added },
+    warehouse,
+  );
+  const listed = added.map(({ name }) => `"${name}"`).join(", ");
+  await warehouse.query("savepoint new_columns");
+  try {
+    await warehouse.query(
+      `set local lock_timeout = ${LOCK_MILLISECONDS};
+       alter table ${qualified(table.target)} ${
+        columns.map(({ name, type }) =>
+          `add column ${identifier(name)} ${formatTypeName(type)}`
+        )
+      }`,
+    );
+  } catch (error) {
+    if (!(error instanceof ServiceError) || error.sqlstate !== "55P03") {
+      throw error;
+    }
+    await warehouse.query(
+      "rollback to savepoint new_columns; release savepoint new_columns",
+    );
+    return {
+      table: {
+        ...table,
+        columns: table.columns.filter((column) => !added.includes(column)),
+      },
+      warnings: [
+        `columns ${listed} are not added, because another session uses the target. A later load adds them`,
+      ],
+      hasAdded: false,
+    };
+  }
+  await warehouse.query("release savepoint new_columns");
+  await warehouse.restoreSettings();
+  const warnings = [`added columns ${listed} to the target`];
+  return { table, warnings, hasAdded: true };
+}

@@ -1,0 +1,51 @@
+/**
+ * The names that column types have in the warehouse.
+ *
+ * @module
+ */
+import { ServiceError } from "../errors.ts";
+import type { Session } from "../postgres/session.ts";
+import { literal } from "../postgres/sql.ts";
+import { isBuiltIn } from "../tables/column_types.ts";
+import type { Table } from "../tables/declaration.ts";
+
+/**
+ * Returns the table with the names that its types have in the warehouse, where an
+ * extension can be in another schema than in the source.
+ *
+ * @throws {ServiceError} `target_incompatible` for a type that does not exist.
+ */
+export async function withWarehouseTypes(
+  table: Table,
+  warehouse: Session,
+): Promise<Table> {
+  const foreign = table.columns.filter(({ type }) => !isBuiltIn(type));
+  if (foreign.length === 0) return table;
+  const rows = await warehouse.query<{ name: string; found: string | null }>(
+    `select d.name, coalesce(pg_catalog.format_type(pg_catalog.to_regtype(d.name), null), (
+       select case when pg_catalog.count(*) = 1 then pg_catalog.min(pg_catalog.format_type(t.oid, null)) end
+       from pg_catalog.pg_type t
+       where t.typname = (pg_catalog.parse_ident(d.name))[pg_catalog.array_upper(pg_catalog.parse_ident(d.name), 1)])) as found
+     from pg_catalog.unnest(array[${
+      foreign.map(({ type }) => literal(type.base))
+    }]::text[]) d(name)`,
+  );
+  const columns = table.columns.map((column) => {
+    const row = rows.find(({ name }) => name === column.type.base);
+    if (!row || isBuiltIn(column.type)) return column;
+    if (row.found === null) {
+      const { schema, name } = table.target;
+      throw new ServiceError(
+        "target_incompatible",
+        `type ${column.type.base}, which column "${column.name}" of ${schema}.${name} needs, is missing in the warehouse`,
+        {
+          table: table.name,
+          remedy:
+            "Run CREATE TYPE or CREATE EXTENSION in the warehouse, or declare the column as text in TABLES_FILE.",
+        },
+      );
+    }
+    return { ...column, type: { ...column.type, base: row.found } };
+  });
+  return { ...table, columns };
+}
