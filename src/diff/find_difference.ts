@@ -176,7 +176,7 @@ export async function wholeFingerprint(
   { session, relation }: Side,
   { table, method }: Pick<Sides, "table" | "method">,
 ): Promise<Fingerprint> {
-  const [row] = await session.query(
+  const [row] = await session.scan(
     wholeTableSql(relation, table.columns, method),
   );
   return fingerprintOf(row!);
@@ -187,7 +187,7 @@ async function bucketFingerprints(
   { table, method }: Sides,
   bucketing: Bucketing,
 ): Promise<Buckets> {
-  const [row] = await session.query(
+  const [row] = await session.scan(
     bucketsSql(relation, table.columns, method, bucketing),
   );
   return parseBuckets(row!.buckets);
@@ -225,7 +225,7 @@ async function rowsWhere(
   condition: string,
   maxRows = MAX_DIFFED_ROWS,
 ): Promise<{ rows: string; keys: string } | undefined> {
-  const [row] = await session.query<
+  const [row] = await session.scan<
     { count: string; rows: string; keys: string }
   >(rowsSql(
     relation,

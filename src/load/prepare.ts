@@ -25,9 +25,9 @@ import {
   warehouseConnection,
 } from "./run_context.ts";
 import {
-  beginHistory,
   endBackend,
   lastLoads,
+  limitHistoryLocks,
   recordTableLoad,
 } from "../runs/queue.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
@@ -166,7 +166,7 @@ async function prepareGroup(
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();
       }
-      await beginHistory(session);
+      await limitHistoryLocks(session);
       for (const result of results) {
         await recordTableLoad(
           session,

@@ -247,7 +247,7 @@ async function findUnexplained(
     buckets: bucketCount(Number(size!.rows)),
   };
   const bucketsOf = async ({ session, relation }: Side) => {
-    const [row] = await session.query(
+    const [row] = await session.scan(
       bucketsSql(relation, table.columns, method, bucketing),
     );
     return parseBuckets(row!.buckets);

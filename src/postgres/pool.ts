@@ -31,7 +31,6 @@ import {
   type ServerHolder,
 } from "./server_identity.ts";
 import {
-  HISTORY_SETTINGS,
   LIFT_TIMEOUTS,
   type Parameter,
   type Row,
@@ -49,8 +48,13 @@ const PROBE_SECONDS = 2;
 const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
-/** Settings of each statement. The server ends waits for locks, and the pool all other waits. */
-const SETTINGS = `${LIFT_TIMEOUTS};\n${HISTORY_SETTINGS};\n${SET_SEARCH_PATH}`;
+/**
+ * Settings of each statement. The server ends waits for locks, and the pool all
+ * other waits. The server must not compile them: their tables are small and may
+ * lack statistics, and to compile takes up to 0.2 s.
+ */
+const SETTINGS =
+  `${LIFT_TIMEOUTS};\nset local lock_timeout = '10s';\nset local jit = off;\n${SET_SEARCH_PATH}`;
 
 interface Connected {
   readonly client: Client;

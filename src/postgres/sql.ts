@@ -30,14 +30,6 @@ set local statement_timeout = 0;
 set local lock_timeout = 0;
 set local idle_in_transaction_session_timeout = 0`;
 
-/**
- * Settings of statements that only read and write the history. The server ends
- * their waits for locks. It must not compile them: their tables are small and may
- * lack statistics, and to compile takes 0.2 s.
- */
-export const HISTORY_SETTINGS = `set local lock_timeout = '10s';
-set local jit = off`;
-
 /** Quotes an identifier. */
 export function identifier(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;

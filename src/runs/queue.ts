@@ -8,7 +8,7 @@ import { delay } from "@std/async/delay";
 import { APPLICATION_NAME } from "../identity.ts";
 import type { Pool } from "../postgres/pool.ts";
 import type { Session } from "../postgres/session.ts";
-import { HISTORY_SETTINGS, type Parameter, type Row } from "../postgres/sql.ts";
+import type { Parameter, Row } from "../postgres/sql.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 import {
   EVENT_CHANNEL,
@@ -241,9 +241,12 @@ export async function closeRun(
   }
 }
 
-/** Replaces the settings of a load's transaction, which are for its targets. */
-export async function beginHistory(session: Session): Promise<void> {
-  await session.query(HISTORY_SETTINGS);
+/**
+ * Bounds the waits for locks on the history in a load's transaction, whose own
+ * limit is for locks on targets.
+ */
+export async function limitHistoryLocks(session: Session): Promise<void> {
+  await session.query("set local lock_timeout = '10s'");
 }
 
 /** Records the load of a table, in the same transaction. */

@@ -354,7 +354,7 @@ async function deleteRows(
     );
     return { rows };
   }
-  const [row] = await session.query(
+  const [row] = await session.scan(
     deleteSql(relation, table.columns, method, selected.target),
   );
   const fingerprint = fingerprintOf(row!);
@@ -513,7 +513,7 @@ async function heldAfterDelta(
   before: Fingerprint,
   deleted: Fingerprint,
 ): Promise<Fingerprint | undefined> {
-  const [row] = await session.query(
+  const [row] = await session.scan(
     writtenRowsSql(relation, table.columns, method),
   );
   return afterDelta(before, deleted, fingerprintOf(row!), Number(row!.total));

@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { createDatabases } from "../support/databases.ts";
+import { Session } from "../../src/postgres/session.ts";
+import { configOf, createDatabases } from "../support/databases.ts";
 import {
   duringLoad,
   loadHere,
@@ -252,7 +253,7 @@ Deno.test("a busy server does not count as stalled, even if the role cannot see 
   );
 });
 
-Deno.test("JIT does not compile the statements of the history", async () => {
+Deno.test("JIT compiles only statements over whole tables", async () => {
   await using db = await loadedDatabases({ deals: 30, leads: 100 });
   await db.warehouse.unsafe(
     `create table public.seen (history text, jit text);
@@ -277,4 +278,19 @@ Deno.test("JIT does not compile the statements of the history", async () => {
     { history: "run", jit: "off" },
     { history: "table_load", jit: "off" },
   ]);
+
+  const { olist } = configOf(db);
+  await using session = await Session.open(olist, {
+    applicationName: "test",
+    connectTimeoutSeconds: 10,
+    stallTimeoutSeconds: 60,
+  });
+  await session.begin({ mode: "read committed", lockTimeoutSeconds: 10 });
+  const jit = "select current_setting('jit') as jit";
+  const rows = [
+    ...await session.query(jit),
+    ...await session.scan(jit),
+    ...await session.query(jit),
+  ];
+  assertEquals(rows.map((row) => row.jit), ["off", "on", "off"]);
 });

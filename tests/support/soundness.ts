@@ -8,6 +8,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
+import { formatTypeName } from "../../src/tables/column_types.ts";
 import { type Databases, PASSWORD, type Sql } from "./databases.ts";
 import type { Finished } from "./program.ts";
 
@@ -35,7 +36,9 @@ async function contentOf(
   const digests: Record<string, string> = {};
   for (const table of MARKETING_TABLES) {
     const { schema, name } = table[side];
-    const columns = table.columns.map((c) => `${c.name}::${c.type}`);
+    const columns = table.columns.map((c) =>
+      `${c.name}::${formatTypeName(c.type)}`
+    );
     const [exists] = await sql.unsafe(
       `select to_regclass('${schema}.${name}') is not null as yes`,
     );
