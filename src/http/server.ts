@@ -27,6 +27,9 @@ const ACCEPT_BATCH = 128;
 /** File descriptors that remain for connections to databases, event files and deliveries. */
 const RESERVED_DESCRIPTORS = 40;
 
+/** Maximum number of unanswered requests on a connection. The server closes a connection with more. */
+const MAX_PIPELINED_REQUESTS = 8;
+
 /** Seconds for the header of a request to arrive, from the first byte or the opening. */
 const HEADER_SECONDS = 10;
 
@@ -69,6 +72,7 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
     overrideGlobalObjects: false,
     errorHandler: () => new Response(null, { status: 400 }),
   });
+  const unanswered = new WeakMap<Socket, number>();
   const server = createServer({
     headersTimeout: HEADER_SECONDS * 1000,
     requestTimeout: REQUEST_SECONDS * 1000,
@@ -77,6 +81,14 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
     // The app checks the header, and answers with a problem document.
     requireHostHeader: false,
   }, (incoming: IncomingMessage, outgoing: ServerResponse) => {
+    const { socket } = incoming;
+    const requests = (unanswered.get(socket) ?? 0) + 1;
+    // Deno parses pipelined requests without waiting until responses are read.
+    if (requests > MAX_PIPELINED_REQUESTS) return void socket.destroy();
+    unanswered.set(socket, requests);
+    outgoing.once("close", () => {
+      unanswered.set(socket, unanswered.get(socket)! - 1);
+    });
     // The URL of a request needs a host. The app sees the header as it was sent.
     incoming.headers.host = urlHost(incoming.headers.host);
     void answer(incoming, outgoing);

@@ -135,6 +135,31 @@ Deno.test("listen() closes connections that send no header, half a header or hal
   );
 });
 
+Deno.test("listen() closes a connection with many pipelined requests", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  const countAnswers = async (requests: number) => {
+    const text = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    const answers = await textUntilClosed(
+      await open(server, text.repeat(requests)),
+    );
+    return answers.split("HTTP/1.1 200 OK").length - 1;
+  };
+  assertEquals(await countAnswers(4), 4);
+  assert(await countAnswers(1000) < 10);
+  // One request after another is no pipeline.
+  using client = await open(server);
+  const reader = client.readable.getReader();
+  for (let i = 0; i < 50; i++) {
+    await client.write(
+      new TextEncoder().encode(
+        "HEAD /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n",
+      ),
+    );
+    assert(!(await reader.read()).done, `closed after ${i} requests`);
+  }
+});
+
 Deno.test({
   name: "listen() limits the number of connections",
   ignore: Deno.build.os !== "linux",
