@@ -57,6 +57,9 @@ export function parseArguments(
     values[name] = given;
   }
   const [action, ...rest] = parsed._.map(String);
+  const operandName = command.action?.operands?.[action ?? ""];
+  const operand = operandName ? rest.shift() : "";
+  if (operand === undefined) throw fail(`${action} needs a ${operandName}`);
   const stray = command.action ? rest[0] : action;
   if (stray !== undefined) {
     throw fail(`unexpected argument ${JSON.stringify(stray)}`);
@@ -73,6 +76,7 @@ export function parseArguments(
   }
   return {
     action: action ?? command.action?.default ?? "",
+    operand,
     flags: new Set(names.filter((name) => !hasValue(name) && parsed[name])),
     values,
   };

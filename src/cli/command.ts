@@ -27,6 +27,8 @@ export interface Command {
   readonly action?: {
     readonly allowed: readonly string[];
     readonly default: string;
+    /** The actions that need one more argument, with its name in the help. */
+    readonly operands?: Readonly<Record<string, string>>;
   };
   /** Runs the command and returns its exit code. */
   readonly run: (context: CommandContext) => Promise<number>;
@@ -51,6 +53,8 @@ export interface CommandContext {
 /** The parsed arguments of a command line. */
 export interface ParsedArguments {
   readonly action: string;
+  /** The argument after an action that needs one, and an empty text otherwise. */
+  readonly operand: string;
   /** Flags without a value that are set. */
   readonly flags: ReadonlySet<string>;
   /** Values of the other flags, in order. */

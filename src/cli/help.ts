@@ -26,7 +26,11 @@ export function helpOfAll(commands: readonly Command[]): string {
 
 /** Returns the help of one command. */
 export function helpOf(command: Command): string {
-  const action = command.action ? ` [${command.action.allowed.join("|")}]` : "";
+  const { allowed = [], operands = {} } = command.action ?? {};
+  const actions = allowed.map((name) =>
+    operands[name] ? `${name} ${operands[name]}` : name
+  );
+  const action = actions.length > 0 ? ` [${actions.join("|")}]` : "";
   const rows = Object.entries({ ...command.flags, ...COMMON_FLAGS }).map(
     ([name, flag]) => {
       const allowed = flag.allowed ? ` (${flag.allowed.join(", ")})` : "";

@@ -137,7 +137,7 @@ const UNLOADABLE = new Set([
 ]);
 
 /** Returns whether columns of this type cannot be loaded. */
-function isUnloadable(base: string): boolean {
+export function isUnloadable(base: string): boolean {
   return UNLOADABLE.has(base);
 }
 

@@ -14,6 +14,7 @@ import {
   LineCounter,
   type Node,
   parseDocument,
+  stringify,
 } from "yaml";
 import { z } from "zod";
 import { suggest } from "../suggest.ts";
@@ -170,6 +171,11 @@ const TablesFile = z.strictObject({
 /** Returns the JSON Schema of the file, for editors. */
 export function tablesFileSchema(): unknown {
   return z.toJSONSchema(TablesFile, { io: "input" });
+}
+
+/** Returns the text of a file with these declarations, in YAML. */
+export function formatTablesFile(tables: readonly unknown[]): string {
+  return stringify({ tables }, { lineWidth: 0 });
 }
 
 /** The declared tables, or the mistakes of the file. */

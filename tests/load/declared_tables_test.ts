@@ -269,3 +269,48 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
     assertEquals((await load("added")).mode, "unchanged");
   });
 });
+
+Deno.test("schema discover prints a file that load accepts", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec.plain (id bigint, name varchar(20), at timestamptz, object regclass);
+     create table ec."Odd: ""x"" #" ("no" int, "a: b" text[], "🚀" numeric(5,2));
+     create view ec.looking as select id from ec.plain;
+     create table ec.parted (id int) partition by list (id);
+     create table ec.part_1 partition of ec.parted for values in (1);
+     create table ec.empty ();
+     insert into ec.plain values (1, 'a', now()); insert into ec.parted values (1)`,
+  );
+  await db.source.unsafe(
+    `create table ec.secret (id int); revoke all on ec.secret from public`,
+  );
+  const found = await runProgram(
+    ["schema", "discover", "ec.*", "--target", "Raw"],
+    db.environment,
+  );
+  assertEquals(found.code, 0, found.stderr);
+  assertMatch(found.stderr, /ec\.secret is left out: role .* cannot read it/);
+  assertMatch(found.stderr, /"object" of ec\.plain is left out: type regclass/);
+  assertMatch(found.stderr, /ec\.empty is left out/);
+  await using file = await writeTablesFile(found.stdout);
+  const environment = { ...db.environment, ...file.variables };
+  const { code, json, stderr } = await runJson(["load"], environment);
+  assertEquals(code, 0, stderr);
+  assertEquals(
+    json.results.results.map(({ table }: { table: string }) => table),
+    ['Odd: "x" #', "looking", "parted", "plain"],
+  );
+  const rows = await db.warehouse.unsafe(`select * from "Raw".plain`);
+  assertEquals(Object.keys(rows[0]!), ["id", "name", "at"]);
+  const asJson = await runJson(
+    ["schema", "discover", "ec.pl*", "--json"],
+    db.environment,
+  );
+  assertEquals(asJson.json.tables[0].target, "ec.plain");
+  const none = await runProgram(["schema", "discover", "x.*"], db.environment);
+  assertEquals(none.code, 1);
+  const bare = await runProgram(["schema", "discover"], db.environment);
+  assertEquals(bare.code, 64);
+  assertMatch(bare.stderr, /discover needs a PATTERN/);
+});

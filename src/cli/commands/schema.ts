@@ -9,6 +9,8 @@ import {
   ensureTargetSchemas,
   targetSchemas,
 } from "../../sync/target.ts";
+import { ServiceError } from "../../errors.ts";
+import { discoverTables } from "../../sync/discover_tables.ts";
 import { describeTables } from "../../sync/snapshot.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { loadCommand } from "./load.ts";
@@ -16,9 +18,19 @@ import { loadCommand } from "./load.ts";
 export const schemaCommand: Command = {
   name: "schema",
   summary:
-    "print shows the DDL of the target tables, ensure creates what is missing, recreate drops and reloads the tables.",
-  flags: {},
-  action: { allowed: ["print", "ensure", "recreate"], default: "print" },
+    "print shows the DDL of the target tables, ensure creates what is missing, recreate drops and reloads the tables, discover prints a file for TABLES_FILE.",
+  flags: {
+    target: {
+      value: "SCHEMA",
+      description:
+        "Schema of the targets that discover prints. Defaults to that of the source",
+    },
+  },
+  action: {
+    allowed: ["print", "ensure", "recreate", "discover"],
+    default: "print",
+    operands: { discover: "PATTERN" },
+  },
   async run(context) {
     switch (context.arguments.action) {
       case "ensure":
@@ -28,11 +40,40 @@ export const schemaCommand: Command = {
           ...context,
           arguments: { ...context.arguments, flags: new Set(["recreate"]) },
         });
+      case "discover":
+        return await discover(context);
       default:
         return await print(context);
     }
   },
 };
+
+/** Prints the declarations of the source tables that match the pattern. */
+async function discover(
+  { arguments: { operand, values }, config, output, signal }: CommandContext,
+): Promise<number> {
+  const { tables, warnings } = await discoverTables(
+    config(),
+    connectionOf(config(), "discover", signal),
+    operand,
+    values.target?.[0],
+  );
+  for (const warning of warnings) output.progress(warning);
+  if (tables.length === 0) {
+    throw new ServiceError(
+      "source_table_missing",
+      `Cannot find a readable table in the source that matches ${
+        JSON.stringify(operand)
+      }`,
+      { remedy: "Write the pattern as schema.table, such as 'ecommerce.*'." },
+    );
+  }
+  // Other commands start faster without the library.
+  const { formatTablesFile } = await import("../../tables/tables_file.ts");
+  const text = formatTablesFile(tables);
+  output.show({ tables }, ...text.trimEnd().split("\n"));
+  return 0;
+}
 
 async function print(
   { config, output, signal }: CommandContext,

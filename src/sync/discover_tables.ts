@@ -1,0 +1,115 @@
+/**
+ * Finds the tables of the source that a pattern names, and returns the
+ * declarations that load them.
+ *
+ * @module
+ */
+import type { Config } from "../config/config.ts";
+import { type ConnectionOptions, Session } from "../postgres/session.ts";
+import { literal, type Row } from "../postgres/sql.ts";
+import { isUnloadable, parseTypeName } from "../tables/column_types.ts";
+import { BASE_TYPE } from "../tables/declaration.ts";
+
+/** A declaration as the file that TABLES_FILE names has it. */
+interface DiscoveredTable {
+  readonly name?: string;
+  readonly source: string;
+  readonly target: string;
+  readonly columns: Readonly<Record<string, string>>;
+}
+
+/** The tables of a pattern, and what cannot be loaded. */
+interface Discovery {
+  readonly tables: readonly DiscoveredTable[];
+  readonly warnings: readonly string[];
+}
+
+/**
+ * Returns the readable tables and views of the source whose `schema.table` matches
+ * the pattern, in which `*` stands for any text.
+ *
+ * @param targetSchema schema of the targets; `undefined` for that of the source.
+ */
+export async function discoverTables(
+  config: Config,
+  connection: ConnectionOptions,
+  pattern: string,
+  targetSchema: string | undefined,
+): Promise<Discovery> {
+  await using session = await Session.open(config.olist, connection);
+  await session.begin({
+    mode: "read committed read only",
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
+  });
+  const rows = await session.query(
+    `select n.nspname as schema, c.relname as name, a.attname as column,
+       pg_catalog.format_type(base.oid, base.typmod) as type,
+       pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+         and pg_catalog.has_table_privilege(c.oid, 'SELECT') as readable
+     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+       left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+       left join lateral ${BASE_TYPE} base on true
+     where c.relkind in ('r', 'p', 'v', 'm') and not c.relispartition
+       and n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%'
+       and n.nspname || '.' || c.relname like ${literal(likeOf(pattern))}
+     order by n.nspname, c.relname, a.attnum`,
+  );
+  const warnings: string[] = [];
+  const names = new Set<string>();
+  const tables: DiscoveredTable[] = [];
+  for (const [source, columns] of grouped(rows)) {
+    const { schema, name, readable } = columns[0]!;
+    if (!readable) {
+      warnings.push(
+        `${source} is left out: role "${session.config.user}" cannot read it`,
+      );
+      continue;
+    }
+    const loadable = columns.filter(({ column, type }) => {
+      if (column === null) return false;
+      if (isLoadableType(type)) return true;
+      warnings.push(
+        `column "${column}" of ${source} is left out: type ${type} cannot be loaded`,
+      );
+      return false;
+    });
+    if (loadable.length === 0) {
+      warnings.push(`${source} is left out: it has no column to load`);
+      continue;
+    }
+    tables.push({
+      ...(names.has(name) ? { name: `${schema}.${name}` } : {}),
+      source,
+      target: sqlName(targetSchema ?? schema, name),
+      columns: Object.fromEntries(
+        loadable.map(({ column, type }) => [column, type]),
+      ),
+    });
+    names.add(name);
+  }
+  return { tables, warnings };
+}
+
+function grouped(rows: readonly Row[]): Map<string, readonly Row[]> {
+  return Map.groupBy(rows, ({ schema, name }) => sqlName(schema, name));
+}
+
+/** Returns the pattern for LIKE. Only `*` has a meaning. */
+function likeOf(pattern: string): string {
+  return pattern.replace(/[\\%_]/g, "\\$&").replaceAll("*", "%");
+}
+
+function isLoadableType(type: string): boolean {
+  try {
+    return !isUnloadable(parseTypeName(type).base);
+  } catch {
+    return false;
+  }
+}
+
+/** Returns the qualified name, with quotes where SQL needs them to keep its letters. */
+function sqlName(...parts: readonly string[]): string {
+  return parts.map((part) =>
+    /^[a-z_][a-z0-9_$]*$/.test(part) ? part : `"${part.replaceAll('"', '""')}"`
+  ).join(".");
+}
