@@ -56,24 +56,38 @@ const IPV6 = /^(?=.*:.*:)[0-9a-f:.]+(%[\w.-]+)?$/i;
 /** Matches a host name or an IPv4 address. */
 const HOST_NAME = /^[\p{L}\p{N}_]([\p{L}\p{N}_.-]{0,252})$/u;
 
-/** A host. Messages never show an invalid one, because it may be a connection URL. */
-export const host = (
-  fallback: string,
-  description: string,
-  allowed: string,
-) => ({
-  ...variable(fallback, allowed, description, (value) => {
-    const isFolder = allowed.includes("folder") && /^\/[^\0,\n]*$/.test(value);
-    return isFolder || IPV6.test(value) || HOST_NAME.test(value)
-      ? value
-      : undefined;
-  }),
-  isHidden: true,
-});
+/** Matches the absolute path of a folder with the socket of a server. */
+const SOCKET_FOLDER = /^\/[^\0,\n]*$/;
+
+/** Returns a kind of host. Messages never show an invalid one, because it may be a connection URL. */
+const hostMatching =
+  (allowed: string, ...patterns: readonly RegExp[]) =>
+  (fallback: string, description: string) => ({
+    ...variable(
+      fallback,
+      allowed,
+      description,
+      (value) => patterns.some((p) => p.test(value)) ? value : undefined,
+    ),
+    isHidden: true,
+  });
+
+export const host = hostMatching(
+  "one host name or one address",
+  IPV6,
+  HOST_NAME,
+);
+
+export const databaseHost = hostMatching(
+  "one host name, one address, or the absolute path of a socket folder",
+  IPV6,
+  HOST_NAME,
+  SOCKET_FOLDER,
+);
 
 /**
- * A file that is written. The task passes it to Deno, which splits lists of paths
- * at commas. The shell of Deno folds white space.
+ * A file that the program writes. Deno splits lists of permitted paths at commas,
+ * and its shell folds white space.
  */
 export const writtenPath = (fallback: string, description: string) =>
   variable(

@@ -8,6 +8,7 @@ import {
   bearerToken,
   boolean,
   cron,
+  databaseHost,
   host,
   identifier,
   integer,
@@ -31,11 +32,7 @@ const databaseVariables = <P extends string>(
   name: string,
 ) => {
   const variables = {
-    HOST: host(
-      "localhost",
-      `Host of the ${what}`,
-      "one host name, one address, or the absolute path of a socket folder",
-    ),
+    HOST: databaseHost("localhost", `Host of the ${what}`),
     PORT: integer("5432", 1, 65535, `Port of the ${what}`),
     USER: identifier("root", `Role in the ${what}`),
     NAME: identifier(name, `Database of the ${what}`),
@@ -133,11 +130,7 @@ export const VARIABLES = {
     "Signing key in the format of Standard Webhooks: whsec_…",
   ),
   EVENT_WEBHOOK_SECRET_FILE: path("File that contains the signing key"),
-  HOST: host(
-    "127.0.0.1",
-    "Address that the service listens on",
-    "one host name or one address",
-  ),
+  HOST: host("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
   API_TOKEN: bearerToken(
     "Bearer token that every request except /health* needs",
