@@ -4,9 +4,8 @@
  * @module
  */
 import type { Logger } from "@logtape/logtape";
-import { ServiceError } from "../errors.ts";
 import type { Progress } from "../sync/progress.ts";
-import { claimRun, endBackend, type Run } from "../runs/queue.ts";
+import { confirmRun, endBackend, type Run } from "../runs/queue.ts";
 import { type AppContext, connectionOf } from "../context.ts";
 import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
 
@@ -46,7 +45,7 @@ export function warehouseConnection(
  * @throws {ServiceError} `run_lost` when another process closed it, `busy` while one loads.
  */
 export async function keepLock(context: RunContext): Promise<void> {
-  const { service: { config, warehouse, workerId }, run, signal } = context;
+  const { service: { config, warehouse }, run, signal } = context;
   if (!context.lock.signal.aborted) return;
   context.renewal ??= (async () => {
     const { lockTimeoutSeconds } = config;
@@ -57,12 +56,7 @@ export async function keepLock(context: RunContext): Promise<void> {
       signal,
     );
     context.locks.use(lock);
-    if (!await claimRun(warehouse, run.id, workerId)) {
-      throw new ServiceError(
-        "run_lost",
-        `Run ${run.id} was closed by another process`,
-      );
-    }
+    await confirmRun(warehouse, run.id);
     context.lock = lock;
   })().finally(() => context.renewal = undefined);
   await context.renewal;

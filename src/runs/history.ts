@@ -13,7 +13,7 @@ import type {
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { PublisherName } from "./event.ts";
-import type { Executor, RunState, Ticket } from "./queue.ts";
+import type { Executor, RunState } from "./queue.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */
 export interface RunSummary {
@@ -269,17 +269,6 @@ export async function listEvents(
     event: JSON.parse(payload),
     deliveries: JSON.parse(deliveries),
   }));
-}
-
-/** Queued runs that are to run though nobody waits for them, oldest first. */
-export async function unattendedRuns(
-  executor: Executor,
-): Promise<readonly Ticket[]> {
-  const rows = await executor.query(
-    `select id from marketing_data_service.run
-     where state = 'queued' and wait_until = 'infinity' order by seq`,
-  );
-  return rows.map((row) => ({ runId: row.id, isCertain: true }));
 }
 
 /** Unix time of the last success, in seconds, or `undefined` when there was none. */

@@ -11,9 +11,6 @@ import type { ServerHolder } from "../postgres/server_identity.ts";
 import { Session } from "../postgres/session.ts";
 import { qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
-import type { LoadEvent } from "./event.ts";
-import { progressOf, type Ticket } from "./queue.ts";
-import type { AppContext } from "../context.ts";
 
 /** The empty table that a load locks. Only a role with a right to it can. */
 const LOCK_TABLE = {
@@ -42,7 +39,7 @@ export interface Lock extends AsyncDisposable {
  *
  * While it is held, the pool's statements run on the lock's server only.
  *
- * @param waitSeconds how long to wait; 0 tries once.
+ * @param waitSeconds how long to wait; 0 tries once, Infinity waits for the signal.
  * @param signal ends the wait. A lock that is held stays, so that no other process
  * closes a run that is being stopped.
  * @throws {ServiceError} `busy` when another load holds it for longer.
@@ -96,7 +93,8 @@ export async function acquireLock(
   } catch (error) {
     session.destroy();
     if (error instanceof ServiceError && error.sqlstate === "55P03") {
-      throw await busyError(warehouse, waitSeconds, error);
+      throw await findBusyError(warehouse, waitSeconds).catch(() => {}) ??
+        busyError(waitSeconds);
     }
     throw error;
   }
@@ -132,102 +130,32 @@ async function lockLoads(session: Session, waitSeconds: number): Promise<void> {
   }
 }
 
-/** Returns whether it is the lock, and not the event of the run. */
-export function isLock(turn: Lock | LoadEvent): turn is Lock {
-  return Symbol.asyncDispose in turn;
-}
-
-/** Milliseconds between two polls of a run that waits for the lock. */
-const POLL_MILLISECONDS = 500;
-
-/** Seconds of one wait for the lock without a limit. */
-const LONG_WAIT_SECONDS = 3600;
-
 /**
- * Waits for the lock, or until another process has finished the run, and then
- * returns its event. Requests are shared across processes.
- *
- * The timeout counts until the run begins in any process. It is that of this
- * process's callers, even if others wait longer for the same run. `askedAt` is
- * when they started to wait, in milliseconds of `performance.now()`.
- *
- * @throws {ServiceError} `busy` when the run does not begin in time.
+ * Returns the failure of a wait for the lock, which names who holds the lock.
+ * Returns `undefined` when no session holds it any more, so that the wait is
+ * about to end.
  */
-export async function waitForTurn(
-  { config, warehouse, workerId }: AppContext,
-  ticket: Ticket,
-  askedAt: number,
-  signal?: AbortSignal,
-): Promise<Lock | LoadEvent> {
-  const finished = new AbortController();
-  let event: LoadEvent | undefined;
-  let isOver = false;
-  let hasNoLimit = ticket.isCertain;
-  const waitedSeconds = (performance.now() - askedAt) / 1000;
-  let limitSeconds = Math.max(0, config.lockTimeoutSeconds - waitedSeconds);
-  const look = async () => {
-    try {
-      const run = await progressOf(warehouse, ticket.runId, workerId);
-      if (isOver) return;
-      if (run?.event) {
-        event = run.event;
-        finished.abort(new ServiceError("run_lost", "The run is finished"));
-      } else if (run?.state === "running") hasNoLimit = true;
-    } catch {
-      // The wait for the lock reports a lost connection.
-    }
-    if (!isOver) timer = setTimeout(look, POLL_MILLISECONDS);
-  };
-  let timer = setTimeout(look, POLL_MILLISECONDS);
-  try {
-    while (true) {
-      try {
-        return await acquireLock(
-          { config, warehouse },
-          hasNoLimit ? LONG_WAIT_SECONDS : limitSeconds,
-          AbortSignal.any([finished.signal, ...(signal ? [signal] : [])]),
-        );
-      } catch (error) {
-        if (event) return event;
-        const isBusy = error instanceof ServiceError && error.code === "busy";
-        if (!isBusy) throw error;
-        const run = await progressOf(warehouse, ticket.runId, workerId);
-        if (run?.event) return run.event;
-        hasNoLimit ||= run?.state === "running";
-        // Other callers of this process may wait longer.
-        limitSeconds = Math.min(
-          run?.secondsLeft ?? 0,
-          config.lockTimeoutSeconds,
-        );
-        if (!hasNoLimit && limitSeconds === 0) {
-          throw await busyError(warehouse, config.lockTimeoutSeconds, error);
-        }
-      }
-    }
-  } finally {
-    // A running poll would set the timer again.
-    isOver = true;
-    clearTimeout(timer);
-  }
-}
-
-/** Returns the failure of a wait for the lock. It names who holds the lock. */
-export async function busyError(
+export async function findBusyError(
   warehouse: Pool,
   waitSeconds: number,
-  cause?: unknown,
-): Promise<ServiceError> {
-  const holders = await findLockHolders(warehouse, LOCK_TABLE).catch(() => []);
-  const [holder] = holders;
+): Promise<ServiceError | undefined> {
+  const [holder] = await findLockHolders(warehouse, LOCK_TABLE);
+  if (!holder) return undefined;
+  const name = formatHolder(holder);
+  return busyError(
+    waitSeconds,
+    holder.application === LOCK_APPLICATION_NAME
+      ? `another load is running in ${name}`
+      : `${name} holds the lock of the loads`,
+  );
+}
+
+function busyError(
+  waitSeconds: number,
+  reason = "the lock of the loads was not free",
+): ServiceError {
   return new ServiceError(
     "busy",
-    `Cannot start a load within ${waitSeconds} s: ${
-      holder === undefined
-        ? "the lock of the loads was not free"
-        : holder.application === LOCK_APPLICATION_NAME
-        ? `another load is running in ${formatHolder(holder)}`
-        : `${formatHolder(holder)} holds the lock of the loads`
-    }`,
-    { cause },
+    `Cannot start a load within ${waitSeconds} s: ${reason}`,
   );
 }

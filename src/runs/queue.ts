@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Logger } from "@logtape/logtape";
 import { delay } from "@std/async/delay";
 import { APPLICATION_NAME } from "../identity.ts";
 import type { Pool } from "../postgres/pool.ts";
@@ -42,7 +43,7 @@ export interface RunOptions {
   readonly recreate: boolean;
 }
 
-/** A run that has begun. */
+/** A run: who asked for it, and for what. */
 export interface Run extends RunOptions {
   readonly id: string;
   readonly trigger: Trigger;
@@ -68,80 +69,103 @@ const SEQUENCE_JUMP = 1_000_000;
 const NOW =
   `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
 
-/** A place in the queue. */
-export interface Ticket {
-  readonly runId: string;
-  /** Whether the run happens in any case, so that the wait has no limit. */
-  readonly isCertain: boolean;
+/** A run in the queue, and how long a caller of this process waits for its start. */
+export interface QueuedRun extends Run {
+  /**
+   * End of the wait as Unix time of the warehouse, in seconds. Null when the run
+   * happens in any case.
+   */
+  readonly deadline: number | null;
 }
 
 /**
- * SQL that is true for a queued run that no caller waits for. A caller that ends
- * withdraws its request. One that crashes has some seconds on top.
+ * SQL that is true for a queued run that no caller waits for. A process that ends
+ * withdraws its wait. One that crashes has some seconds on top.
  */
 const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
  *
- * A queued run has not begun, so a caller that joins it gets a load that begins
- * after the request. `waitSeconds` is how long the caller waits for the begin;
- * with `Infinity` the run happens in any case. `runner` is the calling process. It
- * has one entry for all its callers, until the last of them stops waiting.
+ * A queued run has not started, so a caller that joins it gets a load that starts
+ * after the request. `waitSeconds` is how long the caller waits for the start;
+ * with `null` the run happens in any case. `workerId` is the calling process. It
+ * has one entry for all its callers, with the latest deadline.
  */
 export async function enqueueRun(
   executor: Executor,
-  trigger: Trigger,
-  options: RunOptions,
-  waitSeconds: number,
-  runner: string,
-): Promise<Ticket> {
-  const isCertain = !Number.isFinite(waitSeconds);
+  request: Omit<Run, "id">,
+  waitSeconds: number | null,
+  workerId: string,
+  tick: Date | null = null,
+): Promise<QueuedRun> {
   const [row] = await executor.query(
     `insert into marketing_data_service.run as run
-       (id, trigger, tables, mode, atomic, recreate, wait_until, askers)
+       (id, trigger, tables, mode, atomic, recreate, wait_until, askers, tick)
      select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
        coalesce(until, 'infinity'),
-       case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end
-     from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wish
+       case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end,
+       $9::text::timestamptz
+     from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wait
      on conflict (tables, mode, atomic, recreate) where state = 'queued'
        do update set wait_until = greatest(run.wait_until, excluded.wait_until),
-         askers = run.askers || excluded.askers
-     returning id`,
+         askers = run.askers || excluded.askers, tick = coalesce(run.tick, excluded.tick)
+     returning id, trigger, (askers ->> $8)::float8 as deadline`,
     [
       crypto.randomUUID(),
-      trigger,
-      JSON.stringify(options.tables),
-      options.mode,
-      options.atomic,
-      options.recreate,
-      isCertain ? null : waitSeconds,
-      runner,
+      request.trigger,
+      JSON.stringify(request.tables),
+      request.mode,
+      request.atomic,
+      request.recreate,
+      waitSeconds,
+      workerId,
+      tick,
     ],
   );
-  return { runId: row!.id, isCertain };
+  return {
+    ...request,
+    id: row!.id,
+    trigger: row!.trigger,
+    deadline: waitSeconds === null ? null : row!.deadline,
+  };
 }
 
 /**
- * Claims a queued run. The caller holds the service's lock. Claiming twice has no
- * further effect, because the answer to the first claim may be lost. So `runner`
- * must be unique to the process.
- *
- * @returns the run, or `undefined` when another process ran it.
+ * Claims the oldest of the queued runs that the process's callers wait for, and
+ * with `unattended` of those that happen in any case. The process holds the
+ * service's lock and runs nothing. Claiming twice has no further effect, because
+ * the answer to the first claim may be lost. So `workerId` must be unique to the
+ * process.
  */
 export async function claimRun(
   executor: Executor,
-  runId: string,
-  runner: string,
+  workerId: string,
+  awaited: readonly string[],
+  unattended: boolean,
 ): Promise<Run | undefined> {
   const [row] = await executor.query(
     `update marketing_data_service.run
-     set state = 'running', started_at = coalesce(started_at, clock_timestamp()), runner = $2
-     where id = $1::uuid and (state = 'queued' or state = 'running' and runner = $2)
+     set state = 'running', started_at = coalesce(started_at, clock_timestamp()), runner = $1
+     where (state = 'queued' or state = 'running' and runner = $1) and id = (
+       select id from marketing_data_service.run
+       where state = 'running' and runner = $1 or state = 'queued' and (
+         id in (select value::uuid from json_array_elements_text($2::text::json))
+         or $3 and wait_until = 'infinity')
+       order by state = 'running' desc, seq limit 1)
      returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
-    [runId, runner],
+    [workerId, JSON.stringify(awaited), unattended],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
+}
+
+/** Reports whether a run is queued that happens in any case. */
+export async function hasUnattendedRuns(executor: Executor): Promise<boolean> {
+  const [row] = await executor.query(
+    `select from marketing_data_service.run
+     where state = 'queued' and wait_until = 'infinity' limit 1`,
+  );
+  return row !== undefined;
 }
 
 /**
@@ -309,16 +333,16 @@ export async function lastLoads(
 }
 
 /**
- * Checks that this process still owns the run, and keeps it until the transaction
- * ends. Returns the time of the database.
+ * Checks that no other process has closed the run, and keeps it until the
+ * transaction ends. Returns the time of the database.
  *
  * @throws {ServiceError} `run_lost`.
  */
 export async function confirmRun(
-  session: Session,
+  executor: Executor,
   runId: string,
 ): Promise<string> {
-  const [row] = await session.query(
+  const [row] = await executor.query(
     `select ${NOW} as now from marketing_data_service.run
      where id = $1::uuid and state = 'running' for share`,
     [runId],
@@ -431,28 +455,25 @@ interface RunProgress {
   readonly state: RunState;
   /** The event of a finished run. */
   readonly event: LoadEvent | undefined;
-  /** Seconds that the process still waits for the run to begin; 0 when it does not wait. */
-  readonly secondsLeft: number;
 }
 
-/** Returns the progress of a run for the process `runner`, or `undefined` when the run does not exist. */
+/** Returns the progress of those of the runs that exist, by id. */
 export async function progressOf(
   executor: Executor,
-  runId: string,
-  runner: string,
-): Promise<RunProgress | undefined> {
-  const [row] = await executor.query(
-    `select state, (select payload::text from marketing_data_service.event where run_id = run.id) as event,
-       greatest(0, coalesce((askers ->> $2)::float8, 0) - extract(epoch from clock_timestamp())::float8) as seconds_left
-     from marketing_data_service.run where id = $1::uuid`,
-    [runId, runner],
+  ids: readonly string[],
+): Promise<ReadonlyMap<string, RunProgress>> {
+  const rows = await executor.query(
+    `select id, state, (select payload::text from marketing_data_service.event where run_id = run.id) as event
+     from marketing_data_service.run
+     where id in (select value::uuid from json_array_elements_text($1::text::json))`,
+    [JSON.stringify(ids)],
   );
-  return row &&
-    {
-      state: row.state,
-      event: row.event ? JSON.parse(row.event) : undefined,
-      secondsLeft: row.seconds_left,
-    };
+  return new Map(
+    rows.map(({ id, state, event }) => [
+      id,
+      { state, event: event ? JSON.parse(event) : undefined },
+    ]),
+  );
 }
 
 /**
@@ -463,13 +484,14 @@ export async function progressOf(
  * have finished within the last minute by the clock of the database: otherwise a
  * replica whose clock is behind would skip every tick.
  *
- * @returns its ticket, or why the tick is skipped.
+ * @returns `running` when the tick is skipped, or `taken` when another process
+ * has it.
  */
 export async function enqueueTick(
   executor: Executor,
   options: RunOptions,
   tick: Date,
-): Promise<Ticket | "running" | "taken"> {
+): Promise<"queued" | "running" | "taken"> {
   const [other] = await executor.query(
     `select tick is not distinct from $1::text::timestamptz as taken
      from marketing_data_service.run
@@ -481,23 +503,9 @@ export async function enqueueTick(
   );
   if (other) return other.taken ? "taken" : "running";
   try {
-    const [row] = await executor.query(
-      `insert into marketing_data_service.run as run (id, trigger, tables, mode, atomic, recreate, tick)
-       values ($1::uuid, 'schedule',
-         (select array_agg(t) from json_array_elements_text($2::text::json) t), $3, $4, $5, $6::text::timestamptz)
-       on conflict (tables, mode, atomic, recreate) where state = 'queued'
-         do update set wait_until = 'infinity', tick = coalesce(run.tick, excluded.tick)
-       returning id`,
-      [
-        crypto.randomUUID(),
-        JSON.stringify(options.tables),
-        options.mode,
-        options.atomic,
-        options.recreate,
-        tick.toISOString(),
-      ],
-    );
-    return { runId: row!.id, isCertain: true };
+    const request = { ...options, trigger: "schedule" } as const;
+    await enqueueRun(executor, request, null, "", tick);
+    return "queued";
   } catch (error) {
     // 23505: a replica with the same schedule was faster.
     if (error instanceof ServiceError && error.sqlstate === "23505") {
@@ -514,9 +522,10 @@ export async function enqueueTick(
  *
  * @returns ids of the runs that were closed.
  */
-export async function interruptDeadRuns(
+export async function closeAbandonedRuns(
   executor: Executor,
-  states: "queued" | "queued and running" = "queued and running",
+  log: Logger,
+  states: "queued" | "queued and running",
 ): Promise<readonly string[]> {
   const dead = await executor.query(
     `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
@@ -528,7 +537,11 @@ export async function interruptDeadRuns(
   );
   const closed: string[] = [];
   for (const row of dead) {
-    if (await interruptRun(executor, row)) closed.push(row.id);
+    if (!await interruptRun(executor, row)) continue;
+    closed.push(row.id);
+    log.warn("Run {run_id} was abandoned and is now interrupted", {
+      run_id: row.id,
+    });
   }
   return closed;
 }
@@ -540,7 +553,7 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
   const error = new ServiceError(
     "interrupted",
     row.state === "queued"
-      ? `Run ${row.id} did not begin before its asker was gone`
+      ? `Run ${row.id} did not start before its callers were gone`
       : `Run ${row.id} was interrupted: the process that ran it is gone`,
   );
   const entries = (JSON.parse(row.tables) as string[]).map((
@@ -576,36 +589,39 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
   }
 }
 
-/** Withdraws a process's request for a queued run. Returns the run if the process had one. */
-export async function withdrawWish(
+/**
+ * Withdraws a process's wait for a queued run, unless a later caller of the same
+ * process has joined the run. Returns the run if the process had such a wait.
+ */
+export async function withdrawWait(
   executor: Executor,
-  runId: string,
-  runner: string,
+  { id, deadline }: Pick<QueuedRun, "id" | "deadline">,
+  workerId: string,
 ): Promise<Row | undefined> {
   const [row] = await executor.query(
     `update marketing_data_service.run
      set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
        else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
-     where id = $1::uuid and state = 'queued' and askers ? $2
+     where id = $1::uuid and state = 'queued' and (askers ->> $2)::float8 <= $3::float8
      returning id, trigger, to_json(tables)::text as tables, ${NOW} as now, ${IS_UNWANTED} as is_unwanted`,
-    [runId, runner],
+    [id, workerId, deadline],
   );
   return row;
 }
 
 /**
- * Withdraws a process's request for a queued run. Closes the run with `error` when
+ * Withdraws a process's wait for a queued run. Closes the run with `error` when
  * no other caller waits for it and it does not happen in any case.
  *
  * @returns its event, or `undefined` when the run stays queued or has begun.
  */
 export async function withdrawRun(
   executor: Executor,
-  runId: string,
-  runner: string,
+  run: Pick<QueuedRun, "id" | "deadline">,
+  workerId: string,
   error: ServiceError,
 ): Promise<LoadEvent | undefined> {
-  const row = await withdrawWish(executor, runId, runner);
+  const row = await withdrawWait(executor, run, workerId);
   if (!row?.is_unwanted) return undefined;
   const entries = (JSON.parse(row.tables) as string[]).map((table) =>
     failedEntry(table, error, 0)

@@ -6,14 +6,22 @@
  */
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, type ErrorCode } from "../errors.ts";
-import { type FailedEvent, failedEvent, failureLine } from "./event.ts";
+import {
+  failedEntry,
+  type FailedEvent,
+  failedEvent,
+  failureLine,
+  timestampOf,
+} from "./event.ts";
+import type { AppContext } from "../context.ts";
 import {
   closeRun,
   endBackends,
   type Executor,
   loadedByRun,
+  type QueuedRun,
   type Run,
-  withdrawWish,
+  withdrawWait,
 } from "./queue.ts";
 import {
   type AppendFile,
@@ -30,6 +38,8 @@ interface SpooledFailure {
   readonly code: ErrorCode;
   /** The process that asked for the run. Lines of version 0.1 lack it. */
   readonly runner?: string;
+  /** The end of that process's wait for the run, see `QueuedRun`. */
+  readonly deadline?: number | null | undefined;
 }
 
 /** The spool at a path. */
@@ -47,6 +57,34 @@ export async function spoolFailure(
   failure: SpooledFailure,
 ): Promise<void> {
   await appendLine(spoolFile(path), JSON.stringify(failure), "keep");
+}
+
+/**
+ * Spools a failure that the warehouse did not record. The next load records it
+ * there. Never throws.
+ */
+export async function spoolUnrecorded(
+  { config, log, workerId: runner }: AppContext,
+  { deadline, ...run }: Run & Partial<QueuedRun>,
+  cause: unknown,
+): Promise<void> {
+  const error = asServiceError(cause);
+  const entries = run.tables.map((table) => failedEntry(table, error, 1));
+  const timestamp = timestampOf(new Date());
+  const event = failedEvent(
+    subjectOf({ run_id: run.id, trigger: run.trigger, timestamp }),
+    error.line,
+    entries,
+  );
+  const failure = { run, event, code: error.code, runner, deadline };
+  try {
+    await spoolFailure(config.eventSpoolFile, failure);
+  } catch (reason) {
+    log.error("Cannot record the failure of run {run_id}: {reason}", {
+      run_id: run.id,
+      reason: asServiceError(reason).line,
+    });
+  }
 }
 
 /**
@@ -164,7 +202,7 @@ async function record(
 
 async function insertClosed(
   executor: Executor,
-  { run, event, code, runner }: SpooledFailure,
+  { run, event, code, runner, deadline }: SpooledFailure,
 ): Promise<void> {
   await executor.query(
     `insert into marketing_data_service.run
@@ -188,7 +226,8 @@ async function insertClosed(
   );
   if (row?.state !== "running" && row?.state !== "queued") return;
   if (row.state === "queued" && runner) {
-    await withdrawWish(executor, run.id, runner);
+    const { id } = run;
+    await withdrawWait(executor, { id, deadline: deadline ?? null }, runner);
   }
   // Its process may have committed a table and not have learned of it.
   await endBackends(executor, run.id);
@@ -208,6 +247,11 @@ async function insertClosed(
 }
 
 /** What an event told of its run, for another event of the same run. */
-function subjectOf({ run_id, trigger, timestamp }: FailedEvent) {
+function subjectOf(
+  { run_id, trigger, timestamp }: Pick<
+    FailedEvent,
+    "run_id" | "trigger" | "timestamp"
+  >,
+) {
   return { runId: run_id, trigger, timestamp, sourceSnapshotAt: null };
 }

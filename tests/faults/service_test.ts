@@ -3,8 +3,8 @@ import { startPostgres } from "../../demo/postgres.ts";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { pruneHistory } from "../../src/runs/history.ts";
-import { driveRun } from "../../src/load/load.ts";
-import { enqueueRun } from "../../src/runs/queue.ts";
+import { enqueue } from "../../src/load/load.ts";
+import { Worker } from "../../src/load/worker.ts";
 import { runTick } from "../../src/service/schedule.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
@@ -294,68 +294,60 @@ Deno.test("runs are kept for RUN_RETENTION_DAYS, and longer while their event is
   );
 });
 
+/** Statements of the worker before a run starts, what they wait for, and how the test finds them. */
+const BEFORE_THE_START = {
+  "before the claim": {
+    hold: "lock table marketing_data_service.run in access exclusive mode",
+    waiting: "order by seq",
+  },
+  "while it claims": {
+    hold: "select from marketing_data_service.run for update",
+    waiting: "set state = 'running'",
+  },
+};
+
 Deno.test("a load that is stopped before its run begins does not begin", async (t) => {
   await using db = await loadedDatabases(SMALL);
   await using service = serviceOf(db);
-  const stop = new ServiceError("draining", "The service is shutting down");
+  const reason = new ServiceError("draining", "The service is shutting down");
 
-  for (const waits of [5, Infinity]) {
-    const expected = waits === Infinity ? "queued" : "interrupted draining";
-    await t.step(`before the claim, ${expected}`, async () => {
-      const scene = await changeSource(db);
-      const controller = new AbortController();
-      const ticket = await enqueueRun(
-        service.warehouse,
-        "http",
-        OPTIONS,
-        waits,
-        service.workerId,
-      );
-      const outcome = await driveRun(service, ticket, {
-        signal: controller.signal,
-        beforeStart: () => Promise.resolve(controller.abort(stop)),
-      }).then((event) => event.status, (error) => error.code);
-      assertEquals(outcome, "draining");
-      assertEquals(await stateOf(db, ticket.runId), expected);
-      await assertSound(db, {
-        contents: [scene.old],
-        mayHaveDeadRun: waits === Infinity,
+  for (const waitSeconds of [5, null]) {
+    const expected = waitSeconds === null ? "queued" : "interrupted draining";
+    for (const [name, { hold, waiting }] of Object.entries(BEFORE_THE_START)) {
+      await t.step(`${name}, ${expected}`, async () => {
+        const scene = await changeSource(db);
+        const stop = new AbortController();
+        const worker = new Worker(service, {
+          observer: {},
+          stop: stop.signal,
+          abort: new AbortController().signal,
+          runsUnattended: true,
+        });
+        const request = { ...OPTIONS, trigger: "http" } as const;
+        const run = await enqueue(service, request, waitSeconds);
+        await using other = db.connect("warehouse");
+        await other.unsafe(`begin; ${hold}`);
+        const outcome = worker.wait(run)
+          .then((event) => event.status, (error) => error.code);
+        await until(async () =>
+          (await db.warehouse.unsafe(
+            `select from pg_stat_activity where wait_event_type = 'Lock'
+               and datname = current_database() and query like $1`,
+            [`%${waiting}%`],
+          )).length > 0
+        );
+        stop.abort(reason);
+        await other.unsafe("commit");
+        assertEquals(await outcome, "draining");
+        await worker.finished;
+        assertEquals(await stateOf(db, run.id), expected);
+        await assertSound(db, {
+          contents: [scene.old],
+          mayHaveDeadRun: waitSeconds === null,
+        });
+        await recover(db);
       });
-      await recover(db);
-    });
-
-    await t.step(`while it claims, ${expected}`, async () => {
-      const scene = await changeSource(db);
-      const controller = new AbortController();
-      const ticket = await enqueueRun(
-        service.warehouse,
-        "http",
-        OPTIONS,
-        waits,
-        service.workerId,
-      );
-      await using other = db.connect("warehouse");
-      await other.unsafe(
-        `begin; select from marketing_data_service.run where id = '${ticket.runId}' for update`,
-      );
-      const driven = driveRun(service, ticket, { signal: controller.signal })
-        .then((event) => event.status, (error) => error.code);
-      await until(async () =>
-        (await db.warehouse.unsafe(
-          `select from pg_stat_activity where wait_event_type = 'Lock'
-             and datname = current_database() and query like '%set state = ''running''%'`,
-        )).length > 0
-      );
-      controller.abort(stop);
-      await other.unsafe("commit");
-      assertEquals(await driven, "draining");
-      assertEquals(await stateOf(db, ticket.runId), expected);
-      await assertSound(db, {
-        contents: [scene.old],
-        mayHaveDeadRun: waits === Infinity,
-      });
-      await recover(db);
-    });
+    }
   }
 });
 

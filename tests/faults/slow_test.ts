@@ -51,7 +51,7 @@ Deno.test("a slow network with buffers does not count as a stall", async () => {
     RETRY_ATTEMPTS: "1",
     LOAD_MODE: "full",
   }, {
-    onProgress(_, { table, phase }) {
+    progress(_, { table, phase }) {
       if (table !== LEAD || phase !== "copy") return;
       network.warehouse.faults = { bytesPerSecond: 6_000 };
     },

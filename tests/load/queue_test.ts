@@ -2,13 +2,15 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { ALL, type Databases, serviceOf } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
+import { proxied } from "../support/phases.ts";
+import { Dispatcher } from "../../src/service/dispatcher.ts";
 import type { Parameter, Row } from "../../src/postgres/sql.ts";
 import { ServiceError } from "../../src/errors.ts";
 import {
+  closeAbandonedRuns,
   enqueueRun,
   type Executor,
-  interruptDeadRuns,
-  type Ticket,
+  type QueuedRun,
   withdrawRun,
 } from "../../src/runs/queue.ts";
 import {
@@ -42,8 +44,8 @@ async function countWaiting(db: Databases): Promise<number> {
   return row!.n;
 }
 
-/** Counts the processes that want the queued run. */
-async function countAskers(db: Databases): Promise<number> {
+/** Counts the processes that wait for the queued run. */
+async function countWaiters(db: Databases): Promise<number> {
   const [row] = await db.warehouse.unsafe(
     `select count(*)::int as n from marketing_data_service.run, jsonb_object_keys(askers)
      where state = 'queued'`,
@@ -304,8 +306,8 @@ Deno.test("a queued run of /load-async stays when its service drains, and the ot
       ...db.environment,
       LOCK_TIMEOUT: "60",
     });
-    // A run of /load-async has no asker. A waiter for the lock may be the other service.
-    await until(async () => await countAskers(db) === 1);
+    // No caller waits for a run of /load-async. The lock may be waited for by the other service.
+    await until(async () => await countWaiters(db) === 1);
     joined.process.kill("SIGTERM");
     const { code, stdout } = await joined.finished;
     assertEquals(code, 143);
@@ -325,28 +327,109 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
   await using service = serviceOf(db);
   const { warehouse } = service;
   const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
-  const { runId } = await enqueueRun(warehouse, "cli", ALL, 60, "one");
-  const joined: Ticket[] = [];
-  // Between taking the wish back and closing the run.
+  const request = { ...ALL, trigger: "cli" } as const;
+  const run = await enqueueRun(warehouse, request, 60, "one");
+  const joined: QueuedRun[] = [];
+  // Between the withdrawal of the wait and the close of the run.
   const slow: Executor = {
     async query<T extends Row>(
       text: string,
       parameters?: readonly Parameter[],
     ): Promise<T[]> {
       if (text.includes("pg_notify")) {
-        joined.push(await enqueueRun(warehouse, "cli", ALL, 60, "two"));
+        joined.push(await enqueueRun(warehouse, request, 60, "two"));
       }
       return await warehouse.query<T>(text, parameters);
     },
   };
-  assertEquals(await withdrawRun(slow, runId, "one", stop), undefined);
-  assertEquals(joined, [{ runId, isCertain: false }]);
+  assertEquals(await withdrawRun(slow, run, "one", stop), undefined);
+  assertEquals(joined.map(({ id }) => id), [run.id]);
   assertEquals((await states(db))[0], "queued 0");
-  const event = await withdrawRun(warehouse, runId, "two", stop);
-  assertEquals(event?.run_id, runId);
+  const event = await withdrawRun(warehouse, joined[0]!, "two", stop);
+  assertEquals(event?.run_id, run.id);
   assertEquals((await states(db))[0], "interrupted terminated 1");
   // Once more, as after a lost answer.
-  assertEquals(await withdrawRun(warehouse, runId, "two", stop), undefined);
+  assertEquals(
+    await withdrawRun(warehouse, joined[0]!, "two", stop),
+    undefined,
+  );
+});
+
+Deno.test("withdrawRun() keeps the run for a later caller of the same process", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db);
+  const { warehouse } = service;
+  const busy = new ServiceError("busy", "another load is running");
+  const request = { ...ALL, trigger: "http" } as const;
+  const first = await enqueueRun(warehouse, request, 60, "one");
+  const later = await enqueueRun(warehouse, request, 60, "one");
+  assertEquals(later.id, first.id);
+  assertEquals(await withdrawRun(warehouse, first, "one", busy), undefined);
+  assertEquals((await states(db))[0], "queued 0");
+  const event = await withdrawRun(warehouse, later, "one", busy);
+  assertEquals(event?.run_id, first.id);
+  assertEquals((await states(db))[0], "failed busy 1");
+});
+
+Deno.test("a withdrawn run that the warehouse cannot record is spooled, and the next load records it", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.load_lock in exclusive mode",
+  );
+  const [started] = await startQueued(db, [2]);
+  const runs = "on marketing_data_service.run";
+  await db.warehouse.unsafe(`revoke update ${runs} from ${db.loader}`);
+  const { code, stdout, stderr } = await started!.finished;
+  assertEquals(code, 75, stderr);
+  assertEquals(JSON.parse(stdout).code, "busy");
+  assertEquals((await states(db))[0], "queued 0");
+  const spool = db.environment.EVENT_SPOOL_FILE!;
+  const lines = (await Deno.readTextFile(spool)).trimEnd().split("\n");
+  assertEquals(lines.length, 1);
+  const { run, event } = JSON.parse(lines[0]!);
+  const [row] = await db.warehouse.unsafe(
+    "select id from marketing_data_service.run where state = 'queued'",
+  );
+  assertEquals([run.id, event.run_id], [row!.id, row!.id]);
+  await db.warehouse.unsafe(`grant update ${runs} to ${db.loader}`);
+  await other.unsafe("rollback");
+  // Of another kind, so that it does not join the run.
+  const next = startProgram(["load", "--mode", "full"], db.environment);
+  assertEquals((await next.finished).code, 0);
+  assertEquals((await states(db)).slice(0, 2), [
+    "succeeded 1",
+    "failed busy 1",
+  ]);
+  assertEquals(await Deno.readTextFile(spool), "");
+});
+
+Deno.test("load runs its own run, and leaves a queued run of /load-async to a service", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db);
+  const request = { ...ALL, mode: "full", trigger: "http" } as const;
+  const run = await enqueueRun(service.warehouse, request, null, "a service");
+  const { code, stderr } = await startProgram(["load"], db.environment)
+    .finished;
+  assertEquals(code, 0, stderr);
+  assertEquals(await states(db), ["succeeded 1", "queued 0", "succeeded 1"]);
+  await using server = await startServer(db);
+  await until(async () =>
+    (await server.json(`/runs/${run.id}`)).body.status === "succeeded"
+  );
+});
+
+Deno.test("a request is not refused as busy while the lock is free, however slow the network is", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using network = proxied(db, {
+    warehouse: { latencyMilliseconds: 60 },
+  });
+  await using service = serviceOf({ ...db, environment: network.environment }, {
+    LOCK_TIMEOUT: "0.1",
+  });
+  const dispatcher = new Dispatcher(service);
+  assertEquals((await dispatcher.load("http", ALL)).status, "success");
+  await dispatcher.drain(5);
 });
 
 Deno.test("a wait with a lost connection ends at its deadline", async () => {
@@ -356,13 +439,13 @@ Deno.test("a wait with a lost connection ends at its deadline", async () => {
     "begin; lock table marketing_data_service.load_lock in exclusive mode",
   );
   const [started] = await startQueued(db, [6]);
-  const [wish] = await db.warehouse.unsafe(
+  const [queued] = await db.warehouse.unsafe(
     "select wait_until::text as until from marketing_data_service.run where state = 'queued'",
   );
   const isPast = (interval: string) => async () => {
     const [row] = await db.warehouse.unsafe(
       `select clock_timestamp() > '${
-        wish!.until
+        queued!.until
       }'::timestamptz + interval '${interval}' as past`,
     );
     return row!.past as boolean;
@@ -394,7 +477,7 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
        ('${ids.awaited}', 'http', '{closed_deal}', 'auto', false, false, clock_timestamp() + interval '1 min'),
        ('${ids.certain}', 'schedule', '{closed_deal}', 'full', false, false, 'infinity')`,
   );
-  // Migrates, joins the run that another one waits for, and takes its wish back.
+  // Migrates, joins the run that another process waits for, and withdraws.
   {
     await using _ = await holdTable(db);
     const running = await startRunning(db);
@@ -419,7 +502,14 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
   await using service = serviceOf(db);
   await using _server = await startServer(db);
   await until(async () => await stateOf(ids.certain) === "succeeded");
-  assertEquals(await interruptDeadRuns(service.warehouse), []);
+  assertEquals(
+    await closeAbandonedRuns(
+      service.warehouse,
+      service.log,
+      "queued and running",
+    ),
+    [],
+  );
   await db.warehouse.unsafe(
     `update marketing_data_service.run set wait_until = clock_timestamp() - interval '1 min' where id = '${ids.awaited}'`,
   );

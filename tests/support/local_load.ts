@@ -10,7 +10,7 @@ import { delay } from "@std/async/delay";
 import { Pool } from "../../src/postgres/pool.ts";
 import { asServiceError, ERRORS, type ServiceError } from "../../src/errors.ts";
 import type { LoadEvent, Trigger } from "../../src/runs/event.ts";
-import { load, type LoadHooks } from "../../src/load/load.ts";
+import { load, type LoadOptions } from "../../src/load/load.ts";
 import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import type { RunOptions } from "../../src/runs/queue.ts";
@@ -42,7 +42,7 @@ export interface LocalLoad {
 export function startLoad(
   db: Pick<Databases, "environment">,
   changes: Readonly<Record<string, string>> = {},
-  hooks: Omit<LoadHooks, "signal"> & {
+  hooks: Omit<LoadOptions, "signal"> & {
     readonly options?: Partial<RunOptions>;
     readonly trigger?: Trigger;
   } = {},
@@ -132,7 +132,7 @@ export async function pauseLoad(
   const network = proxied(db);
   const reached = Promise.withResolvers<string>();
   const running = startLoad({ environment: network.environment }, changes, {
-    onProgress(runId, progress) {
+    progress(runId, progress) {
       if (progress.table !== table || progress.phase !== phase) return;
       if (hasPaused) return;
       hasPaused = true;

@@ -70,7 +70,7 @@ export const loadCommand: Command = {
     try {
       const event = await load(app, "cli", options, {
         signal: context.signal,
-        onProgress: (_, p) => progress.update(p),
+        progress: (_, p) => progress.update(p),
       });
       progress.stop();
       return reportEvent(context, event);
