@@ -1,10 +1,9 @@
 /**
- * Runs the tests: starts the servers that they need, hands their addresses
- * over, and stops them whatever happens. Arguments go to `deno test`.
- *
- * With `TEST_DATABASE_URL` set, that server is used and none is started.
- * Otherwise all tests run on the embedded server, and those in `tests/load/`
- * once more on an installed PostgreSQL of another version, where there is one.
+ * Runs the tests. Starts the servers that they need, passes their addresses, and
+ * stops them in every case. Arguments go to `deno test`. With `TEST_DATABASE_URL`,
+ * the tests use that server. Otherwise all tests run on the embedded server. Those
+ * in `tests/load/` also run on an installed PostgreSQL of another version, if there
+ * is one.
  *
  * @module
  */
@@ -65,7 +64,7 @@ interface Result {
   readonly ignored: number;
 }
 
-/** Runs `deno test`, showing its output and reading its closing line. */
+/** Runs `deno test`, prints its output, and reads its last line. */
 async function runTests(
   label: string,
   url: string,
@@ -78,14 +77,14 @@ async function runTests(
       "--parallel",
       "--no-check",
       "--lock=dev.lock",
-      // Less will not do: what a crash leaves behind is looked up in /proc.
+      // The tests need all permissions: they look in /proc for the remains of a crash.
       "--allow-all",
       ...(words.length > 0 ? words : ["src/", "tests/"]),
     ],
     env: {
       TEST_DATABASE_URL: url,
       NO_COLOR: "1",
-      // Faults are mostly waited for: two files a processor keep it busy.
+      // Tests of faults mostly wait, so two files per processor keep it busy.
       DENO_JOBS: Deno.env.get("DENO_JOBS") ??
         String(2 * navigator.hardwareConcurrency),
     },

@@ -1,6 +1,5 @@
 /**
- * A real browser for the tests: an installed one, or the one that a package
- * carries.
+ * A browser for the tests: an installed one, or the one in a package.
  *
  * @module
  */
@@ -16,17 +15,17 @@ const INSTALLED = [
   "google-chrome-stable",
 ];
 
-/** The package that carries a browser; not in the import map, as only few machines need its 70 MB. */
+/** The package with a browser. It is not in the import map, because few machines need its 70 MB. */
 const CARRIER = "npm:@sparticuz/chromium@153.0.0";
 
-/** Path of the browser that the tests use, or `undefined` where there is none. */
+/** Path of the browser for the tests, or `undefined` without one. */
 const PATH = Deno.env.get("BROWSER_TESTS") === "skip"
   ? undefined
   : await findBrowser();
 
 /**
- * Registers a test that needs a browser. Where there is none, the test is
- * skipped, and its name says how to get one.
+ * Registers a test that needs a browser. Without one, the test is skipped, and its
+ * name contains the remedy.
  */
 export function browserTest(
   name: string,
@@ -43,8 +42,8 @@ export function browserTest(
 export async function startBrowser(): Promise<Browser & AsyncDisposable> {
   const browser = await chromium.launch({
     executablePath: PATH!,
-    // It opens our own pages only, and its sandbox is not to be had by root and
-    // in many containers, which have a small /dev/shm as well.
+    // The browser opens only pages of the service. Its sandbox does not work for root
+    // and in many containers, which also have a small /dev/shm.
     args: [
       "--no-sandbox",
       "--disable-dev-shm-usage",
@@ -65,9 +64,12 @@ async function findBrowser(): Promise<string | undefined> {
   return paths.find((path) => existsSync(path)) ?? await unpackCarried();
 }
 
-/** Unpacks the carried browser in a process with no lock file: the project's does not list the package. */
+/**
+ * Unpacks the browser in a process without a lock file, because the lock file of the
+ * project does not list the package.
+ */
 async function unpackCarried(): Promise<string | undefined> {
-  // Test files run side by side, and one at a time unpacks.
+  // Test files run in parallel, but only one may unpack at a time.
   using lock = await Deno.open(
     join(tmpdir(), `marketing-data-service-browser-${Deno.uid()}.lock`),
     { create: true, write: true },

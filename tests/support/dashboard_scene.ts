@@ -1,5 +1,5 @@
 /**
- * A service with its databases and a browser that looks at it.
+ * A service with its databases, and a browser on its pages.
  *
  * @module
  */
@@ -10,18 +10,18 @@ import { createDatabases, type Databases } from "./databases.ts";
 import { type Server, startServer } from "./server.ts";
 import { startBrowser } from "./browser.ts";
 
-/** Where screenshots are kept. */
+/** Folder of the screenshots. */
 const RESULTS = new URL("../../test-results/", import.meta.url);
 
 /** Everything that a test of the dashboard needs. */
 export interface Scene extends AsyncDisposable {
   readonly db: Databases;
   readonly server: Server;
-  /** A page of a fresh browser profile, which fails the test if its script does. */
+  /** A page of a fresh browser profile. An error in its script fails the test. */
   open(options?: BrowserContextOptions): Promise<Page>;
 }
 
-/** Sets the scene; everything is gone with it. */
+/** Creates the scene. Disposing of it removes everything. */
 export async function setScene(
   variables: Readonly<Record<string, string>> = {},
   rows = { deals: 842, leads: 8000 },
@@ -64,7 +64,7 @@ export async function setScene(
   };
 }
 
-/** Keeps a picture of the page among the results of the build. */
+/** Saves a screenshot of the page among the results of the build. */
 export async function keepPicture(page: Page, name: string): Promise<void> {
   await page.screenshot({
     path: new URL(`dashboard-${name}.png`, RESULTS).pathname,
@@ -72,9 +72,9 @@ export async function keepPicture(page: Page, name: string): Promise<void> {
   });
 }
 
-/** Fails when axe-core finds anything wrong with the page for whom it is hard to see or to point. */
+/** Fails when axe-core finds an accessibility problem on the page. */
 export async function assertAccessible(page: Page): Promise<void> {
-  // As a debugger does: the page's policy lets no foreign script in.
+  // Injects the script like a debugger, because the policy of the page blocks foreign scripts.
   await page.evaluate(axe.source);
   const found = await page.evaluate(async () => {
     // deno-lint-ignore no-explicit-any -- a global of the page
@@ -98,7 +98,7 @@ export async function assertFits(page: Page): Promise<void> {
   assertEquals(content, window, `${page.url()} scrolls sideways`);
 }
 
-/** Notes what on the page is moved about, and how far, from its loading on. */
+/** Records the layout shifts of the page from its load on. */
 export async function watchShifts(
   page: Page,
 ): Promise<() => Promise<readonly string[]>> {

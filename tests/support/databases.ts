@@ -1,6 +1,5 @@
 /**
- * A pair of databases for one test, source and warehouse, with roles that may
- * do no more than the service needs; dropped afterwards.
+ * Source and warehouse of one test, with minimal roles. Both are dropped afterwards.
  *
  * @module
  */
@@ -23,35 +22,38 @@ import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 /** A connection as the server's superuser. */
 export type Sql = ReturnType<typeof postgres>;
 
-/** Both databases of a test, and how the program reaches them. */
+/** Both databases of a test, and the variables for the program. */
 export interface Databases extends AsyncDisposable {
   readonly source: Sql;
   readonly warehouse: Sql;
-  /** A client with one connection, for a transaction of the test's own. */
+  /** A client with one connection, for a separate transaction of the test. */
   connect(side: "source" | "warehouse"): Sql & AsyncDisposable;
   /** Variables for the program under test. */
   readonly environment: Readonly<Record<string, string>>;
-  /** The roles that the program logs in with; unique on the server. */
+  /** The roles of the program. Their names are unique on the server. */
   readonly reader: string;
   readonly loader: string;
 }
 
-/** What to make besides empty databases. */
+/** Contents of the databases. */
 export interface DatabasesOptions {
-  /** Fill the source tables with this many rows of sample data. Default: the tables are empty. */
+  /** Numbers of rows of sample data in the source tables. By default, the tables are empty. */
   readonly rows?: { readonly deals: number; readonly leads: number };
-  /** Leave out the source tables. */
+  /** Whether the source tables are omitted. */
   readonly withoutTables?: boolean;
-  /** Follows on the names of databases and roles. */
+  /** Suffix of the names of databases and roles. */
   readonly suffix?: string;
-  /** Addresses of servers of the test's own, as their superuser. */
+  /** Addresses of separate servers, for their superuser. */
   readonly servers?: { readonly source: string; readonly warehouse: string };
 }
 
-/** Password of every role that a test makes; no output may ever hold it. */
+/** Password of every role of a test. No output may contain it. */
 export const PASSWORD = "s3cret-Pässwort'\"\\%&=";
 
-/** Address of a server as its superuser, of `TEST_DATABASE_URL` and, for the warehouse, `TEST_WAREHOUSE_URL`. */
+/**
+ * Returns the address of a server for its superuser, from `TEST_DATABASE_URL` or,
+ * for the warehouse, `TEST_WAREHOUSE_URL`.
+ */
 function serverUrl(side: "source" | "warehouse"): URL {
   const url = (side === "warehouse" && Deno.env.get("TEST_WAREHOUSE_URL")) ||
     Deno.env.get("TEST_DATABASE_URL");
@@ -78,7 +80,7 @@ export function connectAs(url: URL, database: string, max = 3): Sql {
   });
 }
 
-/** Makes the databases, the roles and the source tables. */
+/** Creates the databases, the roles and the source tables. */
 export async function createDatabases(
   options: DatabasesOptions = {},
 ): Promise<Databases> {
@@ -145,7 +147,7 @@ export async function createDatabases(
       RETRY_DELAY: "0.05",
       LOCK_TIMEOUT: "5",
       LOG_LEVEL: "INFO",
-      // Of its own: another test's failures are none of this one's.
+      // A separate spool: a test must not record the failures of another one.
       EVENT_SPOOL_FILE: spool,
     },
     async [Symbol.asyncDispose]() {
@@ -188,7 +190,7 @@ function databaseVariables(
   };
 }
 
-/** What a plain `load` asks for. */
+/** The options of a plain `load`. */
 export const ALL: RunOptions = {
   tables: namesOf(MARKETING_TABLES),
   mode: "auto",
@@ -196,7 +198,7 @@ export const ALL: RunOptions = {
   recreate: false,
 };
 
-/** The parsed configuration of the databases, with changes. */
+/** Returns the parsed configuration of the databases, with changes. */
 export function configOf(
   databases: Databases,
   changes: Environment = {},
@@ -207,7 +209,7 @@ export function configOf(
   );
 }
 
-/** The service as `cli.ts` wires it, for tests that call the loader in their own process. */
+/** Returns the context as `cli.ts` creates it, for loads in the process of the test. */
 export function serviceOf(
   databases: Databases,
   changes: Environment = {},

@@ -1,13 +1,13 @@
 /**
- * Programs that some tests need beside Deno and the embedded PostgreSQL, with
- * the Debian package of each. Run as a script, it prints the missing packages.
+ * Programs that some tests need in addition to Deno and the embedded PostgreSQL,
+ * with their Debian packages. As a script, it prints the missing packages.
  *
  * @module
  */
 import { findInstalledPostgres } from "../../demo/postgres.ts";
 import { skip } from "./measure.ts";
 
-/** Folders that Debian keeps out of the PATH of users. */
+/** Folders that are not in the PATH of users on Debian. */
 const SYSTEM_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 const LIBRARIES = `/usr/lib/${Deno.build.arch}-linux-gnu`;
@@ -33,12 +33,12 @@ const DEBIAN_PACKAGES = {
 /** A program that some tests need. */
 export type Program = Exclude<keyof typeof DEBIAN_PACKAGES, number>;
 
-/** Path of the library that changes what a process reads from the clock. */
+/** Path of the library that changes the clock of a process. */
 export const FAKETIME = `${LIBRARIES}/faketime/libfaketime.so.1`;
 
-/** Returns the path of a program, or undefined where it is not installed. */
+/** Returns the path of a program, or `undefined` when it is not installed. */
 export function findProgram(name: string): string | undefined {
-  // Other systems have a program of this name that takes other options.
+  // On other systems, a program of this name has other options.
   if (name === "script" && Deno.build.os !== "linux") return undefined;
   const folders = [
     ...(Deno.env.get("PATH") ?? "").split(":").filter(Boolean),
@@ -54,7 +54,7 @@ export function findProgram(name: string): string | undefined {
     });
 }
 
-/** Returns the remedy for the missing ones of these programs, or undefined where all are installed. */
+/** Returns the remedy for missing programs, or `undefined` when all are installed. */
 export function missing(programs: readonly Program[]): string | undefined {
   const packages = packagesOf(programs);
   if (packages.length === 0) return undefined;
@@ -62,7 +62,10 @@ export function missing(programs: readonly Program[]): string | undefined {
   return `install the Debian ${noun} ${packages.join(" ")}`;
 }
 
-/** Returns the remedy for the missing programs of a shell command, or undefined where all are installed. */
+/**
+ * Returns the remedy for the missing programs of a shell command, or `undefined`
+ * when all are installed.
+ */
 export function missingOf(command: string): string | undefined {
   const words = command.split(/[^\w-]+/);
   return missing(
@@ -71,7 +74,10 @@ export function missingOf(command: string): string | undefined {
   );
 }
 
-/** Registers a test that needs programs. It is ignored, with the reason in its name, where one is missing. */
+/**
+ * Registers a test that needs programs. Without one of them, the test is ignored,
+ * and its name contains the reason.
+ */
 export function testWith(
   programs: readonly Program[],
   name: string,

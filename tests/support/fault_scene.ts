@@ -1,5 +1,6 @@
 /**
- * The scene of most cases: both tables loaded once, then changed in the source.
+ * The scene of most tests: both tables are loaded once, and then change in the
+ * source.
  *
  * @module
  */
@@ -20,7 +21,7 @@ import {
   targetContent,
 } from "./soundness.ts";
 
-/** What the targets hold before the case, and what they have to hold after a load. */
+/** The contents of the targets before the fault, and the expected contents after a load. */
 export interface Scene {
   readonly old: Content;
   readonly new: Content;
@@ -39,7 +40,7 @@ export async function loadedDatabases(
 
 let changes = 0;
 
-/** Changes some rows of both source tables, so that the next load has something to do. */
+/** Changes some rows of both source tables, so that the next load copies rows. */
 export async function changeSource(db: Databases): Promise<Scene> {
   const mark = `change ${++changes}`;
   await db.source.unsafe(
@@ -55,7 +56,7 @@ export async function changeSource(db: Databases): Promise<Scene> {
   return { old: await targetContent(db), new: await sourceContent(db) };
 }
 
-/** Loads with nothing in the way, and sees to it that all is well afterwards; returns the seconds it took. */
+/** Loads without a fault and checks the result. Returns the duration in seconds. */
 export async function recover(db: Databases): Promise<number> {
   const started = performance.now();
   const { code, stderr } = await runProgram(["load"], db.environment);
@@ -65,14 +66,14 @@ export async function recover(db: Databases): Promise<number> {
   return seconds;
 }
 
-/** The same by a load in this process, where many cases follow one another. */
+/** Loads without a fault in this process, for long series of tests. Checks the result. */
 export async function recoverHere(db: Databases): Promise<void> {
   const { event, error, log } = await loadHere(db);
   assertEquals(event?.status, "success", error?.line ?? log);
   await assertSound(db, { contents: [await sourceContent(db)] });
 }
 
-/** A fault that was made, and the load that met it. */
+/** A fault, and the load during which it occurred. */
 export interface Met extends Omit<ChangeHint, "contents"> {
   /** Heading and line of the table in `docs/reliability.md`. */
   readonly group: string;
@@ -82,9 +83,9 @@ export interface Met extends Omit<ChangeHint, "contents"> {
 }
 
 /**
- * Asks the questions after a fault: targets wholly old or wholly new, nothing
- * left behind, one end and one event per run; and then that the next load is
- * whole. What was seen is kept for the docs.
+ * Checks the state after a fault: targets are all old or all new, nothing remains,
+ * and each run has one end and one event. Then checks that the next load succeeds.
+ * Saves the results for the docs.
  */
 export async function settle(db: Databases, met: Met): Promise<void> {
   const { scene, group, fault, outcome, ...expectation } = met;
@@ -111,7 +112,7 @@ export function newTables(now: Content, scene: Scene): string[] {
   return Object.keys(now).filter((table) => now[table] === scene.new[table]);
 }
 
-/** `old`, `new`, or which table is which. */
+/** Returns `old`, `new`, or the state of each table. */
 function sayContent(now: Content, scene: Scene): string {
   const states = Object.keys(now).map((table) =>
     now[table] === scene.new[table] ? "new" : "old"

@@ -28,7 +28,7 @@ if (import.meta.main) {
   );
 }
 
-/** One table a group, in the order of the groups' names and of the cases. */
+/** Returns one table per group, sorted by the name of the group. */
 function tables(measurements: readonly Measurement[]): string {
   const groups = Map.groupBy(measurements, ({ group }) => group);
   return [...groups].toSorted(([a], [b]) => a.localeCompare(b))

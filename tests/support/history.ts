@@ -1,11 +1,11 @@
-/** A history of many runs, written into the warehouse in one go. */
+/** Writes a long history of runs into the warehouse. */
 import type { Databases } from "./databases.ts";
 
 /**
- * Writes `runs` finished runs up to now, in the shape in which the service
- * writes them: mostly a few changed rows or none, the oldest in full, every
- * 17th failed and every 101st interrupted. They are six hours apart, or less
- * where they would be too old to be kept.
+ * Writes finished runs as the service does. Most runs changed a few rows or none.
+ * The oldest one is full, every 17th one failed, and every 101st one was
+ * interrupted. They are at most six hours apart, so that none is older than the
+ * retention.
  */
 export async function writeHistory(
   { warehouse }: Databases,

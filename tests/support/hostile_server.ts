@@ -1,11 +1,11 @@
 /**
- * A server on loopback that speaks PostgreSQL's protocol as badly as a test
- * wants: real TCP, its own bytes.
+ * A server on loopback that violates PostgreSQL's protocol as a test requires. It
+ * uses real TCP connections.
  *
  * @module
  */
 
-/** A message as a server sends it: type, length, body. */
+/** Returns a message of the server: type, length, body. */
 export function message(
   type: string,
   body: Uint8Array | string = "",
@@ -34,7 +34,7 @@ export function authentication(
 export const READY = message("Z", "I");
 export const SASL = authentication(10, "SCRAM-SHA-256\0\0");
 
-/** What a server with `trust` sends before the first statement. */
+/** The bytes that a server with `trust` sends before the first statement. */
 export const GREETING = join(
   authentication(0),
   message("S", "server_version\x0018.0\0"),
@@ -69,15 +69,15 @@ export function encode(text: string): Uint8Array {
 
 /** A connection to the hostile server. */
 export interface HostileConnection {
-  /** Waits for the next bytes of the client; throws once it is gone. */
+  /** Waits for the next bytes of the client. Throws when the client has closed the connection. */
   read(): Promise<Uint8Array>;
   write(bytes: Uint8Array): Promise<void>;
 }
 
-/** Answers one connection. Returning closes it; so does an error, such as of a client that is gone. */
+/** Answers one connection. Its return or an error closes the connection. */
 export type Misbehavior = (connection: HostileConnection) => Promise<void>;
 
-/** Answers the request for TLS, if there is one, with no. Returns the start-up packet. */
+/** Refuses a request for TLS. Returns the start-up packet. */
 export async function refuseTls(
   connection: HostileConnection,
 ): Promise<Uint8Array> {
@@ -102,7 +102,7 @@ export class HostileServer implements AsyncDisposable {
   readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   readonly #open = new Set<Deno.Conn>();
   readonly #misbehavior: Misbehavior;
-  /** All bytes that clients have sent. */
+  /** All bytes from clients. */
   received = "";
 
   constructor(misbehavior: Misbehavior) {
@@ -135,7 +135,7 @@ export class HostileServer implements AsyncDisposable {
         write: (bytes) => writeAll(connection, bytes),
       });
     } catch {
-      // The client is gone.
+      // The client has closed the connection.
     }
     if (this.#open.delete(connection)) connection.close();
   }

@@ -1,7 +1,6 @@
 /**
- * A load in the test's own process. It can be met in the very moment in which
- * a phase begins: the network stands still from then on, until the fault is
- * made and the load goes on.
+ * A load in the process of the test. A test can pause it at the beginning of a
+ * phase. The network then stands still until the test has caused a fault.
  *
  * @module
  */
@@ -21,24 +20,24 @@ import { configOf, type Databases, PASSWORD } from "./databases.ts";
 import type { Finished } from "./program.ts";
 import { proxied, type Proxies } from "./phases.ts";
 
-/** How a load ended: with its event, or with an error where no run came to be. */
+/** The end of a load: its event, or an error when there is no run. */
 export interface Outcome {
   readonly event?: LoadEvent;
   readonly error?: ServiceError;
-  /** What the load logged. */
+  /** The log of the load. */
   readonly log: string;
-  /** Moments of what was logged, by `performance.now()`. */
+  /** The times of the log records, by `performance.now()`. */
   readonly logged: readonly { readonly line: string; readonly at: number }[];
 }
 
-/** A load that is under way. */
+/** A running load. */
 export interface LocalLoad {
   readonly outcome: Promise<Outcome>;
-  /** Asks it to stop, as SIGTERM does. */
+  /** Stops the load, as SIGTERM does. */
   readonly abort: (reason: ServiceError) => void;
 }
 
-/** Starts a load with everything of its own, as a process would have it. */
+/** Starts a load with a separate context, like that of a process. */
 export function startLoad(
   db: Pick<Databases, "environment">,
   changes: Readonly<Record<string, string>> = {},
@@ -105,23 +104,23 @@ export function loadHere(
   return startLoad(db, changes).outcome;
 }
 
-/** A load that stands still. */
+/** A paused load. */
 export interface PausedLoad extends LocalLoad, AsyncDisposable {
   readonly runId: string;
   readonly network: Proxies;
-  /** Lets the network move again. */
+  /** Resumes the network. */
   resume(): void;
 }
 
-/** Where a load is met. */
+/** The point at which a load is paused. */
 export interface Moment {
   readonly table: string;
   readonly phase: Phase;
 }
 
 /**
- * Starts a load and stops it where the phase begins: what it asks from then on
- * does not reach the servers, nor does an answer reach it.
+ * Starts a load and pauses it at the beginning of the phase. From then on, neither
+ * its requests nor the answers of the servers arrive.
  */
 export async function pauseLoad(
   db: Databases,
@@ -170,13 +169,13 @@ export async function pauseLoad(
   };
 }
 
-/** Exit code that the command line ends with after this outcome. */
+/** Returns the exit code of the command line for this outcome. */
 export function exitOf({ event, error }: Outcome): number {
   const code = error?.code ?? codeOf(event!);
   return code === undefined ? 0 : ERRORS[code].exit;
 }
 
-/** Code of the first table that failed by itself; `undefined` after a success. */
+/** Returns the code of the first table that failed by itself, or `undefined` after a success. */
 export function codeOf(event: LoadEvent) {
   if (event.status === "success") return undefined;
   const codes = event.details.results.flatMap((r) =>
@@ -185,7 +184,7 @@ export function codeOf(event: LoadEvent) {
   return codes.find((code) => code !== "rolled_back") ?? codes[0]!;
 }
 
-/** Exit and error code of an outcome, as the table in the docs has it. */
+/** Returns the exit and error code of an outcome, as the table in the docs shows them. */
 export function sayOutcome(outcome: Outcome | Finished): string {
   if ("stdout" in outcome) {
     const [line] = outcome.stdout.split("\n");
@@ -198,7 +197,7 @@ export function sayOutcome(outcome: Outcome | Finished): string {
   return [`exit ${exitOf(outcome)}`, code].filter(Boolean).join(", ");
 }
 
-/** Polls a condition until it holds or the load has ended. */
+/** Polls a condition until it is true or the load has ended. */
 export async function duringLoad(
   running: LocalLoad,
   condition: () => Promise<boolean>,

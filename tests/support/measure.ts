@@ -1,24 +1,24 @@
 /**
- * What a case showed, for the table in `docs/reliability.md`: lines of JSON in
- * the file that FAULTS_MEASURE names, where it names one.
+ * Saves the results of the fault tests for `docs/reliability.md`, as lines of JSON
+ * in the file that FAULTS_MEASURE names.
  *
  * @module
  */
 
-/** One case, as it went. */
+/** The result of one test. */
 export interface Measurement {
   /** Heading in the table. */
   readonly group: string;
   readonly fault: string;
-  /** What the targets held after the fault: `old`, `new`, or which of them is which. */
+  /** The contents of the targets after the fault: `old`, `new`, or the state of each. */
   readonly holds: string;
-  /** How the load that met the fault ended: exit code and error code. */
+  /** The end of the load with the fault: exit code and error code. */
   readonly sees: string;
-  /** Seconds of the next load, process start to exit. */
+  /** Seconds of the next load, from process start to exit. */
   readonly recoverySeconds: number;
 }
 
-/** Keeps a measurement. */
+/** Saves a measurement. */
 export function measure(measurement: Measurement): void {
   const path = Deno.env.get("FAULTS_MEASURE");
   if (!path) return;
@@ -27,7 +27,7 @@ export function measure(measurement: Measurement): void {
   });
 }
 
-/** Says on standard error that a case is left out, and why. */
+/** Reports a skipped test and the reason on standard error. */
 export function skip(what: string, why: string): void {
   Deno.stderr.writeSync(new TextEncoder().encode(`SKIPPED: ${what}: ${why}\n`));
 }

@@ -1,6 +1,6 @@
 /**
- * A run of the program that can be met in a phase: it goes through proxies,
- * whose latency makes every phase last, and says on stderr where it is.
+ * A process of the program whose phases a test can observe. It connects through
+ * proxies whose latency prolongs every phase, and logs each phase.
  *
  * @module
  */
@@ -9,11 +9,11 @@ import { type Finished, spawnProgram } from "./program.ts";
 import { type Faults, Proxy } from "./proxy.ts";
 import { until } from "./soundness.ts";
 
-/** Both servers behind proxies. */
+/** Both servers, behind proxies. */
 export interface Proxies extends AsyncDisposable {
   readonly source: Proxy;
   readonly warehouse: Proxy;
-  /** The databases' variables with the proxies' ports. */
+  /** The variables of the databases, with the ports of the proxies. */
   readonly environment: Readonly<Record<string, string>>;
 }
 
@@ -46,10 +46,10 @@ export function proxied(
   };
 }
 
-/** A process of the program whose output can be watched while it runs. */
+/** A process of the program whose output can be read while it runs. */
 export interface Watched {
   readonly finished: Promise<Finished>;
-  /** What it has written so far. */
+  /** The output so far. */
   stdout(): string;
   stderr(): string;
   /** Waits for this text on stderr. */
@@ -100,7 +100,7 @@ export function watchProgram(
   };
 }
 
-/** Sends the signal again and again until the program has ended. */
+/** Repeats the signal until the program has ended. */
 export async function killUntilEnded(
   { finished, kill }: Pick<Watched, "finished" | "kill">,
   signal: Deno.Signal,

@@ -1,29 +1,28 @@
 /**
- * Runs the program as its users do: as a process of its own, with exactly the
- * permissions of its task.
+ * Runs the program in a separate process, with the permissions of its task.
  *
  * @module
  */
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** What a process printed and how it ended. */
+/** The output of a process and its exit code. */
 export interface Finished {
   readonly code: number;
   readonly stdout: string;
   readonly stderr: string;
 }
 
-/** A process of the program that has been started. */
+/** A started process of the program. */
 export interface Started {
   readonly process: Deno.ChildProcess;
   readonly finished: Promise<Finished>;
 }
 
-/** A compiled program to test in place of the sources. */
+/** A compiled program to test instead of the sources. */
 const BINARY = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
 
-/** Where a compiled program starts when a test names no folder: it needs nothing of ours. */
+/** Working folder of a compiled program, outside of the project. */
 const EMPTY_FOLDER = BINARY ? Deno.makeTempDirSync() : undefined;
 if (EMPTY_FOLDER) {
   addEventListener("unload", () => {
@@ -31,17 +30,17 @@ if (EMPTY_FOLDER) {
   });
 }
 
-/** The command that starts the program: a compiled binary when one is named, else the task's. */
+/** Returns the command that starts the program: the compiled binary or that of the task. */
 function programCommand(): string[] {
   return BINARY ? [BINARY] : [Deno.execPath(), ...taskArguments()];
 }
 
-/** The words of the task `cli` after `deno`. */
+/** The arguments of the task `cli` after `deno`. */
 function taskArguments(): string[] {
   const { tasks } = JSON.parse(
     Deno.readTextFileSync(new URL("deno.json", ROOT)),
   );
-  // The permission set is looked for from the working folder, which is the test's.
+  // Deno looks for the permission set from the working folder, which is that of the test.
   const config = new URL("deno.json", ROOT).pathname;
   const [, run, ...others] = (tasks.cli.command as string).split(" ");
   return [
@@ -53,7 +52,7 @@ function taskArguments(): string[] {
   ];
 }
 
-/** Starts the program with the given variables and none besides. */
+/** Starts the program with only the given variables. */
 export function startProgram(
   words: readonly string[],
   environment: Readonly<Record<string, string>> = {},
@@ -79,7 +78,7 @@ export function withDescriptorLimit(limit: number): typeof startProgram {
   };
 }
 
-/** The same, with the output left to the caller to read. */
+/** Starts the program like `startProgram`. The caller reads the output. */
 export function spawnProgram(
   words: readonly string[],
   environment: Readonly<Record<string, string>>,
@@ -92,7 +91,7 @@ export function spawnProgram(
   );
 }
 
-/** What Deno needs of the environment to find its cache; a compiled program gets nothing. */
+/** The variables that Deno needs to find its cache. A compiled program gets none. */
 function inheritedVariables(): Record<string, string> {
   return Object.fromEntries(
     (BINARY ? [] : ["HOME", "PATH", "DENO_DIR", "TMPDIR"]).flatMap((name) => {
@@ -111,7 +110,7 @@ export async function runTask(
   return await finish(spawnPiped(line, environment));
 }
 
-/** Starts a command with nothing but these variables and what any program needs. */
+/** Starts a command with only these variables and those that any program needs. */
 function spawnPiped(
   [command, ...args]: readonly string[],
   environment: Readonly<Record<string, string>>,
@@ -128,7 +127,7 @@ function spawnPiped(
   }).spawn();
 }
 
-/** Runs the program to its end with its outputs redirected as the shell does it. */
+/** Runs the program to its end. A shell redirects its output. */
 export async function runRedirected(
   words: readonly string[],
   redirection: string,
@@ -143,7 +142,7 @@ export async function runRedirected(
   );
 }
 
-/** The program on a terminal of its own, of so many columns; both outputs are its screen. */
+/** Returns the program on a terminal with this number of columns. Both outputs go to the screen. */
 export function terminalCommand(
   words: string,
   width: number,
@@ -160,7 +159,7 @@ export function terminalCommand(
   });
 }
 
-/** Starts a task as a user does on a terminal, whose keyboard is the process's standard input. */
+/** Starts a task on a terminal. The keyboard is the standard input of the process. */
 export function startTaskOnTerminal(
   task: string,
   environment: Readonly<Record<string, string>>,
@@ -195,7 +194,7 @@ export function runProgram(
   return startProgram(words, environment).finished;
 }
 
-/** Runs the program where no file may grow beyond this size; its log goes to a file where one is named. */
+/** Runs the program with a limit of the file size. Its log goes to the file if one is named. */
 export async function runWithFileLimit(
   bytes: number,
   words: readonly string[],
@@ -207,7 +206,7 @@ export async function runWithFileLimit(
       "-c",
       'ulimit -f "$1"; log=$2; shift 2; exec "$@" 2>>"$log"',
       "sh",
-      // POSIX has it in blocks.
+      // POSIX counts the limit in blocks.
       String(bytes / 512),
       logFile,
       ...programCommand(),

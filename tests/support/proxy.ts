@@ -1,6 +1,6 @@
 /**
- * A TCP proxy on loopback that does to a connection what networks do: cut it,
- * let it hang in one direction, delay it, narrow it.
+ * A TCP proxy on loopback that cuts, stalls, delays or slows down connections, like
+ * a network.
  *
  * @module
  */
@@ -9,41 +9,44 @@ import { delay } from "@std/async/delay";
 /** `up` is from the program to the server. */
 export type Direction = "up" | "down";
 
-/** What is wrong with the network; may be changed while connections stand. */
+/** The faults of the network. They can change while connections are open. */
 export interface Faults {
-  /** Cuts every connection once this many bytes have gone through in all; later ones are left alone. */
+  /**
+   * Cuts every connection after this number of bytes in all. Later connections are
+   * not affected.
+   */
   cutAfterBytes?: number | undefined;
-  /** Cuts the connection on which this text is sent: before it reaches the server, or after. */
+  /** Cuts the connection on which this text is sent, before or after it reaches the server. */
   cutAt?: { text: string; when: "before" | "after" } | undefined;
-  /** Directions in which nothing moves any more. */
+  /** Directions without any traffic. */
   stalled?: readonly Direction[];
-  /** Stalls both directions once this many bytes have gone through. */
+  /** Stalls both directions after this number of bytes. */
   stallAfterBytes?: number | undefined;
   latencyMilliseconds?: number;
   bytesPerSecond?: number | undefined;
-  /** A cut is not seen by the server: it keeps its end of the connection. */
+  /** Whether the server keeps its end of a cut connection. */
   isHalfOpen?: boolean;
-  /** What becomes of new connections: closed as soon as they stand, or kept without an answer. */
+  /** The treatment of new connections: closed at once, or kept without an answer. */
   accept?: "close" | "silence" | undefined;
 }
 
 /** A proxy to one server. */
 export class Proxy implements AsyncDisposable {
   faults: Faults;
-  /** Connections that were asked for. */
+  /** Number of attempted connections. */
   dialled = 0;
-  /** Bytes that went through, in both directions. */
+  /** Bytes in both directions. */
   moved = 0;
-  /** Cuts that were made by a fault. */
+  /** Number of cuts by a fault. */
   cuts = 0;
-  /** Pieces that were sent and have not gone through, since nothing moves. */
+  /** Pieces that a stall holds back. */
   held = 0;
   readonly #listener: Deno.TcpListener;
-  /** Where new connections lead; those that stand stay where they are. */
+  /** The target of new connections. Open connections keep theirs. */
   server: { hostname: string; port: number };
   #isClosed = false;
   readonly #open = new Set<Deno.Conn>();
-  /** Directions that no longer move, by the connections that stood when they froze. */
+  /** Stalled directions of the connections that were open at that time. */
   readonly #frozen = new Map<Deno.Conn, readonly Direction[]>();
 
   constructor(server: { hostname: string; port: number }, faults: Faults = {}) {
@@ -57,7 +60,7 @@ export class Proxy implements AsyncDisposable {
     return this.#listener.addr.port;
   }
 
-  /** Closes every connection that stands; on the program's end only where it is half open. */
+  /** Closes every open connection. A half-open one is closed only at the end of the program. */
   cut(): void {
     for (const connection of [...this.#open]) {
       const isServer = connection.remoteAddr.transport === "tcp" &&
@@ -66,7 +69,7 @@ export class Proxy implements AsyncDisposable {
     }
   }
 
-  /** Lets nothing move any more on the connections that stand; later ones are left alone. */
+  /** Stalls the open connections. Later connections are not affected. */
   freeze(directions: readonly Direction[]): void {
     for (const connection of this.#open) {
       this.#frozen.set(connection, directions);
@@ -116,7 +119,7 @@ export class Proxy implements AsyncDisposable {
     to: Deno.Conn,
     end: () => void,
   ): Promise<void> {
-    // Small enough that a cut comes close to where it is wanted.
+    // Small enough that a cut is close to the intended byte.
     const buffer = new Uint8Array(4096);
     try {
       for (let count; (count = await from.read(buffer)) !== null;) {
@@ -133,7 +136,7 @@ export class Proxy implements AsyncDisposable {
           break;
         }
         if (isAt) {
-          // The program hears nothing of it any more, and says nothing more.
+          // No more data moves between the program and this connection.
           this.faults = { ...this.faults, cutAt: undefined };
           this.freeze(["up", "down"]);
         }
@@ -146,7 +149,7 @@ export class Proxy implements AsyncDisposable {
           sent += await to.write(data.subarray(sent, allowed));
         }
         if (isAt) {
-          // Let the server take it in before the line goes dead.
+          // The server must receive the data before the cut.
           await delay(20);
           this.#cutByFault();
           break;
@@ -157,7 +160,7 @@ export class Proxy implements AsyncDisposable {
         }
       }
     } catch {
-      // Either end is gone, so the other one goes as well.
+      // One end is closed, so the other one is closed, too.
     }
     end();
   }

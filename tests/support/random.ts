@@ -1,5 +1,5 @@
 /**
- * Random choices that can be made again: all of them follow from a seed.
+ * Reproducible random choices: all of them follow from a seed.
  *
  * @module
  */
@@ -12,7 +12,7 @@ export class Random {
     this.#state = seed >>> 0;
   }
 
-  /** A number from 0 to below 1 (mulberry32, by Tommy Ettinger). */
+  /** Returns a number from 0 to below 1 (mulberry32, by Tommy Ettinger). */
   next(): number {
     this.#state = (this.#state + 0x6d2b79f5) >>> 0;
     let t = this.#state;
@@ -21,12 +21,12 @@ export class Random {
     return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   }
 
-  /** A whole number from 0 to below `limit`. */
+  /** Returns a whole number from 0 to below `limit`. */
   below(limit: number): number {
     return Math.floor(this.next() * limit);
   }
 
-  /** True in this share of cases. */
+  /** Returns true in this share of calls. */
   chance(share: number): boolean {
     return this.next() < share;
   }

@@ -1,5 +1,5 @@
 /**
- * A process of the service, over a real socket.
+ * A process of the service, on a real socket.
  *
  * @module
  */
@@ -19,9 +19,9 @@ export interface Server extends AsyncDisposable {
   readonly pid: number;
   readonly finished: Promise<Finished>;
   kill(signal: Deno.Signal): void;
-  /** Asks for a path; with a body, by POST. */
+  /** Sends a request to a path: POST with a body, otherwise GET. */
   fetch(path: string, init?: RequestInit): Promise<Response>;
-  /** Asks for a path and parses the answer. */
+  /** Sends a request to a path and parses the answer. */
   json(path: string, init?: RequestInit): Promise<Answer>;
 }
 
@@ -69,13 +69,13 @@ export async function startServer(
   };
 }
 
-/** A port of the loopback interface that is free now. */
+/** Returns a free port of the loopback interface. */
 export function freePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   return (listener.addr as Deno.NetAddr).port;
 }
 
-/** Waits for a condition, looking every few milliseconds. */
+/** Polls a condition every few milliseconds until it is true. */
 export async function until(
   what: string,
   condition: () => Promise<boolean>,

@@ -6,7 +6,7 @@
 import { assert } from "@std/assert";
 import type { PostgresServer } from "../../demo/postgres.ts";
 
-/** Copies the files of a stopped server to another stopped one, without their settings. */
+/** Copies the files of a stopped server to another stopped one, without the settings. */
 export async function copyFiles(
   from: PostgresServer,
   to: PostgresServer,

@@ -1,5 +1,5 @@
 /**
- * Servers that stop and start in the middle of a load.
+ * Servers that stop and start during a load.
  *
  * @module
  */
@@ -17,7 +17,7 @@ const PHASES = some(
   2,
 );
 
-/** Registers a test of the servers in this folder, or of those from npm. */
+/** Registers a test with the servers in this folder, or with those from npm. */
 export function testStops(
   mode: "immediate" | "fast",
   binDirectory?: string,

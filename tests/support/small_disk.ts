@@ -9,7 +9,7 @@ import { findProgram } from "./debian.ts";
 /** A mounted file system. */
 export interface Disk extends AsyncDisposable {
   readonly path: string;
-  /** Makes it read-only, or writable again. */
+  /** Makes the file system read-only or writable. */
   remount(mode: "ro" | "rw"): Promise<void>;
 }
 
@@ -19,7 +19,10 @@ async function run(command: string, ...args: string[]): Promise<boolean> {
   return success;
 }
 
-/** Mounts a tmpfs of this size; `undefined` where we may not, which is said on standard error. */
+/**
+ * Mounts a tmpfs of this size. Without the right to mount, reports that on standard
+ * error and returns `undefined`.
+ */
 export async function mountDisk(
   what: string,
   kilobytes: number,
@@ -45,7 +48,7 @@ export async function mountDisk(
       }
     },
     async [Symbol.asyncDispose]() {
-      // Lazily, as a server may keep a file of it open for a moment.
+      // Lazily, because a server may keep a file open for a moment.
       await run("umount", "-l", path);
       await Deno.remove(path);
     },

@@ -1,7 +1,7 @@
 /**
- * The four questions after a fault: is every target wholly old or wholly new,
- * is nothing of ours left, has every run exactly one end and one event, and
- * (by the caller) did the process answer as documented?
+ * The checks after a fault: every target is all old or all new, nothing of the
+ * service remains, and every run has one end and one event. The caller checks the
+ * exit of the process.
  *
  * @module
  */
@@ -12,23 +12,23 @@ import { formatTypeName } from "../../src/tables/column_types.ts";
 import { type Databases, PASSWORD, type Sql } from "./databases.ts";
 import type { Finished } from "./program.ts";
 
-/** Digest of every target by name, `absent` where there is none. */
+/** Digest of every target by name. `absent` means that the table does not exist. */
 export type Content = Readonly<Record<string, string>>;
 
-/** Seconds that servers may take to notice that a client is gone. */
+/** Maximum seconds until servers notice a closed connection. */
 const PATIENCE_SECONDS = 15;
 
-/** What the targets hold. */
+/** Returns the contents of the targets. */
 export function targetContent(db: Databases): Promise<Content> {
   return contentOf(db.warehouse, "target");
 }
 
-/** What the targets have to hold after a load from the source as it is now. */
+/** Returns the expected contents of the targets after a load from the present source. */
 export function sourceContent(db: Databases): Promise<Content> {
   return contentOf(db.source, "source");
 }
 
-/** Digest by another way than the program's own: every row as text, in order. */
+/** Returns a digest that is independent of the program: every row as text, in order. */
 async function contentOf(
   sql: Sql,
   side: "source" | "target",
@@ -53,16 +53,22 @@ async function contentOf(
   return digests;
 }
 
-/** What a case allows. */
+/** The allowed results of a test. */
 export interface ChangeHint {
-  /** Contents of which every target must hold one; all targets the same one when `isAtomic`. */
+  /**
+   * The allowed contents. Every target must have one of them, and all the same one
+   * when `isAtomic`.
+   */
   readonly contents: readonly Content[];
   readonly isAtomic?: boolean;
-  /** A killed process leaves its run to the next load. */
+  /**
+   * Whether the run may still be open, because the next load closes the run of a
+   * killed process.
+   */
   readonly mayHaveDeadRun?: boolean;
 }
 
-/** Asks the questions about the two databases; returns what the targets hold. */
+/** Checks the two databases. Returns the contents of the targets. */
 export async function assertSound(
   db: Databases,
   { contents, isAtomic = false, mayHaveDeadRun = false }: ChangeHint,
@@ -83,7 +89,7 @@ export async function assertSound(
   return now;
 }
 
-/** Every run has ended, and has one event that fits its state. */
+/** Checks that every run has ended, and has one event that matches its state. */
 export async function assertOneEndPerRun(db: Databases): Promise<void> {
   const [exists] = await db.warehouse.unsafe(
     "select to_regclass('marketing_data_service.event') is not null as yes",
@@ -97,7 +103,7 @@ export async function assertOneEndPerRun(db: Databases): Promise<void> {
        or (state = 'succeeded') <> (min(event.event_type) = 'marketing-data-loaded')`,
   );
   assertEquals([...odd], []);
-  // An event tells of a table as loaded exactly if its load is committed.
+  // Checks that an event reports a table as loaded only if its load is committed.
   const lies = await db.warehouse.unsafe(
     `select event.run_id, entry ->> 'table' as name, entry ->> 'status' as said, load.state
      from marketing_data_service.event
@@ -109,7 +115,10 @@ export async function assertOneEndPerRun(db: Databases): Promise<void> {
   assertEquals([...lies], []);
 }
 
-/** No session, lock, prepared transaction or table of ours; servers get some seconds to notice. */
+/**
+ * Checks that no session, lock, prepared transaction or table of the service
+ * remains. Servers have some seconds to notice.
+ */
 export async function assertNothingLeft(db: Databases): Promise<void> {
   const left = async () => {
     const found: string[] = [];
@@ -139,7 +148,7 @@ export async function assertNothingLeft(db: Databases): Promise<void> {
   );
 }
 
-/** A process ended with this code, said what it must, and told no secret. */
+/** Checks the exit code and the output of a process, and that the output contains no secret. */
 export function assertEnded(
   finished: Finished,
   code: number | readonly number[],
@@ -154,7 +163,7 @@ export function assertEnded(
   if (saying) assert(saying.test(output), `${saying} is not in: ${output}`);
 }
 
-/** Polls until the condition holds. */
+/** Polls until the condition is true. */
 export async function until(
   condition: () => boolean | Promise<boolean>,
   otherwise: () => string | Promise<string> = () => "it did not come true",

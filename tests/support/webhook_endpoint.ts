@@ -1,15 +1,15 @@
 /**
- * A receiver of webhooks on loopback: verifies each post with the library of
- * Standard Webhooks, keeps it, and answers as the test says.
+ * A receiver of webhooks on loopback. It verifies each request with the library of
+ * Standard Webhooks, stores it, and answers as the test requires.
  *
  * @module
  */
 import { Webhook } from "standardwebhooks";
 
-/** The key that the program under test signs with. */
+/** The signing key of the program. */
 export const SECRET = `whsec_${btoa("a key of thirty-two bytes, no more")}`;
 
-/** What a post held. */
+/** The content of a request. */
 export interface Post {
   readonly id: string;
   readonly headers: Headers;
@@ -19,31 +19,31 @@ export interface Post {
 
 type Answer = (post: Post) => Response | Promise<Response>;
 
-/** A receiver that listens. */
+/** A listening receiver. */
 export interface Endpoint extends AsyncDisposable {
   readonly url: string;
   readonly port: number;
-  /** All posts with a right signature, in order. */
+  /** All requests with a valid signature, in order. */
   readonly posts: readonly Post[];
-  /** Posts that were refused, and why; never any. */
+  /** Refused requests with the reason. A test expects none. */
   readonly forged: readonly unknown[];
-  /** What the next posts are answered. */
+  /** The answer to the next requests. */
   answer: Answer;
 }
 
-/** Variables that point the program at a receiver. */
+/** Returns the variables that direct the program to a receiver. */
 export function webhookVariables(url: string): Record<string, string> {
   return { EVENT_WEBHOOK_URL: url, EVENT_WEBHOOK_SECRET: SECRET };
 }
 
 export const taken: Answer = () => new Response(null, { status: 204 });
 
-/** The ids of posts, in order. */
+/** Returns the ids of requests, in order. */
 export function idsOf(endpoint: Endpoint): string[] {
   return endpoint.posts.map((post) => post.id);
 }
 
-/** Starts a receiver, on a free port when none is named. */
+/** Starts a receiver. Uses a free port when none is named. */
 export function startEndpoint(answer: Answer = taken, port = 0): Endpoint {
   const posts: Post[] = [];
   const forged: unknown[] = [];
