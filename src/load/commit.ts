@@ -18,7 +18,7 @@ import {
   type TableEntry,
 } from "../runs/event.ts";
 import { selectTables } from "../tables/declaration.ts";
-import { findTarget } from "../sync/target.ts";
+import { anyCallsFunctions } from "../sync/target.ts";
 import { retry } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
 import {
@@ -67,7 +67,7 @@ export async function loadFromOneSnapshot(
   mayRestart: boolean,
 ): Promise<RoundEnd> {
   await using preparation = await openPreparation(context);
-  const { groups, snapshotAt } = preparation;
+  const { groups, largestFirst, snapshotAt } = preparation;
   const settled = new Map<CommitGroup, Settled>();
   const commits = new Turns();
   let event: LoadEvent | undefined;
@@ -76,7 +76,7 @@ export async function loadFromOneSnapshot(
 
   const inParallel = <T>(work: (group: CommitGroup) => Promise<T>) =>
     Array.fromAsync(
-      pooledMap(context.service.config.maxParallelTasks, groups, work),
+      pooledMap(context.service.config.maxParallelTasks, largestFirst, work),
     );
   const first = groups.length > 1 && await mayActOnAnother(context)
     ? await inParallel((group) => preparation.prepare(group, 0))
@@ -85,7 +85,7 @@ export async function loadFromOneSnapshot(
 
   const settle = async (group: CommitGroup) => {
     for (let attempts = 0;;) {
-      const prepared = attempts === 0 && first[groups.indexOf(group)] ||
+      const prepared = attempts === 0 && first[largestFirst.indexOf(group)] ||
         await preparation.prepare(group, attempts);
       if (mayRestart && hasLostSnapshot(prepared)) restart ??= SNAPSHOT_LOST;
       if (prepared.state === "failed") {
@@ -169,14 +169,8 @@ async function mayActOnAnother(
   { service: { config, warehouse }, run }: RunContext,
 ): Promise<boolean> {
   try {
-    const found = await Promise.all(
-      selectTables(config.tables, run.tables).map((table) =>
-        findTarget(table, warehouse)
-      ),
-    );
-    return found.some(({ exists, callsFunctions, hasStableCtid }) =>
-      exists && (callsFunctions || !hasStableCtid)
-    );
+    const tables = selectTables(config.tables, run.tables);
+    return await anyCallsFunctions(tables, warehouse);
   } catch {
     // Whatever the reason is, the load meets it as well.
     return true;

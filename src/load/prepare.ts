@@ -37,7 +37,11 @@ import {
   type TableResult,
   warehouseTransaction,
 } from "../sync/sync_table.ts";
-import { selectTables, type TableDeclaration } from "../tables/declaration.ts";
+import {
+  namesOf,
+  selectTables,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 import { ensureTargetSchemas } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
@@ -64,7 +68,10 @@ type Prepared = Verified | Failed;
 
 /** The commit groups of a run and the one snapshot that all of them are loaded from. */
 interface Preparation extends AsyncDisposable {
+  /** In the order in which results are reported. */
   readonly groups: readonly CommitGroup[];
+  /** In the order of work, so that no large table is left for the end. */
+  readonly largestFirst: readonly CommitGroup[];
   readonly snapshotAt: string | null;
   /** Loads and verifies a group, with the attempts that are left. Never rejects. */
   readonly prepare: (
@@ -91,13 +98,18 @@ export async function openPreparation(
   } catch (error) {
     return {
       groups,
+      largestFirst: groups,
       snapshotAt: null,
       prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
       [Symbol.asyncDispose]: async () => {},
     };
   }
+  const { bySize } = snapshot;
   return {
     groups,
+    largestFirst: groups.toSorted(([a], [b]) =>
+      bySize.indexOf(a!.name) - bySize.indexOf(b!.name)
+    ),
     snapshotAt: snapshot.takenAt,
     async prepare(group, attemptsBefore) {
       // The snapshot already decided on failures of a source table.
@@ -131,7 +143,7 @@ async function prepareGroup(
     }
     // Before the session is opened, so that the load needs one connection less.
     await ensureTargetSchemas(warehouse, tables);
-    const known = await lastLoads(warehouse, run.tables);
+    const known = await lastLoads(warehouse, namesOf(tables));
     const session = await Session.open(config.dwh, connection);
     lost = session;
     try {

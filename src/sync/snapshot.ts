@@ -53,6 +53,8 @@ export interface Snapshot extends AsyncDisposable {
   readonly repeatable: ReadonlySet<string>;
   /** Returns the error with recovery of the standby as its cause, where it can be. */
   readonly explain: (error: unknown) => unknown;
+  /** Names of the readable tables, the largest first. */
+  readonly bySize: readonly string[];
   /** Each table with its columns, or the reason why it cannot be loaded. */
   readonly tables: ReadonlyMap<string, ResolvedTable | ServiceError>;
   /**
@@ -87,9 +89,11 @@ const MAX_SNAPSHOTS = 5;
  * a view would also take the snapshot. It exports the snapshot of one statement,
  * which stays valid until the transaction ends.
  *
- * The reader of each table is opened with the snapshot. A later reader would
- * queue behind DDL that waits for the snapshot's lock. Only where no connection
- * is free, a reader is opened after another one has ended.
+ * The readers of the largest tables are opened with the snapshot, as many as are
+ * loaded at the same time. A later reader fails where DDL waits for the snapshot's
+ * lock, and the load then starts over. So connections do not grow with the number
+ * of tables. Where no connection is free, a reader is opened after another one has
+ * ended.
  *
  * @param isLastAttempt whether a busy lock fails only its table, and not the
  * attempt.
@@ -137,7 +141,9 @@ export async function openSnapshot(
       const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<string, Session>();
-      const opened = await Promise.allSettled(readable.map(async (table) => {
+      // Before DDL can wait for a table. The first ones are loaded at once.
+      const first = largestFirst(readable).slice(0, config.maxParallelTasks);
+      const opened = await Promise.allSettled(first.map(async (table) => {
         const reader = await open(table);
         sessions.push(reader);
         readers.set(table.name, reader);
@@ -164,6 +170,7 @@ export async function openSnapshot(
         repeatable: named((read) => read.kind !== "v"),
         explain,
         tables: found,
+        bySize: largestFirst(readable).map(({ name }) => name),
         async openReader(table) {
           const ready = readers.get(table.name);
           readers.delete(table.name);
@@ -198,6 +205,10 @@ export async function openSnapshot(
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
     }
   }
+}
+
+function largestFirst(tables: readonly SourceTable[]): SourceTable[] {
+  return tables.toSorted((a, b) => b.pages - a.pages);
 }
 
 /**

@@ -27,6 +27,8 @@ export interface SourceTable extends TableDeclaration {
   readonly oid: number;
   /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
   readonly kind: string;
+  /** Size by the statistics of the server, in pages; 0 for views. */
+  readonly pages: number;
 }
 
 /** A table with its columns, and warnings about its source. */
@@ -45,7 +47,7 @@ export async function findReadable(
   found: SourceChecks,
 ): Promise<SourceTable[]> {
   const rows = await session.query(
-    `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind,
+    `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind, c.relpages as pages,
        has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
      where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
@@ -76,7 +78,7 @@ export async function findReadable(
       found.set(table.name, error);
       return [];
     }
-    return [{ ...table, oid: row.oid, kind: row.kind }];
+    return [{ ...table, oid: row.oid, kind: row.kind, pages: row.pages }];
   });
 }
 
@@ -403,7 +405,7 @@ function fragment(text: string): string {
 
 /** Returns the table with the columns that a load copies. */
 function resolveTable(
-  { oid: _, kind: __, ...declaration }: SourceTable,
+  { oid: _oid, kind: _kind, pages: _pages, ...declaration }: SourceTable,
   found: readonly SourceColumn[],
   expressions: ReadonlyMap<string, SourceColumn>,
 ): ResolvedTable | ServiceError {

@@ -98,6 +98,23 @@ const CALLS_FUNCTIONS =
          select from pg_catalog.pg_attribute d join pg_catalog.pg_type dt on dt.oid = d.atttypid
          where d.attrelid = c.oid and dt.typtype = 'd'))`;
 
+/** Returns whether writing to one of the targets may call functions of others. */
+export async function anyCallsFunctions(
+  tables: readonly TableDeclaration[],
+  warehouse: Pick<Session, "query">,
+): Promise<boolean> {
+  const [row] = await warehouse.query(
+    `select exists (
+       select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+       where (n.nspname, c.relname) in (${
+      tables.map(({ target }) =>
+        `(${literal(target.schema)}, ${literal(target.name)})`
+      )
+    }) and (${CALLS_FUNCTIONS} or not ${HAS_STABLE_CTID})) as found`,
+  );
+  return row!.found;
+}
+
 /** Returns the object that has the target's name. */
 export async function findTarget(
   table: TableDeclaration,

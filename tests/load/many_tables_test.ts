@@ -1,0 +1,68 @@
+import { assert, assertEquals } from "@std/assert";
+import { delay } from "@std/async/delay";
+import { createDatabases, type Sql } from "../support/databases.ts";
+import { startProgram } from "../support/program.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
+
+const TABLES = 500;
+
+/** Returns the most connections that the program had at the same time, until `done`. */
+async function mostConnections(
+  db: { readonly source: Sql; readonly warehouse: Sql },
+  roles: readonly string[],
+  done: Promise<unknown>,
+): Promise<number> {
+  let most = 0;
+  let isDone = false;
+  done.finally(() => isDone = true);
+  while (!isDone) {
+    await delay(20);
+    for (const sql of [db.source, db.warehouse]) {
+      for (const role of roles) {
+        const [row] = await sql.unsafe(
+          `select count(*)::int as count from pg_stat_activity where usename = '${role}'`,
+        );
+        most = Math.max(most, row!.count);
+      }
+    }
+  }
+  return most;
+}
+
+Deno.test("load copies 500 tables with at most 10 connections on either server", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await db.source.unsafe(
+    `create schema many;
+     do $$ begin
+       for i in 1..${TABLES} loop
+         execute format('create table many.t%s as select i as id, ''x'' || i as name from generate_series(1, %s) i', i, 10 + i % 7);
+       end loop;
+     end $$;
+     alter table many.t77 add column bad regclass;
+     grant usage on schema many to "${db.reader}";
+     grant select on all tables in schema many to "${db.reader}"`,
+  );
+  await using file = await writeTablesFile(
+    `tables:\n${
+      Array.from({ length: TABLES }, (_, i) =>
+        `  - { source: many.t${i + 1}, target: raw.t${i + 1} }\n`).join("")
+    }`,
+  );
+  const environment = {
+    ...db.environment,
+    ...file.variables,
+    MAX_PARALLEL_TASKS: "4",
+  };
+  const { finished } = startProgram(["load", "--json"], environment);
+  const most = await mostConnections(db, [db.reader, db.loader], finished);
+  const { code, stdout, stderr } = await finished;
+  assertEquals(code, 1, stderr);
+  const entries: { table: string; status: string }[] =
+    JSON.parse(stdout).details.results;
+  assertEquals(entries.length, TABLES);
+  assertEquals(
+    entries.filter(({ status }) => status === "failure").map((e) => e.table),
+    ["t77"],
+  );
+  assert(most <= 10, `${most} connections`);
+});
