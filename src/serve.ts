@@ -136,13 +136,11 @@ interface Running {
   readonly source: Pool;
 }
 
-/** Stops the service: the streams, the last run, the server, and the delivery of the last event. */
+/** Stops the service: the last run, the streams, the server, and the delivery of the last event. */
 async function stop(
   { log, streams, dispatcher, server, background, deliverer, source }: Running,
   graceSeconds: number,
 ): Promise<void> {
-  // An open stream keeps the server open.
-  streams.abort();
   const isDrained = await endsWithin(
     graceSeconds + RECORD_SECONDS,
     dispatcher.drain(graceSeconds),
@@ -150,6 +148,8 @@ async function stop(
   if (!isDrained) {
     log.warn("The last run did not end in time. The next load records its end");
   }
+  // An open stream keeps the server open.
+  streams.abort();
   await endsWithin(CLOSE_SECONDS, server.shutdown(), background);
   // The next process delivers the rest.
   const delivered = deliverer.deliver(

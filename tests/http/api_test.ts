@@ -172,8 +172,22 @@ Deno.test("the API answers as documented", async (t) => {
       ["/load", { method: "POST", body: "{" }, 400, "JSON"],
       ["/load", { method: "POST", body: "[1]" }, 400, ""],
       ["/load", { method: "POST", body: "x".repeat(70_000) }, 413, ""],
+      ["/load?mode=full", { method: "POST" }, 400, "body"],
+      [
+        "/load",
+        { method: "POST", body: `{"tables": [${"0,".repeat(20_000)}0]}` },
+        400,
+        "tables.4",
+      ],
+      [
+        "/load",
+        { method: "POST", body: `{"${"k".repeat(60_000)}": 1}` },
+        400,
+        "kkk",
+      ],
       ["/load", { method: "GET" }, 405, "GET"],
-      ["/runs?limit=-1", {}, 400, "limit"],
+      ["/runs?limit=-1", {}, 400, "limit: Expected a whole number"],
+      ["/events?after=1000000000000000", {}, 400, "after"],
       ["/runs?status=lost", {}, 400, "status"],
       ["/runs/not-an-id", {}, 400, ""],
       ["/nowhere", {}, 404, "/nowhere"],
@@ -182,6 +196,7 @@ Deno.test("the API answers as documented", async (t) => {
       const response = await server.fetch(path, init);
       const text = await response.text();
       assertEquals(response.status, status, `${path} ${text}`);
+      assert(text.length < 5000, `${path} answers ${text.length} characters`);
       assertStringIncludes(
         response.headers.get("content-type")!,
         "application/problem+json",

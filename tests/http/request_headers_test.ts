@@ -81,6 +81,15 @@ Deno.test("without a token, the service refuses requests for another host", asyn
       " 200 OK",
     );
   });
+
+  await t.step("HTTP/1.1 without a host is refused", async () => {
+    const answer = await send(server, [
+      "GET /runs HTTP/1.1",
+      "Connection: close",
+    ]);
+    assertStringIncludes(answer, "HTTP/1.1 400");
+    assertStringIncludes(answer, "The Host header is missing");
+  });
 });
 
 Deno.test("with a token, the service answers for every host", async () => {

@@ -1,4 +1,4 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
 import { runMinute, runTick } from "../../src/service/schedule.ts";
 import { createDatabases, serviceOf } from "../support/databases.ts";
@@ -97,6 +97,29 @@ Deno.test("a late stream sends the phase of each table, then the end", async () 
   const text = await stream.text();
   assertStringIncludes(text, "closed_deal");
   assertStringIncludes(text, "event: end");
+});
+
+Deno.test("a stream sends the end of a run that succeeds while the service stops", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using server = await startServer(db);
+  await server.json("/load", { method: "POST" });
+  await using writer = db.connect("warehouse");
+  await writer.unsafe(
+    "begin; lock table m_data.closed_deal in row exclusive mode",
+  );
+  const { body } = await server.json("/load-async", { method: "POST" });
+  await until("it runs", async () => {
+    const run = await server.json(`/runs/${body.run_id}`);
+    return run.body.status === "running";
+  });
+  const stream = await server.fetch(`/runs/${body.run_id}/stream`);
+  server.kill("SIGTERM");
+  await until("it drains", async () => {
+    const ready = await server.json("/health/ready");
+    return ready.status === 503;
+  });
+  await writer.unsafe("rollback");
+  assertMatch(await stream.text(), /"status":"succeeded"[^]*\nevent: end\n/);
 });
 
 Deno.test("the service survives a restart of its databases", async () => {

@@ -8,23 +8,21 @@ import { ServiceError } from "../../errors.ts";
 import { problem, problemDocument } from "../problem.tsx";
 
 /**
- * Refuses a Host that is none. The address of a request is put together from
- * it and the path, so that one that holds more, such as `x/health?`, would ask
- * for another path than the request line does.
- *
- * Accepts a request without a Host header, as HTTP/1.0 sends it.
+ * Refuses a request without a valid Host header. The URL of a request is built from
+ * that header and the path, so `x/health?` would lead to another path. HTTP/1.0
+ * needs no Host header.
  */
 export function validHostOnly(): MiddlewareHandler {
   return (c, next) => {
     const host = c.req.header("host");
-    if (host === undefined || isHost(host)) return next();
+    const isOptional = c.env?.incoming?.httpVersion === "1.0";
+    if (host === undefined ? isOptional : isHost(host)) return next();
+    const given = JSON.stringify(host?.slice(0, 100)) ?? "missing";
     return Promise.resolve(problemDocument(
       c,
-      new ServiceError(
-        "usage",
-        `The Host header is ${JSON.stringify(host.slice(0, 100))}`,
-        { remedy: "Send one Host header that holds a host, or host:port." },
-      ),
+      new ServiceError("usage", `The Host header is ${given}`, {
+        remedy: "Send one Host header with a host, or with host:port.",
+      }),
     ));
   };
 }
@@ -37,11 +35,9 @@ export function isHost(header: string): boolean {
 }
 
 /**
- * Lets through what is asked of this machine by a name of its own, on any
- * port, and what names no host, as HTTP/1.0 does.
- *
- * A page of another site whose name leads to 127.0.0.1 (DNS rebinding) is of
- * our origin to the browser: only the name that it sends tells it apart.
+ * Refuses requests for a foreign host. A page of another site can point its name to
+ * 127.0.0.1 (DNS rebinding). Browsers then treat the page and this service as one
+ * origin, and only the Host header shows the difference.
  */
 export function ownHostOnly(): MiddlewareHandler {
   return (c, next) => {

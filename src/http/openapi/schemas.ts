@@ -191,8 +191,11 @@ export const Root = z.object({
   last_run: z.union([RunSummary, z.null()]),
 }).openapi("Root");
 
+/** The largest cursor. */
+const MAX_SEQUENCE = 10 ** 15 - 1;
+
 const whole = (minimum: number, maximum: number, fallback: number) =>
-  z.string().regex(/^\d{1,15}$/).transform(Number)
+  z.string().regex(/^\d{1,15}$/, "Expected a whole number").transform(Number)
     .pipe(z.int().min(minimum).max(maximum)).default(fallback)
     .openapi({ type: "integer", minimum, maximum, default: fallback });
 
@@ -203,7 +206,7 @@ export const RunsQuery = z.strictObject({
 });
 
 export const EventsQuery = z.strictObject({
-  after: whole(0, Number.MAX_SAFE_INTEGER, 0),
+  after: whole(0, MAX_SEQUENCE, 0),
   limit: whole(1, 500, 100),
 });
 

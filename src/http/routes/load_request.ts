@@ -11,6 +11,12 @@ type RequestSchema = ReturnType<typeof loadRequest>;
 
 const bodies = new BodyReader(64 * 1024);
 
+/** Maximum number of validation errors in a response. */
+const MAX_ISSUES = 5;
+
+/** Maximum length of a validation error, which can quote a key of the request. */
+const MAX_ISSUE_LENGTH = 500;
+
 /**
  * Returns the options of the requested load. The body is JSON or empty. Its
  * content type does not matter.
@@ -23,6 +29,9 @@ export async function readLoadRequest(
   config: Config,
   schema: RequestSchema,
 ): Promise<RunOptions> {
+  if (new URL(request.url).search) {
+    throw badRequest("Options of a load belong in the body, not in the URL");
+  }
   const { tables, group, mode } = parseLoadRequest(
     await bodies.read(request),
     schema,
@@ -58,12 +67,13 @@ function parseLoadRequest(
   return result.data;
 }
 
-/** Returns the validation errors as one line that names each field. */
+/** Returns the first validation errors as one line that names each field. */
 export function issues(error: z.ZodError): string {
-  return error.issues.map(({ path, message, input }) => {
+  return error.issues.slice(0, MAX_ISSUES).map(({ path, message, input }) => {
     const given = typeof input === "string"
       ? `, not ${JSON.stringify(input.slice(0, 80))}`
       : "";
-    return `${path.length > 0 ? `${path.join(".")}: ` : ""}${message}${given}`;
+    const field = path.length > 0 ? `${path.join(".")}: ` : "";
+    return `${field}${message.slice(0, MAX_ISSUE_LENGTH)}${given}`;
   }).join("; ");
 }

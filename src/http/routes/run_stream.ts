@@ -37,7 +37,6 @@ export function streamRun(
   const signal = AbortSignal.any([shutdown, closed.signal]);
   let last = "";
   let sentAt = performance.now();
-  let hasEnded = false;
   return new ReadableStream({
     async pull(controller) {
       const send = (event: string, data: unknown) =>
@@ -46,7 +45,7 @@ export function streamRun(
             `event: ${event}\ndata: ${printableJson(JSON.stringify(data))}\n\n`,
           ),
         );
-      while (!signal.aborted && !hasEnded) {
+      while (true) {
         const run = live.get(runId);
         const found = run ? undefined : await stored.next(runId, signal);
         if (found === "deleted") break;
@@ -59,7 +58,6 @@ export function streamRun(
           }
           : found && storedState(found);
         if (state?.event) {
-          hasEnded = true;
           // The event only tells success from failure. The history has the status.
           const record = run ? await stored.find(runId) : undefined;
           const ended = record ? storedState(record) : run ? undefined : state;
@@ -67,6 +65,8 @@ export function streamRun(
           send("end", state.event);
           break;
         }
+        // A run that ended at the same moment is sent first.
+        if (signal.aborted) break;
         const text = JSON.stringify(state);
         if (state && text !== last) {
           last = text;
