@@ -139,7 +139,7 @@ for (const mode of ["fast", "immediate"] as const) {
     await query(url, "create table kept as select 42 as answer");
 
     await server.stop(mode);
-    await server.stop(mode); // A second time does nothing.
+    await server.stop(mode); // A second call does nothing.
     await assertRejects(() => query(url, "select 1"), Error, "ECONNREFUSED");
     assert(existsSync(server.dataDirectory));
 
@@ -180,10 +180,10 @@ Deno.test("disposing of a server removes its processes and its folder", async ()
   }
   assertEquals(countProcesses(folderOf(server)), 0);
   assert(!existsSync(folderOf(server)));
-  await server[Symbol.asyncDispose](); // A second time does nothing.
+  await server[Symbol.asyncDispose](); // A second call does nothing.
 });
 
-/** Ways in which the process that started a server ends without disposing of it. */
+/** Ends of the process without disposing of its server. */
 const ends: Record<string, (child: Deno.ChildProcess) => void> = {
   "kill -9": (child) => child.kill("SIGKILL"),
   "SIGTERM": (child) => child.kill("SIGTERM"),
@@ -219,11 +219,11 @@ for (const [name, end] of Object.entries(ends)) {
     assert(!existsSync(folderOf(server)));
 
     await output.cancel();
-    await child.stdin.close().catch(() => {}); // The child may have taken it along.
+    await child.stdin.close().catch(() => {}); // The child may have removed it.
   });
 }
 
-/** Starts a server, prints the folder of its data, and ends as asked. */
+/** Starts a server, prints its data folder, and ends as the argument says. */
 const PROGRAM = `
   import { startPostgres } from ${JSON.stringify(launcher)};
   const { dataDirectory } = await startPostgres();
@@ -245,7 +245,7 @@ Deno.test("chooseAccount() prefers postgres, then nobody, then any account excep
   assertEquals(choose(root, nobody, other), { uid: 65534, gid: 65533 });
   assertEquals(choose(root, other), { uid: 1000, gid: 1001 });
   assertEquals(choose(root), { uid: 65534, gid: 65534 });
-  // As on macOS, where it is not a number that a process can be given.
+  // On macOS, this id does not fit into a number of a process.
   assertEquals(choose("nobody:*:-2:-2::/:/usr/bin/false\n", other), {
     uid: 1000,
     gid: 1001,
@@ -287,13 +287,16 @@ function folderOf({ dataDirectory }: { dataDirectory: string }): string {
   return dirname(dataDirectory);
 }
 
-/** Number of processes that name the folder: the supervisor, its watcher and postgres. */
+/**
+ * Returns the number of processes that name the folder: the supervisor, its watcher
+ * and postgres.
+ */
 function countProcesses(folder: string): number {
   return listCommands().filter((command) => command.includes(folder)).length;
 }
 
 function listCommands(): string[] {
-  // Small images of Linux have no ps.
+  // Small Linux images have no ps.
   if (Deno.build.os !== "linux") {
     const ps = new Deno.Command("ps", { args: ["-Aww", "-o", "args="] });
     return new TextDecoder().decode(ps.outputSync().stdout).split("\n");
@@ -303,7 +306,7 @@ function listCommands(): string[] {
       try {
         return Deno.readTextFileSync(`/proc/${name}/cmdline`);
       } catch {
-        return ""; // It ended meanwhile.
+        return ""; // The process has ended meanwhile.
       }
     });
 }

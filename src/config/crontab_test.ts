@@ -19,10 +19,10 @@ Deno.test("isTick() matches days as crontab(5) does", () => {
       ["0 0 * * 7", [6, 13, 20, 27]],
       ["0 0 * * 5-7", [4, 5, 6, 11, 12, 13, 18, 19, 20, 25, 26, 27]],
       ["0 0 13 * *", [13]],
-      // Either one where both restrict.
+      // A day matches either field when both restrict it.
       ["0 0 13 * 5", [4, 11, 13, 18, 25]],
       ["0 0 1,15 * MON", [1, 7, 14, 15, 21, 28]],
-      // Both where one of them begins with a star.
+      // A day matches both fields when one begins with a star.
       ["0 0 */2 * *", evens],
       ["0 0 */2 * 1", [7, 21]],
       ["0 0 1-7 * */7", [6]],
@@ -64,7 +64,7 @@ Deno.test("parseCrontab() refuses schedules that crontab(5) does not allow or th
     ]
   ) assertEquals(parseCrontab(wrong), undefined, wrong);
   assertEquals(parseCrontab("  0\t6 * *   mon-fri "), "0 6 * * mon-fri");
-  // Reached in a leap year.
+  // The next tick is in a leap year.
   assertEquals(parseCrontab("0 0 29 2 *"), "0 0 29 2 *");
 });
 
@@ -94,7 +94,7 @@ Deno.test("nextTick() and isTick() agree", () => {
     fc.property(schedules, now, (schedule, now) => {
       const next = nextTick(schedule, now)!;
       assertEquals(isTick(schedule, next), true, `${schedule} ${next}`);
-      // No tick is passed over in the hours before it.
+      // The hours before it contain no tick.
       const from = Math.ceil((now.getTime() + 1) / 60_000) * 60_000;
       const until = Math.min(next.getTime(), from + 3 * 3_600_000);
       for (let at = from; at < until; at += 60_000) {

@@ -89,7 +89,7 @@ Deno.test("afterDelta() adds kept and written rows, and returns nothing when the
     count: 11,
     checksum: "9223372036854775927",
   });
-  // A trigger took one more away, or put one more there in another transaction's name.
+  // A trigger deleted or inserted one more row.
   assertEquals(afterDelta(before, deleted, written, 10), undefined);
   assertEquals(afterDelta(before, deleted, written, 12), undefined);
 });

@@ -2,7 +2,7 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { ServiceError } from "../errors.ts";
 import { BodyReader, MAX_OPEN_BODIES } from "./body.ts";
 
-/** Waits until everything that can happen without time has happened. */
+/** Waits until all pending microtasks and events are done. */
 async function settle(): Promise<void> {
   for (let i = 0; i < 50; i++) await Promise.resolve();
 }
@@ -36,7 +36,7 @@ Deno.test("BodyReader.read() receives a limited number of bodies at the same tim
     requests.filter(({ request }) => request.body!.locked).length;
   await settle();
   assertEquals(countOpen(), MAX_OPEN_BODIES);
-  // Each body that ends makes room for one more.
+  // Each finished body makes room for another one.
   for (const { finish } of requests.slice(0, 10)) await finish();
   assertEquals(
     await Promise.all(texts.slice(0, 10)),
@@ -44,7 +44,7 @@ Deno.test("BodyReader.read() receives a limited number of bodies at the same tim
   );
   await settle();
   assertEquals(countOpen(), MAX_OPEN_BODIES + 10);
-  // Clients that close their connections make room, too, also the waiting ones.
+  // Closed connections make room, too, also those of waiting clients.
   clients.abort();
   await Promise.allSettled(texts);
   const last = request(new AbortController().signal);

@@ -130,7 +130,7 @@ browserTest("a browser signs in with the token, and signs out", async (t) => {
 browserTest("a page of another origin cannot start a load", async () => {
   await using scene = await setScene({}, { deals: 5, leads: 5 });
   const { server } = scene;
-  // The same machine by another name is another site to a browser.
+  // For a browser, another name of the same host is another site.
   const target = server.url;
   await using stranger = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },

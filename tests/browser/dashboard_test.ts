@@ -10,7 +10,7 @@ import {
   watchShifts,
 } from "../support/dashboard_scene.ts";
 
-/** Makes the next load wait in its table's lock until it is disposed of. */
+/** Locks a table, so that the next load waits until this is disposed of. */
 async function heldTable(db: Databases): Promise<AsyncDisposable> {
   const writer = db.connect("warehouse");
   await writer.unsafe(
@@ -70,7 +70,7 @@ browserTest(
         await page.getByRole("button", { name: "Load now" }).click();
         await page.waitForURL(/\/runs\//);
         const runPage = page.url();
-        // Two are only looked at: tools that examine a page move things about.
+        // The test only counts shifts: tools that examine a page cause some.
         const watched = await Promise.all(
           ["/", runPage].map(async (path) => {
             const watcher = await scene.open();
@@ -84,7 +84,7 @@ browserTest(
         await overview.getByRole("heading", { name: "A load is running" })
           .waitFor();
         await page.getByRole("heading", { name: "Loading" }).waitFor();
-        // The other table is done and waits; this one waits for its lock.
+        // The other table is finished. This one waits for its lock.
         for (const seen of [page, ...watched.map(({ watcher }) => watcher)]) {
           await seen.locator('[data-table="closed_deal"] b', {
             hasText: "lock",
@@ -117,7 +117,7 @@ browserTest(
         await plain.goto("/");
         await plain.getByRole("button", { name: "Load now" }).click();
         await plain.waitForURL(/\/runs\//);
-        // The page asks for itself again while the run goes on.
+        // The page reloads itself while the run is in progress.
         await plain.getByRole("heading", { name: "Succeeded" }).waitFor();
         await plain.goto("/");
         assertStringIncludes(
@@ -253,7 +253,7 @@ browserTest(
     assert(response.status() >= 500);
     assertStringIncludes(await response.text(), "What to do");
     await admin.unsafe(`alter database ${name} allow_connections true`);
-    // By itself: the open page looks for news.
+    // The open page polls for changes.
     await page.getByRole("heading", { name: "No load has run yet" }).waitFor();
   },
 );

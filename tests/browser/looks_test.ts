@@ -27,7 +27,7 @@ const WINDOWS = {
 /** Maximum bytes of a page with its stylesheet and its script. */
 const WEIGHT_LIMIT = 50_000;
 
-/** The pages of the README. */
+/** The pages in the README. */
 const PICTURES = new URL("../../docs/images/", import.meta.url);
 
 browserTest(
@@ -124,7 +124,7 @@ browserTest(
     await t.step(
       "the queries of a page do not grow with the history",
       async () => {
-        // The worst that can be: nothing was written for 10,000 runs.
+        // The worst case: 10,000 runs without a change.
         await db.warehouse.unsafe(
           `update marketing_data_service.table_load
            set result = jsonb_set(result::jsonb, '{mode}', '"unchanged"')::json
@@ -185,7 +185,7 @@ browserTest("the README shows the current pages", async () => {
     await page.goto("/");
     await page.getByRole("heading", { name: "Both tables equal" }).waitFor();
     const picture = await page.screenshot({ fullPage: true });
-    // Only when asked for, so that a test leaves the tree as it was.
+    // Only on request, so that a test changes no file of the project.
     if (Deno.env.get("UPDATE_PICTURES") === "1") {
       await Deno.mkdir(PICTURES, { recursive: true });
       await Deno.writeFile(new URL(name, PICTURES), picture);

@@ -40,13 +40,13 @@ const EDGES = ["src/http/", "src/cli/"];
 /** Packages, and the place that alone imports them. */
 const OWNERS = { postgres: "src/postgres/driver.ts" };
 
-/** Places that decide and convert only: they import no packages but these, and nothing of the system. */
+/** Modules without side effects. They import only these packages, and no module of the system. */
 const PURE = ["src/errors.ts", "src/format.ts", "src/config/", "src/tables/"];
 const PURE_PACKAGES = ["croner", "yaml", "zod"];
 
 /** Uses of the process, and the only files that may contain them. */
 const PROCESS_USERS: Readonly<Record<string, readonly string[]>> = {
-  // The environment keeps Deno's errors, which hold the values of variables.
+  // This module catches Deno's errors, because they contain the values of variables.
   "Deno.env": ["cli.ts", "main.ts", "src/cli/environment.ts"],
   "Deno.exit": ["cli.ts", "main.ts"],
   "Deno.addSignalListener": ["cli.ts", "main.ts"],

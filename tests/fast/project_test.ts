@@ -47,7 +47,7 @@ Deno.test("deno.lock contains only the packages of src", async () => {
       assert(!held.some((key) => key.startsWith(`${name}@`)), name);
     }
   }
-  // Both name the same versions, or tests would not test what is run.
+  // Both lock the same versions, so that tests use the packages of the program.
   for (const key of held) assert(key in development.npm, key);
 });
 

@@ -12,7 +12,7 @@ import { some } from "../support/thorough.ts";
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 
-/** Which backends are ended, as a condition on pg_stat_activity; `$run` is the run's id. */
+/** Conditions on pg_stat_activity that select the backends to end. `$run` is the id of the run. */
 const VICTIMS = {
   "all of the run's backends in the source": [
     "source",
@@ -48,7 +48,7 @@ const VICTIMS = {
   ],
 } as const;
 
-/** Ends backends and waits until they are gone. */
+/** Ends backends and waits until they have ended. */
 async function terminate(
   db: Databases,
   victim: keyof typeof VICTIMS,

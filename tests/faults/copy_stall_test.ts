@@ -23,7 +23,7 @@ async function secondsUntilTold(
   const scene = await changeSource(db);
   await using paused = await pauseLoad(db, { table: LEAD, phase }, IMPATIENT);
   const frozen = performance.now();
-  // What is asked comes through: the server begins with it.
+  // The request arrives, and the server begins to answer.
   paused.network[side].freeze(["down"]);
   paused.resume();
   const outcome = await paused.outcome;

@@ -13,7 +13,7 @@ import { IS_THOROUGH } from "../support/thorough.ts";
 
 const SIDES = ["source", "warehouse"] as const;
 
-/** Bytes between two cuts; smaller ones meet more moments and take longer. */
+/** Bytes between two cuts. A smaller step tests more moments and takes longer. */
 const STEP = Number(Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 8192));
 
 for (const side of SIDES) {
@@ -43,7 +43,7 @@ for (const side of SIDES) {
             contents: exitOf(outcome) === 0
               ? [scene.new]
               : [scene.old, scene.new],
-            // What could not be closed is in the spool.
+            // The spool has the failure of a run that cannot be closed.
             mayHaveDeadRun: attempts === "1",
           });
           await recoverHere(db);

@@ -14,7 +14,7 @@ import { sourceContent } from "../support/soundness.ts";
 const LEAD = "marketing_qualified_lead";
 const GROUP = "The warehouse's disk full, `RETRY_ATTEMPTS=2`";
 
-/** A tablespace of a few megabytes, where the warehouse's server is on this machine. */
+/** A tablespace of a few megabytes, if the server of the warehouse runs on this host. */
 async function smallTablespace(
   db: Databases,
   name: string,
@@ -32,7 +32,7 @@ async function smallTablespace(
   }
   const disk = await mountDisk("a full disk of the warehouse", 2048, owner);
   if (!disk) return undefined;
-  // The folder that it is mounted on is ours alone, but the file system is the server's.
+  // The mount point belongs to this user, and the file system to the server.
   await db.warehouse.unsafe(
     `create tablespace ${name} location '${disk.path}'`,
   );
@@ -79,7 +79,7 @@ Deno.test("load keeps the old rows when the disk of the warehouse is full, and t
        alter table marketing_data_service.table_load set tablespace ${name};
        create table filler (x text) tablespace ${name}`,
     );
-    // Until nothing more fits.
+    // Fill the disk.
     for (const size of [1000, 100, 1]) {
       try {
         while (true) {
@@ -88,7 +88,7 @@ Deno.test("load keeps the old rows when the disk of the warehouse is full, and t
           );
         }
       } catch {
-        // Full, for so many.
+        // The disk is full for this number of rows.
       }
     }
     await db.warehouse.unsafe(
@@ -96,7 +96,7 @@ Deno.test("load keeps the old rows when the disk of the warehouse is full, and t
     );
     let scene = await changeSource(db);
     let outcome = await loadHere(db, once);
-    // A page of the tables may have room for some more rows.
+    // A page of the tables may still have room for some rows.
     while (sayOutcome(outcome) === "exit 0") {
       scene = await changeSource(db);
       outcome = await loadHere(db, once);
@@ -118,7 +118,7 @@ Deno.test("load keeps the old rows when the disk of the warehouse is full, and t
   await disk[Symbol.asyncDispose]();
 });
 
-/** Rows of which the leads' table grows beyond any of the limits here. */
+/** A number of rows with which the table of leads exceeds every limit here. */
 const MANY = `insert into marketing.${LEAD}s
   select md5(n::text), current_date, md5(n::text), 'more' from generate_series(1, 100000) n`;
 
@@ -145,7 +145,7 @@ Deno.test("load fails when the disk of the WAL is full, and the next load succee
   const scene = { old, new: await sourceContent(db) };
   const filler = `${disk.path}/filler`;
   await Deno.writeFile(filler, new Uint8Array(64 * 1024 * 1024)).catch(() => {
-    // That nothing more fits is what is wanted.
+    // The error is expected: the disk is full.
   });
   const outcome = await loadHere(db, { RETRY_ATTEMPTS: "2" });
   assert(
@@ -164,7 +164,7 @@ Deno.test("load fails when the disk of the WAL is full, and the next load succee
   });
 });
 
-/** A folder with programs of the server that let no file grow beyond 2 MB. */
+/** A folder with programs of the server that limit every file to 2 MB. */
 async function limitedPrograms(binDirectory: string): Promise<string> {
   const folder = await Deno.makeTempDir();
   await Deno.chmod(folder, 0o755);
@@ -196,7 +196,7 @@ Deno.test("load keeps the old rows and reports the server's reason when files of
     await db.source.unsafe(MANY);
     const scene = { old, new: await sourceContent(db) };
     const outcome = await loadHere(db, { RETRY_ATTEMPTS: "2" });
-    // It has no SQLSTATE of its own.
+    // PostgreSQL has no separate SQLSTATE for it.
     assertEquals(sayOutcome(outcome), "exit 1, database_error", outcome.log);
     assertStringIncludes(outcome.log, "File too large");
     await db.source.unsafe(

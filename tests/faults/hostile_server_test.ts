@@ -37,7 +37,7 @@ const answers = (...parts: Uint8Array[]): Misbehavior => async (connection) => {
   }
 };
 
-/** Sends these bytes without end, once logged in where `greeting` is given. */
+/** Sends these bytes without end. With `greeting`, logs the client in first. */
 const floods =
   (bytes: Uint8Array, greeting?: Uint8Array): Misbehavior =>
   async (connection) => {
@@ -87,7 +87,7 @@ const closesAfter = (bytes: Uint8Array): Misbehavior => async (connection) => {
 const big = (type: string, length: number) => message(type, "x", length);
 const salt = "s=c2FsdHNhbHRzYWx0";
 
-/** What the server does, by name, and what is said about it. */
+/** The behavior of the server by name, and the expected message. */
 const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
   "an authentication message of 4 bytes": [
     greets(message("R")),
@@ -326,7 +326,7 @@ Deno.test("health, load and serve survive servers that break the protocol", asyn
     STALL_TIMEOUT: "5",
     RETRY_ATTEMPTS: "1",
   };
-  // The service's source is hostile at first; its warehouse is not.
+  // At first, only the source is hostile.
   await using service = await startServer(db, {
     ...impatient,
     OLIST_DB_PORT: String(switching.port),

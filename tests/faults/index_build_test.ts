@@ -28,7 +28,7 @@ Deno.test("load and CREATE INDEX CONCURRENTLY on one of its targets do not block
     LOCK_TIMEOUT: "20",
   });
   await waiting("application_name like 'marketing-data-service/%'");
-  // The other table is loaded meanwhile.
+  // The other table is loaded at the same time.
   await until(async () =>
     (await targetContent(db)).marketing_qualified_lead ===
       scene.new.marketing_qualified_lead

@@ -13,7 +13,7 @@ import { until } from "../support/soundness.ts";
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 
-/** No run began before the one before it had ended. */
+/** Asserts that no run began before the previous one had ended. */
 async function assertOneAtATime(db: Databases): Promise<void> {
   const overlapping = await db.warehouse.unsafe(
     `select a.id from marketing_data_service.run a join marketing_data_service.run b

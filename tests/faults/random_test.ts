@@ -25,7 +25,7 @@ import {
   targetContent,
 } from "../support/soundness.ts";
 
-/** Loads in the run, and what its choices follow from; both are printed. */
+/** The number of loads and the seed of the choices. Both are printed. */
 const LOADS = Number(Deno.env.get("FAULTS_LOADS") ?? 200);
 const SEED = Number(
   Deno.env.get("FAULTS_SEED") ?? crypto.getRandomValues(new Uint32Array(1))[0],
@@ -44,7 +44,7 @@ const PHASES: readonly Phase[] = [
 const LEADS = "marketing.marketing_qualified_leads";
 const DEALS = "marketing.closed_deals";
 
-/** Changes of the source that a load has to follow, or that mean nothing to it. */
+/** Changes of the source that a load must copy, or that do not affect it. */
 const CHANGES = [
   `update ${LEADS} set origin = $mark where mql_id < $digit`,
   `update ${DEALS} set has_gtin = $mark where mql_id > $digit`,
@@ -63,7 +63,7 @@ const CHANGES = [
   "select 1",
 ];
 
-/** What others do to the targets, which a load has to put right. */
+/** Changes of the targets by others, which a load must repair. */
 const TAMPERINGS = [
   "delete from m_data.closed_deal where mql_id < $digit",
   "insert into m_data.marketing_qualified_lead select * from m_data.marketing_qualified_lead limit 3",
@@ -72,7 +72,7 @@ const TAMPERINGS = [
   "drop table m_data.closed_deal",
 ];
 
-/** A fault at the moment at which a load stands still. */
+/** A fault while a load is paused. */
 type Fault = (
   random: Random,
   paused: PausedLoad,
@@ -128,21 +128,21 @@ async function change(
   try {
     await db[side].unsafe(sql);
   } catch (error) {
-    // A target that was dropped and not made again yet.
+    // A target that was dropped and not yet created again.
     if ((error as { code?: string }).code !== "42P01") throw error;
   }
   return sql;
 }
 
-/** The result of one load, and what the targets may hold after it. */
+/** The result of one load, and the allowed contents of the targets. */
 interface Step {
   readonly outcome: Outcome | undefined;
-  /** What the source held at the times at which it may have been read. */
+  /** The contents of the source at the times at which the load may have read it. */
   readonly wanted: readonly Content[];
   readonly mayHaveDeadRun: boolean;
 }
 
-/** A load that a fault meets in a phase, if it comes to it. */
+/** Loads with a fault in a phase, if the load reaches the phase. */
 async function meetInPhase(
   random: Random,
   db: Databases,
@@ -158,7 +158,7 @@ async function meetInPhase(
   const before = await sourceContent(db);
   let paused: PausedLoad;
   try {
-    // A phase that the load does not come to, such as the copy of what is equal.
+    // The load does not reach the phase, such as the copy of equal tables.
     paused = await pauseLoad(db, moment, settings);
   } catch (error) {
     say(`not met: ${(error as Error).message.split(" ", 5).join(" ")}`);
@@ -176,7 +176,7 @@ async function meetInPhase(
   };
 }
 
-/** A load whose network is cut, or stalls, after some bytes. */
+/** Loads with a network that is cut or stalls after some bytes. */
 async function cutAfterBytes(
   random: Random,
   db: Databases,
@@ -197,7 +197,7 @@ async function cutAfterBytes(
   };
 }
 
-/** A process that gets a signal when it has said something. */
+/** Loads in a process that gets a signal after some output. */
 async function signalProcess(
   random: Random,
   db: Databases,
@@ -207,7 +207,7 @@ async function signalProcess(
   const signal = random.pick(["SIGKILL", "SIGTERM", "SIGINT"] as const);
   const text = random.pick(["begins", ...PHASES.map((phase) => `: ${phase}`)]);
   say(`${signal} at "${text}"`);
-  // With giveUpAfter: how it ends must follow from the signal alone.
+  // With giveUpAfter, only the signal must decide the end.
   const program = watchProgram(["load"], {
     ...db.environment,
     ...settings,
@@ -219,7 +219,7 @@ async function signalProcess(
     try {
       program.kill(signal);
     } catch {
-      // It has ended already.
+      // The process has ended.
     }
   }, () => {});
   const { code } = await program.finished;
@@ -233,7 +233,7 @@ async function signalProcess(
   };
 }
 
-/** A load that waits for somebody's lock on a target, and perhaps gives up. */
+/** Loads while another session locks a target, and may give up. */
 async function lockTarget(
   random: Random,
   db: Databases,

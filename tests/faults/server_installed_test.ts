@@ -2,7 +2,7 @@ import { findInstalledPostgres } from "../../demo/postgres.ts";
 import { skip } from "../support/measure.ts";
 import { testStops } from "../support/server_stops.ts";
 
-// A file of its own, so that it runs beside the other one.
+// A separate file, so that it runs in parallel with the other one.
 const installed = findInstalledPostgres();
 if (installed) testStops("immediate", installed);
 else skip("stops of another server", "install the Debian package postgresql");

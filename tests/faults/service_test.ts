@@ -51,7 +51,10 @@ async function holdTable(db: Databases) {
   return other;
 }
 
-/** How the process ended, which has far less time for it than the settings of the case allow a statement. */
+/**
+ * Returns the exit of the process. It has much less time than the settings of the
+ * test allow for a statement.
+ */
 async function endOf(server: Server) {
   let isOver = false;
   server.finished.then(() => isOver = true);
@@ -124,7 +127,7 @@ Deno.test("serve ends a load after SHUTDOWN_GRACE with 500, the event, exit 143 
 });
 
 Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is silent", async (t) => {
-  // For minutes, nobody gives up a statement by itself.
+  // No timeout ends a statement within minutes.
   const giveUpAfter = { CONNECT_TIMEOUT: "300", STALL_TIMEOUT: "300" };
 
   await t.step("with no load running", async () => {
@@ -139,7 +142,7 @@ Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is
       EVENT_FILE: file,
     });
     proxies.warehouse.faults = { stalled: ["up", "down"] };
-    // What looks after the queue, and a request.
+    // The worker of the queue, and a request.
     const answer = server.fetch("/runs").then(
       (r) => r.body?.cancel(),
       () => {},

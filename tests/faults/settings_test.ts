@@ -18,15 +18,15 @@ import { until } from "../support/soundness.ts";
 const LEAD = "marketing_qualified_lead";
 
 /**
- * Settings that an administrator may have given to the roles. With `waits`
- * the load is made to wait for a lock for longer than the setting allows.
+ * Settings that an administrator may give to the roles. With `waits`, the load waits
+ * for a lock for longer than the setting allows.
  */
 const SETTINGS: readonly {
   readonly sql: string;
   readonly waits?: boolean;
   readonly since?: number;
   readonly before?: number;
-  /** How the load ends; "exit 0" when not given. */
+  /** The end of the load. The default is "exit 0". */
   readonly ends?: string;
 }[] = [
   { sql: "set statement_timeout = '400ms'", waits: true },
@@ -71,7 +71,7 @@ const SETTINGS: readonly {
   { sql: "set log_statement = 'all'" },
   { sql: "set log_min_duration_statement = 0" },
   { sql: "set temp_file_limit = 0" },
-  // No standby is named, so none is waited for.
+  // No standby is named, so a commit waits for none.
   { sql: "set synchronous_commit = 'remote_apply'" },
   { sql: "set search_path = hostile, pg_catalog" },
   { sql: "set search_path = public, hostile" },
@@ -79,9 +79,9 @@ const SETTINGS: readonly {
 ];
 
 /**
- * A schema with functions and operators that have the names of PostgreSQL's own.
- * They know nothing; those whose operands PostgreSQL's own have only by a cast
- * are called from any schema of the search path, and fail.
+ * A schema with functions and operators that have the names of built-in ones. A call
+ * of an unqualified name reaches them when its arguments match them better, and then
+ * fails.
  */
 const HOSTILE = `create schema hostile;
   create function hostile.nothing(numeric, bigint) returns numeric language sql as 'select 0::numeric';
@@ -185,7 +185,7 @@ Deno.test("a busy request leaves the queue for every DateStyle of the role", asy
 
 Deno.test("a busy server does not count as stalled, even if the role cannot see its state", async (t) => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 30 } });
-  // As short-lived roles have it, which own nothing.
+  // Short-lived roles that own nothing have this setting.
   const owner = `${db.loader}_owner`;
   await db.warehouse.unsafe(
     `create role ${owner}; grant ${owner} to ${db.loader};
@@ -237,7 +237,7 @@ Deno.test("a busy server does not count as stalled, even if the role cannot see 
       );
       program.kill("SIGKILL");
       const outcome = await program.finished;
-      // While the backend of the killed one still computes.
+      // The backend of the killed process is still busy.
       const next = await loadHere(db);
       assertEquals(sayOutcome(next), "exit 0", next.error?.line ?? next.log);
       await settle(db, {

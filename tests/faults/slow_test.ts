@@ -30,7 +30,7 @@ for (const side of SIDES) {
       LOAD_MODE: "full",
     });
     assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
-    // Longer than the limit in all, or nothing would have been shown.
+    // In all, the load must take longer than the limit. Otherwise this test shows nothing.
     assert(performance.now() - started > 1500);
     await settle(db, {
       group: "A slow network or server, `STALL_TIMEOUT=1`",
@@ -42,7 +42,7 @@ for (const side of SIDES) {
 }
 
 Deno.test("a slow network with buffers does not count as a stall", async () => {
-  // Into the sockets' buffers goes all of it: from then on the program sees no byte move.
+  // All of it fits into the buffers of the sockets. From then on, the program sees no traffic.
   await using db = await loadedDatabases({ deals: 20, leads: 600 });
   const scene = await changeSource(db);
   await using network = proxied(db);
@@ -118,7 +118,7 @@ Deno.test("a server that is busy for longer than STALL_TIMEOUT does not count as
       "the service's lock",
       "warehouse",
       "lock table marketing_data_service.load_lock in exclusive mode",
-      // It is waited for in transactions of 2 s.
+      // The load waits for it in transactions of 2 s.
       1.5,
     ],
     [

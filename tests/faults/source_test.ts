@@ -18,7 +18,7 @@ import { some } from "../support/thorough.ts";
 const LEAD = "marketing_qualified_lead";
 const LEADS = `marketing.${LEAD}s`;
 
-/** What somebody does to the source while a load has its snapshot, and what the next load says to it. */
+/** Changes of the source while a load has its snapshot, and the result of the next load. */
 const CHANGES = [
   {
     what: "rows changed, deleted and inserted",
@@ -59,7 +59,7 @@ const CHANGES = [
   },
 ] as const;
 
-/** Starts the change and waits until it is made, or waits for the load. */
+/** Starts the change. Waits until it is done, or until it waits for the load. */
 async function begin(
   db: Databases,
   sql: string,
@@ -112,7 +112,7 @@ for (const phase of some(["copy", "compare", "delete"] as const, 1)) {
             assertEquals(sayOutcome(outcome), "exit 0", outcome.log);
             await assertSound(db, { contents: [scene.new] });
           } else {
-            // A new snapshot shows what has been changed.
+            // A new snapshot shows the change.
             assert(
               ["exit 0", next].includes(sayOutcome(outcome)),
               `${sayOutcome(outcome)} ${outcome.log}`,

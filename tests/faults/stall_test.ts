@@ -9,7 +9,7 @@ import { some } from "../support/thorough.ts";
 
 const LEAD = "marketing_qualified_lead";
 const SIDES = ["source", "warehouse"] as const;
-/** Attempts to spare, as on a slow machine the limits are met without a fault as well. */
+/** Additional attempts, because a slow host reaches the limits without a fault, too. */
 const IMPATIENT = {
   STALL_TIMEOUT: "1",
   CONNECT_TIMEOUT: "2",

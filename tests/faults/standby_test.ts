@@ -49,7 +49,7 @@ Deno.test("load waits for a missing synchronous standby of the warehouse", async
       );
       await waitFor("nobody");
       paused.resume();
-      // Longer than what would be taken for a stall.
+      // Longer than the stall timeout.
       await duringLoad(paused, async () => await seconds() > 2);
       await waitFor("");
       const outcome = await paused.outcome;

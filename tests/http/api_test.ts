@@ -12,7 +12,7 @@ import { startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 50 };
 
-/** Makes the next load wait in its table's lock until it is disposed of. */
+/** Locks a table, so that the next load waits until this is disposed of. */
 async function heldTable(db: Databases): Promise<AsyncDisposable> {
   const writer = db.connect("warehouse");
   await writer.unsafe(

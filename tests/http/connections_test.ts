@@ -80,7 +80,7 @@ testWith(
         return answer?.status === 200;
       }, 60);
       await writer.unsafe("rollback");
-      // It may need a descriptor while there is none, and then its event says so.
+      // The load may find no free descriptor, and then its event reports that.
       assert((await load).body.event_type.startsWith("marketing-data-load"));
       await until("a load succeeds again", async () => {
         const { body } = await server.json("/load", { method: "POST" });

@@ -7,7 +7,7 @@ Deno.test("health --service asks the service instead of the databases", async ()
   await using db = await createDatabases();
   await using server = await startServer(db);
   const { port } = new URL(server.url);
-  // This process has no way to the databases: what it tells, the service told.
+  // This process cannot reach the databases, so the result comes from the service.
   const blind = { OLIST_DB_PORT: "1", DWH_DB_PORT: "1", PORT: port };
   const well = await runJson(["health", "--service"], blind);
   assertEquals([well.code, well.json.status], [0, "healthy"], well.stderr);

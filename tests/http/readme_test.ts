@@ -1,4 +1,4 @@
-/** Runs the commands of the README and of docs/ as they stand. */
+/** Runs the commands of the README and of docs/ unchanged. */
 import { assert, assertEquals } from "@std/assert";
 import { dirname } from "node:path";
 import { PAGES } from "../../docs/generate.ts";
@@ -9,7 +9,7 @@ import { freePort, startServer, until } from "../support/server.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** Why a command is not run here. */
+/** Commands that are not run, with the reason. */
 const NOT_RUN: readonly { command: RegExp; why: string }[] = [
   { command: /^npx -y deno@\S+ task demo$/, why: ".ci/run runs it" },
   { command: /^npx -y deno@\S+ task test$/, why: "it is what runs this" },
@@ -20,7 +20,7 @@ interface Step {
   readonly text: string;
 }
 
-/** The shell lines and SQL blocks of a document, in order. */
+/** Returns the shell lines and SQL blocks of a document, in order. */
 async function stepsOf(document: string): Promise<Step[]> {
   const text = await Deno.readTextFile(new URL(document, ROOT));
   const blocks = text.matchAll(/^( *)```(sh|sql)\n([^]*?)^ *```$/gm);
@@ -34,7 +34,7 @@ async function stepsOf(document: string): Promise<Step[]> {
   });
 }
 
-/** The words of the documents that stand for something of the reader's, and what they are here. */
+/** The placeholders of the documents, and their values here. */
 function placeholders(db: Databases, url: string, trial: string) {
   return (text: string) =>
     text.replaceAll("http://127.0.0.1:8000", url)
@@ -52,7 +52,7 @@ async function runSql(db: Databases, text: string): Promise<void> {
   const [, side, statements] = /^-- in the (source|warehouse)\n([^]+)$/.exec(
     text,
   )!;
-  // One by one, since a database is made outside of a transaction.
+  // One by one, because a transaction cannot create a database.
   for (const statement of statements!.split(";")) {
     if (statement.trim()) {
       await db[side as "source" | "warehouse"].unsafe(statement);
@@ -109,7 +109,7 @@ for (
   Deno.test(`every command of ${document} does what it says`, async () => {
     const found = await stepsOf(document);
     assert(found.length > 0, `${document} has lost its examples`);
-    // The first command would make a schema that the reader's SQL makes.
+    // The first command would create a schema that the SQL of the document creates.
     const isSetUp = ({ text }: Step) => text.includes("create schema");
     const steps = [
       ...found.filter(isSetUp),
@@ -118,7 +118,7 @@ for (
     const zone = document === "docs/migration.md" ? "Europe/Berlin" : "UTC";
     await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
     await using stack = new AsyncDisposableStack();
-    // Only where it is asked for: it brings the warehouse's schema along.
+    // Only when a command needs it, because the service creates the schema of the warehouse.
     const isAsked = steps.some(({ text }) =>
       /127.0.0.1:8000|python3/.test(text)
     );
@@ -144,13 +144,13 @@ for (
         if (assigned) {
           for (const word of assigned.trim().split(" ")) {
             const [name, value] = word.split("=") as [string, string];
-            // Where the databases are, the test knows better.
+            // The test sets the addresses of the databases.
             if (!/^(OLIST|DWH)_DB_/.test(name)) env[name] = value;
           }
           continue;
         }
         if (!isLoaded && !/^deno task compile/.test(text)) {
-          // The documents beside the README are for somebody who has loaded.
+          // All documents except the README are for readers who have loaded once.
           isLoaded = true;
           assertEquals((await runShell("deno task load", env)).code, 0);
         }

@@ -2,7 +2,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { type Server, startServer } from "../support/server.ts";
 
-/** Sends a request as it is written and returns the whole answer. */
+/** Sends a request unchanged and returns the whole answer. */
 async function send(server: Server, lines: readonly string[]): Promise<string> {
   const { hostname, port } = new URL(server.url);
   using connection = await Deno.connect({ hostname, port: Number(port) });
@@ -192,7 +192,7 @@ Deno.test("a page is sent only to clients that prefer HTML", async () => {
       ["text/html", "text/html"],
       ["TEXT/HTML", "text/html"],
       ["application/json;q=0.5, text/html", "text/html"],
-      // As browsers send it.
+      // The header of browsers.
       [
         "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
         "text/html",

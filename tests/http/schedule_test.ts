@@ -27,7 +27,7 @@ Deno.test("two replicas with one schedule run one load per tick, and skip a tick
     );
   await runTick(replicas[0]!, new Date("2126-01-01T06:00:10Z"));
   await ended(1);
-  // The same minute again, by both, at once and late.
+  // Both replicas repeat the same minute, at once and late.
   await Promise.all(
     replicas.map((r) => runTick(r, new Date("2126-01-01T06:00:59Z"))),
   );

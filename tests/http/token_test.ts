@@ -27,7 +27,7 @@ Deno.test("GET /health shows details only to callers with the token", async () =
     ...db.environment,
     API_TOKEN: TOKEN,
     PORT: port,
-    // A token is for the service alone.
+    // A token may go only to the service.
     HTTP_PROXY: "http://127.0.0.1:1",
   });
   assertEquals(asked.code, 0, asked.stderr);

@@ -7,7 +7,7 @@ import {
   type Sql,
 } from "../support/databases.ts";
 
-/** All that hangs on the target tables, as the catalog tells it. */
+/** Returns all objects of the target tables from the catalog. */
 async function attachments(sql: Sql): Promise<string> {
   const [row] = await sql.unsafe(
     `select json_build_object(

@@ -15,7 +15,10 @@ import { until } from "../support/server.ts";
 
 const ROWS = { deals: 842, leads: 8000 };
 
-/** Rows ever inserted, updated and deleted, once the server's statistics are written out. */
+/**
+ * Returns the numbers of rows inserted, updated and deleted so far, from the
+ * statistics of the server.
+ */
 async function writesTo(warehouse: Sql): Promise<string> {
   await warehouse.unsafe("select pg_stat_clear_snapshot()");
   const [row] = await warehouse.unsafe(
@@ -373,7 +376,7 @@ Deno.test("load leaves no session, lock or table behind", async () => {
   await assertNothingLeft(db);
 });
 
-/** Waits until the servers have seen our backends out; by then these have written their statistics, too. */
+/** Waits until the backends of the program have ended. They have then written their statistics. */
 async function sessionsEnd(db: Databases): Promise<void> {
   for (const sql of [db.source, db.warehouse]) {
     await until("the sessions are gone", async () => {

@@ -10,7 +10,7 @@ import {
   type Sql,
 } from "../support/databases.ts";
 
-/** Every row of the table, each value as the bytes that it is sent as, in an order of their own. */
+/** Returns every row of the table in order, each value as its binary form. */
 async function bytesOf(
   sql: Sql,
   table: "deals" | "leads",
@@ -164,7 +164,7 @@ Deno.test("load copies any value of the columns' types byte for byte", async (t)
       `insert into marketing.marketing_qualified_leads (first_contact_date) values ('${date}')`,
     );
   }
-  // Exact duplicates, a different number of each, and rows of NULL alone.
+  // Exact duplicates, each a different number of times, and rows of only NULLs.
   await db.source.unsafe(
     `insert into marketing.marketing_qualified_leads (mql_id) select 'twin' from generate_series(1, 7);
      insert into marketing.marketing_qualified_leads (mql_id) select null from generate_series(1, 3);

@@ -5,7 +5,7 @@ import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program.ts";
 import { until } from "../support/server.ts";
 
-/** Trigger functions that act on the target after the loader's own writes. */
+/** Trigger functions that change the target after the writes of the load. */
 const LATE_CHANGES: Readonly<Record<string, string>> = {
   "defers itself again and changes a row":
     `if pg_trigger_depth() > 3 then return null; end if;
@@ -114,7 +114,7 @@ Deno.test("load survives short timeouts of the role and the database", async () 
       );
     }
   }
-  // Statements of the pool, and those of both transactions, wait for longer than that.
+  // Statements of the pool and of both transactions wait for longer than the timeouts.
   for (
     const [side, table] of [
       ["warehouse", "marketing_data_service.run"],

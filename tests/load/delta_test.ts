@@ -9,7 +9,7 @@ import {
   type Sql,
 } from "../support/databases.ts";
 
-/** What a trigger on the target does when the delta inserts a row, and whether the load may end well. */
+/** The effects of a trigger on the target during a delta, and the expected result of the load. */
 const TRIGGERS: Readonly<
   Record<string, { body: string; status: "success" | "failure" }>
 > = {
@@ -104,7 +104,7 @@ Deno.test("a delta stays small when the first column has one value in all rows",
   );
 });
 
-/** What may happen between two loads, and how many rows a load then copies. */
+/** Changes between two loads, and the number of rows that a load then copies. */
 const CHANGES: readonly {
   what: string;
   source?: string;

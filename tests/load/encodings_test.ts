@@ -12,7 +12,7 @@ import {
   type Sql,
 } from "../support/databases.ts";
 
-/** Source and warehouse in databases of these encodings. */
+/** Creates a source and a warehouse with these encodings. */
 async function encoded(encodings: { source: string; warehouse: string }) {
   const db = await createDatabases();
   const id = crypto.randomUUID().slice(0, 8);
@@ -97,7 +97,7 @@ for (
       await textsOf(db.warehouse, "m_data.closed_deal"),
       await textsOf(db.source, "marketing.closed_deals"),
     );
-    // A delta among many more rows, and what verify says of it.
+    // A delta among many more rows, and its verification.
     await db.source.unsafe(
       `insert into marketing.closed_deals (mql_id) select i::text from generate_series(1, 40) i`,
     );

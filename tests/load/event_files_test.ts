@@ -145,7 +145,7 @@ Deno.test("load refuses an event file and a spool in a missing folder", (t) =>
 Deno.test("load keeps every byte of a spool with other data, and reports it", () =>
   inScene(async (db, folder, environment) => {
     const path = `${folder}/spool.jsonl`;
-    // Not UTF-8, with JSON among it, and without a newline at its end.
+    // Invalid UTF-8 with some JSON, and without a newline at the end.
     const other = [
       [...new TextEncoder().encode("id,name\n\n")],
       [0xff, 0xfe, 0x0d, 0x0a],
@@ -158,7 +158,7 @@ Deno.test("load keeps every byte of a spool with other data, and reports it", ()
     assertStringIncludes(first.stderr, "They stay there.");
     assertEquals([...await Deno.readFile(path)], other);
 
-    // A failure is added below, and taken out again; what was there stays.
+    // A failure is appended and removed again. The earlier content stays.
     const away = await runTask(["load"], { ...environment, DWH_DB_PORT: "1" });
     assertEquals(away.code, 69, away.stderr);
     assert((await Deno.readTextFile(path)).includes("connection_failed"));

@@ -10,12 +10,12 @@ import { until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 
-/** No attempt is repeated, so that a failure is prompt. */
+/** Without retries, a failure is prompt. */
 const ONCE = { RETRY_ATTEMPTS: "1" };
 
 interface Case {
   readonly name: string;
-  /** Makes the fault; `$reader` and `$loader` stand for the roles. */
+  /** Causes the fault. `$reader` and `$loader` are replaced by the roles. */
   readonly source?: string;
   readonly warehouse?: string;
   readonly words?: readonly string[];
@@ -392,7 +392,7 @@ Deno.test("load retries a locked source table, and loads both tables when the lo
 Deno.test("load copies a source row that changes during the load with the next load", async () => {
   await using db = await createDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
-  // The load waits here, its snapshot taken, until the writer on the target is gone.
+  // The load has its snapshot and waits until the writer of the target has ended.
   await using writer = db.connect("warehouse");
   await writer.unsafe(
     "begin; lock table m_data.closed_deal in row exclusive mode",

@@ -16,7 +16,7 @@ const KEY =
 const REFERENCE =
   "alter table m_data.closed_deal add foreign key (mql_id) references m_data.marketing_qualified_lead";
 
-/** Deals and leads of which each deal has its lead, loaded. */
+/** Loads deals and leads. Each deal has its lead. */
 async function linked(link: string): Promise<Databases> {
   const db = await createDatabases({ rows: { deals: 20, leads: 5 } });
   await db.source.unsafe(
@@ -108,7 +108,7 @@ Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a 
     RETRY_ATTEMPTS: "1",
   });
   await db.source.unsafe(CHANGE);
-  // The lock that the other table's transaction takes where it comes first.
+  // The lock of the transaction of the other table, if that comes first.
   await using other = db.connect("warehouse");
   await other.unsafe("begin; delete from m_data.marketing_qualified_lead");
   const event = await load(service, "cli", { ...ALL, tables: ["closed_deal"] });
@@ -129,7 +129,7 @@ for (const verify of ["content", "count"]) {
       tables: ["closed_deal"],
     } as const;
     assertEquals((await load(service, "cli", options)).status, "success");
-    // Reading takes so long that something can happen meanwhile.
+    // Reading is slow enough for a change meanwhile.
     await db.source.unsafe(
       `alter table marketing.closed_deals rename to deals;
        create view marketing.closed_deals as
@@ -137,7 +137,7 @@ for (const verify of ["content", "count"]) {
        grant select on marketing.closed_deals to ${db.reader};
        update marketing.deals set has_gtin = 'new' where ctid = '(0,1)'`,
     );
-    // The same rows in the same places, but for one that is another.
+    // The same rows in the same places, with one difference.
     await db.warehouse.unsafe(
       `create schema other authorization ${db.loader};
        create table other.closed_deal (like m_data.closed_deal);
@@ -149,7 +149,7 @@ for (const verify of ["content", "count"]) {
        insert into other.closed_deal (mql_id, lead_type) select mql_id, 'damaged' from m_data.closed_deal where ctid = '(0,5)'`,
     );
     const running = load(service, "cli", options);
-    // By now the target has been compared by bucket: what is asked for are the rows.
+    // The target is compared by bucket. Now the load reads the rows.
     await until(async () =>
       (await db.source.unsafe(
         `select from pg_stat_activity where state = 'active' and datname = current_database()

@@ -5,7 +5,7 @@ import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
-/** How Mara's `Copy` writes: as CSV with `csv_format=True`, as it comes without. */
+/** The formats of Mara's `Copy`: CSV with `csv_format=True`, and plain text without. */
 type MaraFormat = "csv" | "plain";
 
 /**
@@ -110,7 +110,7 @@ maraTest(
     assertEquals(csv.json.tables[0].habits, { blank_lines: touched!.blank });
     assertEquals(csv.json.tables[1].habits, { timezone: 40 });
 
-    // Without csv_format a line break would break the row, so the texts go first.
+    // Without csv_format, a line break would split the row. So the texts are removed first.
     await db.source.unsafe("update marketing.closed_deals set lead_type = ''");
     await loadWithMara(db, "plain");
     const plain = await verify(db);

@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
-/** The published data set lies beside the project where it may be had; it is never part of it. */
+/** Folder of the published data set. The data set is not part of the project. */
 const FOLDER = Deno.env.get("OLIST_DATA") ??
   new URL("../../../shared/olist", import.meta.url).pathname;
 

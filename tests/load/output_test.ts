@@ -2,9 +2,9 @@ import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runRedirected } from "../support/program.ts";
 
-const ignore = Deno.build.os !== "linux"; // Only there is /dev/full.
+const ignore = Deno.build.os !== "linux"; // Only Linux has /dev/full.
 
-/** Without the log, whose lines are JSON. */
+/** Returns the lines without the log, which is JSON. */
 const linesOf = (stderr: string) =>
   stderr.split("\n").filter((line) => line !== "" && !line.startsWith("{"));
 

@@ -4,7 +4,7 @@ import { findProgram, testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program.ts";
 import { freePort, startServer, until } from "../support/server.ts";
 
-/** A PgBouncer, by default one that pools transactions, before the server of the given variables. */
+/** A PgBouncer in front of the server of the given variables. By default, it pools transactions. */
 async function startPgBouncer(
   environment: Readonly<Record<string, string>>,
   poolSize: number,
@@ -87,7 +87,7 @@ testWith(
       Array.from({ length: 6 }, () => server.json("/load", { method: "POST" })),
     );
     assertEquals(answers.map(({ status }) => status), Array(6).fill(200));
-    // What a session of a pool keeps, the next transaction on it would meet.
+    // The next transaction of a pooled session would find the settings that it keeps.
     await until("no transaction of the service is left open", async () => {
       const [left] = await db.warehouse.unsafe(
         `select count(*)::int as locks from pg_locks where relation = 'marketing_data_service.load_lock'::regclass
@@ -195,7 +195,7 @@ async function behindPools(size: number) {
   return { db, environment, [Symbol.asyncDispose]: () => stack.disposeAsync() };
 }
 
-/** Waits until no backend of the roles has a transaction open. */
+/** Waits until no backend of the roles has an open transaction. */
 async function untilNoTransaction(
   db: Awaited<ReturnType<typeof createDatabases>>,
 ): Promise<void> {
@@ -237,7 +237,7 @@ for (const size of [1, 2]) {
         ["load"],
         environment,
       );
-      // Two connections are enough where one table commits before the other one needs them.
+      // Two connections are enough if one table commits before the other one needs them.
       if (size === 1 || code !== 0) {
         assertEquals(code, 69, stdout + stderr);
         assertStringIncludes(json.error, "waits for a free connection");

@@ -42,7 +42,7 @@ Deno.test("readers never wait and always count a whole table during loads", asyn
   })();
 
   for (let i = 0; i < 12; i++) {
-    // Two sizes, so that an old and a new table differ.
+    // Two sizes, so that the old table and the new one differ.
     await db.source.unsafe(
       i % 2 === 0
         ? "insert into marketing.marketing_qualified_leads (mql_id) values ('extra')"
@@ -58,7 +58,7 @@ Deno.test("readers never wait and always count a whole table during loads", asyn
   await Promise.all([plain, repeatable]);
   assert(reads > 50, `${reads} reads`);
   assertEquals([...counts].sort(), [6000, 6001]);
-  // The bound that is promised is 50 ms for the lock; a busy machine may add to it, a lock adds seconds.
+  // The promised limit is 50 ms. A busy host may add to it, but a lock would add seconds.
   assert(longest < 1000, `a reader waited ${longest} ms`);
 });
 

@@ -262,7 +262,7 @@ Deno.test("load names max_locks_per_transaction when the lock table of the serve
      create table marketing.closed_deals (like marketing.deals) partition by list (seller_id);
      grant select on marketing.closed_deals to "${db.reader}"`,
   );
-  // One transaction each: the server that makes them has no more room than the load.
+  // One transaction for each, because the lock table of the server is small.
   await db.source.unsafe(`do $d$ begin for part in 1..1500 loop
     execute format('create table marketing.part_%s partition of marketing.closed_deals for values in (%L)', part, part);
     commit; end loop; end $d$`);

@@ -132,7 +132,7 @@ const CASES: readonly Case[] = [
   },
 ];
 
-/** Runs SQL as superuser in the warehouse, with the names of the roles filled in. */
+/** Runs SQL as superuser in the warehouse. Replaces the names of the roles. */
 function inWarehouse(db: Databases, sql: string) {
   return db.warehouse.unsafe(sql.replaceAll("$loader", db.loader));
 }
@@ -324,7 +324,7 @@ Deno.test("load --recreate names the session that locks the table", async () => 
   await reader.unsafe("rollback");
 });
 
-/** All that belongs to a table, as PostgreSQL itself describes it. */
+/** Returns all properties of a table, as PostgreSQL describes them. */
 const BELONGINGS = `
   select 'owner' as what, pg_get_userbyid(relowner)::text as is from pg_class where oid = $1::regclass
   union all select 'privileges', a::text from pg_class, unnest(relacl) a where oid = $1::regclass

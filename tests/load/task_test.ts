@@ -69,7 +69,7 @@ Deno.test("the task writes to files with any characters in their names", async (
               [name]: value,
             });
             assertEquals(code, 78, stdout + stderr);
-            // A message is one line, with its white space folded.
+            // A message is one line with folded white space.
             assertStringIncludes(
               stderr,
               `${name}=${JSON.stringify(value.replace(/ +/, " "))} must be`,

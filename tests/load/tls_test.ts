@@ -45,7 +45,7 @@ testWith(
     });
     await admin.end({ timeout: 1 });
 
-    /** Whether a session in this mode is encrypted, or the code of its failure. */
+    /** Returns whether a session in this mode is encrypted, or the code of its failure. */
     async function attempt(
       mode: string,
       host: string,
@@ -68,7 +68,7 @@ testWith(
         const [row] = await session.query(
           "select ssl::text from pg_stat_ssl where pid = pg_backend_pid()",
         );
-        // The relay of COPY data must not mistake an encrypted socket for a plain one.
+        // The COPY relay must not treat an encrypted socket as a plain one.
         assertEquals(session.plainSocket === undefined, row!.ssl === "true");
         return row!.ssl;
       } catch (error) {

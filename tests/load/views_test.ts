@@ -16,7 +16,10 @@ import { until } from "../support/server.ts";
 
 const COLUMNS = "mql_id, first_contact_date, landing_page_id, origin";
 
-/** Leads from a table out of the reader's sight, `hidden.raw`, as the source that `sql` makes of it. */
+/**
+ * Creates a source of leads with `sql` over `hidden.raw`, a table that the reader
+ * cannot access.
+ */
 async function withLeadsAs(db: Databases, sql: string): Promise<void> {
   await db.source.unsafe(
     `create schema hidden;
@@ -28,7 +31,7 @@ async function withLeadsAs(db: Databases, sql: string): Promise<void> {
   );
 }
 
-/** Leads and deals in the warehouse, as `origin` and number. */
+/** Returns the leads and deals of the warehouse, as `origin` and number. */
 async function loaded(db: Databases): Promise<string> {
   const rows = await db.warehouse.unsafe(
     `select origin, count(*)::int as n from m_data.marketing_qualified_lead group by 1 order by 1`,
@@ -36,7 +39,7 @@ async function loaded(db: Databases): Promise<string> {
   return rows.map(({ origin, n }) => `${n} ${origin}`).join(", ");
 }
 
-/** A load of everything that waits with its snapshot taken and its readers open, until it is let go. */
+/** Starts a load that has its snapshot and its readers, and then waits until it is resumed. */
 async function waitingLoad(db: Databases, service: AppContext) {
   const writer = db.connect("warehouse");
   await writer.unsafe(
@@ -59,7 +62,7 @@ async function waitingLoad(db: Databases, service: AppContext) {
   };
 }
 
-/** Starts a change of the source and waits until it is made, or waits for the load. */
+/** Starts a change of the source. Waits until it is done, or until it waits for the load. */
 async function change(db: Databases, sql: string) {
   const other = db.connect("source");
   let isOver = false;
@@ -212,7 +215,7 @@ for (const { source, sql, change: what, sql2, next } of CASES) {
       await using service = serviceOf(db);
       const first = await load(service, "cli", ALL);
       assertEquals(first.status, "success", JSON.stringify(first));
-      // Or a load of what it held before would look the same as one of the snapshot.
+      // Otherwise a load of the old content would look like a load of the snapshot.
       await db.warehouse.unsafe(
         "delete from m_data.marketing_qualified_lead where ctid < '(0,8)'",
       );
@@ -262,7 +265,7 @@ for (const kind of ["view", "materialized view"]) {
       { LOCK_TIMEOUT: "60" },
     );
     const running = load(service, "cli", ALL);
-    // Its locks are held and its snapshot is taken once a reader is on its way.
+    // The load has its locks and its snapshot when a reader starts.
     await until(
       "a reader dials",
       () => Promise.resolve(network.source.dialled > 1),
@@ -302,7 +305,7 @@ for (const kind of ["table", "view", "materialized view"] as const) {
       "delete from m_data.marketing_qualified_lead where ctid < '(0,8)'",
     );
     const waiting = await waitingLoad(db, service);
-    // The one that was there first.
+    // The first session.
     await db.source.unsafe(
       `select pg_terminate_backend(pid, 5000) from pg_stat_activity
        where datname = current_database() and application_name like 'marketing-data-service%'

@@ -10,7 +10,7 @@ import { createDatabases } from "../support/databases.ts";
 const ROOT = new URL("../../", import.meta.url);
 const decoder = new TextDecoder();
 
-/** Runs the task's script; the variables are added to the environment. */
+/** Runs the script of the task with additional variables. */
 async function compile(words: string[], env: Record<string, string>) {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["task", "compile", ...words],
@@ -24,7 +24,7 @@ async function compile(words: string[], env: Record<string, string>) {
   };
 }
 
-/** What `deno compile` appended to the base binary, as text of one byte a character. */
+/** Returns the bytes that `deno compile` appended to the base binary, one character per byte. */
 async function embeddedIn(file: string, base: string): Promise<string> {
   const bytes = await Deno.readFile(file);
   const { size } = await Deno.stat(base);
@@ -48,7 +48,7 @@ async function longestLine(path: string): Promise<string> {
 Deno.test("compile embeds only the program, its migrations and its pages, and keeps no code cache", async () => {
   const folder = await Deno.makeTempDir();
   try {
-    // Deno itself serves as base binary here: what is embedded does not depend on it.
+    // Deno is the base binary here. The embedded files do not depend on it.
     const base = Deno.execPath();
     const file = `${folder}/program`;
     const { code, output } = await compile(["--output", file], {
@@ -56,7 +56,7 @@ Deno.test("compile embeds only the program, its migrations and its pages, and ke
     });
     assertEquals(code, 0, output);
     const embedded = await embeddedIn(file, base);
-    // With a key the program runs code from a file of a fixed name in TMPDIR.
+    // With a key, the program runs code from a file with a fixed name in TMPDIR.
     assertStringIncludes(embedded, '"code_cache_key":null');
     for await (const path of sources("src/")) {
       if (path.endsWith("_test.ts")) {
@@ -65,7 +65,7 @@ Deno.test("compile embeds only the program, its migrations and its pages, and ke
         continue;
       }
       const text = await Deno.readTextFile(new URL(path, ROOT));
-      // Of a module of types alone nothing is left to embed.
+      // A module with only types is empty after compilation.
       const isOfTypes = path.endsWith(".ts") &&
         !/^(export )?(async )?(function|const|class|let) /m.test(text);
       const line = await longestLine(path);
@@ -149,7 +149,7 @@ Deno.test({
         Object.keys(JSON.parse(config.text)),
         Object.keys(VARIABLES),
       );
-      // No code cache, which another user could have put there.
+      // No code cache, because another user could have planted it.
       assertEquals([...Deno.readDirSync(temporary)], []);
     } finally {
       await Deno.remove(folder, { recursive: true });

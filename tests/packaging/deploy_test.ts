@@ -39,7 +39,7 @@ testWith(
     const folder = await Deno.makeTempDir();
     try {
       for (const unit of UNITS) {
-        // systemd looks whether the program is there.
+        // systemd checks that the program exists.
         const text = read(`systemd/${unit}`).replace(INSTALLED, "/bin/true");
         await Deno.writeTextFile(`${folder}/${unit}`, text);
       }
@@ -90,7 +90,7 @@ Deno.test("the crontab line runs unchanged", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const env = Object.entries(db.environment)
-      // A backslash, a quote and the like, in the quotes that node's parser takes them in.
+      // Backslashes and quotes, quoted for the parser of Node.
       .map(([name, value]) => `${name}=\`${value}\``).join("\n");
     await Deno.writeTextFile(`${folder}/env`, env);
     const binary = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
@@ -228,7 +228,7 @@ testWith(
   async () => {
     const rules = expressionsOfDashboard().map((expr, index) => ({
       record: `expression:${index}`,
-      // What Grafana puts in their place.
+      // The values that Grafana inserts.
       expr: expr.replaceAll(/\$__\w+/g, "5m"),
     }));
     const file = await Deno.makeTempFile({ suffix: ".yml" });

@@ -9,7 +9,7 @@ import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
-/** End of the names of unit tests, which stand beside the modules that they test. */
+/** Suffix of unit tests, which are next to their modules. */
 const UNIT_TEST = "_test.ts";
 const read = (name: string) => Deno.readTextFileSync(`${ROOT}${name}`);
 
@@ -23,13 +23,13 @@ function readContext(): string[] {
   });
 }
 
-/** Copies what the words of COPY name from one folder to another, as Docker does. */
+/** Copies the arguments of COPY from one folder to another, as Docker does. */
 async function copy(words: string[], from: string, to: string) {
   const { code, stderr } = await new Deno.Command("sh", {
     cwd: from,
     args: [
       "-c",
-      // A folder is copied with what is in it, not itself.
+      // COPY copies the content of a folder, not the folder.
       'to=$1; shift; for path; do if [ -d "$path" ]; then mkdir -p "$to" && cp -R "$path/." "$to"; ' +
       'else mkdir -p "$(dirname "$to/.")" && cp "$path" "$to"; fi; done',
       "sh",
@@ -40,7 +40,7 @@ async function copy(words: string[], from: string, to: string) {
   assertEquals(code, 0, new TextDecoder().decode(stderr));
 }
 
-/** The instructions of a stage, by the name that it has, or of the last one. */
+/** Returns the instructions of the named stage, or of the last one. */
 function stage(name?: string): Instruction[] {
   const stages: { name: string | null; instructions: Instruction[] }[] = [];
   const dockerfile = DockerfileParser.parse(read("Dockerfile"));
@@ -54,7 +54,7 @@ function stage(name?: string): Instruction[] {
   return found!.instructions;
 }
 
-/** Runs the COPY and RUN instructions of a stage in a folder that is empty before. */
+/** Runs the COPY and RUN instructions of a stage in an empty folder. */
 async function build(name: string, context: string, folder: string) {
   for (const instruction of stage(name)) {
     const words = instruction.getArguments().map((a) => a.getValue());
@@ -65,7 +65,7 @@ async function build(name: string, context: string, folder: string) {
         cwd: folder,
         args: ["-c", words.filter((w) => !w.startsWith("--mount=")).join(" ")],
         env: {
-          // Where no base binary exists, Deno itself replaces it: the program is built, but does not run.
+          // Without a base binary, Deno replaces it. The program is then built, but does not run.
           DENORT_BIN: Deno.env.get("DENORT_BIN") ?? Deno.execPath(),
           NO_COLOR: "1",
         },
@@ -84,7 +84,7 @@ async function removeUnitTests(folder: string): Promise<void> {
   }
 }
 
-/** Hands over a folder with what the build is given, and an empty one to build in. */
+/** Passes a folder with the build context, and an empty one for the build. */
 async function withContext(
   work: (context: string, folder: string) => Promise<void>,
 ) {
@@ -171,7 +171,7 @@ Deno.test("the sample stage fills a source once", () =>
 Deno.test("compose.yaml matches the Compose Specification, and its service has a valid configuration", () => {
   const compose = parse(read("compose.yaml"));
   const ajv = new Ajv2019.default({ strict: false, logger: false });
-  // It names its dialect by a wrong address, and has ids of the dialect before.
+  // The schema has a wrong address of its dialect, and ids of the previous dialect.
   const schema = JSON.parse(
     JSON.stringify(composeSchema),
     (key, value) =>

@@ -6,10 +6,10 @@ import { type Server, startServer } from "../support/server.ts";
 const FOLDER = new URL("../../deploy/mara", import.meta.url).pathname;
 
 /**
- * What `marketing_data_pipeline.py` uses of mara-pipelines, for hosts without
- * it: `HttpRequest` makes a `curl -sf` line, `Command.run` hands it to
- * `bash -o pipefail -c` and is false on a non-zero exit, `Task.run` stops at
- * the first false (mara_pipelines/commands/http.py, shell.py, pipelines.py).
+ * The parts of mara-pipelines that `marketing_data_pipeline.py` uses, for hosts
+ * without it. `HttpRequest` returns a `curl -sf` line. `Command.run` passes it to
+ * `bash -o pipefail -c`, and returns false on a non-zero exit. `Task.run` stops at
+ * the first false. See mara_pipelines/commands/http.py, shell.py and pipelines.py.
  */
 const STAND_IN = {
   "__init__.py": "",
@@ -83,7 +83,7 @@ async function python(
 const hasMara = findProgram("python3") !== undefined &&
   (await python(["-c", "import mara_pipelines"])).code === 0;
 
-/** A folder from which `mara_pipelines` can be imported, empty where it is installed. */
+/** A folder for imports of `mara_pipelines`. It is empty when the package is installed. */
 async function maraFolder(): Promise<string> {
   const folder = await Deno.makeTempDir();
   for (const [path, text] of hasMara ? [] : Object.entries(STAND_IN)) {
@@ -167,7 +167,7 @@ testWith(
   async () => {
     const tokenFile = await Deno.makeTempFile();
     const script = `${FOLDER}/load_marketing_data.py`;
-    // -S leaves out the folder of installed packages.
+    // -S ignores installed packages.
     const run = (env: Record<string, string>) => python(["-S", script], env);
     try {
       for (const token of ["sécret-token", "secret\ntoken"]) {

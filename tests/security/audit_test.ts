@@ -2,14 +2,14 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** Runs the audit against a registry that answers so. */
+/** Runs the audit against a registry with this answer. */
 async function audit(answer: () => Response) {
   await using registry = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },
     answer,
   );
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    // Not the task, which would fetch the packages themselves from this registry.
+    // The task would fetch the packages from this registry, so the script runs directly.
     args: [
       "run",
       "--no-prompt",

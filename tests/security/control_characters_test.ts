@@ -3,11 +3,11 @@ import { createDatabases } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 
-/** An escape sequence of each kind, a forged log line, and a text that reads backwards. */
+/** An escape sequence of each kind, a forged log line, and reversed text. */
 const HARMFUL =
   "\x1b]0;title\x07 \x9b31m \u202egnp.exe \u200b\n2026-01-01 INFO forged";
 
-/** Control and format characters but the newline and the escape of our own colors. */
+/** Control and format characters, except the newline and the escape of the program's colors. */
 // deno-lint-ignore no-control-regex -- these are what is looked for
 const RAW = /[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202e\u2028]/;
 

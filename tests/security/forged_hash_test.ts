@@ -87,7 +87,7 @@ Deno.test("verify and load detect a text that was forged for a known seed", asyn
   const columns =
     MARKETING_TABLES.find(({ name }) => name === "closed_deal")!.columns;
   const index = columns.findIndex(({ name }) => name === "business_type");
-  // Once the seed of a column was its position; zero is what comes to mind first.
+  // Early versions used the position of a column as the seed. Zero is the most obvious one.
   for (const seed of [BigInt(index + 1), 0n]) {
     const [row] = await warehouse.unsafe(
       `select business_type as text, hashtextextended(business_type, ${seed})::text as hash, ctid::text as id

@@ -5,7 +5,7 @@ import { runJson, runProgram } from "../support/program.ts";
 
 const ROWS = { deals: 3, leads: 3 };
 
-/** A session of a role that may connect to the warehouse and nothing else. */
+/** A session of a role that may only connect to the warehouse. */
 async function connectGuest(db: Databases) {
   const role = `${db.loader}_guest`;
   await db.warehouse.unsafe(`create role ${role}`);
@@ -27,7 +27,7 @@ Deno.test("load takes no lock that a role without privileges can hold", async ()
   await guest.session.unsafe(
     "select pg_advisory_lock(key) from generate_series(5714280, 5714300) key",
   );
-  // The first one migrates the warehouse.
+  // The first load migrates the warehouse.
   for (let i = 0; i < 2; i++) {
     const { code, stderr } = await runProgram(["load"], {
       ...db.environment,
@@ -113,7 +113,7 @@ Deno.test("load names the session that holds its lock", async () => {
   await other.unsafe("rollback");
 });
 
-/** Locks on the tables of the history. A load meets each at another statement. */
+/** Locks on the tables of the history. Each blocks another statement of a load. */
 const LOCKS: Readonly<Record<string, string>> = {
   run: "lock table marketing_data_service.run in access exclusive mode",
   table_load:

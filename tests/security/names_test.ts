@@ -16,7 +16,7 @@ Deno.test("load works with quotes, dots, emoji and 63 bytes in names of database
     const { code, stderr } = await runJson(words, db.environment);
     assertEquals(code, 0, stderr);
   }
-  // An error says the name as it is.
+  // An error shows the name unchanged.
   const { code, stderr } = await runProgram(["load"], {
     ...db.environment,
     DWH_DB_PASSWORD: "wrong",

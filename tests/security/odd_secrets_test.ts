@@ -120,7 +120,7 @@ Deno.test("output stays intact when it contains the password by chance", async (
         assertEquals(code, 0, stderr);
         assert(!(stdout + stderr).includes("***"), stdout + stderr);
       }
-      // A message with the name of the database does not give the password away.
+      // A message with the name of the database must not reveal the password.
       const refused = await runProgram(["load"], {
         ...environment,
         DWH_DB_PORT: "1",

@@ -5,7 +5,7 @@ import { startServer } from "../support/server.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** Every word of the sources that stands before a parenthesis, and so may be a function of the server. */
+/** Returns every word of the sources before a parenthesis: it may be a function of the server. */
 async function wordsBeforeParentheses(folder = "src/"): Promise<Set<string>> {
   const words = new Set<string>();
   for await (const entry of Deno.readDir(new URL(folder, ROOT))) {
@@ -24,14 +24,14 @@ async function wordsBeforeParentheses(folder = "src/"): Promise<Set<string>> {
   return words;
 }
 
-/** Types that our statements handle. */
+/** The types in the statements of the program. */
 const TYPES =
   `{int2,int4,int8,numeric,float8,oid,xid,text,varchar,name,json,jsonb,bool,timestamptz,timestamp,interval,uuid,regclass,_text,_int8,_oid}`;
 
 /**
- * Creates, in `public`, an overload of each function and operator with every
- * combination of argument types that are cast to PostgreSQL's own by themselves.
- * Each one counts its calls and fails.
+ * Creates in `public` an overload of each function and operator, for every
+ * combination of argument types with implicit casts to the built-in ones. Each one
+ * counts its calls and fails.
  */
 async function plant(sql: Sql, names: readonly string[]): Promise<number> {
   await sql.unsafe(`

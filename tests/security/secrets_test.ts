@@ -12,7 +12,7 @@ const PATH = `/services/${URL_SECRETS[0]}?key=${URL_SECRETS[1]}`;
 const WRONG = "wr0ng-recognisable-password";
 const SECRETS = [PASSWORD, TOKEN, WEBHOOK_SECRET, KEY, WRONG, ...URL_SECRETS];
 
-/** Every form in which a secret could stand in an output. */
+/** Returns every form of a secret that an output could contain. */
 const FORMS = SECRETS.flatMap((secret) => {
   const bytes = new TextEncoder().encode(secret);
   return [
@@ -31,7 +31,7 @@ function assertNoSecret(where: string, text: string): void {
   }
 }
 
-/** The words that a process was started with, as everybody on the machine can read them. */
+/** Returns the arguments of a process, which every user of the host can read. */
 async function argumentsOf(pid: number): Promise<string> {
   if (Deno.build.os === "linux") {
     return await Deno.readTextFile(`/proc/${pid}/cmdline`);
@@ -61,7 +61,7 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
       LOG_LEVEL: "TRACE",
       RETRY_ATTEMPTS: "1",
     };
-    // What an attempt leaves is overwritten by the next one.
+    // The next attempt overwrites the traces of this one.
     const keepTables = async () => {
       for (
         const table of ["run", "table_load", "event", "publisher", "delivery"]
@@ -89,7 +89,7 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
       [69, ["load"], { DWH_DB_PORT: closed }],
       [69, ["health"], { OLIST_DB_PASSWORD: WRONG }],
       [0, ["load"], { EVENT_WEBHOOK_URL: `http://127.0.0.1:${closed}${PATH}` }],
-      // Mistakes: the value must not come back as the explanation.
+      // Mistakes: the explanation must not contain the value.
       [78, ["load"], { EVENT_WEBHOOK_SECRET: WRONG }],
       [78, ["load"], { EVENT_WEBHOOK_SECRET: "", EVENT_FILE: "" }],
       [78, ["load"], {
@@ -101,7 +101,7 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
     ];
     for (const [exit, words, changes] of cases) {
       const what = `${words.join(" ")} ${Object.keys(changes)}`;
-      // The last attempt's delay would keep the webhook from being tried.
+      // The delay of the last attempt would postpone the webhook.
       await db.warehouse.unsafe(
         `do $$ begin if to_regclass('marketing_data_service.publisher') is not null then
            update marketing_data_service.publisher set next_attempt_at = null; end if; end $$`,
@@ -156,7 +156,7 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
     assertEquals(await ask("/load", { method: "POST", body: "{" }), 400);
     outputs.push(["arguments", await argumentsOf(server.pid)]);
 
-    // A token in a URL ends in logs and histories; it opens nothing.
+    // A token in a URL appears in logs and histories, so it is ignored.
     for (const name of ["token", "access_token", "api_token", "API_TOKEN"]) {
       const query = new URLSearchParams({ [name]: TOKEN });
       const response = await server.fetch(`/runs?${query}`);

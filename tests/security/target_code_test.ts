@@ -5,7 +5,7 @@ import { runJson } from "../support/program.ts";
 const FORGE =
   `update m_data.closed_deal set business_type = 'forged' where ctid = (select min(ctid) from m_data.closed_deal)`;
 
-/** Code that a writer of the target can run, and that acts on the target at the commit. */
+/** Code of a writer of the target that changes the target at the commit. */
 const SCENE = `
   create table m_data.relay (n int); create table m_data.counterweight (n int);
   create function m_data.forge() returns int language plpgsql as $$ begin ${FORGE}; return 1; end $$;
@@ -25,7 +25,7 @@ const SCENE = `
     end if; return true; end $$;
   grant all on all tables in schema m_data to public;`;
 
-/** Where the target calls functions, as DDL of the scene. */
+/** The places where a target calls functions, as DDL. */
 const CALLERS: Readonly<Record<string, string>> = {
   "a check constraint writes a table with a deferred trigger":
     `alter table m_data.closed_deal add check (m_data.relays(business_type)) not valid`,

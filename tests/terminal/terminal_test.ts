@@ -8,7 +8,7 @@ import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { runProgram, terminalCommand } from "../support/program.ts";
 
-/** What a command prints on a terminal of `width` columns, and how it ends. */
+/** Returns the output of a command on a terminal with `width` columns, and its exit code. */
 async function onTerminal(
   { environment }: Pick<Databases, "environment">,
   words: string,
