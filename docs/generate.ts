@@ -19,8 +19,8 @@ const INTRODUCTION = `# Troubleshooting
 
 <!-- Generated from src/errors.ts: run \`deno task docs\`. -->
 
-A failure is one line: what could not be done, why, and the remedy.
-Its code is in the failure event (\`details.results[].code\`), in the answer of the HTTP service, in the output of \`--json\`, and in the history:
+A failure is one line with the failed action, the reason and the remedy.
+Its code is in the failure event (\`details.results[].code\`), the HTTP answer, the output of \`--json\`, and the history:
 
 \`\`\`sh
 deno task cli runs --status failed
@@ -30,19 +30,19 @@ deno task cli events --limit 5
 Every log line of a run has its \`run_id\`. \`LOG_LEVEL=DEBUG\` logs more.
 \`health\` checks both databases, \`config\` prints the variables in force, and \`load --dry-run\` prints what a load would do.
 
-A failed load keeps the old rows. Nothing must be cleaned up, and the next load starts from what is there.
+A failed load keeps the old rows. Nothing must be cleaned up before the next load.
 Retried failures were tried \`RETRY_ATTEMPTS\` times before they were reported.
 
 The exit code is that of the command line. A load of several tables ends with the code of the first table that failed by itself.
-The HTTP status is that of a request that fails so. \`POST /load\` answers 500, with the failure event, for every run that failed.
-Some failures have a more precise remedy than this table: the message names it, and it includes the hint of the server.
+The HTTP status is that of a failed request. \`POST /load\` answers 500, with the failure event, for every run that failed.
+Some messages have a more precise remedy than this table, such as the hint of the server.
 `;
 
 const CONFIGURATION = `# Configuration
 
 <!-- Generated from src/config/variables.ts: run \`deno task docs\`. -->
 
-Every variable is read from the environment, or from the file that \`--env-file\` names; the environment wins.
+Every variable comes from the environment, or from the file that \`--env-file\` names. The environment overrides the file.
 An empty variable counts as unset.
 All mistakes are reported together, with exit code 78, before any connection is made.
 \`deno task cli config\` prints the variables in force, with secrets masked.
@@ -51,21 +51,21 @@ All mistakes are reported together, with exit code 78, before any connection is 
 const CONFIGURATION_NOTES = `
 ## Secrets
 
-A variable whose name ends in \`_FILE\` names a file that holds the secret.
-An empty secret file is a mistake: treating it as unset would silently disable authentication.
-Secrets of fewer than 8 characters, and secrets that are also ordinary words of the output, are not masked.
+\`*_PASSWORD_FILE\`, \`API_TOKEN_FILE\` and \`EVENT_WEBHOOK_SECRET_FILE\` name files with the secret.
+An empty secret file is a mistake, because treating it as unset would silently disable authentication.
+Secrets of fewer than 8 characters, and secrets that are words of the output, are not masked.
 A value that looks like a connection string or a key is never printed.
 
 ## Login methods
 
-\`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`: a server that asks for another login method is refused, and nothing is sent to it.
+\`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`. A server that asks for another login method is refused, and gets no password.
 Unset, it is \`scram-sha-256,none\`, and every method under \`verify-full\`.
 Add \`md5\` for a server that still stores MD5 hashes.
 Leave out \`none\` to refuse a server that asks for no password.
 
 ## Files
 
-\`EVENT_FILE\` and \`EVENT_SPOOL_FILE\` hold no comma, and no white space except single spaces.
+\`EVENT_FILE\` and \`EVENT_SPOOL_FILE\` must not contain commas, or white space other than single spaces.
 
 ## Time zone
 
@@ -77,7 +77,7 @@ async function tablesSchema(): Promise<string> {
   return await format(JSON.stringify(tablesFileSchema()), "json");
 }
 
-/** Returns the page of every variable, formatted as `deno fmt` has it. */
+/** Returns the page of every variable, in the format of `deno fmt`. */
 export async function configuration(): Promise<string> {
   const rows = Object.entries<Variable>(VARIABLES).map(([name, variable]) =>
     `| \`${name}\` | ${variable.default ? `\`${variable.default}\`` : ""} | ${
@@ -91,7 +91,7 @@ ${rows.join("\n")}
 ${CONFIGURATION_NOTES}`);
 }
 
-/** Returns the page of every error, formatted as `deno fmt` has it. */
+/** Returns the page of every error, in the format of `deno fmt`. */
 export async function troubleshooting(): Promise<string> {
   const rows = Object.entries<ErrorKind>(ERRORS).map(([code, kind]) =>
     `| \`${code}\` | ${kind.exit} | ${kind.status} | ${
@@ -105,10 +105,10 @@ ${rows.join("\n")}
 `);
 }
 
-/** Text as the cell of a table. */
+/** Returns the text as a cell of a table. */
 function escape(text: string): string {
   return text.replaceAll("*", "\\*").replaceAll("|", "\\|")
-    // In code, stars are only stars.
+    // Stars in code need no escape.
     .replaceAll(/`[^`]*`/g, (code) => code.replaceAll("\\*", "*"));
 }
 

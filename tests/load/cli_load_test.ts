@@ -296,12 +296,12 @@ Deno.test("load --recreate replaces a table with other columns", async () => {
   assertStringIncludes(refused.json.error, "schema recreate");
   const dry = await runJson(["load", "--dry-run"], db.environment);
   assertEquals(dry.json.tables[0].code, "target_incompatible");
-  const anew = await runJson(
+  const recreated = await runJson(
     ["load", "--dry-run", "--recreate"],
     db.environment,
   );
-  assertEquals(anew.code, 0, anew.stderr);
-  const { mode, rows_to_copy, target_count, equal } = anew.json.tables[0];
+  assertEquals(recreated.code, 0, recreated.stderr);
+  const { mode, rows_to_copy, target_count, equal } = recreated.json.tables[0];
   assertEquals([mode, rows_to_copy, target_count, equal], [
     "full",
     10,
