@@ -148,7 +148,7 @@ Deno.test("the event reports the outcome of a COMMIT that continues after kill -
   const program = watchProgram(["load"], db.environment);
   await until(async () =>
     (await db.warehouse.unsafe(
-      "select 1 from pg_stat_activity where query = 'commit' and state = 'active' and datname = current_database()",
+      "select 1 from pg_stat_activity where trim(query) = 'commit' and state = 'active' and datname = current_database()",
     )).length > 0
   );
   program.kill("SIGKILL");
