@@ -11,7 +11,7 @@
  */
 import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
-import type { Executor } from "../runs/queue.ts";
+import type { Executor } from "../runs/run.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
 

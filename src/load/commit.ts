@@ -26,10 +26,10 @@ import {
   committedTables,
   confirmRun,
   databaseTime,
-  endBackend,
   eventOf,
-  type RunEnd,
-} from "../runs/queue.ts";
+} from "../runs/record.ts";
+import { endBackend } from "../postgres/backends.ts";
+import type { RunEnd } from "../runs/run.ts";
 import {
   type CommitGroup,
   type Failed,

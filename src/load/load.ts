@@ -14,13 +14,8 @@
  */
 import { type AppContext, connectionOf } from "../context.ts";
 import type { LoadEvent, Trigger } from "../runs/event.ts";
-import {
-  enqueueRun,
-  enqueueTick,
-  type QueuedRun,
-  type Run,
-  type RunOptions,
-} from "../runs/queue.ts";
+import { enqueueRun, enqueueTick } from "../runs/queue.ts";
+import type { QueuedRun, Run, RunOptions } from "../runs/run.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
 import { migrate } from "../runs/schema.ts";
 import { spoolUnrecorded } from "../runs/spool.ts";

@@ -24,12 +24,12 @@ import {
   sourceConnection,
   warehouseConnection,
 } from "./run_context.ts";
+import { endBackend } from "../postgres/backends.ts";
 import {
-  endBackend,
   lastLoads,
   limitHistoryLocks,
   recordTableLoad,
-} from "../runs/queue.ts";
+} from "../runs/record.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
   settleConstraints,

@@ -5,7 +5,9 @@
  */
 import type { Logger } from "@logtape/logtape";
 import type { Progress } from "../sync/progress.ts";
-import { confirmRun, endBackend, type Run } from "../runs/queue.ts";
+import { confirmRun } from "../runs/record.ts";
+import { endBackend } from "../postgres/backends.ts";
+import type { Run } from "../runs/run.ts";
 import { type AppContext, connectionOf } from "../context.ts";
 import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
 

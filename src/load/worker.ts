@@ -13,15 +13,14 @@ import type { LoadEvent } from "../runs/event.ts";
 import { acquireLock, findBusyError, type Lock } from "../runs/lock.ts";
 import {
   claimRun,
-  closeAbandonedRuns,
-  forgetTableLoads,
   hasUnattendedRuns,
   progressOf,
-  type QueuedRun,
   requeueRun,
-  type Run,
   withdrawRun,
 } from "../runs/queue.ts";
+import { closeAbandonedRuns } from "../runs/dead_runs.ts";
+import { forgetTableLoads } from "../runs/record.ts";
+import type { QueuedRun, Run } from "../runs/run.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
 import { drainSpool, spoolUnrecorded } from "../runs/spool.ts";
 import { loadFromOneSnapshot } from "./commit.ts";

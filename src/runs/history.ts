@@ -13,7 +13,7 @@ import type {
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { PublisherName } from "./event.ts";
-import type { Executor, RunState } from "./queue.ts";
+import type { Executor, RunState } from "./run.ts";
 
 /** A run as the history shows it. Times are UTC, ISO 8601. */
 export interface RunSummary {

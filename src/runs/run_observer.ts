@@ -7,7 +7,7 @@ import type { Logger } from "@logtape/logtape";
 import { asServiceError } from "../errors.ts";
 import type { Progress } from "../sync/progress.ts";
 import type { LoadEvent } from "./event.ts";
-import type { Run } from "./queue.ts";
+import type { Run } from "./run.ts";
 
 /** Watches the runs of a process. Its methods must not wait. */
 export interface RunObserver {

@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { configure, getLogger, type LogRecord, reset } from "@logtape/logtape";
 import type { Progress } from "../sync/progress.ts";
 import type { LoadEvent } from "./event.ts";
-import type { Run } from "./queue.ts";
+import type { Run } from "./run.ts";
 import { combineObservers, type RunObserver } from "./run_observer.ts";
 
 class BrokenObserver implements RunObserver {

@@ -14,15 +14,10 @@ import {
   timestampOf,
 } from "./event.ts";
 import type { AppContext } from "../context.ts";
-import {
-  closeRun,
-  endBackends,
-  type Executor,
-  loadedByRun,
-  type QueuedRun,
-  type Run,
-  withdrawWait,
-} from "./queue.ts";
+import { closeRun, loadedByRun } from "./record.ts";
+import { endBackends } from "../postgres/backends.ts";
+import type { Executor, QueuedRun, Run } from "./run.ts";
+import { withdrawWait } from "./queue.ts";
 import {
   type AppendFile,
   appendLine,

@@ -10,7 +10,8 @@ import { asServiceError, ServiceError } from "../errors.ts";
 import { enqueue, enqueueScheduled } from "../load/load.ts";
 import { Worker } from "../load/worker.ts";
 import type { LoadEvent, Trigger } from "../runs/event.ts";
-import { closeAbandonedRuns, type RunOptions } from "../runs/queue.ts";
+import { closeAbandonedRuns } from "../runs/dead_runs.ts";
+import type { RunOptions } from "../runs/run.ts";
 import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
 
 /** Milliseconds between two polls of the queue. */

@@ -6,7 +6,7 @@
  */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { type LoadEvent, TRIGGERS } from "../runs/event.ts";
-import type { Run } from "../runs/queue.ts";
+import type { Run } from "../runs/run.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
 
 /** The sources of the numbers that each scrape looks up. */

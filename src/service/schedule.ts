@@ -12,7 +12,7 @@ import { Session } from "../postgres/session.ts";
 import { identifier } from "../postgres/sql.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { asServiceError } from "../errors.ts";
-import type { RunOptions } from "../runs/queue.ts";
+import type { RunOptions } from "../runs/run.ts";
 import { namesOf } from "../tables/declaration.ts";
 
 /** Seconds between two heartbeats on the connection of the channel. */

@@ -7,7 +7,7 @@
 import { context, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import { VERSION } from "../identity.ts";
 import type { LoadEvent } from "../runs/event.ts";
-import type { Run } from "../runs/queue.ts";
+import type { Run } from "../runs/run.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
 import type { Progress } from "../sync/progress.ts";
 

@@ -6,7 +6,7 @@ import {
   listTableHistory,
   type RunFilter,
 } from "../../src/runs/history.ts";
-import type { Executor } from "../../src/runs/queue.ts";
+import type { Executor } from "../../src/runs/run.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { browserTest } from "../support/browser.ts";

@@ -6,13 +6,9 @@ import { proxied } from "../support/phases.ts";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
 import type { Parameter, Row } from "../../src/postgres/sql.ts";
 import { ServiceError } from "../../src/errors.ts";
-import {
-  closeAbandonedRuns,
-  enqueueRun,
-  type Executor,
-  type QueuedRun,
-  withdrawRun,
-} from "../../src/runs/queue.ts";
+import { closeAbandonedRuns } from "../../src/runs/dead_runs.ts";
+import { enqueueRun, withdrawRun } from "../../src/runs/queue.ts";
+import type { Executor, QueuedRun } from "../../src/runs/run.ts";
 import {
   changeSource,
   loadedDatabases,

@@ -15,7 +15,7 @@ import { identifier } from "../../src/postgres/sql.ts";
 import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
-import type { RunOptions } from "../../src/runs/queue.ts";
+import type { RunOptions } from "../../src/runs/run.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 

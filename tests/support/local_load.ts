@@ -12,7 +12,7 @@ import type { LoadEvent, Trigger } from "../../src/runs/event.ts";
 import { load, type LoadOptions } from "../../src/load/load.ts";
 import type { AppContext } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
-import type { RunOptions } from "../../src/runs/queue.ts";
+import type { RunOptions } from "../../src/runs/run.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import type { Phase } from "../../src/sync/progress.ts";

@@ -4,7 +4,7 @@ import { asServiceError, ERRORS, ServiceError } from "../../errors.ts";
 import type { LoadEvent, TableEntry } from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
 import { prepareFiles } from "../../delivery/file.ts";
-import type { RunOptions } from "../../runs/queue.ts";
+import type { RunOptions } from "../../runs/run.ts";
 import {
   groupsOf,
   namesOf,

@@ -10,7 +10,7 @@ import {
 import { formatMoment, formatSeconds } from "../../format.ts";
 import { describeChange, describeOutcome } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
-import type { RunState } from "../../runs/queue.ts";
+import type { RunState } from "../../runs/run.ts";
 import { usage } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
 import type { TextTable } from "../terminal_table.ts";

@@ -2,7 +2,7 @@
 import type { Context } from "hono";
 import { accepts } from "hono/accepts";
 import type { Child } from "hono/jsx";
-import type { RunState } from "../../runs/queue.ts";
+import type { RunState } from "../../runs/run.ts";
 import { VERSION } from "../../identity.ts";
 import { SCRIPT, STYLESHEET } from "./assets.ts";
 import { Icons } from "./components/icons.tsx";

@@ -5,7 +5,7 @@ import type { RunOutcome, TableHistory } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
 import { formatCount, formatSeconds } from "../../format.ts";
 import { describeChange } from "../../runs/describe.ts";
-import type { RunState } from "../../runs/queue.ts";
+import type { RunState } from "../../runs/run.ts";
 import type { TableDeclaration } from "../../tables/declaration.ts";
 import {
   DurationChart,

@@ -1,6 +1,6 @@
 /** The history, page by page. */
 import type { RunOutcome } from "../../runs/history.ts";
-import type { RunState } from "../../runs/queue.ts";
+import type { RunState } from "../../runs/run.ts";
 import { RunTable } from "./components/run_table.tsx";
 
 /** What the list shows. */

@@ -1,7 +1,7 @@
 /** Parses requests for loads. */
 import type { z } from "@hono/zod-openapi";
 import type { Config } from "../../config/config.ts";
-import type { RunOptions } from "../../runs/queue.ts";
+import type { RunOptions } from "../../runs/run.ts";
 import { namesOf, selectTables } from "../../tables/declaration.ts";
 import { BodyReader } from "../body.ts";
 import { badRequest } from "../problem.tsx";

@@ -1,5 +1,5 @@
 /** Shapes that show a state besides its color and its word. */
-import type { RunState } from "../../../runs/queue.ts";
+import type { RunState } from "../../../runs/run.ts";
 
 /** The shapes, once a page; the rest refers to them. */
 export function Icons() {

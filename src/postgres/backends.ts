@@ -1,0 +1,64 @@
+/** Ends backends of the service that outlive their connections. */
+import { delay } from "@std/async/delay";
+import { ServiceError } from "../errors.ts";
+import { APPLICATION_NAME } from "../identity.ts";
+import type { Pool } from "./pool.ts";
+import type { Session } from "./session.ts";
+import type { Parameter } from "./sql.ts";
+
+type Executor = Pick<Pool | Session, "query">;
+
+/** Ends the warehouse backends of a run's sessions and waits until they have ended. */
+export async function endBackends(
+  executor: Executor,
+  runId: string,
+): Promise<void> {
+  await terminate(executor, "application_name = $1", [
+    `${APPLICATION_NAME}/${runId}`,
+  ]);
+}
+
+/**
+ * Ends one backend of ours and waits until it has ended. A connection that is
+ * closed here may live on at the server, with its locks and perhaps a commit.
+ */
+export async function endBackend(
+  executor: Executor,
+  pid: number,
+  applicationName: string,
+): Promise<void> {
+  await terminate(executor, "pid = $1 and application_name = $2", [
+    pid,
+    applicationName,
+  ]);
+}
+
+/** The maximum number of attempts to end a backend. */
+const MAX_ATTEMPTS = 20;
+
+async function terminate(
+  executor: Executor,
+  condition: string,
+  parameters: readonly Parameter[],
+): Promise<void> {
+  for (let look = 1;; look++) {
+    try {
+      await executor.query(
+        // A role that switched to another role at login may not end its own sessions.
+        `with itself as materialized (select set_config('role', 'none', true))
+         select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity
+         where ${condition} and pid <> pg_backend_pid()
+           -- Any role can give its session our name.
+           and usename = session_user`,
+        parameters,
+      );
+      return;
+    } catch (error) {
+      // 42501: a backend that is ending has no role, so it does not look like ours.
+      const isGoing = error instanceof ServiceError &&
+        error.sqlstate === "42501";
+      if (!isGoing || look === MAX_ATTEMPTS) throw error;
+      await delay(50);
+    }
+  }
+}

@@ -1,0 +1,87 @@
+/** Closes runs that no process will end. */
+import type { Logger } from "@logtape/logtape";
+import { endBackends } from "../postgres/backends.ts";
+import type { Row } from "../postgres/sql.ts";
+import { ServiceError } from "../errors.ts";
+import {
+  failedEntry,
+  failedEvent,
+  failureLine,
+  type TableEntry,
+} from "./event.ts";
+import { closeRun, IS_UNWANTED, loadedByRun, NOW } from "./record.ts";
+import type { Executor } from "./run.ts";
+
+/**
+ * Closes abandoned runs, each with its event. A queued run is abandoned when no
+ * caller waits for it. A `running` one is abandoned when this caller holds the
+ * service's lock, because then no process runs it.
+ *
+ * @returns ids of the runs that were closed.
+ */
+export async function closeAbandonedRuns(
+  executor: Executor,
+  log: Logger,
+  states: "queued" | "queued and running",
+): Promise<readonly string[]> {
+  const dead = await executor.query(
+    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
+     from marketing_data_service.run
+     where state = 'queued' and ${IS_UNWANTED} ${
+      states === "queued" ? "" : "or state = 'running'"
+    }
+     order by seq`,
+  );
+  const closed: string[] = [];
+  for (const row of dead) {
+    if (!await interruptRun(executor, row)) continue;
+    closed.push(row.id);
+    log.warn("Run {run_id} was abandoned and is now interrupted", {
+      run_id: row.id,
+    });
+  }
+  return closed;
+}
+
+async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
+  // A backend of the ended process may still commit. Its result is known when it ends.
+  if (row.state === "running") await endBackends(executor, row.id);
+  const loaded = await loadedByRun(executor, row.id);
+  const error = new ServiceError(
+    "interrupted",
+    row.state === "queued"
+      ? `Run ${row.id} did not start before its callers were gone`
+      : `Run ${row.id} was interrupted: the process that ran it is gone`,
+  );
+  const entries = (JSON.parse(row.tables) as string[]).map((
+    table,
+  ): TableEntry =>
+    loaded.find((entry) => entry.table === table) ??
+      failedEntry(table, error, 1)
+  );
+  try {
+    await closeRun(executor, row.id, row.state, {
+      state: "interrupted",
+      event: failedEvent(
+        {
+          runId: row.id,
+          trigger: row.trigger,
+          timestamp: row.now,
+          sourceSnapshotAt: row.source_snapshot_at,
+        },
+        failureLine(entries),
+        entries,
+      ),
+      code: error.code,
+      failed: entries.filter((e) => e.status === "failure"),
+      sourceSnapshotAt: row.source_snapshot_at,
+    });
+    return true;
+  } catch (error) {
+    // Its own process closed it.
+    if (error instanceof ServiceError && error.code === "run_lost") {
+      return false;
+    }
+    throw error;
+  }
+}

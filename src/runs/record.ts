@@ -1,0 +1,237 @@
+/**
+ * Records the results of a run: its tables, its end and its event.
+ *
+ * @module
+ */
+import type { Session } from "../postgres/session.ts";
+import { ServiceError } from "../errors.ts";
+import {
+  EVENT_CHANNEL,
+  type IntegrityCheck,
+  type LoadedEntry,
+  type LoadEvent,
+} from "./event.ts";
+import type { PhaseTiming } from "../sync/progress.ts";
+import type { SourceWatermark } from "../sync/snapshot.ts";
+import type { LastLoad } from "../sync/sync_table.ts";
+import type { Executor, RunEnd } from "./run.ts";
+
+/** Names a server until it is promoted, restored or restarted. */
+const SERVER = `(select system_identifier
+    || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    || '/' || extract(epoch from pg_postmaster_start_time())
+  from pg_control_system())`;
+
+/**
+ * How far above the last number the next one is after a change of the server,
+ * at least. A standby may lack the newest events, and their numbers must not
+ * come again. The clock is for a backup that is restored twice.
+ */
+const SEQUENCE_JUMP = 1_000_000;
+
+/** SQL of the database's time in the format of an event. */
+export const NOW =
+  `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
+
+/**
+ * SQL that is true for a queued run that no caller waits for. A process that ends
+ * withdraws its wait. One that crashes has some seconds on top.
+ */
+export const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
+
+/**
+ * Closes a run in one statement: state, failed tables, event and notification.
+ * Closes a queued run only while no caller waits for it.
+ *
+ * @throws {ServiceError} `run_lost` when the run is already closed, or a caller waits for it again.
+ */
+export async function closeRun(
+  executor: Executor,
+  runId: string,
+  from: "queued" | "running",
+  end: RunEnd,
+): Promise<void> {
+  const { event } = end;
+  const notification = {
+    event_id: event.event_id,
+    run_id: event.run_id,
+    event_type: event.event_type,
+    status: event.status,
+  };
+  const [row] = await executor.query(
+    `with ordered as materialized (
+       select server from marketing_data_service.event_order where only_one for update),
+     closed as (
+       update marketing_data_service.run
+       set state = $3, finished_at = clock_timestamp(), error = $4, code = $5, source_snapshot_at = $6
+       from ordered where id = $1::uuid and state = $2 and (state = 'running' or ${IS_UNWANTED})
+       returning id),
+     moved as (
+       update marketing_data_service.event_order set server = ${SERVER}
+       from closed where server <> ${SERVER}
+       returning setval('marketing_data_service.event_seq_seq', greatest(
+         (select last_value from marketing_data_service.event_seq_seq) + ${SEQUENCE_JUMP},
+         (extract(epoch from clock_timestamp()) * 1000)::bigint)) as seq),
+     failures as (
+       insert into marketing_data_service.table_load (run_id, table_name, state, result)
+       select closed.id, entry ->> 'table', 'failed', entry
+       from closed, json_array_elements($7::text::json) entry
+       on conflict do nothing),
+     announced as (
+       insert into marketing_data_service.event (seq, event_id, run_id, event_type, payload)
+       overriding system value
+       select coalesce(moved.seq, nextval('marketing_data_service.event_seq_seq')),
+         $8::uuid, closed.id, $9, $10::text::json
+       from closed left join moved on true returning seq)
+     select seq::text, pg_notify('${EVENT_CHANNEL}', $11) from announced`,
+    [
+      runId,
+      from,
+      end.state,
+      event.status === "failure" ? event.error : null,
+      end.code,
+      end.sourceSnapshotAt,
+      JSON.stringify(end.failed),
+      event.event_id,
+      event.event_type,
+      JSON.stringify(event),
+      JSON.stringify(notification),
+    ],
+  );
+  if (!row) {
+    throw new ServiceError(
+      "run_lost",
+      `Run ${runId} was closed by another process`,
+    );
+  }
+}
+
+/**
+ * Checks that no other process has closed the run, and keeps it until the
+ * transaction ends. Returns the time of the database.
+ *
+ * @throws {ServiceError} `run_lost`.
+ */
+export async function confirmRun(
+  executor: Executor,
+  runId: string,
+): Promise<string> {
+  const [row] = await executor.query(
+    `select ${NOW} as now from marketing_data_service.run
+     where id = $1::uuid and state = 'running' for share`,
+    [runId],
+  );
+  if (!row) {
+    throw new ServiceError(
+      "run_lost",
+      `Run ${runId} was closed by another process`,
+    );
+  }
+  return row.now;
+}
+
+/** Returns the database's time in the format of an event. */
+export async function databaseTime(executor: Executor): Promise<string> {
+  const [row] = await executor.query(`select ${NOW} as now`);
+  return row!.now;
+}
+
+/**
+ * Bounds the waits for locks on the history in a load's transaction, whose own
+ * limit is for locks on targets.
+ */
+export async function limitHistoryLocks(session: Session): Promise<void> {
+  await session.query("set local lock_timeout = '10s'");
+}
+
+/** Records the load of a table, in the same transaction. */
+export async function recordTableLoad(
+  session: Session,
+  runId: string,
+  entry: LoadedEntry,
+  check: IntegrityCheck,
+  phases: readonly PhaseTiming[],
+  mark: SourceWatermark | undefined,
+): Promise<void> {
+  await session.query(
+    `insert into marketing_data_service.table_load
+       (run_id, table_name, state, result, integrity_check, phases, source_mark)
+     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6::text::json)`,
+    [
+      runId,
+      entry.table,
+      JSON.stringify(entry),
+      JSON.stringify(check),
+      JSON.stringify(phases),
+      mark ? JSON.stringify(mark) : null,
+    ],
+  );
+}
+
+/**
+ * Forgets the tables that a run has loaded from a snapshot that is lost. They
+ * are loaded again with all the others, from the next one.
+ */
+export async function forgetTableLoads(
+  executor: Executor,
+  runId: string,
+): Promise<void> {
+  await executor.query(
+    "delete from marketing_data_service.table_load where run_id = $1::uuid",
+    [runId],
+  );
+}
+
+/** Returns the last load of each table, where it is known. */
+export async function lastLoads(
+  executor: Executor,
+  tables: readonly string[],
+): Promise<ReadonlyMap<string, LastLoad>> {
+  const rows = await executor.query(
+    `select name, source_mark::text as mark, (result ->> 'records_loaded')::float8 as rows
+     from json_array_elements_text($1::text::json) name,
+       lateral (select source_mark, result from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded'
+         order by finished_at desc limit 1) latest
+     where source_mark is not null`,
+    [JSON.stringify(tables)],
+  );
+  return new Map(
+    rows.map((
+      { name, mark, rows },
+    ) => [name, { mark: JSON.parse(mark) as SourceWatermark, rows }]),
+  );
+}
+
+/** Returns the entries of the tables that a run has loaded and committed. */
+export async function loadedByRun(
+  executor: Executor,
+  runId: string,
+): Promise<LoadedEntry[]> {
+  const rows = await executor.query(
+    `select result::text from marketing_data_service.table_load
+     where run_id = $1::uuid and state = 'succeeded'`,
+    [runId],
+  );
+  return rows.map((row) => JSON.parse(row.result));
+}
+
+/** Returns the tables whose load by this run is committed. */
+export async function committedTables(
+  executor: Executor,
+  runId: string,
+): Promise<readonly string[]> {
+  return (await loadedByRun(executor, runId)).map((entry) => entry.table);
+}
+
+/** Returns the event of a run, or `undefined` while it has none. */
+export async function eventOf(
+  executor: Executor,
+  runId: string,
+): Promise<LoadEvent | undefined> {
+  const [row] = await executor.query(
+    `select payload::text from marketing_data_service.event where run_id = $1::uuid`,
+    [runId],
+  );
+  return row && JSON.parse(row.payload);
+}

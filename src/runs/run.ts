@@ -1,0 +1,50 @@
+/** Types of runs. */
+import type { Pool } from "../postgres/pool.ts";
+import type { Session } from "../postgres/session.ts";
+import type { ErrorCode } from "../errors.ts";
+import type { FailedEntry, LoadEvent, Trigger } from "./event.ts";
+
+/** State of a run, stored verbatim. */
+export type RunState =
+  | "queued"
+  | "running"
+  | "succeeded"
+  | "failed"
+  | "interrupted";
+
+/** Options of a run. Requests with equal options can share one run. */
+export interface RunOptions {
+  readonly tables: readonly string[];
+  readonly mode: "auto" | "full";
+  readonly atomic: boolean;
+  readonly recreate: boolean;
+}
+
+/** A run: who asked for it, and for what. */
+export interface Run extends RunOptions {
+  readonly id: string;
+  readonly trigger: Trigger;
+}
+
+/** A run in the queue, and how long a caller of this process waits for its start. */
+export interface QueuedRun extends Run {
+  /**
+   * End of the wait as Unix time of the warehouse, in seconds. Null when the run
+   * happens in any case.
+   */
+  readonly deadline: number | null;
+}
+
+/** How a run ended. */
+export interface RunEnd {
+  readonly state: "succeeded" | "failed" | "interrupted";
+  readonly event: LoadEvent;
+  /** Code of the failure, or `null`. */
+  readonly code: ErrorCode | null;
+  /** Tables that were not loaded. */
+  readonly failed: readonly FailedEntry[];
+  readonly sourceSnapshotAt: string | null;
+}
+
+/** A pool, or a session with its transaction. */
+export type Executor = Pick<Pool | Session, "query">;
