@@ -22,7 +22,8 @@ import { Dispatcher } from "./service/dispatcher.ts";
 import { sharedHealthCheck } from "./service/health.ts";
 import { LiveRuns } from "./service/live_runs.ts";
 import { Metrics } from "./service/metrics.ts";
-import { listenForTriggers, startSchedule } from "./service/schedule.ts";
+import { listenForTriggers } from "./service/notify_listener.ts";
+import { startSchedule } from "./service/schedule.ts";
 
 /** Seconds between two attempts to reach the warehouse at startup. */
 const RETRY_SECONDS = 2;

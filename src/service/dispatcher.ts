@@ -5,6 +5,7 @@
  * @module
  */
 import { delay } from "@std/async/delay";
+import type { Config } from "../config/config.ts";
 import type { AppContext } from "../context.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import { enqueue, enqueueScheduled } from "../load/load.ts";
@@ -13,6 +14,7 @@ import type { LoadEvent, Trigger } from "../runs/event.ts";
 import { closeAbandonedRuns } from "../runs/dead_runs.ts";
 import type { RunOptions } from "../runs/run.ts";
 import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
+import { namesOf } from "../tables/declaration.ts";
 
 /** Milliseconds between two polls of the queue. */
 const POLL_MILLISECONDS = 3000;
@@ -67,7 +69,10 @@ export class Dispatcher {
   }
 
   /** Queues a run that happens in any case, even if this process ends. Returns its id. */
-  async submit(trigger: Trigger, options: RunOptions): Promise<string> {
+  async submit(
+    trigger: Trigger,
+    options = defaultOptions(this.#context.config),
+  ): Promise<string> {
     const request = { ...options, trigger };
     const run = await this.#share(
       ["submit", options],
@@ -83,12 +88,10 @@ export class Dispatcher {
    * @returns `running` when another run is running, or `taken` when another process
    * has this tick.
    */
-  async tick(
-    options: RunOptions,
-    tick: Date,
-  ): Promise<"queued" | "running" | "taken"> {
+  async tick(tick: Date): Promise<"queued" | "running" | "taken"> {
+    const options = defaultOptions(this.#context.config);
     const outcome = await this.#share(
-      ["tick", options, tick],
+      ["tick", tick],
       () => enqueueScheduled(this.#context, options, tick),
     );
     if (outcome === "queued") this.#worker.wake();
@@ -167,4 +170,14 @@ export class Dispatcher {
     work.catch(() => {}).finally(() => this.#open.delete(work));
     return work;
   }
+}
+
+/** Returns the options of a load that the configuration gives. */
+function defaultOptions(config: Config): RunOptions {
+  return {
+    tables: namesOf(config.tables),
+    mode: config.loadMode,
+    atomic: config.loadAtomic,
+    recreate: false,
+  };
 }
