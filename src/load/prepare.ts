@@ -3,11 +3,7 @@
  *
  * @module
  */
-import {
-  findLockHolders,
-  formatHolder,
-  nameLockedTable,
-} from "../postgres/lock_holders.ts";
+import { holderClause, nameLockedTable } from "../postgres/lock_holders.ts";
 import type { Pool } from "../postgres/pool.ts";
 import { Session } from "../postgres/session.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
@@ -32,11 +28,12 @@ import {
 } from "../runs/record.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
+  beginWithLocks,
   settleConstraints,
   syncTable,
   type TableResult,
-  warehouseTransaction,
 } from "../sync/sync_table.ts";
+import { PhaseClock } from "../sync/progress.ts";
 import {
   namesOf,
   selectTables,
@@ -147,7 +144,9 @@ async function prepareGroup(
     const session = await Session.open(config.dwh, connection);
     lost = session;
     try {
-      await session.begin(warehouseTransaction(config));
+      const [first] = tables;
+      const clock = new PhaseClock(first!.name, onProgress);
+      await beginWithLocks(tables, session, config);
       const results: TableResult[] = [];
       for (const table of tables) {
         const result = await syncTable(
@@ -155,7 +154,6 @@ async function prepareGroup(
             config,
             connection,
             snapshot,
-            onProgress,
             mode: run.mode,
             recreate: run.recreate,
             isAlone: tables.length === 1,
@@ -163,6 +161,7 @@ async function prepareGroup(
           },
           table,
           session,
+          table === first ? clock : new PhaseClock(table.name, onProgress),
         );
         results.push(result);
         onProgress({
@@ -215,14 +214,11 @@ async function nameHolder(
     return known;
   }
   const table = tables.find(({ name }) => name === known.table);
-  const [holder] = table
-    ? await findLockHolders(warehouse, table.target).catch(() => [])
-    : [];
-  if (!holder) return known;
+  const clause = table ? await holderClause(warehouse, table.target) : "";
   const { reason, server, sqlstate, remedy } = known;
   return new ServiceError(
     known.code,
-    `${reason}: ${formatHolder(holder)} holds a lock on it (${holder.mode})`,
+    `${reason}${clause}`,
     { server, table: known.table, sqlstate, remedy, cause: known },
   );
 }

@@ -29,15 +29,16 @@ interface LockHolder {
 }
 
 /**
- * Returns who holds locks on a table, or on all tables of a schema: the
- * strongest lock first. A lock that only reads is left out, because nothing but
+ * Returns who holds locks on a table, on the relations with these `oids`, or on
+ * all tables of a schema: the strongest lock first. A lock that only reads is left out, because nothing but
  * ACCESS EXCLUSIVE waits for it, unless `withReaders` is set.
  */
 export async function findLockHolders(
   queryable: Queryable,
-  { schema, name, withReaders = false }: {
-    readonly schema: string;
+  { schema, name, oids, withReaders = false }: {
+    readonly schema?: string;
     readonly name?: string;
+    readonly oids?: readonly number[];
     readonly withReaders?: boolean;
   },
 ): Promise<readonly LockHolder[]> {
@@ -51,13 +52,19 @@ export async function findLockHolders(
        left join pg_stat_activity activity on activity.pid = lock.pid
      where locktype = 'relation' and granted
        and lock.database = (select oid from pg_database where datname = current_database())
-       and nspname = $1::text and ($2::text is null or relname = $2::text)
+       and ($1::text is null or nspname = $1::text) and ($2::text is null or relname = $2::text)
+       and ($4::text is null or relation = any ($4::oid[]))
        and (mode <> 'AccessShareLock' or $3::text = 'yes')
        and lock.pid is distinct from pg_backend_pid()
      order by mode = 'AccessExclusiveLock' desc, mode = 'ExclusiveLock' desc,
        mode in ('ShareRowExclusiveLock', 'ShareLock') desc, xact_start, lock.pid
      limit 100`,
-    [schema, name ?? null, withReaders ? "yes" : "no"],
+    [
+      schema ?? null,
+      name ?? null,
+      withReaders ? "yes" : "no",
+      oids ? `{${oids}}` : null,
+    ],
   );
 }
 
@@ -71,6 +78,16 @@ export function formatHolder(holder: LockHolder): string {
     since && `since ${since}`,
   ].filter(Boolean).join(", ");
   return `session ${pid}${known ? ` (${known})` : ""}`;
+}
+
+/** Returns the end of a message about a lock: who holds it, where that is known. */
+export async function holderClause(
+  ...of: Parameters<typeof findLockHolders>
+): Promise<string> {
+  const [holder] = await findLockHolders(...of).catch(() => []);
+  return holder
+    ? `: ${formatHolder(holder)} holds a lock on it (${holder.mode})`
+    : "";
 }
 
 /** The schema of the history. */

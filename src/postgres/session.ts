@@ -63,7 +63,7 @@ export interface ConnectionOptions {
 }
 
 /** Settings of a transaction on a {@linkcode Session}. */
-interface TransactionOptions {
+export interface TransactionOptions {
   readonly mode:
     | "read committed"
     | "read committed read only"

@@ -32,7 +32,7 @@ export interface Progress {
   readonly totalRows: number | null;
 }
 
-/** Measures phases and reports progress to the listener. */
+/** Measures phases and reports progress to the listener. The first phase is `lock`. */
 export class PhaseClock {
   readonly #started = performance.now();
   readonly #phases: PhaseTiming[] = [];
@@ -45,6 +45,7 @@ export class PhaseClock {
   constructor(table: string, onProgress: (progress: Progress) => void) {
     this.#table = table;
     this.#onProgress = onProgress;
+    this.enter("lock");
   }
 
   /** Begins a phase with this number of rows, where it is known. */

@@ -5,6 +5,7 @@
  */
 import type { Config } from "../config/config.ts";
 import { GONE, mayLackConnections } from "../postgres/errors.ts";
+import { holderClause } from "../postgres/lock_holders.ts";
 import {
   type ConnectionOptions,
   openWhenFree,
@@ -274,7 +275,9 @@ async function lockAll(
       if (GONE.has(error.sqlstate)) {
         throw snapshotLost(table, error.message, error);
       }
-      const failure = lockFailure(config, table, error);
+      const failure = error.sqlstate === "55P03"
+        ? await lockedError(config, session, table, error)
+        : error.of(table.name);
       if (failure.kind.transient && !isLastAttempt) throw failure;
       found.set(table.name, failure);
       throw new LockRefused();
@@ -282,18 +285,32 @@ async function lockAll(
   }
 }
 
-function lockFailure(
+async function lockedError(
   { lockTimeoutSeconds }: Config,
-  { name: table, kind, source }: SourceTable,
-  error: ServiceError,
-): ServiceError {
-  const name = `${source.schema}.${source.name}`;
-  if (error.sqlstate !== "55P03") return error.of(table);
-  const what = kind === "v" ? `${name} or a relation under it` : name;
+  session: Session,
+  table: SourceTable,
+  cause: ServiceError,
+): Promise<ServiceError> {
+  const { name, kind, source } = table;
+  const what = `${source.schema}.${source.name}${
+    kind === "v" ? " or a relation under it" : ""
+  }`;
+  let holder = "";
+  try {
+    await session.query("rollback");
+    await session.begin({
+      mode: "read committed read only",
+      lockTimeoutSeconds,
+    });
+    const reads = await findDependencies(session, [table]);
+    holder = await holderClause(session, { oids: reads.map(({ oid }) => oid) });
+  } catch {
+    // The lock is the failure to report.
+  }
   return new ServiceError(
     "source_locked",
-    `another session in the source locks ${what} for more than ${lockTimeoutSeconds} s`,
-    { table, cause: error, sqlstate: error.sqlstate },
+    `another session in the source locks ${what} for more than ${lockTimeoutSeconds} s${holder}`,
+    { table: name, cause, sqlstate: cause.sqlstate },
   );
 }
 

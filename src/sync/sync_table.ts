@@ -6,6 +6,8 @@
  */
 import type { Config } from "../config/config.ts";
 import { copyRows } from "../postgres/copy.ts";
+import { findLockHolders } from "../postgres/lock_holders.ts";
+import { beginLocked } from "../postgres/locked_transaction.ts";
 import { GONE } from "../postgres/errors.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
 import { identifier } from "../postgres/sql.ts";
@@ -27,7 +29,7 @@ import {
   type PlanMode,
 } from "../diff/fingerprint.ts";
 import { castToTarget, deleteSql, writtenRowsSql } from "../diff/queries.ts";
-import { PhaseClock, type PhaseTiming, type Progress } from "./progress.ts";
+import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import { sourceRelation } from "./source_tables.ts";
@@ -35,6 +37,7 @@ import {
   checkDeletable,
   confirmTarget,
   lockTarget,
+  lockTargetSql,
   putInPlace,
   type Target,
 } from "./target.ts";
@@ -51,7 +54,6 @@ interface SyncContext {
   readonly isAlone: boolean;
   /** The last load of each table, where it is known. It is only a hint. */
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
-  readonly onProgress: (progress: Progress) => void;
 }
 
 /** The last load of a table. */
@@ -95,6 +97,34 @@ export function warehouseTransaction(config: Config) {
 }
 
 /**
+ * Begins the transaction of a load with the locks of its targets. Where one cannot
+ * be locked, as where it does not exist, begins without locks: {@linkcode syncTable}
+ * creates it or reports the reason.
+ *
+ * @throws {ServiceError} `target_locked`.
+ */
+export async function beginWithLocks(
+  tables: readonly TableDeclaration[],
+  warehouse: Session,
+  config: Config,
+): Promise<void> {
+  const options = warehouseTransaction(config);
+  try {
+    await beginLocked(warehouse, options, tables.map(lockTargetSql));
+  } catch (error) {
+    if (!(error instanceof ServiceError) || warehouse.failure) throw error;
+    await warehouse.query("rollback");
+    await warehouse.begin(options);
+    if (error.code !== "serialization") return;
+    const holders = await Promise.all(
+      tables.map(({ target }) => findLockHolders(warehouse, target)),
+    );
+    const locked = tables.find((_, index) => holders[index]!.length > 0);
+    throw forTable(error, locked ?? tables[0]!, warehouse);
+  }
+}
+
+/**
  * Makes the target equal to the snapshot, in the transaction that `warehouse`
  * has open, and verifies it there.
  *
@@ -104,13 +134,12 @@ export async function syncTable(
   context: SyncContext,
   declaration: TableDeclaration,
   warehouse: Session,
+  clock: PhaseClock,
 ): Promise<TableResult> {
-  const { snapshot, recreate, onProgress } = context;
+  const { snapshot, recreate } = context;
   const resolved = resolvedIn(snapshot, declaration);
-  const clock = new PhaseClock(declaration.name, onProgress);
   let isLocked = false;
   try {
-    clock.enter("lock");
     const [source, target] = await bothSides(
       snapshot.openReader(declaration),
       lockTarget(resolved.table, warehouse, recreate),

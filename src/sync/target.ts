@@ -204,6 +204,11 @@ const LACKS_REPLICA_IDENTITY =
         join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
       where p.pubdelete and t.schemaname = n.nspname and t.tablename = c.relname))`;
 
+/** Returns SQL that blocks writers and DDL, but no reader. */
+export function lockTargetSql({ target }: TableDeclaration): string {
+  return `lock table ${qualified(target)} in share row exclusive mode`;
+}
+
 /**
  * Creates the target where it is missing, and takes the lock that blocks writers
  * and DDL, but no reader. To recreate it, creates a second table.
@@ -223,7 +228,7 @@ export async function lockTarget(
   checkTarget(withoutNewColumns(table, found).table, found);
   checkWritable(table, found);
   // Check again under the lock: the table may have changed before.
-  await warehouse.query(`lock table ${relation} in share row exclusive mode`);
+  await warehouse.query(lockTargetSql(table));
   const { oid } = found;
   found = await findTarget(table, warehouse);
   if (!oid || found.oid !== oid) throw exchanged(table);

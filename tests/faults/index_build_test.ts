@@ -3,39 +3,74 @@ import { startProgram } from "../support/program.ts";
 import { changeSource, loadedDatabases } from "../support/fault_scene.ts";
 import { assertSound, targetContent, until } from "../support/soundness.ts";
 
-Deno.test("load and CREATE INDEX CONCURRENTLY on one of its targets do not block each other", async () => {
-  await using db = await loadedDatabases({ deals: 20, leads: 60 });
-  const scene = await changeSource(db);
-  await using writer = db.connect("warehouse");
-  await using builder = db.connect("warehouse");
-  const waiting = (condition: string) =>
-    until(async () =>
-      (await db.warehouse.unsafe(
-        `select from pg_stat_activity where datname = current_database()
-           and wait_event_type = 'Lock' and ${condition}`,
-      )).length > 0
-    );
-  await writer.unsafe(
-    "begin; lock table m_data.closed_deal in row exclusive mode",
-  );
-  const built = builder.unsafe(
-    "create index concurrently closed_deal_late on m_data.closed_deal (won_date)",
-  );
-  built.catch(() => {});
-  await waiting("query like 'create index%'");
-  const program = startProgram(["load", "--json"], {
-    ...db.environment,
-    LOCK_TIMEOUT: "20",
-  });
-  await waiting("application_name like 'marketing-data-service/%'");
-  // The other table is loaded at the same time.
-  await until(async () =>
-    (await targetContent(db)).marketing_qualified_lead ===
-      scene.new.marketing_qualified_lead
-  );
-  await writer.unsafe("rollback");
-  const { code, stdout, stderr } = await program.finished;
-  assertEquals(code, 0, stdout + stderr);
-  await built;
-  await assertSound(db, { contents: [scene.new] });
-});
+const TABLES = ["closed_deal", "marketing_qualified_lead"] as const;
+
+/** Statements on a target that wait for transactions, with `$table` for its name. */
+const STATEMENTS = {
+  "CREATE INDEX CONCURRENTLY":
+    "create index concurrently late on m_data.$table (mql_id, origin_or_date)",
+  "REINDEX CONCURRENTLY": "reindex index concurrently m_data.early",
+  "DROP INDEX CONCURRENTLY": "drop index concurrently m_data.early",
+  "VACUUM FULL": "vacuum full m_data.$table",
+  VACUUM: "vacuum m_data.$table",
+} as const;
+
+const CASES = [
+  ...Object.keys(STATEMENTS).map((statement) => ({ statement, option: "" })),
+  { statement: "CREATE INDEX CONCURRENTLY", option: "--atomic" },
+  { statement: "CREATE INDEX CONCURRENTLY", option: "--recreate" },
+] as { statement: keyof typeof STATEMENTS; option: string }[];
+
+for (const table of TABLES) {
+  const [other] = TABLES.filter((name) => name !== table);
+  for (const { statement, option } of CASES) {
+    Deno.test(`${["load", option].join(" ").trim()} and ${statement} on ${table} both succeed, however long they wait`, async () => {
+      await using db = await loadedDatabases({ deals: 20, leads: 60 });
+      const scene = await changeSource(db);
+      await db.warehouse.unsafe(
+        `create index early on m_data.${table} (mql_id)`,
+      );
+      await using writer = db.connect("warehouse");
+      await using builder = db.connect("warehouse");
+      const waiting = (condition: string) =>
+        until(async () =>
+          (await db.warehouse.unsafe(
+            `select from pg_stat_activity where datname = current_database()
+               and wait_event_type = 'Lock' and ${condition}`,
+          )).length > 0
+        );
+      await writer.unsafe(
+        `begin; lock table m_data.${table} in row exclusive mode`,
+      );
+      const word = STATEMENTS[statement].slice(0, 6);
+      const built = builder.unsafe(
+        STATEMENTS[statement].replace("$table", table)
+          .replace(
+            "origin_or_date",
+            table === "closed_deal" ? "won_date" : "origin",
+          ),
+      );
+      built.catch(() => {});
+      if (statement !== "VACUUM") await waiting(`query ilike '${word}%'`);
+      const program = startProgram(
+        ["load", "--json", ...option ? [option] : []],
+        { ...db.environment, LOCK_TIMEOUT: "20" },
+      );
+      await waiting("application_name like 'marketing-data-service/%'");
+      if (!option && statement !== "VACUUM FULL") {
+        // The other table is loaded meanwhile.
+        await until(async () =>
+          (await targetContent(db))[other!] === scene.new[other!]
+        );
+      }
+      // Longer than deadlock_timeout, after which a waiter looks no more.
+      await writer.unsafe("select pg_sleep(2.2)");
+      await writer.unsafe("rollback");
+      const { code, stdout, stderr } = await program.finished;
+      assertEquals(code, 0, stdout + stderr);
+      await built;
+      assertEquals(stderr.includes("transient"), false, stderr);
+      await assertSound(db, { contents: [scene.new] });
+    });
+  }
+}

@@ -349,8 +349,11 @@ Deno.test("load reports a target locked by a writer after LOCK_TIMEOUT, and retr
 Deno.test("load fails only the table that DDL locks in the source", async () => {
   await using db = await createDatabases({ rows: ROWS });
   await using ddl = db.connect("source");
+  const [{ pid }] = await ddl.unsafe(
+    "select pg_backend_pid() as pid",
+  ) as unknown as [{ pid: number }];
   await ddl.unsafe(
-    "begin; lock table marketing.closed_deals in access exclusive mode",
+    "set application_name = 'a long ALTER'; begin; lock table marketing.closed_deals in access exclusive mode",
   );
   const { code, json } = await runJson(["load"], {
     ...db.environment,
@@ -359,6 +362,8 @@ Deno.test("load fails only the table that DDL locks in the source", async () => 
   assertEquals(code, 1);
   const [deal, lead] = json.details.results;
   assertEquals([deal.code, deal.attempts], ["source_locked", 3]);
+  assertStringIncludes(deal.error, `session ${pid} (`);
+  assertStringIncludes(deal.error, "a long ALTER");
   assertEquals(lead.status, "success");
 });
 

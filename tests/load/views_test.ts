@@ -334,7 +334,9 @@ Deno.test("load fails only the view whose table is locked", async () => {
   await withLeadsAs(db, VIEW);
   await using service = serviceOf(db, { LOCK_TIMEOUT: "0.3" });
   await using ddl = db.connect("source");
-  await ddl.unsafe("begin; lock table hidden.raw in access exclusive mode");
+  await ddl.unsafe(
+    "set application_name = 'a long ALTER'; begin; lock table hidden.raw in access exclusive mode",
+  );
   const event = await load(service, "cli", ALL);
   assertEquals(event.status, "failure");
   if (event.status !== "failure") return;
@@ -342,6 +344,7 @@ Deno.test("load fails only the view whose table is locked", async () => {
   assertEquals(deal!.status, "success");
   assertEquals(lead!.status === "failure" && lead!.code, "source_locked");
   assertStringIncludes(event.error, "or a relation under it for more than");
+  assertStringIncludes(event.error, "a long ALTER");
   await ddl.unsafe("rollback");
   assertEquals((await load(service, "cli", ALL)).status, "success");
 });
