@@ -91,7 +91,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     hostname: config.host,
     port: config.port,
     app: createApp({
-      service: app,
+      ...app,
       health: sharedHealthCheck(source, warehouse),
       dispatcher,
       live,

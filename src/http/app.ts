@@ -27,7 +27,7 @@ import { addSessionRoutes } from "./routes/session.ts";
 
 /** Returns the application for `listen`. */
 export function createApp(context: HttpContext): OpenAPIHono {
-  const { config, log } = context.service;
+  const { config, log } = context;
   const app = new OpenAPIHono({
     defaultHook(result, c) {
       if (!result.success) return problem(c, badRequest(issues(result.error)));

@@ -6,8 +6,7 @@ import type { Health } from "../service/health.ts";
 import type { Metrics } from "../service/metrics.ts";
 
 /** The parts of the process that requests use. */
-export interface HttpContext {
-  readonly service: AppContext;
+export interface HttpContext extends AppContext {
   /** Checks both databases. Callers at the same time share one check. */
   readonly health: () => Promise<Health>;
   readonly dispatcher: Dispatcher;

@@ -76,7 +76,7 @@ export async function loadFromOneSnapshot(
 
   const inParallel = <T>(work: (group: CommitGroup) => Promise<T>) =>
     Array.fromAsync(
-      pooledMap(context.service.config.maxParallelTasks, largestFirst, work),
+      pooledMap(context.config.maxParallelTasks, largestFirst, work),
     );
   const first = groups.length > 1 && await mayActOnAnother(context)
     ? await inParallel((group) => preparation.prepare(group, 0))
@@ -166,7 +166,7 @@ const UNPROTECTED =
 
 /** Reports whether writing to one of the run's targets may change another one. */
 async function mayActOnAnother(
-  { service: { config, warehouse }, run }: RunContext,
+  { config, warehouse, run }: RunContext,
 ): Promise<boolean> {
   try {
     const tables = selectTables(config.tables, run.tables);
@@ -217,7 +217,7 @@ async function commitGroup(
   prepared: Verified,
   endOf: (timestamp: string) => RunEnd | undefined,
 ): Promise<CommitOutcome> {
-  const { service: { config, warehouse }, run, signal } = context;
+  const { config, warehouse, run, signal } = context;
   const { session } = prepared;
   try {
     const end = endOf(await confirmRun(session, run.id));
@@ -241,7 +241,7 @@ async function resolveUnknownCommit(
   context: RunContext,
   { tables, session }: Verified,
 ): Promise<{ isCommitted: boolean; event: LoadEvent | undefined }> {
-  const { service: { config, warehouse }, run } = context;
+  const { config, warehouse, run } = context;
   return await retry(config, async () => {
     // The backend may still be committing: after this it is certainly over.
     await endBackend(warehouse, session.pid, `${APPLICATION_NAME}/${run.id}`);
@@ -259,7 +259,7 @@ async function closeWithoutTables(
   snapshotAt: string | null,
   outcomes: readonly Settled[],
 ): Promise<LoadEvent> {
-  const { service: { config, warehouse }, run } = context;
+  const { config, warehouse, run } = context;
   return await retry(config, async () => {
     const end = runEnd(
       context,

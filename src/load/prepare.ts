@@ -81,7 +81,7 @@ interface Preparation extends AsyncDisposable {
 export async function openPreparation(
   context: RunContext,
 ): Promise<Preparation> {
-  const { config } = context.service;
+  const { config } = context;
   const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
   let snapshot: Snapshot;
@@ -127,7 +127,7 @@ async function prepareGroup(
   tables: CommitGroup,
   attemptsBefore: number,
 ): Promise<Prepared> {
-  const { service: { config, warehouse }, run, onProgress } = context;
+  const { config, warehouse, run, onProgress } = context;
   let attempts = attemptsBefore;
   let lost: Session | undefined;
   const attempt = async (): Promise<Verified> => {

@@ -1,9 +1,4 @@
-/**
- * A running run: its surroundings, and its lock.
- *
- * @module
- */
-import type { Logger } from "@logtape/logtape";
+/** A running run: its context, and its lock. */
 import type { Progress } from "../sync/progress.ts";
 import { confirmRun } from "../runs/record.ts";
 import { endBackend } from "../postgres/backends.ts";
@@ -11,32 +6,30 @@ import type { Run } from "../runs/run.ts";
 import { type AppContext, connectionOf } from "../context.ts";
 import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
 
-/** A running run. */
-export interface RunContext {
-  readonly service: AppContext;
+/** The context of a running run. Its log has the id of the run. */
+export interface RunContext extends AppContext {
   readonly run: Run;
-  readonly log: Logger;
   /** The lock that is held, the next one after a loss; all of them are in `locks`. */
   lock: Lock;
   readonly locks: AsyncDisposableStack;
   /** The lock is being taken again. */
   renewal: Promise<void> | undefined;
   /** Aborted when the load is to stop. */
-  readonly signal: AbortSignal | undefined;
+  readonly signal: AbortSignal;
   readonly onProgress: (progress: Progress) => void;
 }
 
 /** Returns the options of source connections, which do not depend on the lock. */
-export function sourceConnection({ service, run, signal }: RunContext) {
-  return connectionOf(service.config, run.id, signal);
+export function sourceConnection({ config, run, signal }: RunContext) {
+  return connectionOf(config, run.id, signal);
 }
 
 /** Returns the options of warehouse connections, which end with the lock. */
 export function warehouseConnection(
-  { service, run, lock, signal }: RunContext,
+  { config, run, lock, signal }: RunContext,
 ) {
-  const both = signal ? AbortSignal.any([lock.signal, signal]) : lock.signal;
-  const connection = connectionOf(service.config, run.id, both);
+  const both = AbortSignal.any([lock.signal, signal]);
+  const connection = connectionOf(config, run.id, both);
   return { ...connection, holder: lock.holder };
 }
 
@@ -47,7 +40,7 @@ export function warehouseConnection(
  * @throws {ServiceError} `run_lost` when another process closed it, `busy` while one loads.
  */
 export async function keepLock(context: RunContext): Promise<void> {
-  const { service: { config, warehouse }, run, signal } = context;
+  const { config, warehouse, run, signal } = context;
   if (!context.lock.signal.aborted) return;
   context.renewal ??= (async () => {
     const { lockTimeoutSeconds } = config;

@@ -311,7 +311,7 @@ export class Worker {
     const { observer, abort } = this.#options;
     const log = this.#context.log.with({ run_id: run.id });
     const context: RunContext = {
-      service: this.#context,
+      ...this.#context,
       run,
       log,
       lock,

@@ -20,7 +20,7 @@ const DESCRIPTION = {
 /** Adds `/openapi.json` and `/docs`. */
 export function addDocumentRoutes(
   app: OpenAPIHono,
-  { service: { config } }: HttpContext,
+  { config }: HttpContext,
 ): void {
   let document: ReturnType<typeof app.getOpenAPI31Document> | undefined;
   const openapi = () => document ??= app.getOpenAPI31Document(DESCRIPTION);

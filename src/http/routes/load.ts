@@ -20,7 +20,7 @@ const refusals = {
 /** Adds `/load` and `/load-async`. They parse the body themselves, as JSON with any content type. */
 export function addLoadRoutes(
   app: OpenAPIHono,
-  { service: { config }, dispatcher }: HttpContext,
+  { config, dispatcher }: HttpContext,
 ): void {
   const schema = schemas.loadRequest(
     namesOf(config.tables),

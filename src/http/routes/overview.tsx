@@ -23,7 +23,7 @@ export function addOverviewRoute(
   app: OpenAPIHono,
   context: HttpContext,
 ): void {
-  const { warehouse, config } = context.service;
+  const { warehouse, config } = context;
   app.openapi(
     createRoute({
       method: "get",
@@ -67,7 +67,7 @@ export function addOverviewRoute(
 
 /** Gathers the data of the dashboard, as far as the databases answer. */
 async function gatherOverview(context: HttpContext): Promise<Overview> {
-  const { service: { warehouse, config }, live } = context;
+  const { warehouse, config, live } = context;
   const now = new Date();
   const health = await context.health();
   // Each query would wait until its timeout while the warehouse is unavailable.

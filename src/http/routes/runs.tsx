@@ -30,7 +30,7 @@ const missing = { 404: refused("The run does not exist") };
 /** Adds `/runs`, `/runs/{id}`, its stream, and `/events`. */
 export function addHistoryRoutes(
   app: OpenAPIHono,
-  { service: { warehouse, config }, live, shutdown }: HttpContext,
+  { warehouse, config, live, shutdown }: HttpContext,
 ): void {
   const sources = { live, stored: new StoredRuns(warehouse), shutdown };
   const read = <T,>(work: Promise<T>) => fromHistory(warehouse, work);

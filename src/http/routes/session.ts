@@ -16,7 +16,7 @@ const forms = new BodyReader(4 * 1024);
 /** Adds `/session` and `/session/end`. */
 export function addSessionRoutes(
   app: OpenAPIHono,
-  { service: { config: { apiToken } } }: HttpContext,
+  { config: { apiToken } }: HttpContext,
   failures: FailedTokens,
 ): void {
   const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
