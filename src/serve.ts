@@ -1,6 +1,6 @@
 /**
- * Starts the parts of the service and stops them in order: HTTP, the schedule, the
- * channel and the delivery of events.
+ * Starts the parts of the service and stops them in order. The parts are HTTP,
+ * schedule, channel and deliveries.
  *
  * @module
  */

@@ -1,9 +1,8 @@
 /**
- * The types of columns: how their names are spelled, how a value becomes bytes
- * to hash, and which source type fits which target type.
+ * The types of columns: the spelling of their names, the bytes of their values, and
+ * the source types that fit a target type.
  *
- * A type without an entry in the registry is handled by its own send function,
- * which is what binary COPY moves.
+ * A type without an entry in the registry uses its send function, like binary COPY.
  *
  * @module
  */
@@ -201,8 +200,7 @@ export function isBuiltIn({ base }: Pick<TypeName, "base">): boolean {
 
 /**
  * Returns SQL of a text that is equal exactly when the bytes of the value are
- * equal. `value` has the type. It is NULL only where the value is NULL, except
- * for a type without an entry, where it is never NULL.
+ * equal. `value` has the type. It is NULL only if the value is NULL. For a type without an entry, it is never NULL.
  */
 export function bytesAsText(type: TypeName, value: string): string {
   const bytes = type.isArray ? undefined : BUILT_IN.get(type.base)?.bytes;

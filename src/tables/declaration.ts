@@ -22,8 +22,8 @@ export interface Column {
   /** SQL expression over the source columns, in place of a source column. */
   readonly expression?: string;
   /**
-   * Whether the binary form names types by the numbers of one server, so that the
-   * column is copied and compared as text.
+   * Whether the column is copied and compared as text, because its binary form
+   * contains OIDs of one server.
    */
   readonly isText?: boolean;
 }
@@ -39,7 +39,7 @@ export interface TableDeclaration {
   readonly group?: string;
   readonly source: RelationName;
   readonly target: RelationName;
-  /** The columns of the target; `undefined` for every column of the source. */
+  /** The columns of the target, or `undefined` for every column of the source. */
   readonly columns: readonly Column[] | undefined;
   /** SQL condition over the source columns. Rows that do not meet it are not loaded. */
   readonly where?: string;
