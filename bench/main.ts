@@ -42,12 +42,24 @@ async function main(): Promise<number> {
     settings: SETTINGS,
     ...(binDirectory ? { binDirectory } : {}),
   });
-  const admin = postgres(server.url(), { max: 1, onnotice: () => {} });
+  const admin = postgres(server.url(), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  });
   await admin.unsafe("create database olist");
   await admin.unsafe("create database dwh");
   await admin.end();
-  const source = postgres(server.url("olist"), { max: 1, onnotice: () => {} });
-  const warehouse = postgres(server.url("dwh"), { max: 1, onnotice: () => {} });
+  const source = postgres(server.url("olist"), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  });
+  const warehouse = postgres(server.url("dwh"), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  });
   await source.unsafe("create schema marketing");
   await source.unsafe(SOURCE_TABLES);
   const deals = Math.round(rows / 4);

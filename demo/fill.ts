@@ -26,6 +26,7 @@ async function main(): Promise<number> {
     username: olist.user,
     password: olist.password ?? "",
     max: 1,
+    fetch_types: false,
     onnotice: () => {},
   });
   try {

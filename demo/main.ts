@@ -71,7 +71,11 @@ async function demonstrate(
 
 /** Creates databases, roles and rows. Returns the variables for the program. */
 async function setUp(server: PostgresServer): Promise<Record<string, string>> {
-  const admin = postgres(server.url(), { max: 1, onnotice: () => {} });
+  const admin = postgres(server.url(), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  });
   await admin.unsafe(`create role reader login`);
   await admin.unsafe(`create role loader login`);
   await admin.unsafe(`create database ${SOURCE}`);
@@ -109,7 +113,11 @@ async function inSource(
   server: PostgresServer,
   work: (sql: ReturnType<typeof postgres>) => Promise<unknown>,
 ): Promise<void> {
-  const sql = postgres(server.url(SOURCE), { max: 1, onnotice: () => {} });
+  const sql = postgres(server.url(SOURCE), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  });
   await work(sql);
   await sql.end();
 }
@@ -137,7 +145,11 @@ function run(
 }
 
 async function showEvent(server: PostgresServer): Promise<void> {
-  const sql = postgres(server.url(WAREHOUSE), { max: 1, onnotice: () => {} });
+  const sql = postgres(server.url(WAREHOUSE), {
+    max: 1,
+    fetch_types: false,
+    onnotice: () => {},
+  });
   const [row] = await sql.unsafe(
     "select payload from marketing_data_service.event order by seq desc limit 1",
   );

@@ -106,6 +106,13 @@ Deno.test("createClient() dials in a later turn, and again when the connection c
   closeNow(client);
 });
 
+Deno.test("createClient() sends nothing but its scripts, so that each failure has a caller", async () => {
+  const { wire, client } = await greeted();
+  assertEquals(wire.written.length, 2);
+  assert(wire.written[1]!.includes("set a = 1"));
+  closeNow(client);
+});
+
 Deno.test("parameterOf() returns what the server reports before it is ready", async () => {
   const { client } = await greeted();
   assertEquals(parameterOf(client, "server_version"), "18.0");

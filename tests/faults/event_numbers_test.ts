@@ -46,7 +46,7 @@ for (const kind of ["a promoted standby", "a restored backup"] as const) {
     await second.restart();
     if (kind === "a promoted standby") {
       const { default: postgres } = await import("postgres");
-      const admin = postgres(second.url(), { max: 1 });
+      const admin = postgres(second.url(), { max: 1, fetch_types: false });
       await admin.unsafe("select pg_promote()");
       await admin.end();
     }
