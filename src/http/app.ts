@@ -50,7 +50,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   addHealthRoutes(app, context);
   addLoadRoutes(app, context);
   addHistoryRoutes(app, context);
-  addDocumentRoutes(app, context);
+  addDocumentRoutes(app);
   addSessionRoutes(app, context, failures);
   addAssetRoutes(app);
   return app;

@@ -28,3 +28,12 @@ export function describeOutcome(entries: readonly TableEntry[]): string {
     : changed.map((entry) => `${entry.table} ${describeChange(entry)}`)
       .join(", ");
 }
+
+/** Returns what a load verified: `count` or, with a checksum of every table, `count and content`. */
+export function describeVerification(entries: readonly TableEntry[]): string {
+  return entries.every((entry) =>
+      entry.status === "success" && entry.checksum !== null
+    )
+    ? "count and content"
+    : "count";
+}

@@ -37,7 +37,7 @@ browserTest("a browser signs in with the token, and signs out", async (t) => {
       await page.getByRole("alert").waitFor();
       assertEquals(
         await page.getByRole("alert").textContent(),
-        "This is not the token. Try again.",
+        "The token is wrong. Enter the value of API_TOKEN.",
       );
       assert(!page.url().includes("tok-en"));
       await assertAccessible(page);

@@ -58,7 +58,7 @@ browserTest(
       const text = await page.locator("main").innerText();
       assertStringIncludes(text, "full +842");
       assertStringIncludes(text, "full +8,000");
-      assertStringIncludes(text, "count and content were verified");
+      assertStringIncludes(text, "verified count and content");
       assertEquals(await page.locator(".phases rect").count() > 4, true);
     });
 
@@ -238,12 +238,12 @@ browserTest(
     await page.goto("/");
     assertEquals(
       await page.locator("h1").textContent(),
-      "The warehouse is out of reach",
+      "The warehouse is unhealthy",
     );
     assert(await page.getByRole("button", { name: "Load now" }).isDisabled());
     assertStringIncludes(
       await page.locator("#load-hint").innerText(),
-      "warehouse is out of reach",
+      "warehouse is unhealthy",
     );
     await assertAccessible(page);
     await keepPicture(page, "warehouse-away");

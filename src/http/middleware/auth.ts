@@ -5,7 +5,7 @@ import { ServiceError } from "../../errors.ts";
 import type { FailedTokens } from "./failed_tokens.ts";
 import { problem } from "../problem.tsx";
 
-/** Marks a request that came without the token. */
+/** Marks a request without the token. */
 const ANONYMOUS = "anonymous";
 
 const COOKIE = "marketing_data_session";
@@ -26,10 +26,12 @@ export function tokenRequired(
     const [, given] = /^Bearer +(.*)$/i.exec(
       c.req.header("authorization") ?? "",
     ) ?? [];
-    const isKnown = (given !== undefined && await isToken(given)) ||
-      await hasSession(c, token);
-    if (isKnown) return next();
-    // A wrong token is slow on an open path too, or it could be guessed there.
+    if (given !== undefined && await isToken(given)) return next();
+    if (await hasSession(c, token)) {
+      c.set("isSignedIn", true);
+      return next();
+    }
+    // A wrong token is slow on open paths too. Otherwise callers could guess it there.
     if (given !== undefined) await failures.delay(c);
     if (OPEN.test(c.req.path)) {
       c.set(ANONYMOUS, true);
@@ -63,7 +65,10 @@ export function tokenCheck(token: string) {
   };
 }
 
-/** Signs a browser in. The cookie contains its signed end and not the token. A new token invalidates it. */
+/**
+ * Signs a browser in. The cookie contains the signed time of its end, not the
+ * token. A new token invalidates it.
+ */
 export async function openSession(c: Context, token: string): Promise<void> {
   const end = Math.floor(Date.now() / 1000) + SESSION_SECONDS;
   await setSignedCookie(c, COOKIE, String(end), secretOf(token), {
@@ -90,11 +95,7 @@ export function closeSession(c: Context): void {
 }
 
 /** Returns whether a browser is signed in. */
-export async function hasSession(
-  c: Context,
-  token: string | undefined,
-): Promise<boolean> {
-  if (token === undefined) return false;
+async function hasSession(c: Context, token: string): Promise<boolean> {
   const end = await getSignedCookie(c, secretOf(token), COOKIE);
   return typeof end === "string" && Number(end) > Date.now() / 1000;
 }

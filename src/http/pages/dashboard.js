@@ -1,17 +1,20 @@
-// Keeps an open page up to date. Every page is complete without it.
+// Keeps an open page up to date. Every page works without this script.
 
 let stream;
 let isRefreshing = false;
 
-/** Milliseconds between two polls, and after which the page is refreshed in any case. */
-const LOOK = 5000;
-const RENEW = 30000;
-let renewedAt = Date.now();
+/** Milliseconds between two polls. */
+const POLL_MILLISECONDS = 5000;
+
+/** Milliseconds after which the page is refreshed without a change. */
+const REFRESH_MILLISECONDS = 30_000;
+
+let refreshedAt = Date.now();
 
 const main = () => document.querySelector("main");
 const news = document.querySelector("#news");
 
-/** Refreshes the content of the page from the server, and keeps the reader's position. */
+/** Replaces the content of the page by the current one. Keeps focus and open details. */
 async function refresh() {
   if (isRefreshing) return;
   isRefreshing = true;
@@ -19,7 +22,7 @@ async function refresh() {
     const response = await fetch(location.href, {
       headers: { accept: "text/html" },
     });
-    // The session is over: the form for it is the page now.
+    // The session has ended. The page is now the sign-in form.
     if (response.status === 401) return location.reload();
     const html = await response.text();
     const next = new DOMParser().parseFromString(html, "text/html")
@@ -35,16 +38,16 @@ async function refresh() {
     }
     const after = next.querySelector("h1").textContent;
     if (after !== before) news.textContent = after;
-    renewedAt = Date.now();
+    refreshedAt = Date.now();
     follow();
   } catch {
-    // The service is away: what is shown stays, and the next look tells.
+    // The service does not answer. The next poll retries.
   } finally {
     isRefreshing = false;
   }
 }
 
-/** Follows the run that the page shows, until it is over. */
+/** Follows the run that the page shows, until it ends. */
 function follow() {
   stream?.close();
   const { follow: run, status } = main().dataset;
@@ -52,7 +55,7 @@ function follow() {
   stream = new EventSource(`/runs/${run}/stream`);
   const show = ({ data }) => {
     const state = JSON.parse(data);
-    // What was queued has begun: its page has other words.
+    // A queued run has started.
     if (status !== state.status) return refresh();
     for (const table of state.tables) showTable(table);
   };
@@ -66,6 +69,7 @@ function follow() {
 
 const count = new Intl.NumberFormat("en");
 
+/** Shows the progress of one table. */
 function showTable({ table, phase, rows, bytes, total_rows }) {
   const row = document.querySelector(`.live[data-table="${table}"]`);
   const bar = row?.querySelector("progress");
@@ -88,29 +92,26 @@ function showTable({ table, phase, rows, bytes, total_rows }) {
     : 0;
 }
 
-/** Looks whether there is a run that the page does not show yet. */
-async function look() {
+/** Refreshes the page when there is a new run, or when the page is old. */
+async function poll() {
   const { version, follow: run } = main().dataset;
   if (document.hidden || (version === undefined && !run)) return;
-  if (Date.now() - renewedAt >= RENEW) return await refresh();
-  // A stream that was cut connects again by itself, unless the service is stopping.
+  if (Date.now() - refreshedAt >= REFRESH_MILLISECONDS) return await refresh();
+  // The browser reopens a closed stream, except when the service is stopping.
   if (run && stream?.readyState !== EventSource.OPEN) return await refresh();
   if (version === undefined) return;
   try {
-    const answer = await fetch("/", {
+    const response = await fetch("/", {
       headers: { accept: "application/json" },
     });
-    const { last_run: last } = answer.ok ? await answer.json() : {};
-    if (
-      !answer.ok || (last ? `${last.run_id} ${last.status}` : "") !== version
-    ) {
-      await refresh();
-    }
+    const { last_run: last } = response.ok ? await response.json() : {};
+    const newest = last ? `${last.run_id} ${last.status}` : "";
+    if (!response.ok || newest !== version) await refresh();
   } catch {
-    // The next look tells.
+    // The next poll retries.
   }
 }
 
 follow();
-setInterval(look, LOOK);
-document.addEventListener("visibilitychange", look);
+setInterval(poll, POLL_MILLISECONDS);
+document.addEventListener("visibilitychange", poll);

@@ -1,13 +1,12 @@
-/** A reader for the API, made on the server from the OpenAPI document: it needs nothing from elsewhere. */
-
+/** The API as a page, rendered from the OpenAPI document. It loads nothing from other hosts. */
 import { Json } from "./components/json.tsx";
 
-// deno-lint-ignore no-explicit-any -- an OpenAPI document, read loosely
+// deno-lint-ignore no-explicit-any -- an OpenAPI document of any shape
 type Document = any;
 
 const PROBLEM_TYPE = "application/problem+json";
 
-/** The page's content. */
+/** The content of the page. */
 export function DocsPage({ document }: { document: Document }) {
   const operations = Object.entries<Document>(document.paths).flatMap((
     [path, methods],
@@ -21,9 +20,10 @@ export function DocsPage({ document }: { document: Document }) {
     <>
       <h1>API</h1>
       <p>
-        {document.info.description} For programs:{" "}
-        <a href="/openapi.json">openapi.json</a>. A{" "}
-        <a href="#Problem">Problem</a> is always <code>{PROBLEM_TYPE}</code>.
+        {document.info.description} Programs can read{" "}
+        <a href="/openapi.json">openapi.json</a>. Errors are a{" "}
+        <a href="#Problem">Problem</a> with the type{" "}
+        <code>{PROBLEM_TYPE}</code>.
       </p>
       {operations.map(({ name, operation }) => (
         <Operation name={name} operation={operation} />
@@ -32,7 +32,7 @@ export function DocsPage({ document }: { document: Document }) {
       {Object.entries<Document>(document.components.schemas).map((
         [name, schema],
       ) => (
-        <details class="shape" id={name}>
+        <details id={name}>
           <summary>
             <code>{name}</code>
           </summary>
@@ -80,13 +80,13 @@ function Operation(
         </thead>
         <tbody>
           {Object.entries<Document>(operation.responses).map((
-            [status, answer],
+            [status, response],
           ) => (
             <tr>
               <th scope="row">{status}</th>
-              <td>{answer.description}</td>
+              <td>{response.description}</td>
               <td>
-                {Object.entries<Document>(answer.content ?? {}).map((
+                {Object.entries<Document>(response.content ?? {}).map((
                   [type, { schema }],
                 ) => (
                   <span class="body">
@@ -108,13 +108,13 @@ function Shape({ schema }: { schema: Document }) {
   return name ? <a href={`#${name}`}>{name}</a> : null;
 }
 
-/** What a parameter may be, in words. */
+/** Returns the valid values of a parameter as text. */
 function limitsOf(schema: Document): string {
-  const { type, format, enum: words, minimum, maximum, default: fallback } =
+  const { type, format, enum: values, minimum, maximum, default: fallback } =
     schema;
   return [
-    words ? words.join(", ") : format ?? type,
+    values ? values.join(", ") : format ?? type,
     minimum !== undefined && `from ${minimum} to ${maximum}`,
-    fallback !== undefined && `${fallback} when not given`,
-  ].filter(Boolean).join("; ");
+    fallback !== undefined && `default ${fallback}`,
+  ].filter(Boolean).join(", ");
 }

@@ -18,12 +18,11 @@ export interface Page {
   readonly section?: "/" | "/runs" | "/docs";
   /** Omits the navigation, for visitors who are not signed in. */
   readonly isClosed?: boolean;
-  readonly isSignedIn?: boolean;
   /** The queued or running run whose progress the page follows. */
   readonly follow?:
     | { readonly run_id: string; readonly status: RunState }
     | undefined;
-  /** Changes with the content. A page with a version checks for updates by itself. */
+  /** The newest run. The script refreshes the page when it changes. */
   readonly version?: string;
   readonly body: Child;
 }
@@ -36,10 +35,11 @@ export function answerPage(
   page: Page,
   status: 200 | 400 | 401 | 404 | 405 | 408 | 413 | 500 | 503 = 200,
 ): Response {
-  // The content depends on the time and on the visitor.
-  c.header("cache-control", "no-store");
-  c.header("vary", "accept, cookie");
-  return c.html(`<!doctype html>${<Layout {...page} />}`, status);
+  const isSignedIn = c.get("isSignedIn") === true;
+  return c.html(
+    `<!doctype html>${<Layout {...page} isSignedIn={isSignedIn} />}`,
+    status,
+  );
 }
 
 /** Returns whether the caller prefers a page to JSON, as browsers do. */
@@ -52,7 +52,7 @@ export function prefersHtml(c: Context): boolean {
   }) === html;
 }
 
-function Layout(page: Page) {
+function Layout(page: Page & { isSignedIn: boolean }) {
   return (
     <html lang="en">
       <head>
@@ -108,12 +108,14 @@ function Layout(page: Page) {
           {page.body}
         </main>
         <footer>
-          {!page.isClosed && <span>Version {VERSION}. All times are UTC.</span>}
           {!page.isClosed && (
-            <span>
-              <a href="/health">Health</a> <a href="/metrics">Metrics</a>{" "}
-              <a href="/openapi.json">OpenAPI</a>
-            </span>
+            <>
+              <span>Version {VERSION}. All times are UTC.</span>
+              <span>
+                <a href="/health">Health</a> <a href="/metrics">Metrics</a>{" "}
+                <a href="/openapi.json">OpenAPI</a>
+              </span>
+            </>
           )}
         </footer>
         <p id="news" class="unseen" role="status"></p>

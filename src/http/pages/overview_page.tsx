@@ -1,66 +1,59 @@
-/** The dashboard: is all well, what do the tables hold, what have the last runs done. */
+/** The dashboard: health, tables and recent runs. */
 import type { Child } from "hono/jsx";
 import type { Check, Health } from "../../service/health.ts";
 import type { RunOutcome, TableHistory } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
 import { formatCount, formatSeconds } from "../../format.ts";
-import { describeChange } from "../../runs/describe.ts";
+import { describeChange, describeVerification } from "../../runs/describe.ts";
 import type { RunState } from "../../runs/run.ts";
 import type { TableDeclaration } from "../../tables/declaration.ts";
-import {
-  DurationChart,
-  RowsChart,
-  TableDurationChart,
-} from "./components/charts.tsx";
+import { DurationChart, RowsChart } from "./components/charts.tsx";
 import { Icon, Status } from "./components/icons.tsx";
 import { LiveRow } from "./components/live_row.tsx";
 import { LoadButton } from "./components/load_button.tsx";
 import { Distance, Moment } from "./components/moment.tsx";
+import { Pair } from "./components/pair.tsx";
 import { RunTable } from "./components/run_table.tsx";
+import { TableCard } from "./components/table_card.tsx";
 
-/** What the overview shows. */
+/** The data of the overview. */
 export interface Overview {
   readonly now: Date;
   readonly health: Health;
-  /** The last runs, newest first. */
+  /** Recent runs, newest first. */
   readonly runs: readonly RunOutcome[];
-  /** The declared tables, and the histories of those that were loaded. */
+  /** The declared tables. */
   readonly tables: readonly TableDeclaration[];
+  /** The histories of the tables that were loaded. */
   readonly histories: readonly TableHistory[];
-  /** The run that is going on or waits. */
+  /** The running or queued run. */
   readonly current: RunOutcome | undefined;
   readonly live: LiveRun | undefined;
   readonly nextTick: Date | undefined;
-  /** Why no load can be asked for. */
+  /** Why a load cannot start now. */
   readonly unsupportedReason: string | undefined;
 }
 
-/** Runs in the list; the charts have more. */
+/** Number of runs in the list. The charts show more. */
 const LISTED = 8;
 
-/** The page's content. */
+/** The content of the page. */
 export function OverviewPage(overview: Overview) {
-  const { now, health, runs, tables, histories } = overview;
-  const last = runs.find((run) => run.finished_at !== null);
-  const oldestFirst = runs.filter((run) => run.finished_at !== null)
-    .toReversed();
-  const counts = (["failed", "interrupted"] as const).map((state) =>
-    [
-      state,
-      oldestFirst.filter(({ status }) => status === state).length,
-    ] as const
-  ).filter(([state, count]) => count > 0 || state === "failed");
+  const { now, health, runs, tables, nextTick } = overview;
+  const finished = runs.filter((run) => run.finished_at !== null);
+  const [last] = finished;
+  const oldestFirst = finished.toReversed();
   return (
     <>
       <Verdict {...overview} last={last} />
       <dl class="facts">
-        <Fact name="Source">
+        <Pair name="Source">
           <Database check={health.checks.olist} />
-        </Fact>
-        <Fact name="Warehouse">
+        </Pair>
+        <Pair name="Warehouse">
           <Database check={health.checks.dwh} />
-        </Fact>
-        <Fact name="Last run">
+        </Pair>
+        <Pair name="Last run">
           {last
             ? (
               <>
@@ -78,34 +71,23 @@ export function OverviewPage(overview: Overview) {
                 {health.checks.dwh.status === "healthy" ? "None" : "Unknown"}
               </span>
             )}
-        </Fact>
-        <Fact name="Next run">
-          {overview.nextTick
-            ? (
-              <>
-                <Distance at={overview.nextTick} now={now} />
-                <small>
-                  <Moment at={overview.nextTick} now={now} />
-                </small>
-              </>
-            )
-            : (
-              <>
-                <span class="none">Not scheduled</span>
-                <small>LOAD_SCHEDULE is not set</small>
-              </>
-            )}
-        </Fact>
+        </Pair>
+        <Pair name="Next run">
+          {nextTick
+            ? <Distance at={nextTick} now={now} />
+            : <span class="none">Not scheduled</span>}
+          <small>
+            {nextTick
+              ? <Moment at={nextTick} now={now} />
+              : "LOAD_SCHEDULE is not set"}
+          </small>
+        </Pair>
       </dl>
       <div class="cards">
         {tables.map((table) => (
-          <TableCard
+          <TableSummary
             {...overview}
-            name={table.name}
-            path={[table.source, table.target].map((t) =>
-              `${t.schema}.${t.name}`
-            )}
-            history={histories.find((t) => t.table === table.name)}
+            table={table}
             oldestFirst={oldestFirst}
           />
         ))}
@@ -114,30 +96,15 @@ export function OverviewPage(overview: Overview) {
         <div class="head">
           <h2 id="runs-title">Runs</h2>
           <p>
-            {oldestFirst.length > 0 && (
-              <>
-                {oldestFirst.length === 1
-                  ? "One run"
-                  : `The last ${oldestFirst.length}`}: {counts.map((
-                    [state, count],
-                  ) => (
-                    <>
-                      <a href={`/runs?status=${state}`}>
-                        {count} {state}
-                      </a>,{" "}
-                    </>
-                  ))}
-                <a href="/runs">All runs</a>
-              </>
-            )}
+            <Counts runs={finished} />
           </p>
         </div>
         {runs.length === 0
           ? (
             <p class="empty">
               {health.checks.dwh.status === "healthy"
-                ? "No load has run yet. The first one copies everything; those after it copy what differs."
-                : "The history is in the warehouse; it is shown when that answers."}
+                ? "No load has run yet. The first load copies all rows. Later loads copy only rows that differ."
+                : "The history is in the warehouse, which is unhealthy."}
             </p>
           )
           : (
@@ -145,7 +112,7 @@ export function OverviewPage(overview: Overview) {
               <DurationChart runs={oldestFirst} />
               <RunTable
                 runs={runs.slice(0, LISTED)}
-                caption="The last runs, newest first"
+                caption="Recent runs, newest first"
                 now={now}
               />
             </>
@@ -155,7 +122,27 @@ export function OverviewPage(overview: Overview) {
   );
 }
 
-/** The one sentence that a passer-by reads, and the button. */
+/** Number of runs that did not succeed, with links to them. */
+function Counts({ runs }: { runs: readonly RunOutcome[] }) {
+  if (runs.length === 0) return null;
+  const count = (state: RunState) =>
+    runs.filter(({ status }) => status === state).length;
+  return (
+    <>
+      {runs.length === 1 ? "One run" : `The last ${runs.length}`}:{" "}
+      {(["failed", "interrupted"] as const)
+        .filter((state) => state === "failed" || count(state) > 0)
+        .map((state) => (
+          <>
+            <a href={`/runs?status=${state}`}>{count(state)} {state}</a>,{" "}
+          </>
+        ))}
+      <a href="/runs">All runs</a>
+    </>
+  );
+}
+
+/** The summary of the page in one sentence, and the button. */
 function Verdict(
   { now, health, current, last, tables, unsupportedReason }: Overview & {
     last: RunOutcome | undefined;
@@ -174,12 +161,7 @@ function Verdict(
               <Distance
                 at={last.source_snapshot_at ?? last.finished_at!}
                 now={now}
-              />,{" "}
-              {last.entries.every((e) =>
-                  e.status === "success" && e.checksum !== null
-                )
-                ? "count and content"
-                : "count"} verified.
+              />, {describeVerification(last.entries)} verified.
             </>
           ))}
         </p>
@@ -195,46 +177,43 @@ function verdictOf(
   last: RunOutcome | undefined,
   tables: readonly TableDeclaration[],
 ): { state: RunState; title: string; detail?: Child } {
-  for (
-    const [check, name] of [
-      [checks.dwh, "warehouse"],
-      [checks.olist, "source"],
-    ] as const
-  ) {
-    if (check.status === "healthy") continue;
+  const unhealthy = checks.dwh.status !== "healthy"
+    ? { name: "warehouse", check: checks.dwh }
+    : checks.olist.status !== "healthy"
+    ? { name: "source", check: checks.olist }
+    : undefined;
+  if (unhealthy) {
     return {
       state: "failed",
-      title: `The ${name} is out of reach`,
-      detail: check.error,
-    };
-  }
-  if (current?.status === "running") {
-    return {
-      state: "running",
-      title: "A load is running",
-      detail: <a href={`/runs/${current.run_id}`}>Watch this run</a>,
+      title: `The ${unhealthy.name} is unhealthy`,
+      detail: unhealthy.check.error,
     };
   }
   if (current) {
+    const isRunning = current.status === "running";
     return {
-      state: "queued",
-      title: "A load waits for its turn",
-      detail: <a href={`/runs/${current.run_id}`}>See this run</a>,
+      state: current.status,
+      title: isRunning ? "A load is running" : "A load is queued",
+      detail: (
+        <a href={`/runs/${current.run_id}`}>
+          {isRunning ? "Watch this run" : "See this run"}
+        </a>
+      ),
     };
   }
   if (!last) {
     return {
       state: "queued",
       title: "No load has run yet",
-      detail: "Both databases answer: the first load can begin.",
+      detail: "Both databases are healthy. The first load can start.",
     };
   }
   if (last.status !== "succeeded") {
     return {
       state: last.status,
-      title: last.status === "failed"
-        ? "The last load failed"
-        : "The last load was interrupted",
+      title: `The last load ${
+        last.status === "failed" ? "failed" : "was interrupted"
+      }`,
       detail: (
         <>
           {last.error} <a href={`/runs/${last.run_id}`}>See this run</a>
@@ -252,75 +231,58 @@ function verdictOf(
   };
 }
 
-function Fact({ name, children }: { name: string; children?: Child }) {
+function Database({ check }: { check: Check }) {
+  const isHealthy = check.status === "healthy";
   return (
-    <div>
-      <dt>{name}</dt>
-      <dd>{children}</dd>
-    </div>
+    <>
+      <Status
+        state={isHealthy ? "succeeded" : "failed"}
+        text={isHealthy ? "Healthy" : "Unhealthy"}
+      />
+      <small>
+        {isHealthy
+          ? `answers in ${check.latency_ms.toFixed(1)} ms`
+          : "see the error above"}
+      </small>
+    </>
   );
 }
 
-function Database({ check }: { check: Check }) {
-  return check.status === "healthy"
-    ? (
-      <>
-        <Status state="succeeded" text="Answers" />
-        <small>in {check.latency_ms.toFixed(1)} ms</small>
-      </>
-    )
-    : (
-      <>
-        <Status state="failed" text="No answer" />
-        <small>see above</small>
-      </>
-    );
-}
-
-function TableCard(
-  { name, path, history, now, oldestFirst, current, live }: Overview & {
-    name: string;
-    path: readonly string[];
-    history: TableHistory | undefined;
+/** The rows, the age and the charts of one table. */
+function TableSummary(
+  { table, histories, now, oldestFirst, current, live }: Overview & {
+    table: TableDeclaration;
     oldestFirst: readonly RunOutcome[];
   },
 ) {
+  const { name } = table;
+  const history = histories.find((history) => history.table === name);
   const loaded = history?.loaded;
   const runs = oldestFirst.filter((run) => run.tables.includes(name));
   const lastEntry = runs.at(-1)?.entries.find((e) => e.table === name);
   return (
-    <section class="card" aria-labelledby={`t-${name}`}>
-      <h2 id={`t-${name}`}>{name}</h2>
-      <p class="path">{path.join(" → ")}</p>
+    <TableCard table={table}>
       <p class="figure">
         <b>{loaded ? formatCount(loaded.entry.records_loaded) : "–"}</b> rows
       </p>
       <dl class="pairs">
-        <div>
-          <dt>Fresh as of</dt>
-          <dd>
-            {loaded
-              ? (
-                <Distance
-                  at={loaded.source_snapshot_at ?? loaded.finished_at}
-                  now={now}
-                />
-              )
-              : "–"}
-          </dd>
-        </div>
-        <div>
-          <dt>Last change</dt>
-          <dd>
-            {history?.written_at
-              ? <Distance at={history.written_at} now={now} />
-              : "–"}
-          </dd>
-        </div>
-        <div>
-          <dt>Last run</dt>
-          <dd>{lastEntry ? describeChange(lastEntry) : "–"}</dd>
-        </div>
+        <Pair name="Fresh as of">
+          {loaded && (
+            <Distance
+              at={loaded.source_snapshot_at ?? loaded.finished_at}
+              now={now}
+            />
+          )}
+        </Pair>
+        <Pair name="Last change">
+          {history?.written_at && (
+            <Distance
+              at={history.written_at}
+              now={now}
+            />
+          )}
+        </Pair>
+        <Pair name="Last run">{lastEntry && describeChange(lastEntry)}</Pair>
       </dl>
       <div class="charts">
         <div>
@@ -332,7 +294,7 @@ function TableCard(
         </div>
         <div>
           <h3>Duration</h3>
-          <TableDurationChart runs={runs} table={name} />
+          <DurationChart runs={runs} table={name} />
         </div>
       </div>
       <LiveRow
@@ -341,6 +303,6 @@ function TableCard(
         isActive={current?.tables.includes(name) ?? false}
         idle="No load is running"
       />
-    </section>
+    </TableCard>
   );
 }

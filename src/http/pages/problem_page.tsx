@@ -1,8 +1,8 @@
-/** What a browser is shown where a program gets a problem document. */
+/** The page of an error. Programs get a problem document instead. */
 import type { ServiceError } from "../../errors.ts";
 import { Icon } from "./components/icons.tsx";
 
-/** The failure, its remedy, and the way back. */
+/** The cause, the remedy, and a link to the overview. */
 export function ProblemPage(
   { error, title, requestId }: {
     error: ServiceError;

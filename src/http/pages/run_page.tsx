@@ -1,10 +1,8 @@
-/** One run: what it is doing, or did, and why it failed. */
-import type { Child } from "hono/jsx";
-import type { LoadedEntry } from "../../runs/event.ts";
+/** One run: progress, result, and the cause of a failure. */
 import type { RunDetails } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
-import { describeChange } from "../../runs/describe.ts";
+import { describeChange, describeVerification } from "../../runs/describe.ts";
 import {
   selectTables,
   type TableDeclaration,
@@ -13,9 +11,11 @@ import { Icon, Status } from "./components/icons.tsx";
 import { Json } from "./components/json.tsx";
 import { LiveRow } from "./components/live_row.tsx";
 import { Distance, Moment } from "./components/moment.tsx";
+import { Pair } from "./components/pair.tsx";
+import { TableCard } from "./components/table_card.tsx";
 import { Timeline } from "./components/timeline.tsx";
 
-/** What the page of a run shows. */
+/** The data of the page. */
 interface RunPageProps {
   readonly now: Date;
   readonly run: RunDetails;
@@ -24,7 +24,7 @@ interface RunPageProps {
   readonly tables: readonly TableDeclaration[];
 }
 
-/** The page's content. */
+/** The content of the page. */
 export function RunPage({ now, run, live, tables }: RunPageProps) {
   return (
     <>
@@ -36,7 +36,7 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
         <div>
           <h1>{TITLES[run.status]}</h1>
           <p>
-            Asked for by {run.trigger}{" "}
+            Requested by {run.trigger}{" "}
             <Distance at={run.requested_at} now={now} />
             {run.duration !== null && `, took ${formatSeconds(run.duration)}`}
           </p>
@@ -49,14 +49,7 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
       </section>
       <div class="cards">
         {selectTables(tables, run.tables).map((table) => (
-          <TableCard
-            name={table.name}
-            path={[table.source, table.target].map((t) =>
-              `${t.schema}.${t.name}`
-            )}
-            run={run}
-            live={live}
-          />
+          <TableResult table={table} run={run} live={live} />
         ))}
       </div>
       <section class="card" aria-labelledby="request-title">
@@ -95,21 +88,21 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
               <Json value={run.event} />
             </details>
           )
-          : <p class="empty">It is announced when the run is over.</p>}
+          : <p class="empty">The event is published when the run ends.</p>}
       </section>
     </>
   );
 }
 
 const TITLES: Readonly<Record<RunDetails["status"], string>> = {
-  queued: "Waiting for its turn",
+  queued: "Queued",
   running: "Loading",
   succeeded: "Succeeded",
   failed: "Failed",
   interrupted: "Interrupted",
 };
 
-/** What came of it; has its height also before that is known. */
+/** The outcome. Its place is kept while the run continues. */
 function Outcome({ run }: { run: RunDetails }) {
   const failures = failuresOf(run);
   if (failures.length > 0) {
@@ -128,37 +121,36 @@ function Outcome({ run }: { run: RunDetails }) {
       </section>
     );
   }
-  const loaded = run.table_loads.length;
   return (
     <section
       class={run.finished_at === null ? "outcome-panel waits" : "outcome-panel"}
       aria-label="Outcome"
     >
-      <p>
-        {run.status === "queued"
-          ? "Another load is running, or this one is about to begin."
-          : run.status === "running"
-          ? "What readers see stays as it was until everything is verified."
-          : `${
-            loaded === 1 ? "The table holds" : "The tables hold"
-          } exactly the source's rows: ${
-            run.table_loads.every(({ result }) =>
-                result.status === "success" && result.checksum !== null
-              )
-              ? "count and content were"
-              : "their count was"
-          } verified before they became visible.`}
-      </p>
+      <p>{describeState(run)}</p>
     </section>
   );
 }
 
-/** The failures of a run, each once: those of its tables, or its own where no table has one. */
+/** Returns what the state of a run without failures means for its tables. */
+function describeState({ status, table_loads: loads }: RunDetails): string {
+  if (status === "queued") {
+    return "The run starts when no other load is running.";
+  }
+  if (status === "running") {
+    return "Readers see the old rows of a table until its new rows are verified.";
+  }
+  const verified = describeVerification(loads.map(({ result }) => result));
+  return `${
+    loads.length === 1 ? "The table equals its" : "The tables equal their"
+  } source. The load verified ${verified} before the commit.`;
+}
+
+/** Returns the different failures of the tables, or the failure of the run if no table failed. */
 function failuresOf(run: RunDetails) {
   const entries = run.table_loads.flatMap(({ result }) =>
     result.status === "failure" ? [result] : []
   );
-  // A table that was only taken along is not the cause.
+  // A table that was only rolled back with another one is not the cause.
   const causes = entries.filter(({ code }) => code !== "rolled_back");
   const failures = causes.length > 0
     ? causes.map(({ error, message, remedy }) => ({
@@ -173,23 +165,22 @@ function failuresOf(run: RunDetails) {
   );
 }
 
-function TableCard(
-  { name, path, run, live }: {
-    name: string;
-    path: readonly string[];
+/** The result of one table. */
+function TableResult(
+  { table, run, live }: {
+    table: TableDeclaration;
     run: RunDetails;
     live: LiveRun | undefined;
   },
 ) {
+  const { name } = table;
   const load = run.table_loads.find(({ table }) => table === name);
   const entry = load?.result;
   const loaded = entry?.status === "success" ? entry : undefined;
   const check = load?.integrity_check;
   const isActive = run.finished_at === null;
   return (
-    <section class="card" aria-labelledby={`t-${name}`}>
-      <h2 id={`t-${name}`}>{name}</h2>
-      <p class="path">{path.join(" → ")}</p>
+    <TableCard table={table}>
       <p class="figure">
         {entry
           ? (
@@ -201,25 +192,19 @@ function TableCard(
           : <Status state={run.status} />}
       </p>
       <dl class="pairs">
-        <Pair name="Rows">
-          {loaded && formatCount(loaded.records_loaded)}
-        </Pair>
+        <Pair name="Rows">{loaded && formatCount(loaded.records_loaded)}</Pair>
         <Pair name="Inserted">
           {loaded && formatCount(loaded.rows_inserted)}
         </Pair>
-        <Pair name="Deleted">
-          {loaded && formatCount(loaded.rows_deleted)}
-        </Pair>
-        <Pair name="Copied">
-          {loaded && formatBytes(loaded.bytes_copied)}
-        </Pair>
+        <Pair name="Deleted">{loaded && formatCount(loaded.rows_deleted)}</Pair>
+        <Pair name="Copied">{loaded && formatBytes(loaded.bytes_copied)}</Pair>
         <Pair name="Took">{loaded && formatSeconds(loaded.duration)}</Pair>
         <Pair name="Attempts">{entry && String(entry.attempts)}</Pair>
         <Pair name="Checksum" isLong>
           {loaded?.checksum && <code>{loaded.checksum}</code>}
         </Pair>
       </dl>
-      <Warnings entry={loaded} />
+      <Warnings warnings={loaded?.warnings ?? []} />
       <LiveRow
         table={name}
         progress={isActive ? live?.tables.get(name) : undefined}
@@ -228,36 +213,21 @@ function TableCard(
           ? `Committed: ${
             formatCount(check.source_count)
           } rows in the source, ${formatCount(check.target_count)} in the table`
-          : "Not loaded: the old rows stay"}
+          : "Not loaded. The old rows remain"}
       />
-    </section>
+    </TableCard>
   );
 }
 
-function Warnings({ entry }: { entry: LoadedEntry | undefined }) {
-  if (!entry || entry.warnings.length === 0) return null;
+function Warnings({ warnings }: { warnings: readonly string[] }) {
+  if (warnings.length === 0) return null;
   return (
     <ul class="warnings" aria-label="Warnings">
-      {entry.warnings.map((warning) => (
+      {warnings.map((warning) => (
         <li>
           <Status state="interrupted" text={warning} />
         </li>
       ))}
     </ul>
-  );
-}
-
-function Pair(
-  { name, isLong = false, children }: {
-    name: string;
-    isLong?: boolean;
-    children?: Child;
-  },
-) {
-  return (
-    <div class={isLong ? "long" : undefined}>
-      <dt>{name}</dt>
-      <dd>{children || "–"}</dd>
-    </div>
   );
 }

@@ -1,17 +1,17 @@
-/** The history, page by page. */
+/** The list of runs. */
 import type { RunOutcome } from "../../runs/history.ts";
 import type { RunState } from "../../runs/run.ts";
 import { RunTable } from "./components/run_table.tsx";
 
-/** What the list shows. */
+/** The data of the list. */
 interface RunsPageProps {
   readonly now: Date;
   readonly runs: readonly RunOutcome[];
   readonly status: RunState | undefined;
   readonly limit: number;
-  /** True where this is not the newest page. */
+  /** Whether newer runs exist. */
   readonly isPast: boolean;
-  /** Id of the run that the next page begins after. */
+  /** Id of the last run of this page, if older runs exist. */
   readonly older: string | undefined;
 }
 
@@ -24,7 +24,7 @@ const FILTERS = [
   ["queued", "Queued"],
 ] as const;
 
-/** The page's content. */
+/** The content of the page. */
 export function RunsPage(
   { now, runs, status, limit, isPast, older }: RunsPageProps,
 ) {
@@ -55,7 +55,7 @@ export function RunsPage(
               {isPast
                 ? "No older runs."
                 : status
-                ? `No run is ${status}.`
+                ? `No run has the status ${status}.`
                 : "No load has run yet."}
             </p>
           )
@@ -64,7 +64,7 @@ export function RunsPage(
               runs={runs}
               now={now}
               caption={status
-                ? `Runs that are ${status}, newest first`
+                ? `Runs with the status ${status}, newest first`
                 : "Runs, newest first"}
             />
           )}
@@ -77,5 +77,5 @@ export function RunsPage(
   );
 }
 
-/** Runs on a page where nothing is said about it. */
+/** Number of runs on a page without the parameter `limit`. */
 const DEFAULT_LIMIT = 50;

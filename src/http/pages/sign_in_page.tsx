@@ -1,13 +1,13 @@
-/** The way in for a browser. */
+/** The sign-in page. */
 
-/** The form. It posts the token in its body: an address would end up in histories and logs. */
+/** The form. It sends the token in the body, because browsers and logs keep URLs. */
 export function SignInPage(
   { next, refusal }: { next: string; refusal: string | undefined },
 ) {
   return (
     <section class="card sign-in">
       <h1>Sign in</h1>
-      <p>This service asks for its token, the value of API_TOKEN.</p>
+      <p>Enter the token of this service, the value of API_TOKEN.</p>
       <form method="post" action="/session">
         <input type="hidden" name="next" value={next} />
         <label for="token">Token</label>

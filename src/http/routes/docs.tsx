@@ -1,9 +1,7 @@
 /** The documentation of the API, for programs and for people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { VERSION } from "../../identity.ts";
-import { hasSession } from "../middleware/auth.ts";
 import { guarded, json, text } from "../openapi/responses.ts";
-import type { HttpContext } from "../context.ts";
 import { DocsPage } from "../pages/docs_page.tsx";
 import { answerPage } from "../pages/layout.tsx";
 
@@ -18,10 +16,7 @@ const DESCRIPTION = {
 } as const;
 
 /** Adds `/openapi.json` and `/docs`. */
-export function addDocumentRoutes(
-  app: OpenAPIHono,
-  { config }: HttpContext,
-): void {
+export function addDocumentRoutes(app: OpenAPIHono): void {
   let document: ReturnType<typeof app.getOpenAPI31Document> | undefined;
   const openapi = () => document ??= app.getOpenAPI31Document(DESCRIPTION);
   app.openapi(
@@ -43,11 +38,10 @@ export function addDocumentRoutes(
       summary: "Shows this document as a page",
       responses: { ...guarded, 200: text("text/html", "The page") },
     }),
-    async (c) =>
+    (c) =>
       answerPage(c, {
         title: "API",
         section: "/docs",
-        isSignedIn: await hasSession(c, config.apiToken),
         body: <DocsPage document={openapi()} />,
       }),
   );

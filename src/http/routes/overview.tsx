@@ -7,15 +7,15 @@ import {
 } from "../../runs/history.ts";
 import { namesOf } from "../../tables/declaration.ts";
 import { VERSION } from "../../identity.ts";
-import { hasSession } from "../middleware/auth.ts";
 import { guarded, jsonOrPage } from "../openapi/responses.ts";
+import type { Health } from "../../service/health.ts";
 import type { HttpContext } from "../context.ts";
 import { answerPage, prefersHtml } from "../pages/layout.tsx";
 import { nextTick } from "../../config/crontab.ts";
 import { type Overview, OverviewPage } from "../pages/overview_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
-/** Number of runs in the charts. */
+/** Maximum number of runs in the charts. */
 const CHARTED = 40;
 
 /** Adds `/`. */
@@ -38,11 +38,10 @@ export function addOverviewRoute(
         return answerPage(c, {
           title: "Overview",
           section: "/",
-          isSignedIn: await hasSession(c, config.apiToken),
           follow: overview.current,
-          // This version differs from that of any run, so the page refreshes soon.
+          // No run has this version, so the page refreshes soon.
           version: overview.health.status === "unhealthy"
-            ? "away"
+            ? "unhealthy"
             : newest
             ? `${newest.run_id} ${newest.status}`
             : "",
@@ -51,7 +50,6 @@ export function addOverviewRoute(
       }
       // The response leaves out the last run while the warehouse is unavailable.
       const runs = await listRuns(warehouse, { limit: 1 }).catch(() => []);
-      c.header("vary", "accept");
       return c.json({
         service: "marketing-data-service",
         version: VERSION,
@@ -89,22 +87,18 @@ async function gatherOverview(context: HttpContext): Promise<Overview> {
     current,
     live: current && live.get(current.run_id),
     nextTick: nextTick(config.loadSchedule, now),
-    unsupportedReason: obstacleTo(
-      context,
-      health.checks.dwh.status === "healthy",
-    ),
+    unsupportedReason: unsupportedReason(context, health),
   };
 }
 
 /** Returns why the service accepts no load, or `undefined`. */
-function obstacleTo(
+function unsupportedReason(
   { dispatcher, isReady }: HttpContext,
-  hasWarehouse: boolean,
+  { checks }: Health,
 ): string | undefined {
-  if (dispatcher.isDraining) return "Not now: the service is shutting down.";
-  if (!hasWarehouse) return "Not now: the warehouse is out of reach.";
-  if (!isReady()) return "Not now: the service is starting.";
-  return undefined;
+  if (dispatcher.isDraining) return "The service is shutting down.";
+  if (checks.dwh.status === "unhealthy") return "The warehouse is unhealthy.";
+  return isReady() ? undefined : "The service is starting.";
 }
 
 /** Returns the operations of the OpenAPI document. */

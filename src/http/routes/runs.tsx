@@ -9,7 +9,6 @@ import {
   listOutcomes,
   listRuns,
 } from "../../runs/history.ts";
-import { hasSession } from "../middleware/auth.ts";
 import {
   json,
   jsonOrPage,
@@ -60,7 +59,6 @@ export function addHistoryRoutes(
         return answerPage(c, {
           title: "Runs",
           section: "/runs",
-          isSignedIn: await hasSession(c, config.apiToken),
           body: (
             <RunsPage
               now={new Date()}
@@ -73,7 +71,6 @@ export function addHistoryRoutes(
           ),
         });
       }
-      c.header("vary", "accept");
       return c.json({
         runs: await read(listRuns(warehouse, query)) as z.infer<
           typeof schemas.RunSummary
@@ -100,7 +97,6 @@ export function addHistoryRoutes(
         return answerPage(c, {
           title: `Run ${run.run_id.slice(0, 8)}`,
           section: "/runs",
-          isSignedIn: await hasSession(c, config.apiToken),
           follow: isOver ? undefined : run,
           body: (
             <RunPage
@@ -112,7 +108,6 @@ export function addHistoryRoutes(
           ),
         });
       }
-      c.header("vary", "accept");
       return c.json(
         run as unknown as z.infer<typeof schemas.RunDetails>,
         200,
@@ -140,7 +135,6 @@ export function addHistoryRoutes(
       await found(id);
       return c.body(streamRun(id, sources), 200, {
         "content-type": "text/event-stream",
-        "cache-control": "no-store",
         "x-accel-buffering": "no",
       });
     },

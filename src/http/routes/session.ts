@@ -10,7 +10,7 @@ import { prefersHtml } from "../pages/layout.tsx";
 import { problem, signIn } from "../problem.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
-/** A token and a path are small. */
+/** Reads sign-in forms. A token and a path are short. */
 const forms = new BodyReader(4 * 1024);
 
 /** Adds `/session` and `/session/end`. */
@@ -56,7 +56,11 @@ export function addSessionRoutes(
       if (!await isToken(form.get("token") ?? "")) {
         await failures.delay(c);
         if (prefersHtml(c)) {
-          return signIn(c, "This is not the token. Try again.", next);
+          return signIn(
+            c,
+            "The token is wrong. Enter the value of API_TOKEN.",
+            next,
+          );
         }
         return problem(
           c,
@@ -89,7 +93,7 @@ export function addSessionRoutes(
 function ownPath(next: string | null): string {
   const here = "http://here.invalid";
   const url = next?.startsWith("/") ? URL.parse(next, here) : null;
-  // "/.//elsewhere.example" is a path here, and another host once it is written without the dot.
+  // "/.//elsewhere.example" is a path. Without the dot it is another host.
   return url?.origin === here && !url.pathname.startsWith("//")
     ? url.pathname + url.search
     : "/";

@@ -1,8 +1,8 @@
-/** Charts of the last runs, as inline SVG that stretches to its place. */
+/** Charts of recent runs, as inline SVG that fills the available width. */
 import type { RunOutcome } from "../../../runs/history.ts";
 import { formatCount, formatMoment, formatSeconds } from "../../../format.ts";
 
-/** What one run has in a chart; the oldest comes first. */
+/** One run in a chart. The oldest run comes first. */
 interface Column {
   /** Height above the line, and below it. */
   readonly up: number;
@@ -11,36 +11,23 @@ interface Column {
   readonly hint: string;
 }
 
-/** How long each run took. */
-export function DurationChart({ runs }: { runs: readonly RunOutcome[] }) {
-  const columns = runs.map((run): Column => ({
-    up: run.duration ?? 0,
-    isFailed: hasFailed(run.status),
-    hint: `${dateOf(run)}: ${run.status}${
-      run.duration === null ? "" : `, ${formatSeconds(run.duration)}`
-    }`,
-  }));
-  const longest = Math.max(0, ...columns.map(({ up }) => up));
-  return (
-    <Chart
-      name="Duration of runs"
-      columns={columns}
-      peak={longest}
-      top={formatSeconds(longest)}
-      summary={`the longest took ${formatSeconds(longest)}`}
-    />
-  );
-}
-
-/** How long each load of a table took. */
-export function TableDurationChart(
-  { runs, table }: { runs: readonly RunOutcome[]; table: string },
+/** The duration of each run, or of each load of a table. */
+export function DurationChart(
+  { runs, table }: { runs: readonly RunOutcome[]; table?: string },
 ) {
   const columns = runs.map((run): Column => {
+    if (table === undefined) {
+      return {
+        up: run.duration ?? 0,
+        isFailed: run.status === "failed" || run.status === "interrupted",
+        hint: `${dateOf(run)}: ${run.status}${
+          run.duration === null ? "" : `, ${formatSeconds(run.duration)}`
+        }`,
+      };
+    }
     const entry = entryOf(run, table);
-    const seconds = entry?.status === "success" ? entry.duration : 0;
     return {
-      up: seconds,
+      up: entry?.status === "success" ? entry.duration : 0,
       isFailed: entry?.status === "failure",
       hint: "",
     };
@@ -48,7 +35,9 @@ export function TableDurationChart(
   const longest = Math.max(0, ...columns.map(({ up }) => up));
   return (
     <Chart
-      name={`Duration of loads of ${table}`}
+      name={table === undefined
+        ? "Duration of runs"
+        : `Duration of loads of ${table}`}
       columns={columns}
       peak={longest}
       top={formatSeconds(longest)}
@@ -57,17 +46,17 @@ export function TableDurationChart(
   );
 }
 
-/** How many rows each run inserted, above the line, and deleted, below it; the scale is logarithmic. */
+/** The number of rows that each run inserted, above the line, and deleted, below it. The scale is logarithmic. */
 export function RowsChart(
   { runs, table }: { runs: readonly RunOutcome[]; table: string },
 ) {
-  let most = 0;
+  let maximum = 0;
   const columns = runs.map((run): Column => {
     const entry = entryOf(run, table);
     const isLoaded = entry?.status === "success";
     const inserted = isLoaded ? entry.rows_inserted : 0;
     const deleted = isLoaded ? entry.rows_deleted : 0;
-    most = Math.max(most, inserted, deleted);
+    maximum = Math.max(maximum, inserted, deleted);
     return {
       up: Math.log10(1 + inserted),
       down: Math.log10(1 + deleted),
@@ -79,9 +68,9 @@ export function RowsChart(
     <Chart
       name={`Rows changed in ${table}`}
       columns={columns}
-      peak={Math.log10(1 + most)}
-      top={`${formatCount(most)} rows`}
-      summary={`at most ${formatCount(most)} rows inserted or deleted`}
+      peak={Math.log10(1 + maximum)}
+      top={`${formatCount(maximum)} rows`}
+      summary={`at most ${formatCount(maximum)} rows inserted or deleted`}
       isTwoSided
     />
   );
@@ -92,13 +81,13 @@ interface ChartProps {
   readonly columns: readonly Column[];
   /** The value that fills the height. */
   readonly peak: number;
-  /** What the top of the chart stands for. */
+  /** Label of the top of the chart. */
   readonly top: string;
   readonly summary: string;
   readonly isTwoSided?: boolean;
 }
 
-/** Places a chart has, so that few runs do not make broad columns. */
+/** Number of columns that fit into a chart. Few runs do not make wide columns. */
 const PLACES = 40;
 
 function Chart(
@@ -158,10 +147,6 @@ function Chart(
 
 function entryOf(run: RunOutcome, table: string) {
   return run.entries.find((entry) => entry.table === table);
-}
-
-function hasFailed(state: RunOutcome["status"]): boolean {
-  return state === "failed" || state === "interrupted";
 }
 
 function dateOf(run: RunOutcome): string {

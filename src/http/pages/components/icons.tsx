@@ -1,7 +1,7 @@
-/** Shapes that show a state besides its color and its word. */
+/** Shapes of states, in addition to color and text. */
 import type { RunState } from "../../../runs/run.ts";
 
-/** The shapes, once a page; the rest refers to them. */
+/** The shapes. Each page has them once, and icons refer to them. */
 export function Icons() {
   return (
     <svg class="unseen" aria-hidden="true">
@@ -29,7 +29,7 @@ export function Icons() {
   );
 }
 
-/** What a state looks like: that of a run, or of anything that is well or not. */
+/** The shape of a state. */
 export function Icon({ state }: { state: RunState }) {
   return (
     <svg class={`icon ${state}`} aria-hidden="true">
@@ -38,7 +38,7 @@ export function Icon({ state }: { state: RunState }) {
   );
 }
 
-/** A state by shape and word. */
+/** A state as shape and text. */
 export function Status({ state, text }: { state: RunState; text?: string }) {
   return (
     <span class={`status ${state}`}>

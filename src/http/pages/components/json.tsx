@@ -1,7 +1,7 @@
 /** A value as JSON on a page. */
 import { raw } from "hono/html";
 
-/** The block; it can be scrolled by keys. Quotes stay as they are, which halves its size. */
+/** The block. Keys scroll it. Quotes are not escaped, which halves the size. */
 export function Json(
   { value, indent = 2 }: { value: unknown; indent?: number },
 ) {

@@ -1,8 +1,8 @@
-/** What a table's load is doing at this moment. Has its place also when nothing goes on. */
+/** The progress of one table. Its place is kept when no load is running. */
 import { formatBytes, formatCount } from "../../../format.ts";
 import type { Progress } from "../../../sync/progress.ts";
 
-/** The row; the page's script fills it with what the stream tells. */
+/** The row. The script of the page updates it from the stream. */
 export function LiveRow(
   { table, progress, isActive, idle }: {
     table: string;
@@ -11,12 +11,7 @@ export function LiveRow(
     idle: string;
   },
 ) {
-  const { phase, rows, bytes, totalRows } = progress ?? {
-    phase: undefined,
-    rows: 0,
-    bytes: 0,
-    totalRows: null,
-  };
+  const { phase, rows = 0, bytes = 0, totalRows } = progress ?? {};
   return (
     <div class="live" data-table={table}>
       <p>

@@ -1,6 +1,6 @@
-/** The button that asks for a load. */
+/** The button that starts a load. */
 
-/** A plain form: it needs no script, and ends at the page of the run. */
+/** A form that needs no script and leads to the page of the run. */
 export function LoadButton(
   { unsupportedReason }: { unsupportedReason: string | undefined },
 ) {
@@ -15,7 +15,8 @@ export function LoadButton(
         Load now
       </button>
       <p id="load-hint">
-        {unsupportedReason ?? "Compares both tables and copies what differs."}
+        {unsupportedReason ??
+          "Compares the tables and copies rows that differ."}
       </p>
     </form>
   );

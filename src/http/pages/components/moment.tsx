@@ -1,7 +1,7 @@
-/** Moments on a page, relative and exact. */
+/** Times on a page, relative and exact. */
 import { formatDistance, formatMoment } from "../../../format.ts";
 
-/** A moment as its distance from `now`. */
+/** A time relative to `now`. */
 export function Distance({ at, now }: { at: string | Date; now: Date }) {
   const date = new Date(at);
   return (
@@ -11,7 +11,7 @@ export function Distance({ at, now }: { at: string | Date; now: Date }) {
   );
 }
 
-/** A moment to the second. The year is omitted if it is the year of `now`. */
+/** A time in seconds. The year is omitted if it is the year of `now`. */
 export function Moment({ at, now }: { at: string | Date; now?: Date }) {
   const date = new Date(at);
   const text = formatMoment(date);
@@ -19,7 +19,7 @@ export function Moment({ at, now }: { at: string | Date; now?: Date }) {
   return <time datetime={isoSeconds(date)}>{text.replace(year, " ")}</time>;
 }
 
-/** Returns a moment to the second in ISO 8601. */
+/** Returns a time in ISO 8601, in seconds. */
 function isoSeconds(date: Date): string {
   return `${date.toISOString().slice(0, 19)}Z`;
 }

@@ -5,7 +5,7 @@ import { describeChange } from "../../../runs/describe.ts";
 import { Status } from "./icons.tsx";
 import { Moment } from "./moment.tsx";
 
-/** The table. A narrow screen shows the most important columns only. */
+/** The table. A narrow screen shows only status, time and duration. */
 export function RunTable(
   { runs, caption, now }: {
     runs: readonly RunOutcome[];
@@ -20,7 +20,7 @@ export function RunTable(
         <tr>
           <th scope="col">Status</th>
           <th scope="col">Requested</th>
-          <th scope="col" class="wide">By</th>
+          <th scope="col" class="wide">Trigger</th>
           <th scope="col" class="wide">Outcome</th>
           <th scope="col" class="number">Duration</th>
         </tr>

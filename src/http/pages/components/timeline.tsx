@@ -1,8 +1,8 @@
-/** The phases of a run, table by table, on one time axis. */
+/** The phases of a run on one time axis. */
 import type { RunDetails } from "../../../runs/history.ts";
 import { formatSeconds } from "../../../format.ts";
 
-/** A lane for each table; a queued or running run has empty ones, so that nothing moves when they fill. */
+/** A lane for each table. Lanes are empty until the run ends, so the layout does not shift. */
 export function Timeline({ run }: { run: RunDetails }) {
   const lanes = run.tables.map((table) => ({
     table,
@@ -36,8 +36,8 @@ export function Timeline({ run }: { run: RunDetails }) {
             ? (
               <p class="legend">
                 {run.finished_at
-                  ? "No phase was completed."
-                  : "Drawn when the run is over."}
+                  ? "No phase completed."
+                  : "Shown when the run ends."}
               </p>
             )
             : (
