@@ -1,41 +1,14 @@
 import { assertEquals } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
+import { copyOlist, testWithOlist } from "../support/olist.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
-/** Folder of the published data set. The data set is not part of the project. */
-const FOLDER = Deno.env.get("OLIST_DATA") ??
-  new URL("../../../shared/olist", import.meta.url).pathname;
-
-const isThere = (() => {
-  try {
-    return Deno.statSync(`${FOLDER}/closed_deals.csv`).isFile;
-  } catch {
-    return false;
-  }
-})();
-
-if (!isThere) {
-  Deno.stderr.writeSync(new TextEncoder().encode(
-    `SKIPPED: the Olist marketing funnel data is not in ${FOLDER}; set OLIST_DATA to its folder.\n`,
-  ));
-}
-
-Deno.test({
-  name:
-    "load copies the real Olist data with equal values, and then reports unchanged",
-  ignore: !isThere,
-  async fn() {
+testWithOlist(
+  "load copies the real Olist data with equal values, and then reports unchanged",
+  async () => {
     await using db = await createDatabases();
-    for (const table of ["closed_deals", "marketing_qualified_leads"]) {
-      const stream = await db.source.unsafe(
-        `copy marketing.${table} from stdin (format csv, header)`,
-      )
-        .writable();
-      stream.end(await Deno.readFile(`${FOLDER}/${table}.csv`));
-      await new Promise((done, fail) =>
-        stream.on("finish", done).on("error", fail)
-      );
-    }
+    await copyOlist(db.source, "marketing.closed_deals");
+    await copyOlist(db.source, "marketing.marketing_qualified_leads");
     const environment = { ...db.environment, LOAD_TIMEZONE: "Europe/Berlin" };
     const first = await runJson(["load"], environment);
     assertEquals(first.code, 0, first.stderr);
@@ -73,4 +46,4 @@ Deno.test({
     );
     assertEquals((await runProgram(["verify"], environment)).code, 0);
   },
-});
+);

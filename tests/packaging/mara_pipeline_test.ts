@@ -1,49 +1,60 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { findProgram, testWith } from "../support/debian.ts";
+import {
+  createEcommerce,
+  fillCatalog,
+  OLIST_TABLES,
+  OLIST_TABLES_FILE,
+} from "../support/olist.ts";
 import { type Server, startServer } from "../support/server.ts";
 
-const FOLDER = new URL("../../deploy/mara", import.meta.url).pathname;
+const FOLDER = new URL("../../deploy/mara/load_data", import.meta.url).pathname;
 
 /**
- * The parts of mara-pipelines that `marketing_data_pipeline.py` uses, for hosts
- * without it. `HttpRequest` returns a `curl -sf` line. `Command.run` passes it to
- * `bash -o pipefail -c`, and returns false on a non-zero exit. `Task.run` stops at
- * the first false. See mara_pipelines/commands/http.py, shell.py and pipelines.py.
+ * The parts of mara-pipelines 3.1.1 that the pipelines use, for hosts without it.
+ * `RunFunction.run` reads the function's name and passes it the arguments.
+ * `Task.run` stops at the first false. Ids have lowercase letters, digits and `_`.
+ * See mara_pipelines/commands/python.py and pipelines.py.
  */
 const STAND_IN = {
   "__init__.py": "",
   "commands/__init__.py": "",
-  "commands/http.py": `
-import shlex
-from ..pipelines import Command
+  "commands/python.py": `
+from .. import pipelines
 
-class HttpRequest(Command):
-    def __init__(self, url, headers=None, method=None, body=None):
-        self.url, self.headers, self.method, self.body = url, headers, method, body
+class RunFunction(pipelines.Command):
+    def __init__(self, function=None, args=None, file_dependencies=None):
+        self.function, self.args = function, args or []
 
-    def shell_command(self):
-        return ' '.join(['curl -sf', '-X ' + self.method] + [
-            f'-H "{name}: {value}"' for name, value in (self.headers or {}).items()
-        ] + ([f'--data {shlex.quote(self.body)}'] if self.body else []) + [shlex.quote(self.url)])
+    def run(self):
+        self.function.__name__
+        return True if self.function(*self.args) else False
 `,
   "pipelines.py": `
-import subprocess
+import re
 
 class Command:
-    def run(self):
-        return subprocess.run(['bash', '-o', 'pipefail', '-c', self.shell_command()]).returncode == 0
+    parent = None
 
-class Task:
+class Node:
+    def __init__(self, id, description, labels=None):
+        if not re.match('^[a-z0-9_]+$', id):
+            raise ValueError(id)
+        self.id = id
+
+class Task(Node):
     def __init__(self, id, description, commands=None, max_retries=None):
-        self.id, self.commands = id, commands or []
+        super().__init__(id, description)
+        self.commands = commands or []
 
     def run(self):
         return all(command.run() for command in self.commands)
 
-class Pipeline:
-    def __init__(self, id, description, labels=None):
-        self.id, self.nodes = id, {}
+class Pipeline(Node):
+    def __init__(self, id, description, max_number_of_parallel_tasks=None, base_path=None, labels=None):
+        super().__init__(id, description, labels)
+        self.nodes = {}
 
     def add(self, node, upstreams=None):
         self.nodes[node.id] = node
@@ -51,21 +62,25 @@ class Pipeline:
 `,
 };
 
-/** Runs the pipeline's tasks, and exits with 1 when one fails, as Mara's run does. */
-const RUN_PIPELINE = `
-import sys
-sys.path[:0] = sys.argv[1:]
-import marketing_data_pipeline
-pipeline = marketing_data_pipeline.pipeline
-assert pipeline.id == 'load_marketing_data'
-sys.exit(0 if all(task.run() for task in pipeline.nodes.values()) else 1)
-`;
+/** Runs both pipelines at the same time, each in a process, as Mara runs its tasks. Exits with 1 when one fails. */
+const RUN_PIPELINES = `
+import importlib, multiprocessing, sys
+sys.path.insert(0, sys.argv[1])
 
-const RUN_FUNCTION = `
-import sys
-sys.path[:0] = sys.argv[1:]
-from load_marketing_data import load_marketing_data
-sys.exit(0 if load_marketing_data() else 1)
+def run(name):
+    pipeline = importlib.import_module('app.pipelines.load_data.' + name).pipeline
+    assert pipeline.id == name
+    sys.exit(0 if all([task.run() for task in pipeline.nodes.values()]) else 1)
+
+names = ['load_marketing_data', 'load_ecommerce_data']
+processes = [multiprocessing.get_context('fork').Process(target=run, args=(name,)) for name in names]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+for name, process in zip(names, processes):
+    print(name, 'succeeded' if process.exitcode == 0 else 'failed')
+sys.exit(max(process.exitcode for process in processes))
 `;
 
 async function python(
@@ -83,11 +98,30 @@ async function python(
 const hasMara = findProgram("python3") !== undefined &&
   (await python(["-c", "import mara_pipelines"])).code === 0;
 
-/** A folder for imports of `mara_pipelines`. It is empty when the package is installed. */
-async function maraFolder(): Promise<string> {
+/** Writes a project with the pipelines. It has a stand-in for `mara_pipelines` when that is not installed. */
+async function createProject(): Promise<string> {
   const folder = await Deno.makeTempDir();
+  const files: Record<string, string> = {
+    "app/__init__.py": "",
+    "app/pipelines/__init__.py": "",
+    "app/pipelines/load_data/__init__.py": "",
+  };
+  for (
+    const path of [
+      "marketing_data_service.py",
+      "load_marketing_data/__init__.py",
+      "load_ecommerce_data/__init__.py",
+    ]
+  ) {
+    files[`app/pipelines/load_data/${path}`] = await Deno.readTextFile(
+      `${FOLDER}/${path}`,
+    );
+  }
   for (const [path, text] of hasMara ? [] : Object.entries(STAND_IN)) {
-    const file = `${folder}/mara_pipelines/${path}`;
+    files[`mara_pipelines/${path}`] = text;
+  }
+  for (const [path, text] of Object.entries(files)) {
+    const file = `${folder}/${path}`;
     await Deno.mkdir(file.slice(0, file.lastIndexOf("/")), { recursive: true });
     await Deno.writeTextFile(file, text);
   }
@@ -103,72 +137,88 @@ function environmentOf(server: Server, tokenFile?: string) {
 
 const TOKEN = "a-token-of-the-pipeline";
 
-for (
-  const [name, programs, run] of [
-    [
-      `the Mara pipeline (${hasMara ? "in Mara" : "on a stand-in for Mara"})`,
-      ["python3", "curl"],
-      RUN_PIPELINE,
-    ],
-    ["the plain function", ["python3"], RUN_FUNCTION],
-  ] as const
-) {
-  testWith(
-    programs,
-    `${name}: success is exit 0, failure a failed task with the event's message`,
-    async () => {
-      const folder = await maraFolder();
-      const tokenFile = `${folder}/token`;
-      await Deno.writeTextFile(tokenFile, `${TOKEN}\n`);
-      try {
-        await using db = await createDatabases({
-          rows: { deals: 3, leads: 4 },
-        });
-        await using server = await startServer(db, { API_TOKEN: TOKEN });
-        const load = (env: Record<string, string>) =>
-          python(["-c", run, folder, FOLDER], env);
+testWith(
+  ["python3"],
+  `both Mara pipelines (${
+    hasMara ? "in Mara" : "on a stand-in for Mara"
+  }) load the nine tables, and a failure fails its pipeline with table, cause and remedy`,
+  async (t) => {
+    const folder = await createProject();
+    const tokenFile = `${folder}/token`;
+    await Deno.writeTextFile(tokenFile, `${TOKEN}\n`);
+    try {
+      await using db = await createDatabases({ rows: { deals: 3, leads: 4 } });
+      await createEcommerce(db, {
+        customers: 300,
+        items: 400,
+        geolocations: 500,
+      });
+      await fillCatalog(db);
+      await using server = await startServer(db, {
+        API_TOKEN: TOKEN,
+        TABLES_FILE: OLIST_TABLES_FILE,
+      });
+      const run = (env: Record<string, string>) =>
+        python(["-c", RUN_PIPELINES, folder], env);
 
-        const success = await load(environmentOf(server, tokenFile));
-        assertEquals(success.code, 0, success.said);
-        assertStringIncludes(success.said, "marketing_qualified_lead");
-        const [row] = await db.warehouse.unsafe(
-          "select count(*)::int as rows from m_data.marketing_qualified_lead",
-        );
-        assertEquals(row!.rows, 4);
-
-        const refused = await load(environmentOf(server));
-        assertEquals(refused.code, 1, refused.said);
-        assertStringIncludes(refused.said, "Authorization: Bearer");
-
+      await t.step("success is exit 0", async () => {
+        const { code, said } = await run(environmentOf(server, tokenFile));
+        assertEquals(code, 0, said);
+        for (const { name, target, select } of OLIST_TABLES) {
+          const [expected] = await db.source.unsafe(
+            `select count(*)::int as rows from (${select}) t`,
+          );
+          const [loaded] = await db.warehouse.unsafe(
+            `select count(*)::int as rows from ${target}`,
+          );
+          assertEquals(loaded!.rows, expected!.rows, name);
+          assert(loaded!.rows > 0, name);
+          assertStringIncludes(said, `${name}: ${loaded!.rows} rows (full)`);
+        }
+      });
+      await t.step("without the token both fail", async () => {
+        const { code, said } = await run(environmentOf(server));
+        assertEquals(code, 1, said);
+        assertStringIncludes(said, "Authorization: Bearer");
+        assertStringIncludes(said, "load_ecommerce_data failed");
+      });
+      await t.step("a missing column fails its pipeline", async () => {
         await db.source.unsafe(
-          "alter table marketing.closed_deals drop column won_date",
+          `alter table marketing.closed_deals drop column won_date;
+           insert into ecommerce.sellers values ('new')`,
         );
-        const failure = await load(environmentOf(server, tokenFile));
-        assertEquals(failure.code, 1, failure.said);
-        assertStringIncludes(failure.said, "won_date");
-        assertStringIncludes(failure.said, "Add the column");
-        assertEquals(failure.said.includes(TOKEN), false);
-
+        const { code, said } = await run(environmentOf(server, tokenFile));
+        assertEquals(code, 1, said);
+        assertStringIncludes(said, "won_date");
+        assertStringIncludes(said, "Add the column");
+        assertStringIncludes(said, "marketing_qualified_lead: 4 rows");
+        assertStringIncludes(said, "seller: 101 rows (delta)");
+        assertStringIncludes(said, "load_marketing_data failed");
+        assertStringIncludes(said, "load_ecommerce_data succeeded");
+        assertEquals(said.includes(TOKEN), false);
+      });
+      await t.step("a service that is gone is named", async () => {
         server.kill("SIGKILL");
         await server.finished;
-        const gone = await load(environmentOf(server, tokenFile));
-        assertEquals(gone.code, 1);
-        assertStringIncludes(gone.said, new URL(server.url).port);
-      } finally {
-        await Deno.remove(folder, { recursive: true });
-      }
-    },
-  );
-}
+        const { code, said } = await run(environmentOf(server, tokenFile));
+        assertEquals(code, 1);
+        assertStringIncludes(said, new URL(server.url).port);
+      });
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
 
 testWith(
   ["python3"],
-  "load_marketing_data.py runs without packages and keeps a refused token out of its output",
+  "marketing_data_service.py runs without packages, and keeps a refused token out of its output",
   async () => {
     const tokenFile = await Deno.makeTempFile();
-    const script = `${FOLDER}/load_marketing_data.py`;
-    // -S ignores installed packages.
-    const run = (env: Record<string, string>) => python(["-S", script], env);
+    const script = `${FOLDER}/marketing_data_service.py`;
+    // -S leaves out the folder of installed packages.
+    const run = (env: Record<string, string>, ...words: string[]) =>
+      python(["-S", script, ...words], env);
     try {
       for (const token of ["sécret-token", "secret\ntoken"]) {
         await Deno.writeTextFile(tokenFile, token);
@@ -179,12 +229,28 @@ testWith(
         assertStringIncludes(said, "Cannot use the token");
         assertEquals(/cret|Traceback/.test(said), false, said);
       }
+      const missing = await run({
+        MARKETING_DATA_SERVICE_TOKEN_FILE: `${tokenFile}.missing`,
+      });
+      assertEquals(missing.code, 1);
+      assertStringIncludes(missing.said, "Cannot read the token");
+      assertEquals(missing.said.includes("Traceback"), false, missing.said);
       for (const url of ["127.0.0.1:8000", "ftp://127.0.0.1", "http://h:x"]) {
         const { code, said } = await run({ MARKETING_DATA_SERVICE_URL: url });
         assertEquals(code, 1);
         assertStringIncludes(said, `Cannot reach marketing-data-service`);
         assertEquals(said.includes("Traceback"), false, said);
       }
+      // Without TABLES_FILE the service has no groups.
+      await using db = await createDatabases({ rows: { deals: 3, leads: 4 } });
+      await using server = await startServer(db);
+      const env = { MARKETING_DATA_SERVICE_URL: server.url };
+      const all = await run(env);
+      assertEquals(all.code, 0, all.said);
+      assertStringIncludes(all.said, "closed_deal: 3 rows (full)");
+      const group = await run(env, "marketing");
+      assertEquals(group.code, 1);
+      assertStringIncludes(group.said, "group");
     } finally {
       await Deno.remove(tokenFile);
     }

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Starts a load in marketing-data-service and waits until it ends.
 
-Run it as a script, by hand or from cron. Mara versions without HttpRequest call
-its function:
+The pipelines beside this file call the function `load`. As a script, by hand or
+from cron, it takes the group of tables to load, or loads all tables:
 
-    from mara_pipelines.commands.python import RunFunction
-    Task(id='load', description='…', commands=[RunFunction(load_marketing_data)])
+    python3 marketing_data_service.py marketing
 
     MARKETING_DATA_SERVICE_URL         http://127.0.0.1:8000 when not set
     MARKETING_DATA_SERVICE_TOKEN_FILE  a file with the token, if the service has one
@@ -24,7 +23,7 @@ import urllib.parse
 CONNECT_TIMEOUT = 10
 
 
-def post(url: str, headers: dict) -> tuple:
+def post(url: str, headers: dict, body: str) -> tuple:
     """Returns the status and the text of the answer.
 
     Uses `http.client`, because `urllib.request` has one timeout for connecting and waiting.
@@ -37,28 +36,33 @@ def post(url: str, headers: dict) -> tuple:
     try:
         connection.connect()
         connection.sock.settimeout(None)
-        connection.request('POST', parts.path, headers=headers)
+        connection.request('POST', parts.path, body=body, headers=headers)
         response = connection.getresponse()
         return response.status, response.read().decode('utf-8', 'replace')
     finally:
         connection.close()
 
 
-def load_marketing_data() -> bool:
-    """Returns whether the load succeeded. Prints the loaded tables, or the failure and its cause."""
+def load(group: str = None) -> bool:
+    """Returns whether the load succeeded. Prints the loaded tables, and each failure with its cause."""
     url = os.environ.get('MARKETING_DATA_SERVICE_URL', 'http://127.0.0.1:8000')
     token_file = os.environ.get('MARKETING_DATA_SERVICE_TOKEN_FILE')
-    headers = {}
+    headers = {'Content-Type': 'application/json'}
     if token_file:
-        token = pathlib.Path(token_file).read_text().rstrip('\r\n')
+        try:
+            token = pathlib.Path(token_file).read_bytes().decode('latin-1').rstrip('\r\n')
+        except OSError as error:
+            print(f'Cannot read the token: {error}', file=sys.stderr)
+            return False
         if not token.isascii() or not token.isprintable():
             # The error of http.client would contain the token.
             print(f'Cannot use the token in {token_file}: it has characters that a header '
                   'cannot hold. Write one line of ASCII.', file=sys.stderr)
             return False
         headers['Authorization'] = f'Bearer {token}'
+    body = json.dumps({'group': group} if group else {})
     try:
-        status, text = post(f'{url.rstrip("/")}/load', headers)
+        status, text = post(f'{url.rstrip("/")}/load', headers, body)
     except (OSError, http.client.HTTPException, ValueError) as error:
         print(f'Cannot reach marketing-data-service at {url}: {error}', file=sys.stderr)
         return False
@@ -66,15 +70,21 @@ def load_marketing_data() -> bool:
         answer = json.loads(text)
     except ValueError:
         answer = {}
-    if 200 <= status < 300 and answer.get('status') == 'success':
-        for table in answer['results']['results']:
+    # A success has "results", and a failure has "details". Both list the tables.
+    tables = (answer.get('results') or answer.get('details') or {}).get('results', [])
+    for table in tables:
+        if table['status'] == 'success':
             print(f"{table['table']}: {table['records_loaded']} rows ({table['mode']})")
+            for warning in table['warnings']:
+                print(f"{table['table']}: {warning}")
+    if 200 <= status < 300 and answer.get('status') == 'success':
         return True
-    # A failure event has "error", a problem document (RFC 9457) has "detail".
-    message = answer.get('error') or answer.get('detail') or text[:500]
-    print(f'The load failed ({status}): {message}', file=sys.stderr)
+    # Without tables, a failure event has "error" and a problem document (RFC 9457) has "detail".
+    failures = [table['error'] for table in tables if table['status'] != 'success']
+    for failure in failures or [answer.get('error') or answer.get('detail') or text[:500]]:
+        print(f'The load failed ({status}): {failure}', file=sys.stderr)
     return False
 
 
 if __name__ == '__main__':
-    sys.exit(0 if load_marketing_data() else 1)
+    sys.exit(0 if load(*sys.argv[1:2]) else 1)
