@@ -54,7 +54,7 @@ async function publishersOf(config: Config): Promise<readonly Publisher[]> {
     publishers.push(filePublisher(config.eventFile));
   }
   if (url && secret) {
-    // Load its library only where it is configured.
+    // Load its library only when it is configured.
     const { webhookPublisher } = await import("./webhook.ts");
     const { retryDelaySeconds } = config;
     publishers.push(await webhookPublisher({ url, secret, retryDelaySeconds }));
@@ -106,7 +106,7 @@ export class Deliverer {
     );
   }
 
-  /** Makes `run` look for events now. */
+  /** Makes `run` query for events now. */
   wake(): void {
     this.#waker.abort();
     this.#waker = new AbortController();
@@ -164,7 +164,7 @@ export class Deliverer {
       const options = { signal, lockTimeoutSeconds };
       const attempt = await deliverNext(session, publisher, options);
       if (!attempt) break;
-      this.#tell(publisher, attempt);
+      this.#report(publisher, attempt);
       if (attempt.outcome.kind === "gone") break;
       if (attempt.outcome.kind === "failed") {
         return publisher.isRemote
@@ -175,7 +175,7 @@ export class Deliverer {
     return POLL_SECONDS;
   }
 
-  #tell(publisher: Publisher, attempt: Attempt): void {
+  #report(publisher: Publisher, attempt: Attempt): void {
     const { log } = this.#context;
     const { name, label } = publisher;
     const { outcome, eventId, attempts, delaySeconds, givenUp } = attempt;

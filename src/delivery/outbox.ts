@@ -197,11 +197,11 @@ async function recordFailure(
   };
 }
 
-/** Gives up events older than the limit, so that the backlog of the receiver does not grow without end. */
+/** Gives up events older than the limit, so that the backlog stays limited. */
 async function giveUp(
   session: Session,
   name: PublisherName,
-  patienceSeconds: number,
+  limitSeconds: number,
 ): Promise<number> {
   const [row] = await session.query(
     `with bounds as (
@@ -220,7 +220,7 @@ async function giveUp(
        update marketing_data_service.publisher set cursor = last from total
        where name = $1 and count > 0)
      select count from total`,
-    [name, patienceSeconds],
+    [name, limitSeconds],
   );
   return row!.count;
 }

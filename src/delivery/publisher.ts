@@ -31,7 +31,7 @@ export type Outcome =
 /** Delivers events to one destination. */
 export interface Publisher {
   readonly name: PublisherName;
-  /** Digest of the destination; another digest is a new receiver. */
+  /** Digest of the destination. Another digest means a new receiver. */
   readonly target: string | null;
   /** Name of the destination in logs. */
   readonly label: string;
@@ -44,7 +44,7 @@ export interface Publisher {
   readonly isRemote: boolean;
   /**
    * Minimum seconds and number of consecutive failures after which events of that
-   * age are given up; `undefined` for never.
+   * age are given up. `undefined` means never.
    */
   readonly giveUpAfter?: {
     readonly seconds: number;

@@ -20,8 +20,8 @@ const MIN_DELAY_SECONDS = 0.05;
 /** Maximum seconds that a Retry-After header can ask for. */
 const MAX_RETRY_AFTER_SECONDS = 86_400;
 
-/** When events are given up. Where only rare loads deliver, three days alone are too few attempts. */
-const PATIENCE = { seconds: 3 * 86_400, failures: 10 } as const;
+/** Limit after which events are given up. With rare loads, three days alone mean too few attempts. */
+const GIVE_UP_AFTER = { seconds: 3 * 86_400, failures: 10 } as const;
 
 /** `source` of every CloudEvent. */
 const SOURCE = "/marketing-data-service";
@@ -46,7 +46,7 @@ export async function webhookPublisher(
     target: await digestOf(url.href),
     label: `the webhook at ${url.origin}`,
     isRemote: true,
-    giveUpAfter: PATIENCE,
+    giveUpAfter: GIVE_UP_AFTER,
     delaySeconds(failures) {
       const base = Math.max(options.retryDelaySeconds, MIN_DELAY_SECONDS);
       const delay = Math.min(MAX_DELAY_SECONDS, base * 2 ** (failures - 1));
@@ -92,7 +92,7 @@ async function post(
         "webhook-signature": signer.sign(event.eventId, now, body),
       },
       body,
-      // The event is not meant for another address.
+      // The event must not reach another address.
       redirect: "manual",
       signal: AbortSignal.any([signal, timeout]),
     });
