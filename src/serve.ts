@@ -60,6 +60,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     max: 1,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
     stallTimeoutSeconds: config.stallTimeoutSeconds,
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
   });
   const metrics: Metrics = new Metrics({
     pools: { olist: source, dwh: warehouse },

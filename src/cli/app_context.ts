@@ -58,6 +58,7 @@ export function createAppContext(
       max: maxConnections,
       connectTimeoutSeconds: config.connectTimeoutSeconds,
       stallTimeoutSeconds: config.stallTimeoutSeconds,
+      lockTimeoutSeconds: config.lockTimeoutSeconds,
     }),
   );
   let delivered = Promise.resolve();

@@ -227,13 +227,20 @@ async function commitGroup(
   } catch (error) {
     session.destroy();
     const cause = await nameLockedTable(warehouse, error);
-    const found = await resolveUnknownCommit(context, prepared);
-    if (found.isCommitted) return { state: "committed", event: found.event };
-    if (found.event) return { state: "settledElsewhere", event: found.event };
+    if (!isLockedHistory(cause)) {
+      const found = await resolveUnknownCommit(context, prepared);
+      if (found.isCommitted) return { state: "committed", event: found.event };
+      if (found.event) return { state: "settledElsewhere", event: found.event };
+    }
     const mayRetry = asServiceError(cause).kind.transient &&
       prepared.attempts < config.retryAttempts && !signal?.aborted;
     return mayRetry ? { state: "retry" } : { state: "failed", cause };
   }
+}
+
+/** Returns whether a statement waited in vain for a lock on the history: it changed nothing, and another one waits as well. */
+function isLockedHistory(error: unknown): boolean {
+  return error instanceof ServiceError && error.code === "history_locked";
 }
 
 /** Looks up a commit whose outcome is unknown: what it would have written exists or not. */
@@ -271,6 +278,7 @@ async function closeWithoutTables(
       await closeRun(warehouse, run.id, "running", end);
       return end.event;
     } catch (error) {
+      if (isLockedHistory(error)) throw error;
       const event = await eventOf(warehouse, run.id);
       if (event) return event;
       throw error;

@@ -4,7 +4,7 @@
  * @module
  */
 import { holderClause, nameLockedTable } from "../postgres/lock_holders.ts";
-import type { Pool } from "../postgres/pool.ts";
+import { limitHistoryLocks, type Pool } from "../postgres/pool.ts";
 import { Session } from "../postgres/session.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import {
@@ -21,11 +21,7 @@ import {
   warehouseConnection,
 } from "./run_context.ts";
 import { endBackend } from "../postgres/backends.ts";
-import {
-  lastLoads,
-  limitHistoryLocks,
-  recordTableLoad,
-} from "../runs/record.ts";
+import { lastLoads, recordTableLoad } from "../runs/record.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
   beginWithLocks,
@@ -177,7 +173,7 @@ async function prepareGroup(
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();
       }
-      await limitHistoryLocks(session);
+      await session.query(limitHistoryLocks(config.lockTimeoutSeconds));
       for (const result of results) {
         await recordTableLoad(
           session,

@@ -53,8 +53,19 @@ const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
  * other waits. The server must not compile them: their tables are small and may
  * lack statistics, and to compile takes up to 0.2 s.
  */
-const SETTINGS =
-  `${LIFT_TIMEOUTS};\nset local lock_timeout = '10s';\nset local jit = off;\n${SET_SEARCH_PATH}`;
+const SETTINGS = `${LIFT_TIMEOUTS};\nset local jit = off;\n${SET_SEARCH_PATH}`;
+
+/** Maximum wait of a statement for a lock on the history, in seconds. */
+const MAX_LOCK_SECONDS = 10;
+
+/**
+ * Returns SQL that limits each wait for a lock on the history to `LOCK_TIMEOUT`,
+ * where that is shorter. At least 1 s, because loads also wait for each other's rows.
+ */
+export function limitHistoryLocks(lockTimeoutSeconds: number): string {
+  const seconds = Math.min(MAX_LOCK_SECONDS, Math.max(1, lockTimeoutSeconds));
+  return `set local lock_timeout = '${Math.round(seconds * 1000)}ms'`;
+}
 
 interface Connected {
   readonly client: Client;
@@ -67,6 +78,7 @@ export class Pool implements AsyncDisposable {
   readonly #max: number;
   readonly #connectTimeoutSeconds: number;
   readonly #stallTimeoutSeconds: number;
+  readonly #settings: string;
   #current: Connected | undefined;
   #holder: ServerHolder | undefined;
   /** Number of statements that run or wait for a connection. */
@@ -78,12 +90,16 @@ export class Pool implements AsyncDisposable {
       max: number;
       connectTimeoutSeconds: number;
       stallTimeoutSeconds: number;
+      lockTimeoutSeconds?: number;
     },
   ) {
     this.config = config;
     this.#max = options.max;
     this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
     this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
+    this.#settings = `${SETTINGS};\n${
+      limitHistoryLocks(options.lockTimeoutSeconds ?? MAX_LOCK_SECONDS)
+    }`;
   }
 
   /** Maximum number of connections that the pool opens. */
@@ -178,7 +194,7 @@ export class Pool implements AsyncDisposable {
     const check = holder ? `${assertServer(holder.server)};\n` : "";
     try {
       const { rows } = await this.#awaitAnswer(
-        send<T>(client, `${SETTINGS};\n${check}${statement}`),
+        send<T>(client, `${this.#settings};\n${check}${statement}`),
         timeoutSeconds,
         lines,
       );

@@ -136,14 +136,6 @@ export async function databaseTime(executor: Executor): Promise<string> {
   return row!.now;
 }
 
-/**
- * Bounds the waits for locks on the history in a load's transaction, whose own
- * limit is for locks on targets.
- */
-export async function limitHistoryLocks(session: Session): Promise<void> {
-  await session.query("set local lock_timeout = '10s'");
-}
-
 /** Records the load of a table, in the same transaction. */
 export async function recordTableLoad(
   session: Session,

@@ -1,4 +1,4 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
 import { runJson, runProgram } from "../support/program.ts";
@@ -128,10 +128,15 @@ for (const [table, lock] of Object.entries(LOCKS)) {
     await using other = db.connect("warehouse");
     await other.unsafe("set application_name = 'a long VACUUM'; begin");
     await other.unsafe(lock);
+    const started = performance.now();
     const { code, stdout, stderr } = await runProgram(["load", "--json"], {
       ...db.environment,
       RETRY_ATTEMPTS: "1",
+      LOCK_TIMEOUT: "1",
     });
+    // One wait of the load and three at closing its run, each of LOCK_TIMEOUT.
+    const seconds = (performance.now() - started) / 1000;
+    assert(seconds < 10, `${seconds} s`);
     const said = stdout + stderr;
     assertEquals(code, 75, said);
     assertStringIncludes(said, `marketing_data_service.${table}`);

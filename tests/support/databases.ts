@@ -219,6 +219,7 @@ export function serviceOf(
     max: 2,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
     stallTimeoutSeconds: config.stallTimeoutSeconds,
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
   });
   return {
     config,

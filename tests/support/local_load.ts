@@ -65,6 +65,7 @@ export function startLoad(
       max: 4,
       connectTimeoutSeconds: config.connectTimeoutSeconds,
       stallTimeoutSeconds: config.stallTimeoutSeconds,
+      lockTimeoutSeconds: config.lockTimeoutSeconds,
     });
     const service: AppContext = {
       config,
