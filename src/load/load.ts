@@ -48,7 +48,7 @@ export async function load(
     observer,
     stop: signal,
     abort: signal,
-    runsUnattended: false,
+    unattendedTables: [],
   });
   try {
     return await worker.wait(run);

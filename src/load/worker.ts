@@ -39,8 +39,8 @@ interface WorkerOptions {
   readonly stop: AbortSignal;
   /** Ends the running run. The reason is a {@linkcode ServiceError}. */
   readonly abort: AbortSignal;
-  /** Whether to run the runs that happen in any case, whoever queued them. */
-  readonly runsUnattended: boolean;
+  /** Tables of which it runs the runs that happen in any case, whoever queued them. */
+  readonly unattendedTables: readonly string[];
 }
 
 /** A caller of this process that waits for a run. */
@@ -53,8 +53,8 @@ interface Wait {
 
 /**
  * Runs queued runs, one after the other. It runs those that its callers wait for,
- * and with `runsUnattended` those that happen in any case. So it never runs, and a
- * stop never ends, a run that only callers of other processes wait for.
+ * and those of its `unattendedTables` that happen in any case. So it never runs,
+ * and a stop never ends, a run that only callers of other processes wait for.
  */
 export class Worker {
   readonly #context: AppContext;
@@ -222,11 +222,12 @@ export class Worker {
 
   /** Runs one run, so that other processes get the lock between two runs. */
   async #takeTurn(): Promise<void> {
-    const { observer, stop, runsUnattended } = this.#options;
+    const { observer, stop, unattendedTables } = this.#options;
     const { warehouse, deliver } = this.#context;
     stop.throwIfAborted();
     const hasWork = this.#waits.size > 0 ||
-      runsUnattended && await hasUnattendedRuns(warehouse);
+      unattendedTables.length > 0 &&
+        await hasUnattendedRuns(warehouse, unattendedTables);
     if (!hasWork) return;
     try {
       const event = await this.#runNext();
@@ -244,20 +245,20 @@ export class Worker {
       this.#isStarting = false;
     }
     deliver();
-    this.#isAwake ||= runsUnattended;
+    this.#isAwake ||= unattendedTables.length > 0;
   }
 
   /** Takes the lock, claims the oldest run that this process may run, and runs it. */
   async #runNext(): Promise<LoadEvent | undefined> {
     const { config, warehouse, log, workerId } = this.#context;
-    const { stop, runsUnattended } = this.#options;
+    const { stop, unattendedTables } = this.#options;
     await using locks = new AsyncDisposableStack();
     const lock = await this.#takeLock();
     if (!lock) return undefined;
     locks.use(lock);
     const run = await retry(
       config,
-      () => claimRun(warehouse, workerId, this.#awaited(), runsUnattended),
+      () => claimRun(warehouse, workerId, this.#awaited(), unattendedTables),
       { log, signal: stop },
     );
     if (!run) {

@@ -95,9 +95,14 @@ export async function enqueueTick(
   }
 }
 
+/** SQL of the runs that happen in any case, of tables that the process declares. */
+const isUnattended = (tables: string) =>
+  `wait_until = 'infinity'
+    and tables <@ (select array_agg(t) from json_array_elements_text(${tables}::text::json) t)`;
+
 /**
- * Claims the oldest of the queued runs that the process's callers wait for, and
- * with `unattended` of those that happen in any case. The process holds the
+ * Claims the oldest of the queued runs that the process's callers wait for, and of
+ * those of `tables` that happen in any case. The process holds the
  * service's lock and runs nothing. Claiming twice has no further effect, because
  * the answer to the first claim may be lost. So `workerId` must be unique to the
  * process.
@@ -106,7 +111,7 @@ export async function claimRun(
   executor: Executor,
   workerId: string,
   awaited: readonly string[],
-  unattended: boolean,
+  tables: readonly string[],
 ): Promise<Run | undefined> {
   const [row] = await executor.query(
     `update marketing_data_service.run
@@ -115,19 +120,23 @@ export async function claimRun(
        select id from marketing_data_service.run
        where state = 'running' and runner = $1 or state = 'queued' and (
          id in (select value::uuid from json_array_elements_text($2::text::json))
-         or $3 and wait_until = 'infinity')
+         or ${isUnattended("$3")})
        order by state = 'running' desc, seq limit 1)
      returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
-    [workerId, JSON.stringify(awaited), unattended],
+    [workerId, JSON.stringify(awaited), JSON.stringify(tables)],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
 }
 
-/** Reports whether a run is queued that happens in any case. */
-export async function hasUnattendedRuns(executor: Executor): Promise<boolean> {
+/** Reports whether a run of the tables is queued that happens in any case. */
+export async function hasUnattendedRuns(
+  executor: Executor,
+  tables: readonly string[],
+): Promise<boolean> {
   const [row] = await executor.query(
     `select from marketing_data_service.run
-     where state = 'queued' and wait_until = 'infinity' limit 1`,
+     where state = 'queued' and ${isUnattended("$1")} limit 1`,
+    [JSON.stringify(tables)],
   );
   return row !== undefined;
 }

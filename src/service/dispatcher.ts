@@ -38,7 +38,7 @@ export class Dispatcher {
       observer: combineObservers(observers, context.log),
       stop: this.#stop.signal,
       abort: this.#abort.signal,
-      runsUnattended: true,
+      unattendedTables: namesOf(context.config.tables),
     });
   }
 

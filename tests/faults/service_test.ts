@@ -324,7 +324,7 @@ Deno.test("a load that is stopped before its run begins does not begin", async (
           observer: {},
           stop: stop.signal,
           abort: new AbortController().signal,
-          runsUnattended: true,
+          unattendedTables: OPTIONS.tables,
         });
         const request = { ...OPTIONS, trigger: "http" } as const;
         const run = await enqueue(service, request, waitSeconds);

@@ -415,6 +415,20 @@ Deno.test("load runs its own run, and leaves a queued run of /load-async to a se
   );
 });
 
+Deno.test("a service leaves a queued run whose tables it does not declare to a service that does", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using service = serviceOf(db);
+  const request = { ...ALL, trigger: "http" } as const;
+  const tables = [...ALL.tables, "declared_elsewhere"];
+  await enqueueRun(service.warehouse, { ...request, tables }, null, "another");
+  await using server = await startServer(db);
+  const { body } = await server.json("/load-async", { method: "POST" });
+  await until(async () =>
+    (await server.json(`/runs/${body.run_id}`)).body.status === "succeeded"
+  );
+  assertEquals(await states(db), ["succeeded 1", "queued 0", "succeeded 1"]);
+});
+
 Deno.test("a request is not refused as busy while the lock is free, however slow the network is", async () => {
   await using db = await loadedDatabases(SMALL);
   await using network = proxied(db, {
