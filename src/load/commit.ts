@@ -133,7 +133,7 @@ export async function loadFromOneSnapshot(
         case "committed":
         case "settledElsewhere":
           event ??= outcome.event;
-          await prepared.session.close();
+          await preparation.release(prepared);
           return;
         case "failed":
         case "abandoned":

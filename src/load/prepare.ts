@@ -71,6 +71,8 @@ interface Preparation extends AsyncDisposable {
     group: CommitGroup,
     attemptsBefore: number,
   ) => Promise<Prepared>;
+  /** Takes the session of a committed group back, for another group or to be closed. */
+  readonly release: (committed: Verified) => Promise<void>;
 }
 
 /** Opens the snapshot. A snapshot that cannot be opened fails every group. */
@@ -94,10 +96,12 @@ export async function openPreparation(
       largestFirst: groups,
       snapshotAt: null,
       prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
+      release: ({ session }) => session.close(),
       [Symbol.asyncDispose]: async () => {},
     };
   }
   const { bySize } = snapshot;
+  const idle: Session[] = [];
   return {
     groups,
     largestFirst: groups.toSorted(([a], [b]) =>
@@ -110,9 +114,19 @@ export async function openPreparation(
         .find((shape) => shape instanceof ServiceError);
       return refusal
         ? failedGroup(group, refusal, attempts)
-        : await prepareGroup(context, snapshot, group, attemptsBefore);
+        : await prepareGroup(context, snapshot, group, attemptsBefore, idle);
     },
-    [Symbol.asyncDispose]: async () => await snapshot[Symbol.asyncDispose](),
+    async release({ session, results }) {
+      const isNeeded = groups.length > config.maxParallelTasks;
+      // Functions of others may have left something in the session.
+      const isClean = results.every((result) => result.hasNoSideEffects);
+      if (isNeeded && isClean && !session.failure) idle.push(session);
+      else await session.close();
+    },
+    async [Symbol.asyncDispose]() {
+      await Promise.all(idle.map((session) => session.close()));
+      await snapshot[Symbol.asyncDispose]();
+    },
   };
 }
 
@@ -122,6 +136,7 @@ async function prepareGroup(
   snapshot: Snapshot,
   tables: CommitGroup,
   attemptsBefore: number,
+  idle: Session[],
 ): Promise<Prepared> {
   const { config, warehouse, run, onProgress } = context;
   let attempts = attemptsBefore;
@@ -137,7 +152,8 @@ async function prepareGroup(
     // Before the session is opened, so that the load needs one connection less.
     await ensureTargetSchemas(warehouse, tables);
     const known = await lastLoads(warehouse, namesOf(tables));
-    const session = await Session.open(config.dwh, connection);
+    const session = takeUsable(idle) ??
+      await Session.open(config.dwh, connection);
     lost = session;
     try {
       const [first] = tables;
@@ -197,6 +213,15 @@ async function prepareGroup(
   } catch (error) {
     return failedGroup(tables, error, attempts);
   }
+}
+
+/** Removes and returns a session that is still connected, or `undefined`. */
+function takeUsable(idle: Session[]): Session | undefined {
+  while (idle.length > 0) {
+    const session = idle.pop()!;
+    if (!session.failure) return session;
+  }
+  return undefined;
 }
 
 /** Returns the failure with the session that holds the lock, where it waited for one in vain. */

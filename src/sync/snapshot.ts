@@ -59,13 +59,15 @@ export interface Snapshot extends AsyncDisposable {
   /** Each table with its columns, or the reason why it cannot be loaded. */
   readonly tables: ReadonlyMap<string, ResolvedTable | ServiceError>;
   /**
-   * Returns a session that reads the table in the snapshot. The caller starts to
-   * close it. Disposing the snapshot waits until it is closed.
+   * Returns a session that reads the table in the snapshot. The caller releases it,
+   * or starts to close it. Disposing the snapshot waits until it is closed.
    *
    * @throws {ServiceError} `snapshot_lost` when the source no longer has the
    * snapshot, or the table can no longer be read in it.
    */
   readonly openReader: (table: TableDeclaration) => Promise<Session>;
+  /** Takes a reader back after it has read a table, for another table or to be closed. */
+  readonly release: (reader: Session) => void;
   /**
    * Checks, after the table was read, that the relations that were read are the
    * locked ones. A locked table does not keep others from renaming its schema or
@@ -142,6 +144,7 @@ export async function openSnapshot(
       const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<string, Session>();
+      const idleReaders: Session[] = [];
       // Before DDL can wait for a table. The first ones are loaded at once.
       const first = largestFirst(readable).slice(0, config.maxParallelTasks);
       const opened = await Promise.allSettled(first.map(async (table) => {
@@ -172,16 +175,29 @@ export async function openSnapshot(
         explain,
         tables: found,
         bySize: largestFirst(readable).map(({ name }) => name),
-        async openReader(table) {
-          const ready = readers.get(table.name);
-          readers.delete(table.name);
+        async openReader({ name }) {
+          const ready = readers.get(name);
+          readers.delete(name);
           if (ready && !ready.failure) return ready;
+          const table = readable.find((r) => r.name === name)!;
+          const idle = idleReaders.pop();
+          if (idle && isLockable(table.kind)) {
+            await moveReader(config, idle, table, holder);
+            return idle;
+          }
+          // Otherwise it would keep a connection that this one may wait for.
+          if (idle) void idle.close();
           const reader = await openWhenFree(
-            () => open(readable.find((r) => r.name === table.name)!),
+            () => open(table),
             () => sessions.filter((session) => session !== holder),
           );
           sessions.push(reader);
           return reader;
+        },
+        release(reader) {
+          const isNeeded = readable.length > first.length;
+          if (isNeeded && !reader.failure) idleReaders.push(reader);
+          else void reader.close();
         },
         async confirm(table) {
           try {
@@ -389,6 +405,35 @@ async function openReader(
       error instanceof ServiceError && LOST_SNAPSHOT.has(error.sqlstate ?? "")
     ) throw snapshotLost(table, error.message, error);
     throw error;
+  }
+}
+
+/**
+ * Lets a reader of the snapshot read another table, which the holder has locked.
+ *
+ * @throws {ServiceError} `snapshot_lost` when DDL waits for the table, or the
+ * holder's lock may have been lost.
+ */
+async function moveReader(
+  config: Config,
+  reader: Session,
+  table: SourceTable,
+  holder: Session,
+): Promise<void> {
+  try {
+    await reader.query(
+      `set local lock_timeout = '${AT_ONCE_SECONDS * 1000}ms';
+       ${lockSql(table)};
+       set local lock_timeout = '${
+        Math.round(config.lockTimeoutSeconds * 1000)
+      }ms'`,
+    );
+    await holder.query("select 1");
+  } catch (error) {
+    reader.destroy();
+    const isLoss = isLost(error) || error instanceof ServiceError &&
+        LOST_SNAPSHOT.has(error.sqlstate ?? "");
+    throw isLoss ? snapshotLost(table, error.message, error) : error;
   }
 }
 

@@ -144,7 +144,11 @@ export async function syncTable(
       snapshot.openReader(declaration),
       lockTarget(resolved.table, warehouse, recreate),
     );
-    using _ = source;
+    let isDone = false;
+    using _ = {
+      [Symbol.dispose]: () =>
+        isDone ? snapshot.release(source) : void source.close(),
+    };
     isLocked = true;
     const { table } = target;
     const sides = sidesOf(table, snapshot, source, warehouse, target);
@@ -152,6 +156,7 @@ export async function syncTable(
     clock.enter("compare");
     const compared = await compare(context, sides, target);
     const applied = await apply(context, sides, target, compared, clock);
+    isDone = true;
 
     clock.enter("verify");
     await snapshot.confirm(table);
