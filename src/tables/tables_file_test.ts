@@ -86,3 +86,15 @@ Deno.test("parseTablesFile() refuses a file that is not YAML, is empty or has do
     /64 bytes/,
   );
 });
+
+Deno.test("README.md and docs/tables.md show valid files", async () => {
+  for (const name of ["README.md", "docs/tables.md"]) {
+    const page = await Deno.readTextFile(
+      new URL(`../../${name}`, import.meta.url),
+    );
+    const [example] = /(?<=```yaml\n)[\s\S]*?(?=```)/.exec(page)!;
+    const { tables, problems } = parseTablesFile(name, example);
+    assertEquals(problems, []);
+    assertEquals(tables.length, 2);
+  }
+});
