@@ -38,7 +38,7 @@ import {
 import { ensureTargetSchemas } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
-export type CommitGroup = readonly TableDeclaration[];
+export type CommitGroup = readonly Pick<TableDeclaration, "name">[];
 
 /** A commit group that is loaded and verified, with its transaction open. */
 export interface Verified {
@@ -82,6 +82,19 @@ export async function openPreparation(
   const { config } = context;
   const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
+  const undeclared = context.run.tables.filter((name) =>
+    !namesOf(tables).includes(name)
+  );
+  if (undeclared.length > 0) {
+    // Another process with other declarations queued the run.
+    const error = new ServiceError(
+      "configuration",
+      `this process does not declare ${undeclared.join(", ")}`,
+      { remedy: "Give all processes of the service the same TABLES_FILE." },
+    );
+    const all = context.run.tables.map((name) => ({ name }));
+    return failedPreparation([all], error, 1);
+  }
   let snapshot: Snapshot;
   let attempts = 0;
   try {
@@ -91,14 +104,7 @@ export async function openPreparation(
       return openSnapshot(config, sourceConnection(context), tables, isLast);
     }, context);
   } catch (error) {
-    return {
-      groups,
-      largestFirst: groups,
-      snapshotAt: null,
-      prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
-      release: ({ session }) => session.close(),
-      [Symbol.asyncDispose]: async () => {},
-    };
+    return failedPreparation(groups, error, attempts);
   }
   const { bySize } = snapshot;
   const idle: Session[] = [];
@@ -130,15 +136,32 @@ export async function openPreparation(
   };
 }
 
+/** Returns a preparation in which every group fails. */
+function failedPreparation(
+  groups: readonly CommitGroup[],
+  error: unknown,
+  attempts: number,
+): Preparation {
+  return {
+    groups,
+    largestFirst: groups,
+    snapshotAt: null,
+    prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
+    release: ({ session }) => session.close(),
+    [Symbol.asyncDispose]: async () => {},
+  };
+}
+
 /** Loads and verifies a group's tables in one transaction, which stays open. */
 async function prepareGroup(
   context: RunContext,
   snapshot: Snapshot,
-  tables: CommitGroup,
+  group: CommitGroup,
   attemptsBefore: number,
   idle: Session[],
 ): Promise<Prepared> {
   const { config, warehouse, run, onProgress } = context;
+  const tables = selectTables(config.tables, namesOf(group));
   let attempts = attemptsBefore;
   let lost: Session | undefined;
   const attempt = async (): Promise<Verified> => {
@@ -200,7 +223,7 @@ async function prepareGroup(
           snapshot.marks.get(result.table.name),
         );
       }
-      return { state: "verified", tables, results, session, attempts };
+      return { state: "verified", tables: group, results, session, attempts };
     } catch (error) {
       // No ROLLBACK: the server rolls back when the connection ends.
       session.destroy();
@@ -211,7 +234,7 @@ async function prepareGroup(
     const retryAttempts = config.retryAttempts - attemptsBefore;
     return await retry({ ...config, retryAttempts }, attempt, context);
   } catch (error) {
-    return failedGroup(tables, error, attempts);
+    return failedGroup(group, error, attempts);
   }
 }
 
@@ -227,7 +250,7 @@ function takeUsable(idle: Session[]): Session | undefined {
 /** Returns the failure with the session that holds the lock, where it waited for one in vain. */
 async function nameHolder(
   warehouse: Pool,
-  tables: CommitGroup,
+  tables: readonly TableDeclaration[],
   error: unknown,
 ): Promise<unknown> {
   const known = await nameLockedTable(warehouse, error);

@@ -32,7 +32,7 @@ export async function enqueueRun(
        case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end,
        $9::text::timestamptz
      from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wait
-     on conflict (tables, mode, atomic, recreate) where state = 'queued'
+     on conflict (pg_catalog.hash_array_extended(tables, 0::bigint), mode, atomic, recreate) where state = 'queued'
        do update set wait_until = greatest(run.wait_until, excluded.wait_until),
          askers = run.askers || excluded.askers, tick = coalesce(run.tick, excluded.tick)
      returning id, trigger, (askers ->> $8)::float8 as deadline`,

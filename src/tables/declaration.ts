@@ -57,7 +57,7 @@ export interface Table extends TableDeclaration {
 
 /** Returns the names of the tables. */
 export function namesOf(
-  tables: readonly TableDeclaration[],
+  tables: readonly Pick<TableDeclaration, "name">[],
 ): readonly string[] {
   return tables.map(({ name }) => name);
 }

@@ -6,6 +6,9 @@ import { writeTablesFile } from "../support/tables_file.ts";
 
 const TABLES = 500;
 
+/** Long names, as many people have them. */
+const NAME = "customers_of_the_north_by_month_";
+
 /** Returns the most connections that the program had at the same time, until `done`. */
 async function mostConnections(
   db: { readonly source: Sql; readonly warehouse: Sql },
@@ -45,7 +48,9 @@ Deno.test("load copies 500 tables with at most 10 connections on either server",
   await using file = await writeTablesFile(
     `tables:\n${
       Array.from({ length: TABLES }, (_, i) =>
-        `  - { source: many.t${i + 1}, target: raw.t${i + 1} }\n`).join("")
+        `  - { source: many.t${i + 1}, target: raw.t${i + 1}, name: ${NAME}${
+          i + 1
+        } }\n`).join("")
     }`,
   );
   const environment = {
@@ -62,7 +67,7 @@ Deno.test("load copies 500 tables with at most 10 connections on either server",
   assertEquals(entries.length, TABLES);
   assertEquals(
     entries.filter(({ status }) => status === "failure").map((e) => e.table),
-    ["t77"],
+    [`${NAME}77`],
   );
   assert(most <= 10, `${most} connections`);
 });
