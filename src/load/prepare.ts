@@ -38,7 +38,7 @@ import {
 import { ensureTargetSchemas } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
-export type CommitGroup = readonly Pick<TableDeclaration, "name">[];
+export type CommitGroup = readonly TableDeclaration[];
 
 /** A commit group that is loaded and verified, with its transaction open. */
 export interface Verified {
@@ -82,19 +82,6 @@ export async function openPreparation(
   const { config } = context;
   const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
-  const undeclared = context.run.tables.filter((name) =>
-    !namesOf(tables).includes(name)
-  );
-  if (undeclared.length > 0) {
-    // Another process with other declarations queued the run.
-    const error = new ServiceError(
-      "configuration",
-      `this process does not declare ${undeclared.join(", ")}`,
-      { remedy: "Give all processes of the service the same TABLES_FILE." },
-    );
-    const all = context.run.tables.map((name) => ({ name }));
-    return failedPreparation([all], error, 1);
-  }
   let snapshot: Snapshot;
   let attempts = 0;
   try {
@@ -104,7 +91,78 @@ export async function openPreparation(
       return openSnapshot(config, sourceConnection(context), tables, isLast);
     }, context);
   } catch (error) {
-    return failedPreparation(groups, error, attempts);
+    return {
+      groups,
+      largestFirst: groups,
+      snapshotAt: null,
+      prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
+      release: ({ session }) => session.close(),
+      [Symbol.asyncDispose]: async () => {},
+    };
+  }
+  const { bySize } = snapshot;
+  const idle: Session[] = [];
+  return {
+    groups,
+    largestFirst: groups.toSorted(([a], [b]) =>
+      bySize.indexOf(a!.name) - bySize.indexOf(b!.name)
+    ),
+    snapshotAt: snapshot.takenAt,
+    async prepare(group, attemptsBefore) {
+      // The snapshot already decided on failures of a source table.
+      const refusal = group.map(({ name }) => snapshot.tables.get(name))
+        .find((shape) => shape instanceof ServiceError);
+      return refusal
+        ? failedGroup(group, refusal, attempts)
+        : await prepareGroup(context, snapshot, group, attemptsBefore, idle);
+    },
+    async release({ session, results }) {
+      const isNeeded = groups.length > config.maxParallelTasks;
+      // Functions of others may have left something in the session.
+      const isClean = results.every((result) => result.hasNoSideEffects);
+      if (isNeeded && isClean && !session.failure) idle.push(session);
+      else await session.close();
+    },
+    async [Symbol.asyncDispose]() {
+      await Promise.all(idle.map((session) => session.close()));
+      await snapshot[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Loads and verifies a group, with the attempts that are left. Never rejects. */
+  readonly prepare: (
+    group: CommitGroup,
+    attemptsBefore: number,
+  ) => Promise<Prepared>;
+  /** Takes the session of a committed group back, for another group or to be closed. */
+  readonly release: (committed: Verified) => Promise<void>;
+}
+
+/** Opens the snapshot. A snapshot that cannot be opened fails every group. */
+export async function openPreparation(
+  context: RunContext,
+): Promise<Preparation> {
+  const { config } = context;
+  const tables = selectTables(config.tables, context.run.tables);
+  const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
+  let snapshot: Snapshot;
+  let attempts = 0;
+  try {
+    snapshot = await retry(config, () => {
+      attempts++;
+      const isLast = attempts >= config.retryAttempts;
+      return openSnapshot(config, sourceConnection(context), tables, isLast);
+    }, context);
+  } catch (error) {
+    return {
+      groups,
+      largestFirst: groups,
+      snapshotAt: null,
+      prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
+      release: ({ session }) => session.close(),
+      [Symbol.asyncDispose]: async () => {},
+    };
   }
   const { bySize } = snapshot;
   const idle: Session[] = [];
@@ -156,12 +214,11 @@ function failedPreparation(
 async function prepareGroup(
   context: RunContext,
   snapshot: Snapshot,
-  group: CommitGroup,
+  tables: CommitGroup,
   attemptsBefore: number,
   idle: Session[],
 ): Promise<Prepared> {
   const { config, warehouse, run, onProgress } = context;
-  const tables = selectTables(config.tables, namesOf(group));
   let attempts = attemptsBefore;
   let lost: Session | undefined;
   const attempt = async (): Promise<Verified> => {
@@ -223,7 +280,7 @@ async function prepareGroup(
           snapshot.marks.get(result.table.name),
         );
       }
-      return { state: "verified", tables: group, results, session, attempts };
+      return { state: "verified", tables, results, session, attempts };
     } catch (error) {
       // No ROLLBACK: the server rolls back when the connection ends.
       session.destroy();
@@ -234,7 +291,7 @@ async function prepareGroup(
     const retryAttempts = config.retryAttempts - attemptsBefore;
     return await retry({ ...config, retryAttempts }, attempt, context);
   } catch (error) {
-    return failedGroup(group, error, attempts);
+    return failedGroup(tables, error, attempts);
   }
 }
 

@@ -57,7 +57,7 @@ export interface Table extends TableDeclaration {
 
 /** Returns the names of the tables. */
 export function namesOf(
-  tables: readonly Pick<TableDeclaration, "name">[],
+  tables: readonly TableDeclaration[],
 ): readonly string[] {
   return tables.map(({ name }) => name);
 }

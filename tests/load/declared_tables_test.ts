@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
-import { startServer, until } from "../support/server.ts";
+import { startServer } from "../support/server.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
 /** Creates tables of schema `ec` in the source, and lets the program read them. */
@@ -313,30 +313,4 @@ Deno.test("schema discover prints a file that load accepts", async () => {
   const bare = await runProgram(["schema", "discover"], db.environment);
   assertEquals(bare.code, 64);
   assertMatch(bare.stderr, /discover needs a PATTERN/);
-});
-
-Deno.test("a service fails a run whose tables it does not declare", async () => {
-  await using db = await createDatabases();
-  await using service = await startServer(db);
-  const declared = { tables: ["closed_deal"] };
-  const { body } = await service.json("/load", {
-    method: "POST",
-    body: JSON.stringify(declared),
-  });
-  assertEquals(body.status, "success");
-  await db.warehouse.unsafe(
-    `insert into marketing_data_service.run (id, trigger, tables, mode, atomic, recreate)
-     values (gen_random_uuid(), 'http', '{closed_deal,elsewhere}', 'auto', false, false)`,
-  );
-  await until("the run is over", async () => {
-    const [row] = await db.warehouse.unsafe(
-      `select state from marketing_data_service.run where 'elsewhere' = any (tables)`,
-    );
-    return row!.state === "failed";
-  });
-  const events = await service.json("/events?after=1");
-  assertMatch(
-    JSON.stringify(events.body),
-    /this process does not declare elsewhere/,
-  );
 });
