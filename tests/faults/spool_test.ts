@@ -1,5 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { type ErrorCode, ERRORS } from "../../src/errors.ts";
 import { createDatabases } from "../support/databases.ts";
+import { loadedDatabases } from "../support/fault_scene.ts";
 import { runJson } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 
@@ -38,55 +40,101 @@ Deno.test("a failure without the warehouse is spooled, and recorded once by the 
   }
 });
 
-/** Ways in which a warehouse refuses a load, with `$db` and `$role` for its names, and how they end. */
-const REFUSALS: Readonly<Record<string, readonly [string, string]>> = {
-  "a connection limit of the role": [
-    "alter role $role connection limit 0",
-    "alter role $role connection limit -1",
-  ],
-  "a read-only warehouse": [
-    "alter database $db set default_transaction_read_only = on",
-    "alter database $db reset default_transaction_read_only",
-  ],
-  "a revoked CONNECT": [
-    "revoke connect on database $db from public, $role",
-    "grant connect on database $db to public",
-  ],
-  "a wrong password": [
-    "alter role $role password 'another-one'",
-    "alter role $role password '$password'",
-  ],
+/** A warehouse that refuses a load, with `$db` and `$role` for its names. */
+interface Refusal {
+  readonly refuse?: string;
+  readonly allow?: string;
+  readonly changes?: Readonly<Record<string, string>>;
+  readonly code: ErrorCode;
+}
+
+const REFUSALS: Readonly<Record<string, Refusal>> = {
+  "a connection limit of the role": {
+    refuse: "alter role $role connection limit 0",
+    allow: "alter role $role connection limit -1",
+    code: "too_many_connections",
+  },
+  "a connection limit of the database": {
+    refuse: "alter database $db connection limit 0",
+    allow: "alter database $db connection limit -1",
+    code: "too_many_connections",
+  },
+  "a database that allows no connections": {
+    // As ALLOW_CONNECTIONS false does from another database.
+    refuse: "update pg_database set datallowconn = false where datname = '$db'",
+    allow: "update pg_database set datallowconn = true where datname = '$db'",
+    code: "connection_forbidden",
+  },
+  "a dropped database": {
+    changes: { DWH_DB_NAME: "mds_dropped" },
+    code: "database_missing",
+  },
+  "a read-only warehouse": {
+    refuse: "alter database $db set default_transaction_read_only = on",
+    allow: "alter database $db reset default_transaction_read_only",
+    code: "read_only",
+  },
+  "a revoked CONNECT": {
+    refuse: "revoke connect on database $db from public, $role",
+    allow: "grant connect on database $db to public",
+    code: "connection_forbidden",
+  },
+  "a wrong password": {
+    changes: { DWH_DB_PASSWORD: "another-one" },
+    code: "authentication_failed",
+  },
+  "a missing privilege on the schema of the service": {
+    refuse: "revoke all on schema marketing_data_service from $role",
+    allow: "grant all on schema marketing_data_service to $role",
+    code: "permission_denied",
+  },
+  "a missing privilege on a table of the service": {
+    refuse: "revoke insert on marketing_data_service.run from $role",
+    allow: "grant insert on marketing_data_service.run to $role",
+    code: "permission_denied",
+  },
 };
 
-for (const [name, [refuse, allow]] of Object.entries(REFUSALS)) {
-  Deno.test(`load spools its failure under ${name}, and the next load announces it`, async () => {
-    await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
-    const environment = { ...db.environment, RETRY_ATTEMPTS: "1" };
-    const fill = (sql: string) =>
-      sql.replace("$db", db.environment.DWH_DB_NAME!)
-        .replace("$role", db.environment.DWH_DB_USER!)
-        .replace(
-          "$password",
-          () => db.environment.DWH_DB_PASSWORD!.replaceAll("'", "''"),
-        );
-    await db.warehouse.unsafe(fill(refuse));
+for (
+  const [name, { refuse, allow, changes, code }] of Object.entries(REFUSALS)
+) {
+  Deno.test(`load spools ${code} under ${name}, and the next load records it`, async () => {
+    await using db = await loadedDatabases({ deals: 3, leads: 3 });
+    const spool = db.environment.EVENT_SPOOL_FILE!;
+    const run = async (sql = "select 1") =>
+      await db.warehouse.unsafe(
+        sql.replace("$db", db.environment.DWH_DB_NAME!)
+          .replace("$role", db.loader),
+      );
+    await run(refuse);
     let refused;
     try {
-      refused = await runJson(["load"], environment);
+      refused = await runJson(["load"], {
+        ...db.environment,
+        RETRY_ATTEMPTS: "1",
+        ...changes,
+      });
     } finally {
-      await db.warehouse.unsafe(fill(allow));
+      await run(allow);
     }
-    assert(refused.code !== 0, refused.stdout);
-    const { code, stderr } = await runJson(["load"], environment);
-    assertEquals(code, 0, stderr);
+    assertEquals([refused.json.code, refused.code], [code, ERRORS[code].exit]);
+    const [line, rest] = (await Deno.readTextFile(spool)).split("\n");
+    const failure = JSON.parse(line!);
+    assertEquals([failure.code, rest], [code, ""]);
+
+    const next = await runJson(["load"], db.environment);
+    assertEquals(next.code, 0, next.stderr);
+    assertEquals(await Deno.readTextFile(spool), "");
     const rows = await db.warehouse.unsafe(
-      `select run.state, event_type from marketing_data_service.run
-       join marketing_data_service.event on run_id = run.id order by event.seq`,
+      `select run.id, run.state, run.code, payload::text from marketing_data_service.run
+       join marketing_data_service.event on run_id = run.id order by event.seq offset 1`,
     );
-    assertEquals(rows.map((row) => [row.state, row.event_type]), [
-      ["failed", "marketing-data-load-failed"],
-      ["succeeded", "marketing-data-loaded"],
+    assertEquals(rows.map((row) => [row.state, row.code]), [
+      ["failed", code],
+      ["succeeded", null],
     ]);
+    assertEquals(rows[0]!.id, failure.run.id);
+    assertEquals(JSON.parse(rows[0]!.payload), failure.event);
   });
 }
 
