@@ -88,7 +88,9 @@ function describe(
 
 const HABIT_TEXTS: Readonly<Record<Habit, (zones: Zones) => string>> = {
   timezone: ({ mara, service }) =>
-    `a DATE is midnight in ${mara}, and would be in ${service} (LOAD_TIMEZONE)`,
+    `a DATE or TIMESTAMP is in ${mara}, and would be in ${service} (LOAD_TIMEZONE)`,
+  text_form: () =>
+    "a REAL has the decimals of its text, and a CHAR keeps its padding",
   blank_lines: () => "blank lines inside a text are missing",
   empty_texts: () => "an empty text is NULL",
 };

@@ -3,9 +3,9 @@
  * Mara's habits from other differences.
  *
  * Mara pipes `psql` through `sed '/^$/d'` into `psql`, and sets `PGTZ` for both
- * (mara_db/shell.py). So a DATE becomes midnight in Mara's time zone, and blank
- * lines inside a text vanish. Without `csv_format`, an empty text becomes NULL.
- * All other values stay the same.
+ * (mara_db/shell.py). So a DATE or TIMESTAMP becomes an instant in Mara's time zone,
+ * each value takes the form that its text has, and blank lines inside a text vanish.
+ * Without `csv_format`, an empty text becomes NULL. All other values stay the same.
  *
  * @module
  */
@@ -32,11 +32,21 @@ import {
 } from "../diff/queries.ts";
 import { resolvedIn, type Snapshot } from "../sync/snapshot.ts";
 import { sidesOf } from "../sync/sync_table.ts";
-import type { Column, TableDeclaration } from "../tables/declaration.ts";
+import { withoutNewColumns } from "../sync/new_columns.ts";
+import {
+  BASE_TYPE,
+  type Column,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 import { findTarget } from "../sync/target.ts";
 
 /** The changes that Mara makes to values. */
-const HABITS = ["timezone", "blank_lines", "empty_texts"] as const;
+const HABITS = [
+  "timezone",
+  "text_form",
+  "blank_lines",
+  "empty_texts",
+] as const;
 
 /** One of {@linkcode HABITS}. */
 export type Habit = (typeof HABITS)[number];
@@ -87,7 +97,6 @@ export function compareWithMara(zones: Zones) {
     warehouse: Session,
   ): Promise<MaraComparison> => {
     const compared = await compareTable(snapshot, declaration, warehouse);
-    const { table } = resolvedIn(snapshot, declaration);
     const counts = {
       sourceCount: compared.source.count,
       targetCount: compared.target?.count ?? null,
@@ -105,8 +114,12 @@ export function compareWithMara(zones: Zones) {
       };
       return { ...counts, habits: [], unexplained };
     }
-    using source = await snapshot.openReader(table);
-    const found = await findTarget(table, warehouse);
+    using source = await snapshot.openReader(declaration);
+    const found = await findTarget(declaration, warehouse);
+    const { table } = withoutNewColumns(
+      resolvedIn(snapshot, declaration).table,
+      found,
+    );
     const target = { ...found, relation: qualified(table.target) };
     const sides = sidesOf(table, snapshot, source, warehouse, target);
     const values = await describeValues(sides, zones);
@@ -131,59 +144,81 @@ interface Values {
   readonly changes: Readonly<Record<Habit, readonly string[]>>;
 }
 
+/** Types whose text can contain line breaks. Arrays are others. */
+const TEXTUAL = new Set(["text", "character varying", "character", "json"]);
+
 async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
   const { columns } = sides.table;
-  const types = await columnTypes(sides);
-  const isLocal = ({ name, from, expression, type }: Column) =>
-    type.base === "timestamp with time zone" && expression === undefined &&
-    /^(date|timestamp without time zone)$/.test(types.get(from ?? name) ?? "");
+  const types = await sourceTypes(sides);
+  const isLocal = ({ name, type }: Column) =>
+    type.base === "timestamp with time zone" && !type.isArray &&
+    /^(date|timestamp without time zone)$/.test(types.get(name)!);
   const instant = ({ name }: Column, zone: string) =>
     `(${identifier(name)}::timestamp at time zone ${literal(zone)})`;
-  const asText = ({ name }: Column) => `${identifier(name)}::text`;
-  const texts = columns.filter(({ type }) => type.base === "text");
+  /** Returns the value of the text that `psql` prints, where a cast has another value. */
+  const fromText = ({ name, type }: Column) => {
+    const value = identifier(name);
+    switch (`${types.get(name)} to ${type.base}`) {
+      case "real to double precision":
+        return `pg_catalog.float8in(pg_catalog.float4out(${value}))`;
+      case "character to text":
+      case "character to character varying":
+        return `pg_catalog.textin(pg_catalog.bpcharout(${value}))`;
+    }
+  };
+  const isTextual = ({ type }: Column) =>
+    type.isArray || TEXTUAL.has(type.base);
+  const asText = (column: Column) => `${castToTarget(column)}::text`;
+  const texts = columns.filter(isTextual);
   return {
     value(column, habits) {
-      switch (column.type.base) {
-        case "timestamp with time zone":
-          return isLocal(column)
-            ? instant(
-              column,
-              habits.has("timezone") ? zones.mara : zones.service,
-            )
-            : identifier(column.name);
-        case "text": {
-          const text = habits.has("blank_lines")
-            ? `pg_catalog.regexp_replace(${
-              asText(column)
-            }, E'\\n{2,}', E'\\n', 'g')`
-            : asText(column);
-          return habits.has("empty_texts") ? `nullif(${text}, '')` : text;
-        }
-        default:
-          return castToTarget(column);
+      if (isLocal(column)) {
+        const { mara, service } = zones;
+        return instant(column, habits.has("timezone") ? mara : service);
       }
+      const value = habits.has("text_form") && fromText(column) ||
+        castToTarget(column);
+      if (!isTextual(column)) return value;
+      const text = habits.has("blank_lines")
+        ? `pg_catalog.regexp_replace(${value}::text, E'\\n{2,}', E'\\n', 'g')`
+        : `${value}::text`;
+      return habits.has("empty_texts") && column.type.base !== "character"
+        ? `nullif(${text}, '')`
+        : text;
     },
     changes: {
       timezone: columns.filter(isLocal).map((column) =>
         `${instant(column, zones.mara)} <> ${instant(column, zones.service)}`
       ),
+      text_form: columns.flatMap((column) => {
+        const value = fromText(column);
+        const cast = isTextual(column) ? asText(column) : castToTarget(column);
+        return value ? [`${value} <> ${cast}`] : [];
+      }),
       blank_lines: texts.map((column) =>
         `pg_catalog.strpos(${asText(column)}, E'\\n\\n') > 0`
       ),
-      empty_texts: texts.map((column) => `${asText(column)} = ''`),
+      // `psql` prints a CHAR with its padding.
+      empty_texts: texts.filter(({ type }) => type.base !== "character")
+        .map((column) => `${asText(column)} = ''`),
     },
   };
 }
 
-/** Returns the types of the source's columns, as `format_type` spells them without a length. */
-async function columnTypes(
-  { source, table }: Sides,
+/** Returns the types of the source's columns and expressions, without a length. A domain has its base type. */
+async function sourceTypes(
+  { source, table: { columns } }: Sides,
 ): Promise<ReadonlyMap<string, string>> {
   const rows = await source.session.query(
-    `select attname as name, pg_catalog.format_type(atttypid, null) as type
-     from pg_catalog.pg_attribute
-     where attrelid = ${literal(qualified(table.source))}::regclass::oid
-       and attnum > 0 and not attisdropped`,
+    `select a.name, pg_catalog.format_type(base.oid, null) as type
+     from (select 1) one left join (select * from ${source.relation} limit 0) q on true
+       cross join lateral (values ${
+      columns.map(({ name }) =>
+        `(${literal(name)}::text, pg_catalog.pg_typeof(q.${
+          identifier(name)
+        })::oid, -1)`
+      )
+    }) a (name, atttypid, atttypmod) cross join lateral ${BASE_TYPE} base`,
   );
   return new Map(rows.map(({ name, type }) => [name, type]));
 }
@@ -316,7 +351,7 @@ async function rowsIn(
   const rows = await session.query(
     `select ${rowHash(columns, method)}::text as hash, ${
       identifier(columns[0]!.name)
-    } as key from ${relation} where ${
+    }::text as key from ${relation} where ${
       inBucketsSql(columns, method, difference)
     }`,
   );

@@ -1,20 +1,29 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { createTableSql } from "../../src/sync/target.ts";
-import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
+import {
+  createEcommerce,
+  fillCatalog,
+  MARA_TABLES,
+  type MaraTable,
+  OLIST_TABLES,
+  OLIST_TABLES_FILE,
+} from "../support/olist.ts";
 import { runJson, runProgram } from "../support/program.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
 
 /** The formats of Mara's `Copy`: CSV with `csv_format=True`, and plain text without. */
 type MaraFormat = "csv" | "plain";
 
 /**
- * Loads both tables as a Mara pipeline does: it creates schema and tables again, then
- * `psql | sed '/^$/d' | psql` with `PGTZ` on both sides, `delimiter_char=';'`.
+ * Loads tables as a Mara pipeline does. It creates schemas and tables again, and
+ * pipes by position: `psql | sed '/^$/d' | psql` with `PGTZ` on both sides and
+ * `delimiter_char=';'`.
  */
 async function loadWithMara(
   db: Databases,
   format: MaraFormat,
+  tables: readonly Omit<MaraTable, "name">[] = MARA_TABLES.marketing,
   zone = "Europe/Berlin",
 ): Promise<void> {
   const psql = (side: "OLIST" | "DWH", flags = "") =>
@@ -24,13 +33,18 @@ async function loadWithMara(
     } --no-psqlrc --set ON_ERROR_STOP=on ${
       db.environment[`${side}_DB_NAME`]
     } ${flags}`;
-  await db.warehouse.unsafe(
-    "drop schema if exists m_data cascade; create schema m_data",
-  );
-  for (const table of MARKETING_TABLES) {
-    await db.warehouse.unsafe(createTableSql(table));
-    const select = `select * from marketing.${table.source.name}`;
-    const target = `m_data.${table.target.name}`;
+  const schemas = new Set(tables.map(({ target }) => target.split(".")[0]!));
+  for (const schema of schemas) {
+    await db.warehouse.unsafe(
+      `drop schema if exists ${schema} cascade; create schema ${schema};
+       grant usage on schema ${schema} to ${db.loader}`,
+    );
+  }
+  for (const { target, columns, select } of tables) {
+    await db.warehouse.unsafe(
+      `drop table if exists ${target} cascade; create table ${target} (${columns});
+       grant select on ${target} to ${db.loader}`,
+    );
     const read = format === "csv"
       ? `echo "copy (${select}) to stdout with csv delimiter ';'" | ${
         psql("OLIST")
@@ -47,19 +61,19 @@ async function loadWithMara(
     const { success, stderr } = await new Deno.Command("sh", {
       args: ["-c", `${read} | sed '/^$/d' | ${write}`],
     }).output();
-    if (!success) throw new Error(new TextDecoder().decode(stderr));
+    const text = new TextDecoder().decode(stderr);
+    if (!success || text) throw new Error(`${target}: ${text}`);
   }
-  await db.warehouse.unsafe(
-    `grant usage on schema m_data to ${db.loader};
-     grant select on all tables in schema m_data to ${db.loader}`,
-  );
 }
 
 function verify(db: Databases, ...words: string[]) {
   return runJson(["verify", "--against-mara", ...words], db.environment);
 }
 
-function maraTest(name: string, fn: () => Promise<void>) {
+function maraTest(
+  name: string,
+  fn: (t: Deno.TestContext) => Promise<void>,
+) {
   testWith(["psql", "sed"], name, fn);
 }
 
@@ -83,7 +97,7 @@ maraTest(
     const text = await runProgram(["verify", "--against-mara"], db.environment);
     assertStringIncludes(
       text.stdout,
-      "300 rows: a DATE is midnight in Europe/Berlin, and would be in UTC",
+      "300 rows: a DATE or TIMESTAMP is in Europe/Berlin, and would be in UTC",
     );
     const same = await runJson(["verify", "--against-mara"], {
       ...db.environment,
@@ -159,11 +173,165 @@ maraTest(
   "verify --against-mara explains nothing with a wrong --mara-timezone",
   async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 60 } });
-    await loadWithMara(db, "csv", "America/New_York");
+    await loadWithMara(db, "csv", undefined, "America/New_York");
     const wrong = await verify(db);
     assertEquals([wrong.code, wrong.json.tables[1].missing], [1, 60]);
     const right = await verify(db, "--mara-timezone", "America/New_York");
     assertEquals(right.code, 0);
+  },
+);
+
+/** The verdict and the habits of each table that is not equal. */
+function notEqual(
+  json: { tables: { table: string; verdict: string; habits: unknown }[] },
+) {
+  return json.tables.filter(({ verdict }) => verdict !== "equal")
+    .map(({ table, verdict, habits }) => [table, verdict, habits]);
+}
+
+maraTest(
+  "verify --against-mara explains a Mara load of the nine tables, and finds a change in each",
+  async (t) => {
+    await using db = await createDatabases({ rows: { deals: 20, leads: 60 } });
+    await createEcommerce(db, {
+      customers: 200,
+      items: 300,
+      geolocations: 800,
+    });
+    await fillCatalog(db);
+    const environment = { ...db.environment, TABLES_FILE: OLIST_TABLES_FILE };
+    const verify = () => runJson(["verify", "--against-mara"], environment);
+    for (const format of ["plain", "csv"] as const) {
+      await t.step(`a ${format} copy`, async () => {
+        await loadWithMara(db, format, OLIST_TABLES);
+        const { code, json } = await verify();
+        assertEquals(code, 0, JSON.stringify(json));
+        assertEquals(notEqual(json), [
+          ["marketing_qualified_lead", "explained", { timezone: 60 }],
+          ["order", "explained", { timezone: 200 }],
+        ]);
+      });
+    }
+    await t.step("texts of renamed columns and of expressions", async () => {
+      await db.source.unsafe(
+        `update ecommerce.geolocation set geolocation_city = '' where geolocation_city = 'sao paulo';
+         update ecommerce.customers set customer_city = '' where customer_id = md5('customer3')`,
+      );
+      const [empty] = await db.source.unsafe(
+        "select count(*)::int as rows from ecommerce.geolocation where geolocation_city = ''",
+      );
+      await loadWithMara(db, "plain", OLIST_TABLES);
+      const { code, json } = await verify();
+      assertEquals(code, 0, JSON.stringify(json));
+      assertEquals(notEqual(json), [
+        ["marketing_qualified_lead", "explained", { timezone: 60 }],
+        ["customer", "explained", { empty_texts: 1 }],
+        ["order", "explained", { timezone: 200 }],
+        ["geolocation", "explained", { empty_texts: empty!.rows }],
+      ]);
+    });
+    await t.step("a change in each table", async () => {
+      await db.warehouse.unsafe(
+        `update m_data.closed_deal set won_date = won_date + interval '1 microsecond' where seller_id = md5('seller7');
+         update m_data.marketing_qualified_lead set origin = 'x' where mql_id = md5('lead3');
+         update ec_data.customer set city = 'x' where customer_id = md5('customer1');
+         update ec_data.order set order_purchase_timestamp = order_purchase_timestamp + interval '1 h' where order_id = md5('order1');
+         update ec_data.order_item set price = price + 1e-9 where order_id = md5('order5') and order_item_id = 1;
+         update ec_data.product set length_cm = length_cm + 1 where product_id = md5('product1');
+         update ec_data.product_category_name_translation set product_category_name = null where product_category_name = 'category 9';
+         update ec_data.seller set zip_code_prefix = '1' where seller_id = md5('seller1');
+         delete from ec_data.geolocation where ctid = (select max(ctid) from ec_data.geolocation g group by g having count(*) > 2 limit 1)`,
+      );
+      const { code, json } = await verify();
+      assertEquals(code, 1);
+      assertEquals(
+        json.tables.map((
+          t: { verdict: string; missing: number; surplus: number },
+        ) => [t.verdict, t.missing, t.surplus]),
+        [...Array(8).fill(["different", 1, 1]), ["different", 1, 0]],
+      );
+    });
+  },
+);
+
+maraTest(
+  "verify --against-mara compares tables without declared columns, and other types",
+  async () => {
+    await using db = await createDatabases();
+    await db.source.unsafe(
+      `create schema shop; create domain shop.day as date;
+       create table shop.plain (
+         id bigint, at timestamptz, local timestamp, day date, name varchar(20), code char(4),
+         small real, amount numeric(10, 2), ok boolean, tags text[], doc json);
+       insert into shop.plain
+         select i, now(), now(), now(), case when i % 2 > 0 then E'a\n\nb' else '' end, 'x', 0.1, 1.10, true,
+           case i when 4 then array[E'a\n\nb', ''] end, case i when 6 then E'{"a":\n\n1}' end::json
+         from generate_series(1, 10) i;
+       create table shop.cast (id bigint, day shop.day, small real, code char(4), at text, deleted boolean);
+       insert into shop.cast
+         select i, date '2024-07-01' + i, i / 10.0, 'x' || i, '2024-01-01', i > 20 from generate_series(1, 30) i;
+       grant usage on schema shop to ${db.reader};
+       grant select on all tables in schema shop to ${db.reader}`,
+    );
+    await using file = await writeTablesFile(`tables:
+  - { source: shop.plain, target: raw.plain }
+  - source: shop.cast
+    target: raw.cast
+    where: "not deleted"
+    columns:
+      day: timestamptz
+      id: numeric
+      next: { type: timestamptz, expression: "day + interval '1 day'" }
+      small: double precision
+      label: { type: text, from: code }
+      parsed: { type: timestamptz, expression: "at::date" }
+`);
+    const environment = { ...db.environment, ...file.variables };
+    const verify = () => runJson(["verify", "--against-mara"], environment);
+    await loadWithMara(db, "csv", [
+      {
+        target: "raw.plain",
+        columns:
+          `id bigint, at timestamptz, local timestamp, day date, name varchar(20), code char(4),
+          small real, amount numeric(10, 2), ok boolean, tags text[], doc json`,
+        select: "select * from shop.plain",
+      },
+      {
+        target: "raw.cast",
+        columns:
+          "day timestamptz, id numeric, next timestamptz, small double precision, label text, parsed timestamptz",
+        select:
+          `select day, id, day + interval '1 day', small, code, at::date from shop.cast where not deleted`,
+      },
+    ]);
+    const first = await verify();
+    assertEquals(first.code, 0, JSON.stringify(first.json));
+    assertEquals(notEqual(first.json), [
+      ["plain", "explained", { blank_lines: 7 }],
+      ["cast", "explained", { timezone: 20, text_form: 20 }],
+    ]);
+    // A column that Mara's table does not have yet.
+    await db.source.unsafe(
+      "alter table shop.plain add column later text default ''",
+    );
+    const later = await verify();
+    assertEquals(notEqual(later.json)[0], [
+      "plain",
+      "explained",
+      { blank_lines: 7 },
+    ]);
+    await db.warehouse.unsafe(
+      `update raw.plain set amount = 2 where id = 1;
+       update raw.cast set label = 'x1' where id = 1`,
+    );
+    const { json } = await verify();
+    assertEquals(
+      json.tables.map((
+        t: { missing: number; surplus: number; missing_keys: unknown },
+      ) => [t.missing, t.surplus]),
+      [[1, 1], [1, 1]],
+    );
+    assertEquals(json.tables[0].missing_keys, ["1"]);
   },
 );
 
