@@ -45,6 +45,14 @@ export function printableJson(json: string): string {
   );
 }
 
+/** Maximum number of tables that a sentence names. */
+export const MAX_NAMES = 10;
+
+/** Returns the names of tables, or their number where they are many: `500 tables`. */
+export function formatTables(names: readonly string[]): string {
+  return names.length > MAX_NAMES ? `${names.length} tables` : names.join(", ");
+}
+
 /** Returns a count with separated thousands: `1,234,567`. */
 export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");

@@ -18,6 +18,7 @@ import { Pool } from "./postgres/pool.ts";
 import { lastSuccess } from "./runs/history.ts";
 import type { RunObserver } from "./runs/run_observer.ts";
 import { migrate } from "./runs/schema.ts";
+import { namesOf } from "./tables/declaration.ts";
 import { Dispatcher } from "./service/dispatcher.ts";
 import { sharedHealthCheck } from "./service/health.ts";
 import { LiveRuns } from "./service/live_runs.ts";
@@ -63,6 +64,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     lockTimeoutSeconds: config.lockTimeoutSeconds,
   });
   const metrics: Metrics = new Metrics({
+    tables: namesOf(config.tables),
     pools: { olist: source, dwh: warehouse },
     isLoading: () => dispatcher.isLoading,
     lastSuccess: () => lastSuccess(warehouse),

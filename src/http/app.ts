@@ -23,6 +23,7 @@ import { ownHostOnly, validHostOnly } from "./middleware/host.ts";
 import { isLoopback } from "../config/loopback.ts";
 import { badRequest, problem } from "./problem.tsx";
 import { sameOriginOnly } from "./middleware/csrf.ts";
+import { addTableRoutes } from "./routes/tables.ts";
 import { addSessionRoutes } from "./routes/session.ts";
 
 /** Returns the application for `listen`. */
@@ -50,6 +51,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   addHealthRoutes(app, context);
   addLoadRoutes(app, context);
   addHistoryRoutes(app, context);
+  addTableRoutes(app, context);
   addDocumentRoutes(app);
   addSessionRoutes(app, context, failures);
   addAssetRoutes(app);

@@ -259,7 +259,7 @@ export function failedGroup(
         `it was rolled back with ${culprit.name}`,
       )
       : error;
-    return failedEntry(table, reason.of(table), attempts);
+    return failedEntry(tables, table, reason.of(table), attempts);
   });
   return { state: "failed", tables, failures, attempts };
 }

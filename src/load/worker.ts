@@ -9,6 +9,7 @@ import type { AppContext } from "../context.ts";
 import { publisherNames } from "../delivery/deliverer.ts";
 import { registerPublishers } from "../delivery/outbox.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
+import { formatTables } from "../format.ts";
 import type { LoadEvent } from "../runs/event.ts";
 import { acquireLock, findBusyError, type Lock } from "../runs/lock.ts";
 import {
@@ -189,10 +190,16 @@ export class Worker {
 
   async #withdraw(run: QueuedRun, cause: unknown): Promise<void> {
     if (run.deadline === null) return;
-    const { warehouse, log, workerId, deliver } = this.#context;
+    const { config, warehouse, log, workerId, deliver } = this.#context;
     try {
       const error = asServiceError(cause);
-      const event = await withdrawRun(warehouse, run, workerId, error);
+      const event = await withdrawRun(
+        warehouse,
+        run,
+        workerId,
+        error,
+        config.tables,
+      );
       if (event) deliver();
     } catch (reason) {
       log.warn("Run {run_id} stays queued: {reason}", {
@@ -289,7 +296,12 @@ export class Worker {
           // A new publisher must be known before further events exist.
           await registerPublishers(warehouse, publisherNames(config));
           await drainSpool(warehouse, config.eventSpoolFile, log);
-          await closeAbandonedRuns(warehouse, log, "queued and running");
+          await closeAbandonedRuns(
+            warehouse,
+            log,
+            "queued and running",
+            config.tables,
+          );
           return lock;
         } catch (error) {
           await lock[Symbol.asyncDispose]();
@@ -323,7 +335,7 @@ export class Worker {
     };
     observer.runStarted?.(run);
     log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
-      tables: run.tables.join(", "),
+      tables: formatTables(run.tables),
       trigger: run.trigger,
     });
     for (let round = 1;; round++) {

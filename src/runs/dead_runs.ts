@@ -11,6 +11,7 @@ import {
 } from "./event.ts";
 import { closeRun, IS_UNWANTED, loadedByRun, NOW } from "./record.ts";
 import type { Executor } from "./run.ts";
+import type { TableDeclaration } from "../tables/declaration.ts";
 
 /**
  * Closes abandoned runs, each with its event. A queued run is abandoned when no
@@ -23,6 +24,7 @@ export async function closeAbandonedRuns(
   executor: Executor,
   log: Logger,
   states: "queued" | "queued and running",
+  tables: readonly TableDeclaration[],
 ): Promise<readonly string[]> {
   const dead = await executor.query(
     `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
@@ -34,7 +36,7 @@ export async function closeAbandonedRuns(
   );
   const closed: string[] = [];
   for (const row of dead) {
-    if (!await interruptRun(executor, row)) continue;
+    if (!await interruptRun(executor, row, tables)) continue;
     closed.push(row.id);
     log.warn("Run {run_id} was abandoned and is now interrupted", {
       run_id: row.id,
@@ -43,7 +45,11 @@ export async function closeAbandonedRuns(
   return closed;
 }
 
-async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
+async function interruptRun(
+  executor: Executor,
+  row: Row,
+  tables: readonly TableDeclaration[],
+): Promise<boolean> {
   // A backend of the ended process may still commit. Its result is known when it ends.
   if (row.state === "running") await endBackends(executor, row.id);
   const loaded = await loadedByRun(executor, row.id);
@@ -57,7 +63,7 @@ async function interruptRun(executor: Executor, row: Row): Promise<boolean> {
     table,
   ): TableEntry =>
     loaded.find((entry) => entry.table === table) ??
-      failedEntry(table, error, 1)
+      failedEntry(tables, table, error, 1)
   );
   try {
     await closeRun(executor, row.id, row.state, {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { formatCount } from "../format.ts";
+import { formatCount, MAX_NAMES } from "../format.ts";
 import type { TableEntry } from "./event.ts";
 
 /** Returns what a load did to a table: `failed`, `unchanged`, or the mode with its counts. */
@@ -18,11 +18,51 @@ export function describeChange(entry: TableEntry): string {
   ].filter(Boolean).join(" ");
 }
 
-/** Returns what a run did to each table that it changed or failed on. */
+/** What a run did to its tables: the numbers of tables, and of rows. */
+export interface Tally {
+  readonly unchanged: number;
+  readonly changed: number;
+  readonly failed: number;
+  /** Loaded tables of which only the rows were counted. */
+  readonly unverified: number;
+  readonly inserted: number;
+  readonly deleted: number;
+}
+
+/** Returns the tally of these entries. */
+function tallyOf(entries: readonly TableEntry[]): Tally {
+  const loaded = entries.filter((entry) => entry.status === "success");
+  const unchanged = loaded.filter(({ mode }) => mode === "unchanged").length;
+  return {
+    unchanged,
+    changed: loaded.length - unchanged,
+    failed: entries.length - loaded.length,
+    unverified: loaded.filter(({ checksum }) => checksum === null).length,
+    inserted: loaded.reduce((sum, entry) => sum + entry.rows_inserted, 0),
+    deleted: loaded.reduce((sum, entry) => sum + entry.rows_deleted, 0),
+  };
+}
+
+/** Returns a tally in words: `2 failed, 3 changed +120 −4, 495 unchanged`. */
+export function describeTally(tally: Tally): string {
+  const { unchanged, changed, failed, inserted, deleted } = tally;
+  return [
+    failed > 0 && `${formatCount(failed)} failed`,
+    changed > 0 && [
+      `${formatCount(changed)} changed`,
+      (inserted > 0 || deleted === 0) && `+${formatCount(inserted)}`,
+      deleted > 0 && `−${formatCount(deleted)}`,
+    ].filter(Boolean).join(" "),
+    unchanged > 0 && `${formatCount(unchanged)} unchanged`,
+  ].filter(Boolean).join(", ");
+}
+
+/** Returns what a run did to each table that it changed or failed on, or its tally where those are many. */
 export function describeOutcome(entries: readonly TableEntry[]): string {
   const changed = entries.filter((entry) =>
     entry.status === "failure" || entry.mode !== "unchanged"
   );
+  if (entries.length > MAX_NAMES) return describeTally(tallyOf(entries));
   return changed.length === 0
     ? "unchanged"
     : changed.map((entry) => `${entry.table} ${describeChange(entry)}`)

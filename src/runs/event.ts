@@ -4,9 +4,13 @@
  *
  * @module
  */
-import { printable } from "../format.ts";
+import { formatTables, printable } from "../format.ts";
 import type { ErrorCode, ServiceError } from "../errors.ts";
 import type { TableResult } from "../sync/sync_table.ts";
+import {
+  formatRelation,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 
 /** What can ask for a run. */
 export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
@@ -35,6 +39,10 @@ export interface LoadedEntry {
   readonly checksum: string | null;
   readonly attempts: number;
   readonly warnings: readonly string[];
+  /** Table of the source with its schema, quoted as in SQL. Absent in entries of versions before 0.2. */
+  readonly source?: string;
+  /** Table of the warehouse, in the same form. */
+  readonly target?: string;
 }
 
 /** A table that was not loaded: the target is as it was. */
@@ -49,6 +57,9 @@ export interface FailedEntry {
   readonly remedy?: string;
   readonly code: ErrorCode;
   readonly attempts: number;
+  /** As in a {@linkcode LoadedEntry}. Absent for a table that the process does not declare. */
+  readonly source?: string;
+  readonly target?: string;
 }
 
 /** Result of the comparison that a load had to pass. */
@@ -127,7 +138,15 @@ export function loadedEntry(
     checksum: result.checksum,
     attempts,
     warnings: result.warnings.map(printable),
+    ...relationsOf(result.table),
   };
+}
+
+/** Returns the relations of a declared table in their SQL form. */
+function relationsOf(
+  { source, target }: Pick<TableDeclaration, "source" | "target">,
+) {
+  return { source: formatRelation(source), target: formatRelation(target) };
 }
 
 /** The integrity check of a loaded table. */
@@ -140,12 +159,19 @@ export function integrityCheck(result: TableResult): IntegrityCheck {
   };
 }
 
-/** The entry of a table that was not loaded. */
+/** A name that a run has, with its table where the process declares it. */
+type MaybeDeclared =
+  & Pick<TableDeclaration, "name">
+  & Partial<Pick<TableDeclaration, "source" | "target">>;
+
+/** The entry of one of the tables that was not loaded. */
 export function failedEntry(
+  tables: readonly MaybeDeclared[],
   table: string,
   error: ServiceError,
   attempts: number,
 ): FailedEntry {
+  const { source, target } = tables.find(({ name }) => name === table) ?? {};
   return {
     table,
     status: "failure",
@@ -154,6 +180,7 @@ export function failedEntry(
     remedy: error.remedy,
     code: error.code,
     attempts,
+    ...(source && target ? relationsOf({ source, target }) : {}),
   };
 }
 
@@ -200,7 +227,10 @@ export function failedEvent(
   };
 }
 
-/** What a failed run says of itself, from what its tables say. */
+/** Maximum number of errors in the error of a run. */
+const MAX_ERRORS = 10;
+
+/** Returns the error of a failed run, made from the errors of its tables. */
 export function failureLine(results: readonly TableEntry[]): string {
   const failed = results.filter((r) => r.status === "failure");
   // A table that was only taken along by another's failure is not the cause.
@@ -211,10 +241,12 @@ export function failureLine(results: readonly TableEntry[]): string {
   const lines = [
     ...new Set((causes.length > 0 ? causes : failed).map((r) => r.error)),
   ];
+  const more = lines.length - MAX_ERRORS;
   return [
-    ...lines,
+    ...lines.slice(0, MAX_ERRORS),
+    ...(more > 0 ? [`${more} more tables failed.`] : []),
     ...(loaded.length > 0
-      ? [`Loaded successfully: ${loaded.join(", ")}.`]
+      ? [`Loaded successfully: ${formatTables(loaded)}.`]
       : []),
   ].join(" ");
 }

@@ -3,8 +3,11 @@
  *
  * @module
  */
+import { MAX_NAMES } from "../format.ts";
 import type { Row } from "../postgres/sql.ts";
+import type { Tally } from "./describe.ts";
 import type {
+  FailedEntry,
   IntegrityCheck,
   LoadedEntry,
   LoadEvent,
@@ -110,9 +113,12 @@ export async function listRuns(
   return rows.map(summaryOf);
 }
 
-/** A run with what it did to each table, for lists and charts. */
+/** A run with what it did to its tables, for lists and charts. */
 export interface RunOutcome extends RunSummary {
+  /** What it did to each table. Empty where the tables are too many to name. */
   readonly entries: readonly TableEntry[];
+  /** What it did to all tables. */
+  readonly tally: Tally;
 }
 
 /** The newest runs, each with what it did. */
@@ -121,17 +127,28 @@ export async function listOutcomes(
   { limit, before, status }: RunFilter,
 ): Promise<readonly RunOutcome[]> {
   const rows = await executor.query(
-    `select ${SUMMARY}, coalesce((select json_agg(result order by table_name)
-         from marketing_data_service.table_load where run_id = run.id), '[]')::text as entries
-     from marketing_data_service.run
+    `select ${SUMMARY}, loads.*
+     from marketing_data_service.run, lateral (
+       select json_build_object('unchanged', count(*) filter (where r.mode = 'unchanged'),
+           'changed', count(*) filter (where r.mode <> 'unchanged'),
+           'failed', count(*) filter (where r.status = 'failure'),
+           'unverified', count(*) filter (where r.status = 'success' and r.checksum is null),
+           'inserted', coalesce(sum(r.rows_inserted), 0),
+           'deleted', coalesce(sum(r.rows_deleted), 0))::text as tally,
+         coalesce(json_agg(result order by table_name)
+           filter (where cardinality(tables) <= ${MAX_NAMES}), '[]')::text as entries
+       from marketing_data_service.table_load, json_to_record(result) as r
+         (status text, mode text, checksum text, rows_inserted bigint, rows_deleted bigint)
+       where run_id = run.id) loads
      where ($2::text is null or state = $2)
        and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
      order by run.seq desc limit $1::int`,
     [limit, status ?? null, before ?? null],
   );
-  return rows.map(({ entries, ...row }) => ({
+  return rows.map(({ entries, tally, ...row }) => ({
     ...summaryOf(row),
     entries: JSON.parse(entries),
+    tally: JSON.parse(tally),
   }));
 }
 
@@ -146,36 +163,68 @@ export interface TableHistory {
     readonly source_snapshot_at: string | null;
     readonly entry: LoadedEntry;
   } | null;
+  /** The newest failure, where no load has succeeded since. */
+  readonly failed: {
+    readonly run_id: string;
+    readonly finished_at: string;
+    readonly entry: FailedEntry;
+  } | null;
   /** When a load last wrote to it. */
   readonly written_at: string | null;
+  /** Seconds of the last loads that are committed, the oldest first. */
+  readonly durations: readonly number[];
 }
 
-/** What the history knows of each table. */
+/**
+ * Returns what the history knows of each table, in the order of the names.
+ *
+ * @param durations the maximum number of loads in `durations`.
+ */
 export async function listTableHistory(
   executor: Executor,
   tables: readonly string[],
+  durations = 0,
 ): Promise<readonly TableHistory[]> {
   const rows = await executor.query(
     `select name, loaded.run_id, ${utc("loaded.finished_at", "finished_at")},
        run.source_snapshot_at, loaded.result::text as result,
-       ${utc("written.finished_at", "written_at")}
+       failed.run_id as failed_run, ${
+      utc("failed.finished_at", "failed_at")
+    }, failed.result::text as failure,
+       ${utc("written.finished_at", "written_at")}, to_json(array(
+         select (result ->> 'duration')::float8 from marketing_data_service.table_load
+         where table_name = name and state = 'succeeded'
+         order by finished_at desc limit $2::int))::text as durations
      from json_array_elements_text($1::text::json) with ordinality as wanted (name, place)
        left join lateral (select run_id, finished_at, result from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
          order by finished_at desc limit 1) loaded on true
        left join marketing_data_service.run on run.id = loaded.run_id
+       left join lateral (select run_id, finished_at, result from marketing_data_service.table_load
+         where table_name = name and state = 'failed'
+           and (loaded.finished_at is null or finished_at > loaded.finished_at)
+         order by finished_at desc limit 1) failed on true
        left join lateral (select finished_at from marketing_data_service.table_load
          where table_name = name and state = 'succeeded' and result ->> 'mode' <> 'unchanged'
          order by finished_at desc limit 1) written on true
      order by place`,
-    [JSON.stringify(tables)],
+    [JSON.stringify(tables), durations],
   );
-  return rows.map(({ name, result, written_at, ...loaded }) => ({
-    table: name,
-    loaded: result
-      ? { ...loaded, entry: JSON.parse(result) } as TableHistory["loaded"]
-      : null,
-    written_at,
+  return rows.map((row) => ({
+    table: row.name,
+    loaded: row.result && {
+      run_id: row.run_id,
+      finished_at: row.finished_at,
+      source_snapshot_at: row.source_snapshot_at,
+      entry: JSON.parse(row.result),
+    },
+    failed: row.failure && {
+      run_id: row.failed_run,
+      finished_at: row.failed_at,
+      entry: JSON.parse(row.failure),
+    },
+    written_at: row.written_at,
+    durations: JSON.parse(row.durations).reverse(),
   }));
 }
 

@@ -8,6 +8,7 @@ import { ServiceError } from "../errors.ts";
 import { failedEntry, failedEvent, type LoadEvent } from "./event.ts";
 import { closeRun, IS_UNWANTED, NOW } from "./record.ts";
 import type { Executor, QueuedRun, Run, RunOptions, RunState } from "./run.ts";
+import type { TableDeclaration } from "../tables/declaration.ts";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
@@ -217,11 +218,12 @@ export async function withdrawRun(
   run: Pick<QueuedRun, "id" | "deadline">,
   workerId: string,
   error: ServiceError,
+  tables: readonly TableDeclaration[],
 ): Promise<LoadEvent | undefined> {
   const row = await withdrawWait(executor, run, workerId);
   if (!row?.is_unwanted) return undefined;
   const entries = (JSON.parse(row.tables) as string[]).map((table) =>
-    failedEntry(table, error, 0)
+    failedEntry(tables, table, error, 0)
   );
   const event = failedEvent(
     {

@@ -18,6 +18,7 @@ const MIGRATIONS = [
   "0005_source_mark.sql",
   "0006_locks.sql",
   "0007_many_tables.sql",
+  "0008_last_failure.sql",
 ] as const;
 
 /** Seconds to wait for another process that migrates, and for locks on the history's tables. */

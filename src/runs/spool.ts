@@ -64,7 +64,9 @@ export async function spoolUnrecorded(
   cause: unknown,
 ): Promise<void> {
   const error = asServiceError(cause);
-  const entries = run.tables.map((table) => failedEntry(table, error, 1));
+  const entries = run.tables.map((table) =>
+    failedEntry(config.tables, table, error, 1)
+  );
   const timestamp = timestampOf(new Date());
   const event = failedEvent(
     subjectOf({ run_id: run.id, trigger: run.trigger, timestamp }),

@@ -103,10 +103,15 @@ export class Dispatcher {
    * as those of an ended process, and closes abandoned ones.
    */
   async resume(signal: AbortSignal): Promise<void> {
-    const { warehouse, log, deliver } = this.#context;
+    const { config, warehouse, log, deliver } = this.#context;
     while (!signal.aborted && !this.isDraining) {
       try {
-        const closed = await closeAbandonedRuns(warehouse, log, "queued");
+        const closed = await closeAbandonedRuns(
+          warehouse,
+          log,
+          "queued",
+          config.tables,
+        );
         if (closed.length > 0) deliver();
         this.#worker.wake();
       } catch (error) {

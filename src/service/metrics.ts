@@ -11,6 +11,8 @@ import type { RunObserver } from "../runs/run_observer.ts";
 
 /** The sources of the numbers that each scrape looks up. */
 interface MetricsSources {
+  /** Names of the declared tables. */
+  readonly tables: readonly string[];
   readonly pools: Readonly<
     Record<string, { readonly inFlight: number; readonly max: number }>
   >;
@@ -69,6 +71,11 @@ export class Metrics implements RunObserver {
     // A rate needs the series to start at 0, or it misses the first run.
     for (const status of ["success", "failure"]) {
       for (const trigger of TRIGGERS) this.#runs.inc({ status, trigger }, 0);
+    }
+    for (const table of sources.tables) {
+      this.#rows.inc({ table, operation: "insert" }, 0);
+      this.#rows.inc({ table, operation: "delete" }, 0);
+      this.#bytes.inc({ table }, 0);
     }
     let last: number | undefined;
     new Gauge({

@@ -8,7 +8,7 @@ import type { Config } from "../config/config.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
 import { literal, type Row } from "../postgres/sql.ts";
 import { isUnloadable, parseTypeName } from "../tables/column_types.ts";
-import { BASE_TYPE } from "../tables/declaration.ts";
+import { BASE_TYPE, formatRelation } from "../tables/declaration.ts";
 
 /** A declaration as the file that TABLES_FILE names has it. */
 interface DiscoveredTable {
@@ -80,7 +80,7 @@ export async function discoverTables(
     tables.push({
       ...(names.has(name) ? { name: `${schema}.${name}` } : {}),
       source,
-      target: sqlName(targetSchema ?? schema, name),
+      target: formatRelation({ schema: targetSchema ?? schema, name }),
       columns: Object.fromEntries(
         loadable.map(({ column, type }) => [column, type]),
       ),
@@ -91,7 +91,10 @@ export async function discoverTables(
 }
 
 function grouped(rows: readonly Row[]): Map<string, readonly Row[]> {
-  return Map.groupBy(rows, ({ schema, name }) => sqlName(schema, name));
+  return Map.groupBy(
+    rows,
+    ({ schema, name }) => formatRelation({ schema, name }),
+  );
 }
 
 /** Returns the pattern for LIKE. Only `*` has a meaning. */
@@ -105,11 +108,4 @@ function isLoadableType(type: string): boolean {
   } catch {
     return false;
   }
-}
-
-/** Returns the qualified name, with quotes where SQL needs them to keep its letters. */
-function sqlName(...parts: readonly string[]): string {
-  return parts.map((part) =>
-    /^[a-z_][a-z0-9_$]*$/.test(part) ? part : `"${part.replaceAll('"', '""')}"`
-  ).join(".");
 }

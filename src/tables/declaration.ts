@@ -12,6 +12,13 @@ export interface RelationName {
   readonly name: string;
 }
 
+/** Returns the qualified name, with quotes where SQL needs them to keep its letters. */
+export function formatRelation({ schema, name }: RelationName): string {
+  return [schema, name].map((part) =>
+    /^[a-z_][a-z0-9_$]*$/.test(part) ? part : `"${part.replaceAll('"', '""')}"`
+  ).join(".");
+}
+
 /** One column of a target. */
 export interface Column {
   readonly name: string;

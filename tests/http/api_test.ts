@@ -100,6 +100,53 @@ Deno.test("the API answers as documented", async (t) => {
     },
   );
 
+  await t.step("GET /tables shows each declared table", async () => {
+    const { status, body } = await server.json("/tables");
+    assertEquals(status, 200);
+    const [deal, lead] = body.tables;
+    assertEquals(
+      [deal.name, deal.group, deal.source, deal.target, deal.rows],
+      ["closed_deal", null, "marketing.closed_deals", "m_data.closed_deal", 20],
+    );
+    assertEquals(deal.columns[4], {
+      name: "won_date",
+      type: "timestamp with time zone",
+    });
+    const newest = await server.json("/runs?limit=1");
+    const [run] = newest.body.runs;
+    const { run_id, status: result, mode } = lead.last_result;
+    assertEquals([run_id, result, mode], [run.run_id, "success", "unchanged"]);
+    assertEquals(lead.freshness.source_snapshot_at, run.source_snapshot_at);
+    assertEquals((await post("/tables")).status, 405);
+  });
+
+  await t.step(
+    "GET /tables shows a failure until a load succeeds",
+    async () => {
+      await db.source.unsafe(
+        "alter table marketing.closed_deals rename column won_date to won_on",
+      );
+      const failed = (await post("/load")).body;
+      await db.source.unsafe(
+        "alter table marketing.closed_deals rename column won_on to won_date",
+      );
+      const { tables: [deal, lead] } = (await server.json("/tables")).body;
+      assertEquals(
+        [deal.last_result.status, deal.last_result.code, deal.rows],
+        ["failure", "source_column_missing", 20],
+      );
+      assertEquals(deal.last_result.run_id, failed.run_id);
+      assertMatch(deal.last_result.error, /"won_date" is missing/);
+      assert(deal.freshness.finished_at < deal.last_result.finished_at);
+      assertEquals(lead.last_result.status, "success");
+      const { source, target } = failed.details.results[0];
+      assertEquals([source, target], [deal.source, deal.target]);
+      await post("/load");
+      const { tables } = (await server.json("/tables")).body;
+      assertEquals(tables[0].last_result.status, "success");
+    },
+  );
+
   await t.step(
     "GET /runs, /runs/{id} and /events return the history",
     async () => {

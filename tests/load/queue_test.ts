@@ -14,6 +14,7 @@ import {
   loadedDatabases,
   recover,
 } from "../support/fault_scene.ts";
+import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { assertSound, sourceContent, until } from "../support/soundness.ts";
 
 const SMALL = { deals: 20, leads: 50 };
@@ -338,15 +339,24 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
       return await warehouse.query<T>(text, parameters);
     },
   };
-  assertEquals(await withdrawRun(slow, run, "one", stop), undefined);
+  assertEquals(
+    await withdrawRun(slow, run, "one", stop, MARKETING_TABLES),
+    undefined,
+  );
   assertEquals(joined.map(({ id }) => id), [run.id]);
   assertEquals((await states(db))[0], "queued 0");
-  const event = await withdrawRun(warehouse, joined[0]!, "two", stop);
+  const event = await withdrawRun(
+    warehouse,
+    joined[0]!,
+    "two",
+    stop,
+    MARKETING_TABLES,
+  );
   assertEquals(event?.run_id, run.id);
   assertEquals((await states(db))[0], "interrupted terminated 1");
   // Once more, as after a lost answer.
   assertEquals(
-    await withdrawRun(warehouse, joined[0]!, "two", stop),
+    await withdrawRun(warehouse, joined[0]!, "two", stop, MARKETING_TABLES),
     undefined,
   );
 });
@@ -360,9 +370,18 @@ Deno.test("withdrawRun() keeps the run for a later caller of the same process", 
   const first = await enqueueRun(warehouse, request, 60, "one");
   const later = await enqueueRun(warehouse, request, 60, "one");
   assertEquals(later.id, first.id);
-  assertEquals(await withdrawRun(warehouse, first, "one", busy), undefined);
+  assertEquals(
+    await withdrawRun(warehouse, first, "one", busy, MARKETING_TABLES),
+    undefined,
+  );
   assertEquals((await states(db))[0], "queued 0");
-  const event = await withdrawRun(warehouse, later, "one", busy);
+  const event = await withdrawRun(
+    warehouse,
+    later,
+    "one",
+    busy,
+    MARKETING_TABLES,
+  );
   assertEquals(event?.run_id, first.id);
   assertEquals((await states(db))[0], "failed busy 1");
 });
@@ -517,6 +536,7 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
       service.warehouse,
       service.log,
       "queued and running",
+      MARKETING_TABLES,
     ),
     [],
   );

@@ -7,8 +7,12 @@ import {
   type RunDetails,
   type RunOutcome,
 } from "../../runs/history.ts";
-import { formatMoment, formatSeconds } from "../../format.ts";
-import { describeChange, describeOutcome } from "../../runs/describe.ts";
+import { formatMoment, formatSeconds, formatTables } from "../../format.ts";
+import {
+  describeChange,
+  describeOutcome,
+  describeTally,
+} from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import type { RunState } from "../../runs/run.ts";
 import { usage } from "../arguments.ts";
@@ -46,7 +50,7 @@ export const runsCommand: Command = {
     await requireHistory(warehouse);
     const runs = await listOutcomes(warehouse, { limit, status });
     context.output.show(
-      { runs: runs.map(({ entries: _, ...run }) => run) },
+      { runs: runs.map(({ entries: _, tally: __, ...run }) => run) },
       runs.length > 0 ? tableOf(runs) : "No runs.",
     );
     return 0;
@@ -77,9 +81,9 @@ function tableOf(runs: readonly RunOutcome[]): TextTable {
       { text: run.status, tone: TONES[run.status] },
       formatMoment(new Date(run.requested_at)),
       run.error ??
-        (run.entries.length === 0
-          ? run.tables.join(", ")
-          : describeOutcome(run.entries)),
+        (run.entries.length > 0
+          ? describeOutcome(run.entries)
+          : describeTally(run.tally) || formatTables(run.tables)),
       run.duration === null ? "" : formatSeconds(run.duration),
       run.trigger,
     ]),

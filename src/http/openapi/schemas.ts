@@ -2,6 +2,8 @@
 import { z } from "@hono/zod-openapi";
 import { TRIGGERS } from "../../runs/event.ts";
 
+const MODES = ["unchanged", "delta", "full"] as const;
+
 const STATES = [
   "queued",
   "running",
@@ -40,18 +42,25 @@ export const SignIn = z.object({
   next: z.string().optional(),
 }).openapi("SignIn");
 
+/** Tables with their schemas. Absent in entries of older versions. */
+const relations = {
+  source: z.string().optional().openapi({ example: "marketing.closed_deals" }),
+  target: z.string().optional().openapi({ example: "m_data.closed_deal" }),
+};
+
 const LoadedEntry = z.looseObject({
   table: z.string(),
   status: z.literal("success"),
   records_loaded: z.int(),
   duration: z.number(),
-  mode: z.enum(["unchanged", "delta", "full"]),
+  mode: z.enum(MODES),
   rows_inserted: z.int(),
   rows_deleted: z.int(),
   bytes_copied: z.int(),
   checksum: z.string().nullable(),
   attempts: z.int(),
   warnings: z.array(z.string()),
+  ...relations,
 }).openapi("LoadedEntry");
 
 const FailedEntry = z.looseObject({
@@ -62,6 +71,7 @@ const FailedEntry = z.looseObject({
   remedy: z.string().optional(),
   code: z.string(),
   attempts: z.int(),
+  ...relations,
 }).openapi("FailedEntry");
 
 const IntegrityCheck = z.looseObject({
@@ -190,6 +200,47 @@ export const Root = z.object({
   endpoints: z.array(z.string()),
   last_run: z.union([RunSummary, z.null()]),
 }).openapi("Root");
+
+const lastResult = { run_id: z.uuid(), finished_at: z.string() };
+
+export const TableList = z.object({
+  tables: z.array(z.object({
+    name: z.string(),
+    group: z.string().nullable(),
+    source: z.string().openapi({ example: "marketing.closed_deals" }),
+    target: z.string().openapi({ example: "m_data.closed_deal" }),
+    columns: z.array(z.object({ name: z.string(), type: z.string() }))
+      .nullable().openapi({
+        description: "Null where every column of the source is loaded",
+      }),
+    rows: z.int().nullable().openapi({
+      description: "Rows after the last successful load. Null before it",
+    }),
+    freshness: z.object({
+      finished_at: z.string(),
+      source_snapshot_at: z.string().nullable(),
+    }).nullable().openapi({
+      description: "Times of the last successful load. Null before it",
+    }),
+    last_result: z.union([
+      z.object({
+        ...lastResult,
+        status: z.literal("success"),
+        mode: z.enum(MODES),
+        rows_inserted: z.int(),
+        rows_deleted: z.int(),
+        duration: z.number(),
+      }),
+      z.object({
+        ...lastResult,
+        status: z.literal("failure"),
+        error: z.string(),
+        code: z.string(),
+      }),
+      z.null(),
+    ]),
+  })),
+}).openapi("TableList");
 
 /** The largest cursor. */
 const MAX_SEQUENCE = 10 ** 15 - 1;

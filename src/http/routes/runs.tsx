@@ -1,8 +1,6 @@
 /** Runs and events. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
-import { asServiceError, ServiceError } from "../../errors.ts";
-import type { Pool } from "../../postgres/pool.ts";
-import { requireHistory } from "../../runs/schema.ts";
+import { ServiceError } from "../../errors.ts";
 import {
   findRun,
   listEvents,
@@ -21,6 +19,7 @@ import { answerPage, prefersHtml } from "../pages/layout.tsx";
 import { RunPage } from "../pages/run_page.tsx";
 import { RunsPage } from "../pages/runs_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
+import { fromHistory } from "./from_history.ts";
 import { StoredRuns } from "./stored_runs.ts";
 import { streamRun } from "./run_stream.ts";
 
@@ -156,18 +155,4 @@ export function addHistoryRoutes(
       }, 200);
     },
   );
-}
-
-/**
- * Waits for a query of the history and returns its result.
- *
- * @throws {ServiceError} `history_missing` when the schema does not exist yet.
- */
-async function fromHistory<T>(warehouse: Pool, work: Promise<T>): Promise<T> {
-  try {
-    return await work;
-  } catch (error) {
-    if (!asServiceError(error).kind.transient) await requireHistory(warehouse);
-    throw error;
-  }
 }

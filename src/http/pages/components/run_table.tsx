@@ -1,7 +1,11 @@
 /** A table of runs. */
 import type { RunOutcome } from "../../../runs/history.ts";
-import { formatDistance, formatSeconds } from "../../../format.ts";
-import { describeChange } from "../../../runs/describe.ts";
+import {
+  formatDistance,
+  formatSeconds,
+  formatTables,
+} from "../../../format.ts";
+import { describeChange, describeTally } from "../../../runs/describe.ts";
 import { Status } from "./icons.tsx";
 import { Moment } from "./moment.tsx";
 
@@ -53,7 +57,9 @@ export function RunTable(
 
 function Outcome({ run }: { run: RunOutcome }) {
   if (run.error !== null) return <span class="clip">{run.error}</span>;
-  if (run.entries.length === 0) return <span>{run.tables.join(", ")}</span>;
+  if (run.entries.length === 0) {
+    return <span>{describeTally(run.tally) || formatTables(run.tables)}</span>;
+  }
   return (
     <ul class="outcome">
       {run.entries.map((entry) => (
