@@ -4,7 +4,7 @@ import { runJson, runProgram } from "../support/program.ts";
 
 const MIGRATIONS = new URL("../../src/runs/migrations/", import.meta.url);
 
-/** Brings the warehouse to version 1, as the first release left it, with three events. */
+/** Creates the schema of version 1 with three events. */
 async function makeVersionOne(
   db: Databases,
   inFile: number,

@@ -12,7 +12,7 @@ import {
 
 const ROWS = { rows: { deals: 3, leads: 3 } };
 
-/** Ids of all events, in their order. */
+/** Returns the ids of all events in order. */
 async function storedIds(db: Databases): Promise<string[]> {
   const rows = await db.warehouse.unsafe(
     "select event_id::text as id from marketing_data_service.event order by seq",
@@ -54,7 +54,7 @@ Deno.test("the service delivers all events when the endpoint is back, also those
     );
     server.kill("SIGKILL");
   }
-  // A process that knows of no webhook.
+  // A process without a webhook.
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using server = await startServer(db, variables);
   await using endpoint = startEndpoint(taken, port);
@@ -80,7 +80,7 @@ Deno.test("processes that deliver in parallel keep the order and send each event
   let most = 0;
   await using endpoint = startEndpoint(async () => {
     most = Math.max(most, ++atOnce);
-    // Gives the others a chance to come in between.
+    // Allows the others to interfere.
     for (let i = 0; i < 5; i++) await new Promise((done) => setTimeout(done));
     atOnce--;
     return taken(endpoint.posts[0]!);
@@ -133,7 +133,7 @@ Deno.test("an unwritable event file is reported in the log and in the events, an
     const file = `${folder}/events.jsonl`;
     const environment = { EVENT_PUBLISHER_TYPE: "file", EVENT_FILE: file };
     await using server = await startServer(db, environment);
-    // Nothing can be opened for writing at the path of a folder, not even by root.
+    // Not even root can open a folder for writing.
     await Deno.remove(file).catch(() => {});
     await Deno.mkdir(file);
     assertEquals((await server.json("/load", { method: "POST" })).status, 200);
@@ -145,7 +145,7 @@ Deno.test("an unwritable event file is reported in the log and in the events, an
         delivery.last_error.includes("Cannot write to the event file");
     });
     await Deno.remove(file);
-    // The end of a run has the file looked at again at once.
+    // The end of a run retries the file at once.
     assertEquals((await server.json("/load", { method: "POST" })).status, 200);
     const stored = await storedIds(db);
     await until("both are in the file", async () => {

@@ -17,7 +17,7 @@ import {
 
 const ROWS = { rows: { deals: 3, leads: 3 } };
 
-/** Events as `events --json` prints them. */
+/** Returns events as `events --json` prints them. */
 async function storedEvents(
   environment: Readonly<Record<string, string>>,
   // deno-lint-ignore no-explicit-any -- the tests assert on what they use
@@ -188,7 +188,7 @@ Deno.test("a silent endpoint does not delay the commit, the result or the next l
   };
   const slow = startProgram(["load", "--json"], environment);
   await until("it is posted", () => Promise.resolve(endpoint.posts.length > 0));
-  // Neither the service's lock nor anything else is held: this one runs from start to end.
+  // No lock is held, so this load runs from start to end.
   await load(db.environment);
   const finished = await slow.finished;
   release.resolve();
@@ -382,7 +382,7 @@ Deno.test("retention keeps undelivered events, and gives up events that failed f
   );
   const given = await load(environment);
   assertStringIncludes(given.stderr, "gave up 2 events");
-  // The two are settled now, and older than the retention.
+  // Both are settled now, and older than the retention.
   const left = [third, early.json, given.json].map((event) => event.event_id);
   assertEquals(await stored(), left);
   await makeDue(db);

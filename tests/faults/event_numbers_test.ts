@@ -19,7 +19,7 @@ for (const kind of ["a promoted standby", "a restored backup"] as const) {
       });
       assertEquals(code, 0, stderr);
     };
-    /** Numbers after the given one, as a reader asks who keeps only that. */
+    /** Returns the numbers after the given one, for a reader that stores only the last number. */
     const eventsAfter = async (port: number, after: number) => {
       const { code, stdout, stderr } = await runProgram(
         ["events", "--json", "--after", String(after)],
@@ -33,7 +33,7 @@ for (const kind of ["a promoted standby", "a restored backup"] as const) {
     await second.stop();
     await copyFiles(first, second);
     await first.restart();
-    // The copy lacks these.
+    // The copy does not have these events.
     for (let i = 0; i < 3; i++) await load(first.port);
     const seen = await eventsAfter(first.port, 0);
     assertEquals(seen.length, 4);
@@ -55,7 +55,7 @@ for (const kind of ["a promoted standby", "a restored backup"] as const) {
     assertEquals(after.length, 2);
     assert(after[0]! > seen.at(-1)!, `${after}`);
     assertEquals(after[1], after[0]! + 1);
-    // The databases are dropped where they were made.
+    // The databases are dropped on the server that has them.
     await second.stop();
     await first.restart();
     await db[Symbol.asyncDispose]();

@@ -20,7 +20,7 @@ import { Proxy } from "../support/proxy.ts";
 import { copyFiles } from "../support/server_files.ts";
 import { startServer, until } from "../support/server.ts";
 
-/** A warehouse and its copy, as after a failover, behind one address. */
+/** A warehouse and its copy behind one address, as after a failover. */
 interface Pair extends AsyncDisposable {
   readonly db: Databases;
   /** The older server. */
@@ -28,7 +28,7 @@ interface Pair extends AsyncDisposable {
   /** A copy of its files: the same databases, roles and rows. */
   readonly second: PostgresServer;
   readonly proxy: Proxy;
-  /** Variables that lead to the warehouse through the proxy. */
+  /** Variables with the address of the proxy of the warehouse. */
   readonly environment: Record<string, string>;
   leadTo(server: PostgresServer): void;
 }
@@ -81,7 +81,7 @@ Deno.test("the service loads after a switch-over that leaves the old primary as 
   assertEquals((await service.json("/health")).status, 200);
 
   await switchOver(pair);
-  // The address still leads to the old primary, which takes no writes any more.
+  // The address is still that of the old primary, which no longer accepts writes.
   await until("the service sees the standby", async () => {
     const { body } = await service.json("/health");
     return JSON.stringify(body).includes("it is a standby");
@@ -97,7 +97,7 @@ Deno.test("the service loads after a switch-over that leaves the old primary as 
     assertStringIncludes(stdout + stderr, "Point DWH_DB_HOST at the primary");
   }
 
-  // The connections to the standby stay open: nothing but its answers says that it is the wrong one.
+  // The connections to the standby stay open. Only its answers show that it is the wrong server.
   pair.leadTo(pair.second);
   assertEquals((await load()).status, 200);
   assertEquals((await service.json("/health")).status, 200);
@@ -177,7 +177,7 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
     );
     assertEquals([error.code, error.kind.transient], ["lock_lost", true]);
     assert(lock.signal.aborted);
-    // The next lock and the pool agree again.
+    // The next lock and the pool use the same server again.
     await using next = await acquireLock(service, 5);
     assertEquals(await portOf(service.warehouse), second.port);
     assert(!next.signal.aborted);

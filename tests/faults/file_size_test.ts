@@ -17,7 +17,7 @@ import { assertEnded } from "../support/soundness.ts";
 const FILE = "The event file (`EVENT_PUBLISHER_TYPE=file`)";
 const SPOOL = "The spool";
 
-/** More than Deno's own caches have, which are files as well. */
+/** Larger than the caches of Deno, which are files, too. */
 const LIMIT_BYTES = 64 * 1024 * 1024;
 
 /** Room for a part of a line. */
@@ -25,7 +25,10 @@ const ROOMS = [0, 1, 300];
 
 const encoder = new TextEncoder();
 
-/** Makes a file, mostly a hole, that has room for so many more bytes, and ends with these lines. */
+/**
+ * Creates a file that ends with these lines, and has room for this number of bytes.
+ * Most of it is a hole.
+ */
 async function fillFile(
   path: string,
   room: number,
@@ -41,7 +44,7 @@ async function fillFile(
   await file.write(end);
 }
 
-/** The lines of a file after the hole; every one must be whole. */
+/** Returns the lines of a file after the hole. Every line must be complete. */
 async function linesOf(path: string): Promise<string[]> {
   const text = await Deno.readTextFile(path);
   const lines = text.slice(text.lastIndexOf("\0") + 1).split("\n");
@@ -124,7 +127,7 @@ Deno.test("load succeeds when its log cannot grow", async () => {
   });
 });
 
-/** How the spool is kept from growing, and how a load is run then. */
+/** Limits the growth of the spool, and runs a load. */
 interface Obstacle {
   readonly fault: string;
   readonly spool: string;
@@ -183,7 +186,7 @@ Deno.test("a spool on a full disk keeps its content, and the failure is reported
     fault: "on a full disk, room for a part of a line",
     spool,
     async fill(lines) {
-      // Up to the end of a page, the other one being taken.
+      // Up to the end of a page. The other page is in use.
       const blank = "\n".repeat(4096 - 300 - encoder.encode(lines).length);
       await Deno.writeTextFile(spool, `${lines}${blank}`);
       await Deno.writeFile(`${disk.path}/filler`, new Uint8Array(4096));

@@ -36,7 +36,7 @@ async function eventIds(db: Databases): Promise<string[]> {
   return rows.map((row) => row.id);
 }
 
-/** The events in a file, every line of which must be whole. */
+/** Returns the events of a file. Every line must be complete. */
 async function idsInFile(path: string): Promise<string[]> {
   const lines = (await Deno.readTextFile(path)).split("\n");
   assertEquals(lines.pop(), "", "the last line is torn");
@@ -98,7 +98,7 @@ Deno.test("load succeeds when the event file is damaged, and the event is writte
       `update marketing_data_service.publisher
        set cursor = (select max(seq) from marketing_data_service.event)`,
     );
-    // Some kilobytes each; the next ones do not fit.
+    // Events of some kilobytes. The next ones do not fit.
     let scene = await changeSource(db);
     let outcome = await load({ EVENT_FILE: full });
     for (
@@ -111,7 +111,7 @@ Deno.test("load succeeds when the event file is damaged, and the event is writte
       assertEnded(outcome, 0);
     }
     assertMatch(outcome.stderr, /Cannot deliver event \S+ to the event file/);
-    // The line of which only a part has found room is not left there.
+    // The file does not keep the line that did not fit.
     await idsInFile(full);
     await settle(db, { group: FILE, fault: "full", scene, outcome });
 
@@ -127,7 +127,7 @@ Deno.test("load succeeds when the event file is damaged, and the event is writte
     });
     await disk.remount("rw");
 
-    // As if somebody had moved the file to where there is space.
+    // As if an operator moved the file to another disk.
     await Deno.copyFile(full, file);
     await db.warehouse.unsafe(
       "update marketing_data_service.publisher set next_attempt_at = null",
@@ -141,7 +141,7 @@ Deno.test("load succeeds when the event file is damaged, and the event is writte
 Deno.test("appendLine() loses no line when several processes append at once", async () => {
   const path = await Deno.makeTempFile();
   const lines = Array.from({ length: 300 }, (_, n) => JSON.stringify({ n }));
-  // An open file of its own for each, as different processes have it.
+  // Each writer opens the file, like a separate process.
   const file = { path, label: "event file", variable: "EVENT_FILE" };
   await Promise.all(lines.map((line) => appendLine(file, line, "cut")));
   const written = (await Deno.readTextFile(path)).trimEnd().split("\n");
@@ -149,7 +149,7 @@ Deno.test("appendLine() loses no line when several processes append at once", as
   await Deno.remove(path);
 });
 
-/** A failure as a process spools it. */
+/** A failure in the form of the spool. */
 function someFailure() {
   const run = {
     id: crypto.randomUUID(),
@@ -279,7 +279,7 @@ Deno.test("each failure of the spool is recorded once when a process is killed a
   for (const failure of failures) await spoolFailure(path, failure);
   const scene = await changeSource(db);
   await using other = db.connect("warehouse");
-  // The row under which events are numbered: the drain stops at its first event.
+  // The row that numbers events: the drain stops at its first event.
   await other.unsafe(
     "begin; select from marketing_data_service.event_order for update",
   );
@@ -322,7 +322,7 @@ Deno.test("the spooled failure names the first committed table when the warehous
   const scene = await changeSource(db);
   const network = proxied(db);
   await using other = db.connect("warehouse");
-  // The last commit waits for this row, the first does not.
+  // Only the last commit waits for this row.
   await other.unsafe(
     "begin; select from marketing_data_service.event_order for update",
   );

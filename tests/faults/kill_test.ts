@@ -34,7 +34,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
         await using network = proxied(db, SLOW);
         await using other = db.connect("warehouse");
         await other.unsafe("begin");
-        // The run goes on after the other table is committed.
+        // The run continues after the commit of the other table.
         if (phase === "wait") {
           await other.unsafe(
             "lock table m_data.closed_deal in row exclusive mode",
@@ -46,7 +46,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
         const finished = await program.finished;
         assertEnded(finished, signal === "SIGKILL" ? 137 : 143);
         await other.unsafe("commit");
-        // The other table is old or new: it commits by itself.
+        // The other table is old or new, because it commits separately.
         if (phase !== "wait") {
           assertEquals((await targetContent(db))[LEAD], scene.old[LEAD]);
         }
@@ -88,7 +88,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
     assertEnded(finished, signal === "SIGKILL" ? 137 : 143);
     await other.unsafe("commit");
     assertEquals(await targetContent(db), scene.old);
-    // A caller with the same request joins the run that the dead process left.
+    // A caller with the same request joins the run of the dead process.
     await settle(db, {
       group: `${signal} to the process`,
       fault: "while the load waits for the service's lock",
@@ -103,7 +103,7 @@ Deno.test("the event names the committed table after kill -9 between the two com
   await using db = await loadedDatabases();
   const scene = await changeSource(db);
   await using other = db.connect("warehouse");
-  // The row under which events are numbered: the last commit needs it, the first does not.
+  // The row that numbers events. Only the last commit needs it.
   await other.unsafe(
     "begin; select from marketing_data_service.event_order for update",
   );
@@ -134,7 +134,7 @@ Deno.test("the event names the committed table after kill -9 between the two com
 
 Deno.test("the event reports the outcome of a COMMIT that continues after kill -9", async () => {
   await using db = await loadedDatabases({ deals: 20, leads: 20 });
-  // Closed deals are equal, so nothing made this trigger act before the commit.
+  // The closed deals are equal, so this trigger fires only at the commit.
   await db.source.unsafe(
     "update marketing.marketing_qualified_leads set origin = 'new'",
   );
@@ -153,7 +153,7 @@ Deno.test("the event reports the outcome of a COMMIT that continues after kill -
   );
   program.kill("SIGKILL");
   const outcome = await program.finished;
-  // At once: the server still commits for the dead process.
+  // At once, because the server still commits for the dead process.
   const next = await runProgram(["load"], db.environment);
   assertEnded(next, 0);
   measure({
@@ -174,7 +174,7 @@ Deno.test("the next load delivers the event after kill -9 between commit and del
     EVENT_PUBLISHER_TYPE: "file",
     EVENT_FILE: file,
   };
-  // The event of the first load is not in the file yet; marking it as delivered has to wait.
+  // The file does not have the event of the first load. The mark of its delivery must wait.
   await using other = db.connect("warehouse");
   await other.unsafe(
     "begin; select 1 from marketing_data_service.event for update",
@@ -213,7 +213,7 @@ Deno.test("a second SIGTERM after more than a second ends the process at once", 
   await using network = proxied(db, SLOW);
   const program = watchProgram(["load"], network.environment);
   await program.reaches("closed_deal: lock");
-  // The end in order waits for this lock.
+  // The orderly stop waits for this lock.
   await using other = db.connect("warehouse");
   await other.unsafe(
     "begin; lock table marketing_data_service.run in share mode",
@@ -241,7 +241,7 @@ for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
     await using network = proxied(db, SLOW);
     const program = watchProgram(["load"], network.environment);
     await program.reaches("closed_deal: lock");
-    // Apart, since the kernel takes two that are pending for one.
+    // With a pause, because the kernel merges two pending signals.
     for (let n = 0; n < 3; n++) {
       program.kill(signal);
       await delay(20);

@@ -24,7 +24,7 @@ const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 /** Digest of an empty table. */
 const EMPTY = "0 d41d8cd98f00b204e9800998ecf8427e";
 
-/** What a pipeline does in one transaction, and what it leaves in the targets' places. */
+/** The statements of a pipeline in one transaction, and the targets afterwards. */
 const PIPELINES = {
   "creates it again": {
     sql: (loader: string) =>
@@ -61,7 +61,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
         )).length > 0;
         return isOver || isMadeToWait;
       });
-      // Once a target is locked the pipeline waits for the load.
+      // After the lock of a target, the pipeline waits for the load.
       if (phase !== "lock") assert(isMadeToWait);
       paused.resume();
       const outcome = await paused.outcome;
@@ -75,7 +75,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
           sayOutcome(outcome) + outcome.log,
         );
       }
-      // What the load had committed, the pipeline may have dropped right after.
+      // The pipeline may drop the committed tables right after the load.
       const now = await assertSound(db, {
         contents: [scene.old, scene.new, made],
       });
@@ -166,7 +166,7 @@ Deno.test("load reports a locked target after LOCK_TIMEOUT, and retries", async 
   }
 });
 
-/** Rights that are taken away in the middle. `$loader` and `$reader` stand for the roles. */
+/** Privileges that are revoked during a load. `$loader` and `$reader` are replaced by the roles. */
 const RIGHTS = {
   "SELECT on the source table": [
     "source",
@@ -209,7 +209,7 @@ for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
           fault: `${right}, in ${phase}`,
           scene,
           outcome,
-          // Without its own schema a run cannot be closed; it is in the spool.
+          // Without its schema, the service cannot close a run. The spool has the failure.
           mayHaveDeadRun: right.includes("marketing_data_service"),
         });
       });

@@ -72,7 +72,7 @@ Deno.test("load from a standby names max_standby_streaming_delay when recovery e
     );
     return row !== undefined;
   });
-  // What the snapshot still sees goes away: the standby cannot replay that beside it.
+  // The primary removes rows that the snapshot sees, so the standby cannot replay that.
   await db.source.unsafe("delete from marketing.marketing_qualified_leads");
   await db.source.unsafe("vacuum marketing.marketing_qualified_leads");
   const client = connectAs(

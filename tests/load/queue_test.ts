@@ -19,7 +19,7 @@ import { assertSound, sourceContent, until } from "../support/soundness.ts";
 
 const SMALL = { deals: 20, leads: 50 };
 
-/** Makes the next load wait for its table until it is disposed of. */
+/** Locks a table, so that the next load waits until this is disposed of. */
 async function holdTable(db: Databases): Promise<AsyncDisposable> {
   const writer = db.connect("warehouse");
   await writer.unsafe(
@@ -32,7 +32,7 @@ async function holdTable(db: Databases): Promise<AsyncDisposable> {
   };
 }
 
-/** Sessions that wait for the service's lock. */
+/** Returns the sessions that wait for the service's lock. */
 async function countWaiting(db: Databases): Promise<number> {
   const [row] = await db.warehouse.unsafe(
     `select count(*)::int as n from pg_locks where relation = to_regclass('marketing_data_service.load_lock')
@@ -50,14 +50,14 @@ async function countWaiters(db: Databases): Promise<number> {
   return row!.n;
 }
 
-/** Waits until so many wait for their turn. */
+/** Waits until this number of sessions wait for their turn. */
 const waiting = (db: Databases, count: number) =>
   until(
     async () => await countWaiting(db) === count,
     async () => `${await countWaiting(db)} wait, not ${count}`,
   );
 
-/** Starts a load and waits until it is held up by its table. */
+/** Starts a load and waits until it waits for its table. */
 async function startRunning(db: Databases): Promise<Started> {
   const started = startProgram(["load", "--json"], {
     ...db.environment,
@@ -71,7 +71,7 @@ async function startRunning(db: Databases): Promise<Started> {
   return started;
 }
 
-/** Starts loads one after the other, each once the ones before it wait. */
+/** Starts loads one after the other, each after the earlier ones wait. */
 async function startQueued(
   db: Databases,
   lockTimeouts: readonly number[],
@@ -91,7 +91,7 @@ async function startQueued(
   return started;
 }
 
-/** States and codes of the runs, newest first, each with its count of events. */
+/** Returns states and codes of the runs, newest first, each with its number of events. */
 async function states(db: Databases): Promise<string[]> {
   const rows = await db.warehouse.unsafe(
     `select state || coalesce(' ' || code, '') || ' ' || count(event.seq) as state
@@ -200,7 +200,7 @@ Deno.test("a service closes a run after its waiting time when all its callers ar
     running.process.kill("SIGKILL");
     await running.finished;
   }
-  // A minute passes.
+  // Simulates the passage of a minute.
   await db.warehouse.unsafe(
     `update marketing_data_service.run set wait_until = wait_until - interval '2 min' where state = 'queued'`,
   );
@@ -327,7 +327,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
   const request = { ...ALL, trigger: "cli" } as const;
   const run = await enqueueRun(warehouse, request, 60, "one");
   const joined: QueuedRun[] = [];
-  // Between the withdrawal of the wait and the close of the run.
+  // The moment between the withdrawal of the wait and the close of the run.
   const slow: Executor = {
     async query<T extends Row>(
       text: string,
@@ -354,7 +354,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
   );
   assertEquals(event?.run_id, run.id);
   assertEquals((await states(db))[0], "interrupted terminated 1");
-  // Once more, as after a lost answer.
+  // A second time, as after a lost answer.
   assertEquals(
     await withdrawRun(warehouse, joined[0]!, "two", stop, MARKETING_TABLES),
     undefined,
@@ -409,7 +409,7 @@ Deno.test("a withdrawn run that the warehouse cannot record is spooled, and the 
   assertEquals([run.id, event.run_id], [row!.id, row!.id]);
   await db.warehouse.unsafe(`grant update ${runs} to ${db.loader}`);
   await other.unsafe("rollback");
-  // Of another kind, so that it does not join the run.
+  // A different request, so that it does not join the run.
   const next = startProgram(["load", "--mode", "full"], db.environment);
   assertEquals((await next.finished).code, 0);
   assertEquals((await states(db)).slice(0, 2), [
@@ -484,7 +484,7 @@ Deno.test("a wait with a lost connection ends at its deadline", async () => {
     `select pg_terminate_backend(pid) from pg_locks where relation = to_regclass('marketing_data_service.load_lock')
        and not granted and database = (select oid from pg_database where datname = current_database())`,
   );
-  // With a new limit for the second connection it would be longer by the time that the first one waited.
+  // A new limit for the second connection would add the waiting time of the first one.
   const ended = await Promise.race([
     started!.finished,
     until(isPast("2 s")).then(() => undefined),
@@ -527,7 +527,7 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
     return row!.state;
   };
   assertEquals(await stateOf(ids.awaited), "queued");
-  // The new program runs what is to run in any case, and closes what nobody waits for any more.
+  // The new version runs the unconditional runs, and closes runs without callers.
   await using service = serviceOf(db);
   await using _server = await startServer(db);
   await until(async () => await stateOf(ids.certain) === "succeeded");

@@ -224,7 +224,7 @@ export async function copyOlist(
   );
 }
 
-/** Registers a test that needs the published data. It is skipped where the data is absent. */
+/** Registers a test that needs the published data. It is skipped without the data. */
 export function testWithOlist(
   name: string,
   fn: (t: Deno.TestContext) => Promise<void>,
