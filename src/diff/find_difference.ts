@@ -1,6 +1,6 @@
 /**
- * Finds what differs between the two sides of a table: whole tables first, then
- * recent rows or buckets, then rows. Each step is one query on either side.
+ * Finds the differences between the two sides of a table: first of whole tables,
+ * then of recent rows or buckets, then of rows. Each step is one query on each side.
  *
  * @module
  */
@@ -110,7 +110,7 @@ export async function compareContent(
 
 /**
  * Returns the plan that replaces the target rows with the keys of recent source
- * rows, or `undefined` when that would not make the target equal to the source.
+ * rows. Returns `undefined` when that would not make the target equal to the source.
  */
 async function planFromRecent(
   sides: Sides,

@@ -22,8 +22,8 @@ export type Buckets = ReadonlyMap<number, Fingerprint>;
 /** The assignment of rows to buckets. */
 export interface Bucketing {
   /**
-   * The hash of the first column is cheap to filter by, but a frequent value puts
-   * many rows into one bucket. The hash of the whole row spreads any table.
+   * A filter by the hash of the first column is cheap, but a frequent value fills
+   * one bucket. The hash of the whole row spreads any table.
    */
   readonly by: "first column" | "row";
   /** Number of buckets, a power of two. */
@@ -131,12 +131,10 @@ function* rowsByHash(text: string): Generator<RowsOfHash, undefined> {
 }
 
 /**
- * Returns the fingerprint of a table after a delta, from the fingerprints before,
- * of the deleted and of the written rows. Returns `undefined` when they do not
- * determine it.
- *
- * The rows that were not written are among the old rows that were not deleted.
- * If there are as many, they are the same rows.
+ * Returns the fingerprint of a table after a delta. It follows from the fingerprints
+ * of the old, the deleted and the written rows. Returns `undefined` when they do not
+ * determine it. The rows that were not written are among the old rows that were not
+ * deleted. If there are as many, they are the same rows.
  */
 export function afterDelta(
   before: Fingerprint,
@@ -163,13 +161,13 @@ export function bucketCount(rows: number): number {
   return buckets;
 }
 
-/** How a load makes the target equal to the source. */
+/** The mode of a load of one table. */
 export type PlanMode = "unchanged" | "delta" | "full";
 
-/** Buckets that differ. */
+/** The differing buckets. */
 export interface BucketDifference extends Bucketing {
   readonly changed: readonly number[];
-  /** Rows in them, in the source and in the target. */
+  /** Numbers of rows in these buckets, in the source and in the target. */
   readonly sourceRows: number;
   readonly targetRows: number;
 }
@@ -177,7 +175,10 @@ export interface BucketDifference extends Bucketing {
 /** The maximum number of rows of one side that are compared one by one, in memory. */
 export const MAX_DIFFED_ROWS = 250_000;
 
-/** Most rows written since the last load that are looked at: from about here on copying all is the faster way. */
+/**
+ * Maximum number of rows written since the last load that are compared. For more
+ * rows, a full copy is faster.
+ */
 export const MAX_RECENT_ROWS = 100_000;
 
 /** Returns whether to compare the single rows of the differing buckets. */
@@ -208,7 +209,7 @@ export function differingBuckets(
   return { ...bucketing, changed, sourceRows, targetRows };
 }
 
-/** From this share of the rows on a delta costs more than it saves. */
+/** From this share of the rows, a delta costs more than a full copy. */
 const MAX_DELTA_SHARE = 0.5;
 
 /** Returns the mode for a number of rows that may differ and the number of source rows. */
@@ -224,7 +225,7 @@ export function modeFor(
   return differing >= 2 * MAX_DELTA_SHARE * rows ? "full" : "delta";
 }
 
-/** So many times more rows than buckets of their size would have make a bucketing unfit. */
+/** Factor by which differing buckets may exceed the average number of rows. */
 const MAX_SKEW = 4;
 
 /** Returns whether the differing buckets hold far more rows than average, so that they do not narrow the search. */
@@ -236,7 +237,7 @@ export function isSkewed(
   return Math.max(sourceRows, targetRows) > MAX_SKEW * share * rows;
 }
 
-/** Returns whether both fingerprints stand for the same rows. */
+/** Returns whether both fingerprints describe the same rows. */
 export function equal(
   a: Fingerprint | undefined,
   b: Fingerprint | undefined,

@@ -17,7 +17,7 @@ import {
 } from "../tables/column_types.ts";
 import type { Column } from "../tables/declaration.ts";
 
-/** How rows are hashed. */
+/** The method of hashing rows. */
 export interface HashMethod {
   /**
    * `native` is PostgreSQL's own 64-bit hash. `text` is for two servers whose own
@@ -55,10 +55,9 @@ export function castToTarget({ name, type }: Column): string {
 
 /**
  * Returns the hash of a row as an SQL expression. Equal hashes mean equal bytes.
- *
- * Each column is hashed with its own seed. The hashes of all columns but the
- * first become the seed of the first. So the hash is not linear in its columns:
- * the sum over a table changes when two rows exchange a value. The sum of
+ * Each column is hashed with its own seed. The hashes of all columns but the first
+ * become the seed of the first. So the hash is not linear in its columns. The sum
+ * over a table changes when two rows exchange a value. The sum of
  * `hash_record_extended` does not change then. Building a record also costs more.
  */
 export function rowHash(
@@ -87,7 +86,7 @@ export function rowHash(
   );
 }
 
-/** 64 bits of a text's bytes, whatever the database's collation takes for equal. */
+/** Returns 64 bits of the bytes of a text, for every collation. */
 function hashOf(text: string, seed: string): string {
   return `pg_catalog.hashtextextended(${text} collate "C", ${seed})`;
 }
@@ -112,15 +111,18 @@ function withLength(column: Column): string {
   })::text || ':' || ${value}, '~')`;
 }
 
-/** The bytes that COPY moves, on every server the same; in a SQL_ASCII database as they are, valid or not. */
+/**
+ * Returns the bytes that COPY moves. They are the same on every server. A SQL_ASCII
+ * database also has invalid ones.
+ */
 function bytesOf(text: string): string {
   return `pg_catalog.convert_to(${text},
     case pg_catalog.getdatabaseencoding() when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end)`;
 }
 
 /**
- * An expression that has the same value on two servers exactly when their row
- * hashes can be compared.
+ * SQL expression with the same value on two servers exactly when their row hashes
+ * are comparable.
  */
 export const HASH_PROBE = `(select ${
   rowHash([
@@ -131,12 +133,15 @@ export const HASH_PROBE = `(select ${
   ], { kind: "native", seed: 0n })
 }::text from (values ('closed_deal', -0.5, '2018-02-26 19:58:54+00', null)) probe (a, b, c, d))`;
 
-/** Expression over `pg_class c`: a plain heap, whose rows have ids that stay, and no rule rewrites what is done to it. */
+/**
+ * SQL expression over `pg_class c`. It is true for a plain heap with stable row ids
+ * and without rules.
+ */
 export const HAS_STABLE_CTID =
   `(c.relkind = 'r' and not c.relhassubclass and not c.relhasrules
   and c.relam = (select oid from pg_catalog.pg_am where amname = 'heap'))`;
 
-/** SQL of the fingerprint of the whole table: columns `count`, `checksum`. */
+/** Returns SQL of the fingerprint of the whole table. Its columns are `count` and `checksum`. */
 export function wholeTableSql(
   from: string,
   columns: readonly Column[],
@@ -147,7 +152,10 @@ export function wholeTableSql(
   }), 0)::text as checksum from ${from}`;
 }
 
-/** The hash of the first column as an SQL expression. It need not tell NULL from anything. */
+/**
+ * Returns the hash of the first column as an SQL expression. NULL may have the hash
+ * of another value.
+ */
 function keyHash(columns: readonly Column[], method: HashMethod): string {
   const first = columns.slice(0, 1);
   return method.kind === "text"
@@ -155,7 +163,7 @@ function keyHash(columns: readonly Column[], method: HashMethod): string {
     : `coalesce(${hashOf(valueAsText(first[0]!), seedOf(method, 0))}, 0)`;
 }
 
-/** The number of a row's bucket as an SQL expression. */
+/** Returns the bucket number of a row as an SQL expression. */
 function bucketNumber(
   columns: readonly Column[],
   method: HashMethod,
@@ -168,8 +176,8 @@ function bucketNumber(
 }
 
 /**
- * Returns SQL of the fingerprints by bucket, as one text for
- * {@linkcode parseBuckets}: to receive many rows would cost more.
+ * Returns SQL of the fingerprints by bucket. The result is one text for {@linkcode
+ * parseBuckets}, because many rows cost more.
  */
 export function bucketsSql(
   from: string,
@@ -187,9 +195,9 @@ export function bucketsSql(
 
 /**
  * Returns SQL of the rows that meet the condition, at most `maxRows` and one more.
- * Its columns are `count`, `rows` and `keys`. `rows` is one text for
- * {@linkcode diffRows}: the hash of each row and its ctid where that is stable,
- * ordered by the bytes of the hash. `keys` has the hashes of the first columns.
+ * Its columns are `count`, `rows` and `keys`. `rows` is one text for {@linkcode
+ * diffRows}. It has the hash of each row and its stable ctid, ordered by the bytes
+ * of the hash. `keys` has the hashes of the first columns.
  */
 export function rowsSql(
   from: string,
@@ -209,14 +217,20 @@ export function rowsSql(
       from ${from} where ${condition} limit ${maxRows + 1}) rows`;
 }
 
-/** SQL condition that holds for the rows that the transaction with this 64-bit id and later ones have written. Needs a table with row ids. */
+/**
+ * Returns an SQL condition for the rows that this transaction and later ones have
+ * written. `id` has 64 bits. Needs a table with row ids.
+ */
 export function writtenSinceSql(xid8: string): string {
   // A row has the lower 32 bits.
   const xid = BigInt.asUintN(32, BigInt(xid8));
   return `pg_catalog.age(xmin) <= (select pg_catalog.age('${xid}'::pg_catalog.xid))`;
 }
 
-/** SQL condition that holds for the rows whose first columns have the given hashes, as {@linkcode rowsSql} tells them. */
+/**
+ * Returns an SQL condition for the rows whose first columns have the hashes from
+ * {@linkcode rowsSql}.
+ */
 export function withKeysSql(
   columns: readonly Column[],
   method: HashMethod,
@@ -225,7 +239,7 @@ export function withKeysSql(
   return `${keyHash(columns, method)} = any ('{${keys}}'::int8[])`;
 }
 
-/** SQL condition that holds for the rows of one side that differ. */
+/** Returns an SQL condition for the differing rows of one side. */
 export function differingRowsSql(
   columns: readonly Column[],
   method: HashMethod,
@@ -237,7 +251,7 @@ export function differingRowsSql(
     : `${rowHash(columns, method)} = any ('{${hashes}}'::int8[])`;
 }
 
-/** SQL condition that holds for the rows of the given buckets. */
+/** Returns an SQL condition for the rows of the given buckets. */
 export function inBucketsSql(
   columns: readonly Column[],
   method: HashMethod,
@@ -248,7 +262,10 @@ export function inBucketsSql(
   } = any ('{${difference.changed}}'::int8[])`;
 }
 
-/** SQL that deletes rows and tells the fingerprint of those that are gone: columns `count`, `checksum`. */
+/**
+ * Returns SQL that deletes rows and returns their fingerprint. Its columns are
+ * `count` and `checksum`.
+ */
 export function deleteSql(
   relation: string,
   columns: readonly Column[],

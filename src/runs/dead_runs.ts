@@ -84,7 +84,7 @@ async function interruptRun(
     });
     return true;
   } catch (error) {
-    // Its own process closed it.
+    // The process of the run has closed it.
     if (error instanceof ServiceError && error.code === "run_lost") {
       return false;
     }

@@ -1,12 +1,12 @@
 /**
- * Describes what a run did, for people.
+ * Describes the results of a run.
  *
  * @module
  */
 import { formatCount, MAX_NAMES } from "../format.ts";
 import type { TableEntry } from "./event.ts";
 
-/** Returns what a load did to a table: `failed`, `unchanged`, or the mode with its counts. */
+/** Returns the result of a table: `failed`, `unchanged`, or the mode with its counts. */
 export function describeChange(entry: TableEntry): string {
   if (entry.status === "failure") return "failed";
   if (entry.mode === "unchanged") return "unchanged";

@@ -1,6 +1,6 @@
 /**
- * The event: the announcement of a finished run. Its row in the warehouse is
- * the event; deliveries follow from the row.
+ * The event of a finished run. It is a row of the warehouse. Deliveries read that
+ * row.
  *
  * @module
  */
@@ -12,10 +12,10 @@ import {
   type TableDeclaration,
 } from "../tables/declaration.ts";
 
-/** What can ask for a run. */
+/** The triggers of a run. */
 export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
 
-/** What asked for a run, stored verbatim. */
+/** The trigger of a run, stored verbatim. */
 export type Trigger = (typeof TRIGGERS)[number];
 
 /** Name of a publisher, stored verbatim. */
@@ -28,7 +28,7 @@ export type TableEntry = LoadedEntry | FailedEntry;
 export interface LoadedEntry {
   readonly table: string;
   readonly status: "success";
-  /** Rows that the target holds, verified. */
+  /** Number of rows in the target, verified. */
   readonly records_loaded: number;
   /** Seconds. */
   readonly duration: number;
@@ -45,15 +45,15 @@ export interface LoadedEntry {
   readonly target?: string;
 }
 
-/** A table that was not loaded: the target is as it was. */
+/** A table that was not loaded. The target is unchanged. */
 export interface FailedEntry {
   readonly table: string;
   readonly status: "failure";
   /** One line: message and remedy. */
   readonly error: string;
-  /** What failed, where and why. Absent in entries of versions before 0.2. */
+  /** The failed action and the reason. Absent in entries of versions before 0.2. */
   readonly message?: string;
-  /** What to do about it. Absent where `message` is. */
+  /** The remedy. Absent when `message` is absent. */
   readonly remedy?: string;
   readonly code: ErrorCode;
   readonly attempts: number;
@@ -62,7 +62,7 @@ export interface FailedEntry {
   readonly target?: string;
 }
 
-/** Result of the comparison that a load had to pass. */
+/** Result of the verification. */
 export interface IntegrityCheck {
   readonly table: string;
   readonly integrity_ok: boolean;
@@ -76,7 +76,7 @@ interface Totals {
   readonly failed_tables: number;
 }
 
-/** Announces a run that loaded all its tables. */
+/** The event of a run that loaded all its tables. */
 export interface LoadedEvent {
   readonly event_type: "marketing-data-loaded";
   readonly status: "success";
@@ -92,7 +92,7 @@ export interface LoadedEvent {
   readonly source_snapshot_at: string;
 }
 
-/** Announces a run that failed, wholly or in part; `details` names what was loaded all the same. */
+/** The event of a run in which a table failed. `details` names the loaded tables, too. */
 export interface FailedEvent {
   readonly event_type: "marketing-data-load-failed";
   readonly status: "failure";
@@ -106,13 +106,13 @@ export interface FailedEvent {
   readonly source_snapshot_at?: string;
 }
 
-/** The closed union of what the service announces. */
+/** All events of the service. */
 export type LoadEvent = LoadedEvent | FailedEvent;
 
-/** The channel that every event is notified on, in the warehouse. */
+/** The channel of the warehouse for notifications of every event. */
 export const EVENT_CHANNEL = "marketing_data_events";
 
-/** What an event is about. */
+/** The run of an event. */
 interface EventSubject {
   readonly runId: string;
   readonly trigger: Trigger;
@@ -121,7 +121,7 @@ interface EventSubject {
   readonly sourceSnapshotAt: string | null;
 }
 
-/** The entry of a loaded table. */
+/** Returns the entry of a loaded table. */
 export function loadedEntry(
   result: TableResult,
   attempts: number,
@@ -149,7 +149,7 @@ function relationsOf(
   return { source: formatRelation(source), target: formatRelation(target) };
 }
 
-/** The integrity check of a loaded table. */
+/** Returns the integrity check of a loaded table. */
 export function integrityCheck(result: TableResult): IntegrityCheck {
   return {
     table: result.table.name,
@@ -184,7 +184,7 @@ export function failedEntry(
   };
 }
 
-/** The event of a run whose tables all succeeded. */
+/** Returns the event of a run in which all tables succeeded. */
 export function loadedEvent(
   subject: EventSubject,
   results: readonly LoadedEntry[],
@@ -206,7 +206,7 @@ export function loadedEvent(
   };
 }
 
-/** The event of a run that failed, wholly or in part. */
+/** Returns the event of a run in which a table failed. */
 export function failedEvent(
   subject: EventSubject,
   error: string,
@@ -233,7 +233,7 @@ const MAX_ERRORS = 10;
 /** Returns the error of a failed run, made from the errors of its tables. */
 export function failureLine(results: readonly TableEntry[]): string {
   const failed = results.filter((r) => r.status === "failure");
-  // A table that was only taken along by another's failure is not the cause.
+  // A table that was rolled back with another one is not the cause.
   const causes = failed.filter((r) => r.code !== "rolled_back");
   const loaded = results.filter((r) => r.status === "success").map((r) =>
     r.table
@@ -260,7 +260,7 @@ function totals(results: readonly TableEntry[]): Totals {
   };
 }
 
-/** JavaScript's clock in the form of an event's timestamp, for when the warehouse's is out of reach. */
+/** Returns the time of this host in the format of an event, for an unreachable warehouse. */
 export function timestampOf(date: Date): string {
   return date.toISOString().replace("Z", "000");
 }

@@ -1,5 +1,5 @@
 /**
- * The history as people and programs read it, and its retention.
+ * Reads the history, and removes old runs.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import type { PhaseTiming } from "../sync/progress.ts";
 import type { PublisherName } from "./event.ts";
 import type { Executor, RunState } from "./run.ts";
 
-/** A run as the history shows it. Times are UTC, ISO 8601. */
+/** A run in the history. Times are UTC, ISO 8601. */
 export interface RunSummary {
   readonly run_id: string;
   readonly status: RunState;
@@ -38,7 +38,7 @@ export interface RunSummary {
   readonly runner: string | null;
 }
 
-/** A run with what it did to each table, and its event once there is one. */
+/** A run with its tables, and its event once there is one. */
 export interface RunDetails extends RunSummary {
   readonly table_loads: readonly {
     readonly table: string;
@@ -50,19 +50,19 @@ export interface RunDetails extends RunSummary {
   readonly event: LoadEvent | null;
 }
 
-/** An event with its place in the order of all events. */
+/** An event with its number and its deliveries. */
 export interface StoredEvent {
-  /** Cursor for what comes after this event. */
+  /** The number of the event. It is the cursor for later events. */
   readonly seq: number;
   readonly event: LoadEvent;
-  /** What became of it beyond the table; empty where there are no publishers. */
+  /** The delivery to each publisher. */
   readonly deliveries: readonly EventDelivery[];
 }
 
-/** What became of an event at one publisher. */
+/** The delivery of an event to one publisher. */
 interface EventDelivery {
   readonly publisher: PublisherName;
-  /** `stopped`: the receiver wants no more, see {@linkcode resumePublisher}. */
+  /** `stopped` means that the receiver refuses events, see {@linkcode resumePublisher}. */
   readonly status: "pending" | "delivered" | "given_up" | "stopped";
   readonly attempts: number;
   readonly delivered_at: string | null;
@@ -90,15 +90,15 @@ function summaryOf({ id, state, tables, ...row }: Row): RunSummary {
   } as RunSummary;
 }
 
-/** Which runs to list, newest first. */
+/** A selection of runs, newest first. */
 export interface RunFilter {
   readonly limit: number;
-  /** Only runs that were asked for before this one. */
+  /** Only runs that were requested before this one. */
   readonly before?: string | undefined;
   readonly status?: RunState | undefined;
 }
 
-/** The newest runs. */
+/** Returns the newest runs. */
 export async function listRuns(
   executor: Executor,
   { limit, before, status }: RunFilter,
@@ -121,7 +121,7 @@ export interface RunOutcome extends RunSummary {
   readonly tally: Tally;
 }
 
-/** The newest runs, each with what it did. */
+/** Returns the newest runs, each with its results. */
 export async function listOutcomes(
   executor: Executor,
   { limit, before, status }: RunFilter,
@@ -152,14 +152,14 @@ export async function listOutcomes(
   }));
 }
 
-/** What the history knows of a table. Times are UTC, ISO 8601. */
+/** The history of a table. Times are UTC, ISO 8601. */
 export interface TableHistory {
   readonly table: string;
-  /** The newest load that is committed. */
+  /** The newest committed load. */
   readonly loaded: {
     readonly run_id: string;
     readonly finished_at: string;
-    /** The moment of the source that the target holds. */
+    /** Time of the source snapshot that the target contains. */
     readonly source_snapshot_at: string | null;
     readonly entry: LoadedEntry;
   } | null;
@@ -169,7 +169,7 @@ export interface TableHistory {
     readonly finished_at: string;
     readonly entry: FailedEntry;
   } | null;
-  /** When a load last wrote to it. */
+  /** Time of the last load that wrote to the table. */
   readonly written_at: string | null;
   /** Seconds of the last loads that are committed, the oldest first. */
   readonly durations: readonly number[];
@@ -237,7 +237,7 @@ export async function findRun(
   return run;
 }
 
-/** Returns those of the runs that the history has. */
+/** Returns the runs with these ids that are in the history. */
 export async function findRuns(
   executor: Executor,
   ids: readonly string[],
@@ -259,7 +259,10 @@ export async function findRuns(
   }));
 }
 
-/** Returns a table's load with the phases as they are named now. Version 0.1 stored `startedAfter`. */
+/**
+ * Returns the load of a table with the present names of the phases. Version 0.1
+ * stored `startedAfter`.
+ */
 function withPhases(
   { phases, ...load }: {
     phases: readonly (PhaseTiming & { startedAfter?: number })[];
@@ -275,7 +278,7 @@ function withPhases(
   };
 }
 
-/** Ids of the runs whose id begins like that: two at most, which is one too many. */
+/** Returns the ids of runs that begin with the text, at most two. */
 export async function findRunIds(
   executor: Executor,
   beginning: string,
@@ -287,7 +290,7 @@ export async function findRunIds(
   return rows.map(({ id }) => id);
 }
 
-/** Events in their order, from the one after the cursor; 0 begins with the oldest. */
+/** Returns the events after the cursor, in order. 0 returns the oldest first. */
 export async function listEvents(
   executor: Executor,
   after: number,
@@ -333,10 +336,8 @@ export async function lastSuccess(
 
 /**
  * Removes finished runs that are older than `days`, with their events. An
- * event that one of the publishers still has to hand over keeps its run,
- * unless its receiver wants no more.
- *
- * @returns the number of runs that were removed.
+ * undelivered event keeps its run, unless its receiver refuses events. Returns the
+ * number of removed runs.
  */
 export async function pruneHistory(
   executor: Executor,

@@ -1,5 +1,5 @@
 /**
- * One load at a time, across processes and hosts: the service's lock.
+ * The service's lock, which allows one load at a time across processes and hosts.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { Session } from "../postgres/session.ts";
 import { qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 
-/** The empty table that a load locks. Only a role with a right to it can. */
+/** The empty table that a load locks. That needs a privilege on the table. */
 const LOCK_TABLE = {
   schema: "marketing_data_service",
   name: "load_lock",
@@ -25,9 +25,9 @@ export const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
 export interface Lock extends AsyncDisposable {
   /** Aborts with a {@linkcode ServiceError} when the lock is lost. */
   readonly signal: AbortSignal;
-  /** Process id of the backend that holds it. */
+  /** Process id of the backend that holds the lock. */
   readonly pid: number;
-  /** The server that holds it. All connections of a run must use this server. */
+  /** The server that holds the lock. All connections of a run must use this server. */
   readonly holder: ServerHolder;
 }
 

@@ -23,13 +23,13 @@ const SERVER = `(select system_identifier
   from pg_control_system())`;
 
 /**
- * How far above the last number the next one is after a change of the server,
- * at least. A standby may lack the newest events, and their numbers must not
- * come again. The clock is for a backup that is restored twice.
+ * Minimum gap between the numbers of events after a change of the server. A standby
+ * may lack the newest events, and their numbers must not be reused. The clock is for
+ * a backup that is restored twice.
  */
 const SEQUENCE_JUMP = 1_000_000;
 
-/** SQL of the database's time in the format of an event. */
+/** SQL for the time of the database in the format of an event. */
 export const NOW =
   `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
 
@@ -161,8 +161,8 @@ export async function recordTableLoad(
 }
 
 /**
- * Forgets the tables that a run has loaded from a snapshot that is lost. They
- * are loaded again with all the others, from the next one.
+ * Deletes the records of tables from a lost snapshot. They are loaded again with all
+ * the others from the next snapshot.
  */
 export async function forgetTableLoads(
   executor: Executor,

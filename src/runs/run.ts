@@ -20,7 +20,7 @@ export interface RunOptions {
   readonly recreate: boolean;
 }
 
-/** A run: who asked for it, and for what. */
+/** A run: its trigger and its options. */
 export interface Run extends RunOptions {
   readonly id: string;
   readonly trigger: Trigger;
@@ -35,7 +35,7 @@ export interface QueuedRun extends Run {
   readonly deadline: number | null;
 }
 
-/** How a run ended. */
+/** The end of a run. */
 export interface RunEnd {
   readonly state: "succeeded" | "failed" | "interrupted";
   readonly event: LoadEvent;

@@ -1,5 +1,5 @@
 /**
- * Watching the runs of a process, as metrics, traces and the dashboard do.
+ * Observers of the runs of a process, such as metrics, traces and the dashboard.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { Progress } from "../sync/progress.ts";
 import type { LoadEvent } from "./event.ts";
 import type { Run } from "./run.ts";
 
-/** Watches the runs of a process. Its methods must not wait. */
+/** Observes the runs of a process. Its methods must not wait. */
 export interface RunObserver {
   runStarted?(run: Run): void;
   progress?(runId: string, progress: Progress): void;

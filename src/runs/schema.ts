@@ -1,5 +1,5 @@
 /**
- * Brings the service's own schema in the warehouse up to date.
+ * Migrates the schema of the service in the warehouse.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { type ConnectionOptions, Session } from "../postgres/session.ts";
 import { ServiceError } from "../errors.ts";
 import { eventTriggerRemedy } from "../sync/target.ts";
 
-/** The migrations in order; the version is the position, from 1. */
+/** The migrations in order. The version is the position, from 1. */
 const MIGRATIONS = [
   "0001_initial.sql",
   "0002_deliveries.sql",
@@ -32,11 +32,10 @@ const CREATED_MEANWHILE: ReadonlySet<string | undefined> = new Set([
 ]);
 
 /**
- * Applies the migrations that are missing.
+ * Applies the missing migrations.
  *
- * @throws {ServiceError} `schema_too_new` when a newer program was here,
- * `permission_denied` when the schema cannot be made, `history_locked` when
- * another session locks its tables, `read_only`.
+ * @throws {ServiceError} `schema_too_new`, `permission_denied`, `read_only`, or
+ * `history_locked` when another session locks its tables.
  */
 export async function migrate(
   pool: Pool,
@@ -100,7 +99,7 @@ async function applyMissing(
 }
 
 /**
- * Makes sure that there is a history to read, for what only reads it.
+ * Checks that the history exists.
  *
  * @throws {ServiceError} `history_missing`, `schema_too_new`.
  */
@@ -116,7 +115,7 @@ export async function requireHistory(pool: Pool): Promise<void> {
   );
 }
 
-/** The schema may have been made by an administrator for a role that must not make schemas. */
+/** An administrator may have created the schema for a role without CREATE. */
 const BOOTSTRAP = `
   do $$ begin
     if to_regnamespace('marketing_data_service') is null then

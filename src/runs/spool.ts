@@ -1,6 +1,6 @@
 /**
- * The spool: failures that could not be put on record because the warehouse
- * was out of reach, kept in a file until it is back.
+ * The spool: a file of failures that the warehouse did not record. A later load
+ * records them.
  *
  * @module
  */
@@ -26,18 +26,18 @@ import {
   withFile,
 } from "../append_file.ts";
 
-/** A failed run and its event; one line of the spool. */
+/** A failed run and its event: one line of the spool. */
 interface SpooledFailure {
   readonly run: Run;
   readonly event: FailedEvent;
   readonly code: ErrorCode;
-  /** The process that asked for the run. Lines of version 0.1 lack it. */
+  /** The process that requested the run. Lines of version 0.1 lack it. */
   readonly runner?: string;
-  /** The end of that process's wait for the run, see `QueuedRun`. */
+  /** The end of the wait of that process, see `QueuedRun`. */
   readonly deadline?: number | null | undefined;
 }
 
-/** The spool at a path. */
+/** Returns the spool at the path. */
 export function spoolFile(path: string): AppendFile {
   return { path, label: "spool", variable: "EVENT_SPOOL_FILE" };
 }
@@ -85,12 +85,10 @@ export async function spoolUnrecorded(
 }
 
 /**
- * Puts the spooled failures on record, each once however often it is tried,
- * and takes them out of the spool. The caller holds the service's lock. A run
- * that has an end by now, such as one that was found dead, keeps it.
- *
- * A line that is no failure stays as it is: the file may hold other data. Never
- * throws: a failure that is not on record yet is no reason not to load.
+ * Records the spooled failures, each once, and removes them from the spool. The
+ * caller holds the service's lock. A run that has already ended keeps its end. Other
+ * lines stay, because the file may contain other data. Never throws, because an
+ * unrecorded failure must not prevent a load.
  */
 export async function drainSpool(
   executor: Executor,
@@ -99,13 +97,13 @@ export async function drainSpool(
 ): Promise<void> {
   try {
     await withFile(spoolFile(path), { create: false }, async (file) => {
-      // Held until the spool is empty, so that no line is added unseen.
+      // The lock is held until the spool is empty, so that no line is lost.
       await file.lock(true);
       await drain(executor, file, path, log);
     });
   } catch (error) {
     const { cause, line } = asServiceError(error);
-    // The spool of another setup, which this process may not see, holds nothing from it.
+    // Without access to the spool, this process has no lines in it.
     if (cause instanceof Deno.errors.NotCapable) return;
     log.error("Failures stay in the spool {path}: {reason}", {
       path,
@@ -137,7 +135,7 @@ async function drain(
   if (drained > 0) await keepOnly(file, joined(rest));
 }
 
-/** The lines of a text, each with its newline. */
+/** Returns the lines of a text, each with its newline. */
 function* linesOf(text: Uint8Array): Generator<Uint8Array> {
   for (let start = 0; start < text.length;) {
     const newline = text.indexOf(NEWLINE, start);
@@ -159,12 +157,12 @@ function joined(lines: readonly Uint8Array[]): Uint8Array {
 
 const NEWLINE = 10;
 
-/** Whether a line holds nothing, such as the hole that a crash left. */
+/** Returns whether a line is empty, such as a hole after a crash. */
 function isBlank(line: Uint8Array): boolean {
   return line.every((byte) => byte === 0 || byte === NEWLINE);
 }
 
-/** The failure in a line; none in an empty one, nor in one that a crash has torn. */
+/** Returns the failure in a line, or `undefined` for an empty or torn line. */
 function parseFailure(line: Uint8Array): SpooledFailure | undefined {
   try {
     const text = new TextDecoder().decode(line);
@@ -176,7 +174,7 @@ function parseFailure(line: Uint8Array): SpooledFailure | undefined {
   }
 }
 
-/** Puts a failure on record. Returns whether it is one. */
+/** Records a failure. Returns whether the line is one. */
 async function record(
   executor: Executor,
   failure: SpooledFailure,
@@ -187,7 +185,7 @@ async function record(
     return true;
   } catch (error) {
     const { code, message } = asServiceError(error);
-    // Closed by somebody else in the meantime.
+    // Another process has closed the run.
     if (code === "run_lost") return true;
     if (code !== "value_invalid" && code !== "constraint_violated") throw error;
     log.error("A line of the spool is no failure of a run: {reason}", {
@@ -226,7 +224,7 @@ async function insertClosed(
     const { id } = run;
     await withdrawWait(executor, { id, deadline: deadline ?? null }, runner);
   }
-  // Its process may have committed a table and not have learned of it.
+  // Its process may have committed a table without an answer.
   await endBackends(executor, run.id);
   const loaded = await loadedByRun(executor, run.id);
   const entries = event.details.results.map((entry) =>
@@ -243,7 +241,7 @@ async function insertClosed(
   });
 }
 
-/** What an event told of its run, for another event of the same run. */
+/** Returns the run of an event, for another event of the same run. */
 function subjectOf(
   { run_id, trigger, timestamp }: Pick<
     FailedEvent,

@@ -1,6 +1,6 @@
 /**
- * What belongs to a table that is dropped and created again: what is carried
- * over to the new table, and what cannot be.
+ * Replaces a table with its properties. Names the properties that a new table cannot
+ * keep.
  *
  * @module
  */
@@ -9,14 +9,14 @@ import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 
-/** Something that belonged to the old table, and the SQL that gives it to the new one. */
+/** A property of the old table, and the SQL that gives it to the new one. */
 interface Belonging {
-  /** As messages name it. */
+  /** Name in messages. */
   readonly what: string;
   readonly sql: string;
 }
 
-/** The failure of a table that cannot be replaced without losing these. */
+/** Returns the failure of a table that cannot be replaced without losing these objects. */
 export function notCarried(
   { name, target }: TableDeclaration,
   losses: readonly string[],
@@ -36,9 +36,9 @@ export function notCarried(
 }
 
 /**
- * Checks that nothing is lost when the table is dropped.
+ * Checks that dropping the table loses nothing.
  *
- * @throws {ServiceError} `target_in_use`, naming all that would be.
+ * @throws {ServiceError} `target_in_use`, naming the objects that would be lost.
  */
 export async function checkReplaceable(
   table: Table,
@@ -108,7 +108,7 @@ export async function checkReplaceable(
   if (rows.length > 0) throw notCarried(table, rows.map(({ loss }) => loss));
 }
 
-/** SQL that makes `relation`, which is empty, be stored as the old table is. */
+/** Returns SQL that gives the empty `relation` the storage options of the old table. */
 export async function storageOf(
   warehouse: Session,
   oid: number,
@@ -142,8 +142,8 @@ export async function storageOf(
 }
 
 /**
- * What the old table has, in the order in which the new one is to get it once
- * it has the old one's name.
+ * Returns the properties of the old table. The new one gets them in this order after
+ * it has the old name.
  */
 export async function belongingsOf(
   table: Table,
@@ -160,7 +160,7 @@ export async function belongingsOf(
   return belongings;
 }
 
-/** One query for each kind, with columns `what` and `sql`. What others need comes first. */
+/** One query for each kind of property, with columns `what` and `sql`. Dependencies come first. */
 function belongingQueries(
   { columns, target }: Table,
   { serverVersion }: Session,
@@ -183,7 +183,7 @@ function belongingQueries(
        pg_catalog.pg_get_expr(d.adbin, d.adrelid)) as sql
      from ${kept} join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
      where a.attgenerated = ''`,
-    // Without a constraint to name it, before PostgreSQL 18.
+    // Before PostgreSQL 18, no constraint names it.
     `select 'NOT NULL' as what, ${alter} || pg_catalog.format('alter column %I set not null', a.attname) as sql
      from ${kept} where a.attnotnull and not exists (select from pg_catalog.pg_constraint n
        where n.conrelid = a.attrelid and n.contype = 'n' and n.conkey[1] = a.attnum)`,
@@ -197,7 +197,7 @@ function belongingQueries(
      where x.indrelid = ${oid} and not exists (select from pg_catalog.pg_constraint
        where conindid = x.indexrelid and conrelid = ${oid} and contype in ('p', 'u', 'x'))
      order by i.relname`,
-    // After the keys and indexes that it may refer to, as it can refer to its own table.
+    // After keys and indexes, because a foreign key can refer to its own table.
     `select 'constraint ' || pg_catalog.quote_ident(conname) as what, ${alter} || pg_catalog.format('add constraint %I %s', conname,
        pg_catalog.pg_get_constraintdef(oid)) as sql
      from pg_catalog.pg_constraint where conrelid = ${oid} and contype = 'f' order by conname`,
@@ -321,7 +321,7 @@ function belongingQueries(
     }) as sql
      from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
      where r.prrelid = ${oid} order by p.pubname`,
-    // Exactly the old ones: default privileges may have given the new table more.
+    // Exactly the old privileges: default privileges may give the new table more.
     `select distinct 'its privileges' as what, pg_catalog.format('revoke all on %s from %s', ${relation}, ${
       roleName("grantee")
     }) as sql from (
@@ -339,12 +339,12 @@ function belongingQueries(
   ];
 }
 
-/** Expression of the role's name as SQL has it; 0 stands for all roles. */
+/** Returns an expression of the role's name in SQL. 0 means all roles. */
 function roleName(oid: string): string {
   return `case when ${oid} = 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(${oid})) end`;
 }
 
-/** The beginning of a SELECT of what a comment can be on. */
+/** The beginning of a SELECT of objects with a comment. */
 function catalog(
   name: string,
   oid: string,
