@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 const MIGRATIONS = new URL("../../src/runs/migrations/", import.meta.url);
 

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { runProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { freePort, startServer, until } from "../support/server.ts";
 import {
   type Endpoint,

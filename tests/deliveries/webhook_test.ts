@@ -5,7 +5,8 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { runJson, runProgram, startProgram } from "../support/program.ts";
+import { startProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { freePort, until } from "../support/server.ts";
 import {
   idsOf,

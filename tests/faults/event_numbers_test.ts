@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
-import { runProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { copyFiles } from "../support/server_files.ts";
 
 for (const kind of ["a promoted standby", "a restored backup"] as const) {

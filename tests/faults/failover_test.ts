@@ -15,7 +15,7 @@ import {
   serviceOf,
 } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
-import { runProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { Proxy } from "../support/proxy.ts";
 import { copyFiles } from "../support/server_files.ts";
 import { startServer, until } from "../support/server.ts";

@@ -1,11 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Databases } from "../support/databases.ts";
-import {
-  type Finished,
-  runJson,
-  runProgram,
-  runWithFileLimit,
-} from "../support/program.ts";
+import { type Finished, runWithFileLimit } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import {
   changeSource,
   loadedDatabases,

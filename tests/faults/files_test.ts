@@ -4,7 +4,7 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { appendLine } from "../../src/append_file.ts";
 import { drainSpool, spoolFailure } from "../../src/runs/spool.ts";
 import { startLoad } from "../support/local_load.ts";

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
-import { runProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
 import { sayOutcome } from "../support/local_load.ts";
 import { measure } from "../support/measure.ts";

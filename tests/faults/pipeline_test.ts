@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { createTableSql } from "../../src/sync/target.ts";
 import {

@@ -1,7 +1,8 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type PostgresServer, startPostgres } from "../../demo/postgres.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
-import { runJson, runProgram, startProgram } from "../support/program.ts";
+import { startProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
 
 /** Makes `standby` follow `primary`, from a copy of its files. */

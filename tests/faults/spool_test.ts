@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type ErrorCode, ERRORS } from "../../src/errors.ts";
 import { createDatabases } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { startServer, until } from "../support/server.ts";
 
 Deno.test("a failure without the warehouse is spooled, and recorded once by the next load", async () => {

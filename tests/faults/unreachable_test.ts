@@ -1,6 +1,6 @@
 import { assert, assertStringIncludes } from "@std/assert";
 import { freePort } from "../support/server.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { proxied } from "../support/phases.ts";
 import {
   changeSource,

@@ -7,7 +7,8 @@ import {
 import fc from "fast-check";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import * as program from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 50 };
@@ -340,7 +341,7 @@ Deno.test("the service requires the token except for /health, and refuses to lis
   assertEquals((await server.json("/runs", right)).status, 200);
   const wrong = { headers: { authorization: "Bearer tok-en-123457" } };
   assertEquals((await server.json("/runs", wrong)).status, 401);
-  const open = await runProgram(["serve"], {
+  const open = await program.runProgram(["serve"], {
     ...db.environment,
     HOST: "0.0.0.0",
     PORT: "0",

@@ -3,7 +3,7 @@ import { parseConfig } from "../../src/config/config.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { sharedHealthCheck } from "../../src/service/health.ts";
 import { createDatabases } from "../support/databases.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { type Server, startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 3, leads: 3 };

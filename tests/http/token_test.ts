@@ -3,7 +3,7 @@ import { getLogger } from "@logtape/logtape";
 import { isHttps } from "../../src/http/middleware/auth.ts";
 import { FailedTokens } from "../../src/http/middleware/failed_tokens.ts";
 import { createDatabases } from "../support/databases.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 
 const TOKEN = "tok-en-12345678907890";

@@ -10,7 +10,8 @@ import {
   PASSWORD,
   type Sql,
 } from "../support/databases.ts";
-import { runJson, runProgram, spawnProgram } from "../support/program.ts";
+import { spawnProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
 
 const ROWS = { deals: 842, leads: 8000 };

@@ -4,7 +4,7 @@ import {
   type Databases,
   type Sql,
 } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
 /** Values in which equal texts, hashes or operators hide different bytes, by type. */

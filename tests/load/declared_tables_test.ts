@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 

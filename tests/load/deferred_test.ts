@@ -2,7 +2,7 @@ import { assertEquals, assertMatch } from "@std/assert";
 import { parseConfig } from "../../src/config/config.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { createDatabases } from "../support/databases.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
 
 /** Trigger functions that change the target after the writes of the load. */

@@ -5,7 +5,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 20 };

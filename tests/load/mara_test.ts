@@ -9,7 +9,7 @@ import {
   OLIST_TABLES,
   OLIST_TABLES_FILE,
 } from "../support/olist.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
 /** The formats of Mara's `Copy`: CSV with `csv_format=True`, and plain text without. */

@@ -8,7 +8,7 @@ import {
   OLIST_TABLES_FILE,
   testWithOlist,
 } from "../support/olist.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 
 /** The sizes of the published data where OLIST_FULL_SIZE is set. */
 const ROWS = Deno.env.get("OLIST_FULL_SIZE")

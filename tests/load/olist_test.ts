@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { copyOlist, testWithOlist } from "../support/olist.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 testWithOlist(
   "load copies the real Olist data with equal values, and then reports unchanged",

@@ -1,6 +1,6 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 Deno.test("load keeps a partitioned target partitioned, with full copies and deltas", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 400 } });

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { findProgram, testWith } from "../support/debian.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { freePort, startServer, until } from "../support/server.ts";
 
 /** A PgBouncer in front of the server of the given variables. By default, it pools transactions. */

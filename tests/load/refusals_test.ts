@@ -5,7 +5,8 @@ import { Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
 import { CONNECTIONS_PER_LOAD } from "../../src/postgres/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
-import { runJson, runProgram, spawnProgram } from "../support/program.ts";
+import { spawnProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 const ONCE = { RETRY_ATTEMPTS: "1" };

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 const LEAD = "m_data.marketing_qualified_lead";

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
-import { runProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 
 /** An escape sequence of each kind, a forged log line, and reversed text. */

@@ -7,7 +7,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { createDatabases } from "../support/databases.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 
 type State = [number, number, number];
 

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROWS = { deals: 3, leads: 3 };
 

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { identifier } from "../../src/postgres/sql.ts";
 import { createDatabases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 3, leads: 3 };

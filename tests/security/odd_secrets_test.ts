@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { VARIABLES } from "../../src/config/variables.ts";
 import { createDatabases } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 

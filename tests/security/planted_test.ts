@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { createDatabases, type Sql } from "../support/databases.ts";
-import { runJson, runProgram } from "../support/program.ts";
+import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 
 const ROOT = new URL("../../", import.meta.url);

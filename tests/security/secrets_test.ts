@@ -2,7 +2,8 @@ import { assert, assertEquals } from "@std/assert";
 import { startEndpoint } from "../support/webhook_endpoint.ts";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { freePort, startServer, until } from "../support/server.ts";
-import { runProgram, startProgram } from "../support/program.ts";
+import { startProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 
 const TOKEN = "t0ken-Recognisable\"'&-8265";
 const KEY = "recognisable key of webhook signatures";

@@ -1,6 +1,6 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { runJson } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 
 const FORGE =
   `update m_data.closed_deal set business_type = 'forged' where ctid = (select min(ctid) from m_data.closed_deal)`;

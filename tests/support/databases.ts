@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { Buffer } from "node:buffer";
+import { createHash, createHmac, pbkdf2Sync } from "node:crypto";
 import { tmpdir } from "node:os";
 import postgres from "postgres";
 import {
@@ -49,6 +51,8 @@ export interface DatabasesOptions {
 
 /** Password of every role of a test. No output may contain it. */
 export const PASSWORD = "s3cret-Pässwort'\"\\%&=";
+
+const VERIFIER = verifierOf(PASSWORD);
 
 /**
  * Returns the address of a server for its superuser, from `TEST_DATABASE_URL` or,
@@ -107,10 +111,8 @@ export async function createDatabases(
   };
   await createRole(admin.source, reader);
   await createRole(admin.warehouse, loader);
-  await admin.source.unsafe(`create database ${identifier(names.source)}`);
-  await admin.warehouse.unsafe(
-    `create database ${identifier(names.warehouse)}`,
-  );
+  await createDatabase(admin.source, names.source);
+  await createDatabase(admin.warehouse, names.warehouse);
   await admin.warehouse.unsafe(
     `grant create on database ${identifier(names.warehouse)} to ${
       identifier(loader)
@@ -169,10 +171,43 @@ export async function createDatabases(
 }
 
 async function createRole(sql: Sql, name: string): Promise<void> {
-  const password = PASSWORD.replaceAll("'", "''").replaceAll("\\", "\\\\");
   await sql.unsafe(
-    `create role ${identifier(name)} login password E'${password}'`,
+    `create role ${identifier(name)} login password '${VERIFIER}'`,
   );
+}
+
+/**
+ * Creates a database by copying files. With its files in memory and without
+ * fsync, the server needs half as long as by writing them to its log.
+ */
+async function createDatabase(sql: Sql, name: string): Promise<void> {
+  const [server] = await sql.unsafe(
+    "select current_setting('server_version_num')::int as version",
+  );
+  const strategy = server!.version < 150_000 ? "" : "strategy file_copy";
+  await sql.unsafe(`create database ${identifier(name)} ${strategy}`);
+}
+
+/**
+ * Returns what a server stores of a password. Few iterations save the program
+ * some milliseconds for each connection.
+ */
+function verifierOf(password: string, iterations = 8): string {
+  const salt = crypto.getRandomValues(new Uint8Array(16));
+  const key = pbkdf2Sync(
+    password.normalize("NFKC"),
+    salt,
+    iterations,
+    32,
+    "sha256",
+  );
+  const sign = (text: string) =>
+    createHmac("sha256", key).update(text).digest();
+  const stored = createHash("sha256").update(sign("Client Key")).digest();
+  const base64 = (bytes: Uint8Array) => Buffer.from(bytes).toString("base64");
+  return `SCRAM-SHA-256$${iterations}:${base64(salt)}$${base64(stored)}:${
+    base64(sign("Server Key"))
+  }`;
 }
 
 function databaseVariables(

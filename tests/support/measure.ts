@@ -18,11 +18,15 @@ export interface Measurement {
   readonly recoverySeconds: number;
 }
 
+const FILE = Deno.env.get("FAULTS_MEASURE");
+
+/** Whether measurements are saved. */
+export const IS_MEASURED = Boolean(FILE);
+
 /** Saves a measurement. */
 export function measure(measurement: Measurement): void {
-  const path = Deno.env.get("FAULTS_MEASURE");
-  if (!path) return;
-  Deno.writeTextFileSync(path, `${JSON.stringify(measurement)}\n`, {
+  if (!FILE) return;
+  Deno.writeTextFileSync(FILE, `${JSON.stringify(measurement)}\n`, {
     append: true,
   });
 }

@@ -20,7 +20,7 @@ export interface Started {
 }
 
 /** A compiled program to test instead of the sources. */
-const BINARY = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
+export const BINARY = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
 
 /** Working folder of a compiled program, outside of the project. */
 const EMPTY_FOLDER = BINARY ? Deno.makeTempDirSync() : undefined;
@@ -223,12 +223,24 @@ export async function runWithFileLimit(
 }
 
 /** Runs a command of the program with `--json` and parses what it prints. */
-export async function runJson(
+export function runJson(
   words: readonly string[],
   environment: Readonly<Record<string, string>> = {},
+): Promise<Printed> {
+  return parseJson(runProgram([...words, "--json"], environment));
+}
+
+/** What a command with `--json` printed. */
+export interface Printed extends Finished {
   // deno-lint-ignore no-explicit-any -- the tests assert on what they use
-): Promise<Finished & { json: any }> {
-  const finished = await runProgram([...words, "--json"], environment);
+  readonly json: any;
+}
+
+/** Parses the first line that a command printed. */
+export async function parseJson(
+  running: Promise<Finished>,
+): Promise<Printed> {
+  const finished = await running;
   const [first] = finished.stdout.split("\n");
   return { ...finished, json: first ? JSON.parse(first) : undefined };
 }

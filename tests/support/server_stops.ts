@@ -5,7 +5,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
-import { runJson } from "./program.ts";
+import { runJson } from "./program_here.ts";
 import { loadHere, pauseLoad, sayOutcome } from "./local_load.ts";
 import { changeSource, loadedDatabases, settle } from "./fault_scene.ts";
 import { assertEnded } from "./soundness.ts";

@@ -1,7 +1,8 @@
 import { assertEquals } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
-import { finish, runProgram, startTaskOnTerminal } from "../support/program.ts";
+import { finish, startTaskOnTerminal } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { freePort, until } from "../support/server.ts";
 
 const ctrlC = new Uint8Array([3]);

@@ -1,6 +1,7 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
-import { runJson, runRedirected } from "../support/program.ts";
+import { runRedirected } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 
 const ignore = Deno.build.os !== "linux"; // Only Linux has /dev/full.
 
