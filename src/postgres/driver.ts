@@ -60,6 +60,14 @@ export function createClient(
     publications: "none",
     connection: { application_name: options.applicationName },
     onnotice: () => {},
+    types: {
+      json: {
+        to: 114,
+        from: [114, 3802],
+        serialize: JSON.stringify,
+        parse: parseJson,
+      },
+    },
     ...(options.onNotify ? { onnotify: options.onNotify } : {}),
     socket: dial,
   };
@@ -68,10 +76,27 @@ export function createClient(
   );
 }
 
-/** Returns a setting that the server reported at the start of the connection. */
-export function parameterOf(client: Client, name: string): string {
-  return (client.parameters as Record<string, string | undefined>)[name] ?? "";
+/** Maximum length of a JSON value. Its objects can take ten times the memory of its text. */
+const MAX_JSON_LENGTH = 16 * 1024 * 1024;
+
+function parseJson(text: string): unknown {
+  if (text.length > MAX_JSON_LENGTH) {
+    throw new RangeError("a JSON value is too long");
+  }
+  return JSON.parse(text);
 }
+
+/** Maximum length of a setting that messages may contain, in characters. */
+const MAX_PARAMETER_LENGTH = 100;
+
+/** Returns a setting that the server reported, shortened where it is no genuine one. */
+export function parameterOf(client: Client, name: string): string {
+  const parameters = client.parameters as Record<string, string | undefined>;
+  return (parameters[name] ?? "").slice(0, MAX_PARAMETER_LENGTH);
+}
+
+/** Errors of the driver when it cannot read a message. */
+const MISREAD = [RangeError, SyntaxError, TypeError];
 
 /** The answer to a script. */
 export interface Answer<T extends Row = Row> {
@@ -91,14 +116,21 @@ const MIN_WRITE_BYTES = 1024;
  * Sends a script and returns its answer. All scripts of a client with one
  * connection run in the order in which they were sent.
  *
- * Relies on the driver: it writes long messages at once, and the result of a
- * script is an array of results as soon as a second statement returns rows.
+ * Relies on the driver: it writes long messages at once. The result of a script
+ * is an array of results as soon as a second statement returns rows. A message
+ * that the driver cannot read fails the script with an error of JavaScript.
  */
 export async function send<T extends Row = Row>(
   client: Client,
   script: string,
 ): Promise<Answer<T>> {
-  const result = await client.unsafe(script.padEnd(MIN_WRITE_BYTES));
+  const result = await client.unsafe(script.padEnd(MIN_WRITE_BYTES))
+    .catch((cause) => {
+      const isUnread = MISREAD.some((type) => cause instanceof type);
+      throw isUnread
+        ? new Error("the server sent a malformed message", { cause })
+        : cause;
+    });
   const sets = result as unknown as T[] | T[][];
   const rows = "command" in sets ? sets : sets.at(-1);
   return { rows: rows as T[], count: result.count ?? 0 };
@@ -157,8 +189,7 @@ export function closeNow(client: Client): void {
 interface SocketGuard {
   /** @throws {Error} when the bytes of the server are refused. */
   check(chunk: Buffer): void;
-  /** Whether `checkClient` is still needed. */
-  readonly readsClient: boolean;
+  /** Reads the bytes of the driver. */
   checkClient(chunk: Buffer): void;
 }
 
@@ -167,8 +198,8 @@ interface SocketGuard {
  * driver. A violation closes the socket with its error.
  *
  * Relies on streams: all data reach listeners through `emit`, and `destroy` emits
- * its error as `error`. Relies on the driver: it sends its first SCRAM message in
- * one `write`.
+ * its error as `error`. Relies on the driver: it sends its first SCRAM message,
+ * and each statement, in one `write`.
  */
 export function guardSocket(socket: Duplex, guard: SocketGuard): void {
   const emit = socket.emit;
@@ -188,8 +219,7 @@ export function guardSocket(socket: Duplex, guard: SocketGuard): void {
   } as typeof emit;
   const write = socket.write;
   socket.write = function (chunk: Buffer, ...rest: unknown[]) {
-    if (guard.readsClient) guard.checkClient(chunk);
-    else socket.write = write;
+    guard.checkClient(chunk);
     return Reflect.apply(write, socket, [chunk, ...rest]);
   } as typeof write;
 }

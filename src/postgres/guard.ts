@@ -27,8 +27,13 @@ const MAX_STARTUP_BYTES = 256 * KIB;
 /** Maximum memory of one answer, in bytes. COPY data do not count, because they are not kept. */
 const MAX_ANSWER_BYTES = 512 * MIB;
 
-/** Estimated memory overhead of a kept message, in bytes. */
-const MESSAGE_OVERHEAD_BYTES = 128;
+/** Estimated memory of a kept message, of its values, and of a described column, in bytes. */
+const MESSAGE_BYTES = 128;
+const VALUE_BYTES = 64;
+const COLUMN_BYTES = 256;
+
+/** Maximum length of the name of a setting, in bytes. PostgreSQL's own are shorter. */
+const MAX_NAME_BYTES = 127;
 
 /** Maximum number of settings that a server may report. PostgreSQL reports about 15. */
 const MAX_PARAMETERS = 256;
@@ -41,15 +46,17 @@ const type = (letter: string) => letter.charCodeAt(0);
 const COPY_DATA = type("d");
 const DATA_ROW = type("D");
 const READY = type("Z");
+const QUERY = type("Q");
 
-/** Maximum length of each message, by its type. The guard refuses all other types. */
+/**
+ * Maximum length of each message, by its type. The guard refuses all other types,
+ * such as those of the extended protocol, which the driver is not made to use.
+ */
 const MAX_LENGTHS = new Map([
   // The limit that the server sets for a value.
   [COPY_DATA, 1024 * MIB],
   [DATA_ROW, 64 * MIB],
   [READY, 5],
-  [type("1"), 4],
-  [type("2"), 4],
   [type("A"), 64 * KIB],
   [type("C"), KIB],
   [type("E"), 8 * MIB],
@@ -59,11 +66,9 @@ const MAX_LENGTHS = new Map([
   [type("K"), 264],
   [type("N"), 8 * MIB],
   [type("R"), 16 * KIB],
-  [type("S"), MIB],
+  [type("S"), 64 * KIB],
   [type("T"), MIB],
   [type("c"), 4],
-  [type("n"), 4],
-  [type("t"), 256 * KIB],
 ]);
 
 /** Messages that the guard reads whole. The driver loops without end, or throws outside a promise, where they are malformed. */
@@ -74,6 +79,9 @@ const STARTUP = new Set([..."EKNRSZ"].map(type));
 
 /** Messages that are no part of an answer. */
 const ASIDES = new Set([..."ANS"].map(type));
+
+/** Messages that need no statement. */
+const UNASKED = new Set([..."AENS"].map(type));
 
 /** Messages that the driver does not keep. */
 const NOT_KEPT = new Set([..."ANSc"].map(type));
@@ -89,7 +97,10 @@ export class ServerGuard {
   #isAuthenticated = false;
   #scram: ScramState = "none";
   #bytes = 0;
-  #hasColumns = false;
+  /** Statements that the server has not answered. */
+  #awaited = 0;
+  /** Number of columns that the answer describes. */
+  #columns: number | undefined;
   readonly #parameters = new Set<string>();
   /** The COPY that the server may answer with, or is sending. */
   #copy: "none" | "in" | "out" | "sending" = "none";
@@ -128,13 +139,15 @@ export class ServerGuard {
     return this.#fatal;
   }
 
-  /** Whether the guard reads what the client sends. It does until the login is complete. */
-  get readsClient(): boolean {
-    return !this.#isAuthenticated;
-  }
-
-  /** Records the SCRAM nonce that the driver sends. The driver does not compare it with the challenge. */
+  /**
+   * Counts the statements that the driver sends. It takes any answer for that to
+   * the next one. Also records the SCRAM nonce, which the driver does not compare
+   * with the challenge.
+   */
   checkClient(chunk: Buffer): void {
+    const isStatement = chunk[0] === QUERY && chunk.length > HEADER_BYTES &&
+      chunk.readUInt32BE(1) === chunk.length - 1;
+    if (this.#isReady && isStatement) this.#awaited++;
     if (this.#scram !== "begun") return;
     this.#nonce ??= /n,,n=\*,r=([\x21-\x2b\x2d-\x7e]+)$/
       .exec(chunk.toString("latin1"))?.[1];
@@ -243,12 +256,13 @@ export class ServerGuard {
           `more than ${MAX_STARTUP_BYTES} bytes before the session began`,
         );
       }
-    } else if (!NOT_KEPT.has(kind)) {
-      this.#bytes += length + MESSAGE_OVERHEAD_BYTES;
-      if (this.#bytes > MAX_ANSWER_BYTES) {
-        throw this.#violation(
-          `an answer that takes more than ${MAX_ANSWER_BYTES / MIB} MiB`,
-        );
+    } else {
+      if (this.#awaited === 0 && !UNASKED.has(kind)) {
+        throw this.#violation("an answer without a statement");
+      }
+      if (!NOT_KEPT.has(kind)) {
+        const values = kind === DATA_ROW ? this.#columns ?? 0 : 0;
+        this.#addMemory(length + MESSAGE_BYTES + values * VALUE_BYTES);
       }
     }
     switch (kind) {
@@ -257,16 +271,20 @@ export class ServerGuard {
         if (!this.#isAuthenticated) {
           throw this.#violation("ReadyForQuery without authentication");
         }
-        if (!this.#isReady) this.#onReady();
+        if (this.#isReady) this.#awaited--;
+        else this.#onReady();
         this.#isReady = true;
         this.#bytes = 0;
-        this.#hasColumns = false;
+        this.#columns = undefined;
         if (this.#copy === "sending") this.#copy = "none";
         return;
       case DATA_ROW:
-        if (!this.#hasColumns) {
+        if (this.#columns === undefined) {
           throw this.#violation("a row before the description of its columns");
         }
+        return;
+      case type("K"):
+        if (length < 12) throw this.#violation("a malformed key");
         return;
       case type("G"):
         if (this.#copy !== "in") {
@@ -289,17 +307,28 @@ export class ServerGuard {
     }
   }
 
+  /** Adds to the memory that the answer takes. */
+  #addMemory(bytes: number): void {
+    this.#bytes += bytes;
+    if (this.#bytes > MAX_ANSWER_BYTES) {
+      throw this.#violation(
+        `an answer that takes more than ${MAX_ANSWER_BYTES / MIB} MiB`,
+      );
+    }
+  }
+
   /** Checks the body of a message. `hasMore` means that the server did not wait for an answer. */
   #inspect(kind: number, body: Buffer, hasMore: boolean): void {
     switch (kind) {
       case type("R"):
         return this.#inspectAuthentication(body, hasMore);
       case type("S"): {
-        this.#parameters.add(
-          body.subarray(0, Math.min(body.indexOf(0) + 1, 64)).toString(
-            "latin1",
-          ),
-        );
+        const [name, , end, ...more] = body.toString("latin1").split("\0");
+        const isWhole = end === "" && more.length === 0;
+        if (!name || name.length > MAX_NAME_BYTES || !isWhole) {
+          throw this.#violation("a malformed setting");
+        }
+        this.#parameters.add(name);
         if (this.#parameters.size > MAX_PARAMETERS) {
           throw this.#violation(`more than ${MAX_PARAMETERS} settings`);
         }
@@ -318,10 +347,13 @@ export class ServerGuard {
     }
   }
 
-  /** Keeps an error that ends the session. */
+  /** Checks that an error has its code and message, and keeps one that ends the session. */
   #inspectError(body: Buffer): void {
-    if (!this.#isReady) return;
     const error = readError(body);
+    if (!/^[0-9A-Z]{5}$/.test(error.code) || !error.message) {
+      throw this.#violation("a malformed error");
+    }
+    if (!this.#isReady) return;
     const severity = error.severity ?? error.severity_local;
     if (severity === "FATAL" || severity === "PANIC") this.#fatal ??= error;
   }
@@ -338,7 +370,8 @@ export class ServerGuard {
     if (count < 0 || at !== body.length) {
       throw this.#violation("a malformed description of columns");
     }
-    this.#hasColumns = true;
+    this.#columns = count;
+    this.#addMemory(count * COLUMN_BYTES);
   }
 
   #inspectAuthentication(body: Buffer, hasMore: boolean): void {

@@ -25,6 +25,7 @@ function readyGuard(): ServerGuard {
     () => {},
   );
   guard.check(Buffer.concat([authentication(0), message("Z", "I")]));
+  guard.checkClient(message("Q", "select 1\0"));
   return guard;
 }
 
@@ -68,4 +69,31 @@ Deno.test("ServerGuard refuses a SCRAM challenge that does not extend the client
   for (const nonce of ["mine", "theirs", "min"]) {
     assertThrows(() => challenge(nonce), Error, "for another client");
   }
+});
+
+Deno.test("ServerGuard limits the memory of columns and of empty values", () => {
+  const count = String.fromCharCode(2000 >> 8, 2000 & 255);
+  const columns = message("T", count + `c\0${"\0".repeat(18)}`.repeat(2000));
+  const row = message("D", count + "\xff\xff\xff\xff".repeat(2000));
+  for (const [first, flood] of [[columns, columns], [columns, row]] as const) {
+    const guard = readyGuard();
+    guard.check(first);
+    assertThrows(
+      () => {
+        for (let sent = 0; sent < 64 * 2 ** 20; sent += flood.length) {
+          guard.check(flood);
+        }
+      },
+      Error,
+      "more than 512 MiB",
+    );
+  }
+});
+
+Deno.test("ServerGuard refuses an answer without a statement", () => {
+  const answer = Buffer.concat([message("C", "SET\0"), message("Z", "I")]);
+  const guard = readyGuard();
+  guard.check(answer);
+  assertThrows(() => guard.check(answer), Error, "answer without a statement");
+  guard.check(message("N", "SNOTICE\0Mno\0\0"));
 });

@@ -234,6 +234,72 @@ const MISBEHAVIORS: Readonly<Record<string, [Misbehavior, RegExp]>> = {
   ],
   "a row of 1 GB": [answers(COLUMNS, big("D", 1 << 30)), /1073741824 bytes/],
   "an unknown message": [answers(message("?", "what")), /type "\?"/],
+  "an answer of the extended protocol": [
+    answers(message("1"), message("2"), READY),
+    /unexpected message of type "1"/,
+  ],
+  "an answer without a statement": [
+    greets(GREETING, COLUMNS, message("C", "SELECT 0\0"), READY),
+    /answer without a statement/,
+  ],
+  "two answers to one statement": [
+    answers(
+      message("C", "SET\0"),
+      READY,
+      COLUMNS,
+      message("C", "SELECT 0\0"),
+      READY,
+    ),
+    /answer without a statement/,
+  ],
+  "a row that is cut": [
+    answers(COLUMNS, message("D", "\0\x01\0"), READY),
+    /malformed message/,
+  ],
+  "a key of 4 bytes": [
+    greets(authentication(0), message("K", "\0\0\0\x01"), READY),
+    /malformed key/,
+  ],
+  "an error without a code": [
+    answers(message("E", "SERROR\0Mno\0\0"), READY),
+    /malformed error/,
+  ],
+  "an error with a code of 1 MB": [
+    answers(
+      message("E", `SERROR\0C${"x".repeat(1 << 20)}\0Mno\0\0`),
+      READY,
+    ),
+    /malformed error/,
+  ],
+  "an error with an empty body": [
+    answers(message("E"), READY),
+    /malformed error/,
+  ],
+  "a version of 200 kB": [
+    greets(
+      authentication(0),
+      message("S", `server_version\x009.6${"x".repeat(200_000)}\0`),
+      message("K", new Uint8Array(8)),
+      READY,
+    ),
+    /type "S" and 2000\d\d bytes/,
+  ],
+  "a setting without a value": [
+    greets(authentication(0), message("S", "a\0"), READY),
+    /malformed setting/,
+  ],
+  "endless settings whose names begin alike": [
+    floods(
+      join(
+        ...Array.from(
+          { length: 1000 },
+          (_, i) => message("S", `${"x".repeat(64)}${i}\0value\0`),
+        ),
+      ),
+      GREETING,
+    ),
+    /more than 256 settings/,
+  ],
   "a function's result": [answers(message("V", "what")), /type "V"/],
   "a suspended portal": [answers(message("s")), /type "s"/],
   "a second request for the password": [
