@@ -110,7 +110,7 @@ function Chart(
   return (
     <figure class="chart">
       <svg
-        class={isTwoSided ? "plot two" : "plot"}
+        class="plot"
         role="img"
         aria-label={columns.length === 0
           ? `${name}: no runs yet`

@@ -17,7 +17,7 @@ export function Timeline({ run }: { run: RunDetails }) {
   const percent = (seconds: number) =>
     `${Math.round(seconds / total * 10_000) / 100}%`;
   return (
-    <div class="timeline">
+    <div>
       {lanes.map(({ table, phases }) => (
         <div class="lane">
           <h3>{table}</h3>
