@@ -6,12 +6,12 @@
 import { ServiceError } from "../errors.ts";
 
 /**
- * Maximum number of bytes to read from a body that is too large. A client that
- * still writes when the response comes would see a broken connection.
+ * Maximum number of bytes to read from a body that is too large. A client that is
+ * still writing when the response arrives would get a connection error.
  */
 const DISCARD_BYTES = 1024 * 1024;
 
-/** Seconds for the whole body to arrive. */
+/** Seconds within which the whole body must arrive. */
 const DEADLINE_SECONDS = 10;
 
 /** Maximum number of bodies that one reader receives at the same time. */
@@ -71,13 +71,13 @@ export class BodyReader {
     try {
       await Promise.race([turn.promise, stopped]);
     } catch (error) {
-      // A turn that came at the same moment goes to the next one.
+      // A turn that was granted at the same moment goes to the next body.
       if (!this.#waiting.delete(turn.resolve)) this.#leave();
       throw error;
     }
   }
 
-  /** Passes the turn on to the body that has waited longest. */
+  /** Passes the turn to the body that has waited longest. */
   #leave(): void {
     const [next] = this.#waiting;
     if (!next) {

@@ -1,4 +1,4 @@
-/** What the HTTP application works with. */
+/** The context of HTTP requests. */
 import type { Dispatcher } from "../service/dispatcher.ts";
 import type { LiveRuns } from "../service/live_runs.ts";
 import type { AppContext } from "../context.ts";
@@ -12,7 +12,7 @@ export interface HttpContext extends AppContext {
   readonly dispatcher: Dispatcher;
   readonly live: LiveRuns;
   readonly metrics: Metrics;
-  /** False until the warehouse's schema is up to date. */
+  /** Returns whether the schema of the history is up to date. */
   readonly isReady: () => boolean;
   /** Ends the streams. */
   readonly shutdown: AbortSignal;

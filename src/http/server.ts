@@ -18,7 +18,7 @@ import { isHost } from "./middleware/host.ts";
 /** Maximum number of open connections. The server closes any connection beyond it. */
 export const MAX_CONNECTIONS = 1000;
 
-/** Minimum number of connections that the server accepts, however few files the process may open. */
+/** Minimum number of connections that the server accepts, also with few file descriptors. */
 const MIN_CONNECTIONS = 16;
 
 /** Maximum number of connections that Deno accepts before the server can close the first of them. */
@@ -30,10 +30,10 @@ const RESERVED_DESCRIPTORS = 40;
 /** Maximum number of unanswered requests on a connection. The server closes a connection with more. */
 const MAX_PIPELINED_REQUESTS = 8;
 
-/** Seconds for the header of a request to arrive, from the first byte or the opening. */
+/** Seconds within which the header of a request must arrive. */
 const HEADER_SECONDS = 10;
 
-/** Seconds for a whole request to arrive. */
+/** Seconds within which a whole request must arrive. */
 const REQUEST_SECONDS = 20;
 
 /** Seconds that a connection may stay open between two requests. */
@@ -45,7 +45,7 @@ const CHECK_MILLISECONDS = 1000;
 /** Milliseconds between two warnings about connections. */
 const WARN_MILLISECONDS = 60_000;
 
-/** What the server listens on, and with what. */
+/** The options of {@linkcode listen}. */
 interface ServerOptions {
   readonly hostname: string;
   readonly port: number;
@@ -57,7 +57,7 @@ interface ServerOptions {
 
 /** A server that listens. */
 export interface HttpServer {
-  /** Stops listening and waits until open requests have ended. */
+  /** Stops listening. Waits until open requests have ended. */
   shutdown(): Promise<void>;
 }
 
@@ -89,7 +89,7 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
     outgoing.once("close", () => {
       unanswered.set(socket, unanswered.get(socket)! - 1);
     });
-    // The URL of a request needs a host. The app sees the header as it was sent.
+    // The URL of a request needs a valid host. The app still gets the original header.
     incoming.headers.host = urlHost(incoming.headers.host);
     void answer(incoming, outgoing);
   });
@@ -187,7 +187,7 @@ async function bound(
   }
 }
 
-/** Returns `work` limited to one call in a minute; the calls between are dropped. */
+/** Returns `work` limited to one call per minute. Further calls are dropped. */
 function limitRate<A extends unknown[]>(
   work: (...args: A) => void,
 ): (...args: A) => void {

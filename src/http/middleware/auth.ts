@@ -13,7 +13,7 @@ const COOKIE = "marketing_data_session";
 /** Seconds for which a browser stays signed in. */
 const SESSION_SECONDS = 12 * 3600;
 
-/** Paths that need no token: health checks, the sign-in, and its stylesheet. */
+/** Paths that need no token: health checks, the sign-in form, and its assets. */
 const OPEN = /^\/health(\/|$)|^\/session$|^\/assets\//;
 
 /** Requires the token or a session, except on the open paths. */

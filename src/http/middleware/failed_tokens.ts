@@ -1,5 +1,5 @@
 /**
- * Makes wrong tokens slow and visible.
+ * Delays the responses to wrong tokens, and logs them.
  *
  * @module
  */
@@ -8,13 +8,13 @@ import { delay } from "@std/async/delay";
 import type { Context } from "hono";
 import type { Logger } from "@logtape/logtape";
 
-/** Milliseconds before the answer to the first wrong token of an address. Each further token doubles them. */
+/** Milliseconds before the response to the first wrong token of an address. Each further token doubles them. */
 const FIRST_DELAY = 100;
 
-/** Maximum milliseconds between two answers to wrong tokens of an address. */
+/** Maximum milliseconds between two responses to wrong tokens of an address. */
 const MAX_DELAY = 5000;
 
-/** Maximum milliseconds that one answer waits, however many wait before it. */
+/** Maximum milliseconds before one response. */
 const MAX_WAIT = 30_000;
 
 /** Milliseconds after which an address without further failures is forgotten. */
@@ -30,14 +30,14 @@ const WARN_AFTER = 10_000;
 interface Failures {
   readonly count: number;
   readonly at: number;
-  /** When the last of them is answered. */
+  /** The time of the last response. */
   readonly answeredAt: number;
 }
 
 /**
- * Counts wrong tokens by address and delays their answers. The answers of one
- * address come one after another, so parallel requests gain nothing. A caller
- * with the right token behind the same proxy does not wait.
+ * Counts wrong tokens by address and delays the responses. Each address gets one
+ * response after another, so parallel requests gain nothing. A caller with the
+ * right token behind the same proxy does not wait.
  */
 export class FailedTokens {
   readonly #addresses = new Map<string, Failures>();
@@ -56,7 +56,7 @@ export class FailedTokens {
     return this.#addresses.size;
   }
 
-  /** Records a wrong token and waits before it is answered. */
+  /** Records a wrong token and waits until its response is due. */
   async delay(c: Context): Promise<void> {
     const address = addressOf(c);
     const milliseconds = this.add(address);
@@ -64,7 +64,7 @@ export class FailedTokens {
     await delay(milliseconds, { signal: c.req.raw.signal }).catch(() => {});
   }
 
-  /** Records a wrong token. Returns the milliseconds to wait before its answer. */
+  /** Records a wrong token. Returns the milliseconds to wait before the response. */
   add(address: string): number {
     const now = this.#now();
     const key = networkOf(address);
@@ -74,7 +74,7 @@ export class FailedTokens {
     const delay = Math.min(FIRST_DELAY * 2 ** (count - 1), MAX_DELAY);
     const previous = isRecent ? Math.max(now, known.answeredAt) : now;
     const answeredAt = Math.min(previous + delay, now + MAX_WAIT);
-    // Set again, so that the map's order is the order of the last failures.
+    // The map keeps the order of the last failures.
     this.#addresses.delete(key);
     this.#addresses.set(key, { count, at: now, answeredAt });
     for (const oldest of this.#addresses.keys()) {
@@ -105,8 +105,8 @@ export class FailedTokens {
 }
 
 /**
- * Returns the address, or the /64 network of an IPv6 address: whoever has one
- * such address has all addresses of its network.
+ * Returns the address, or the /64 network of an IPv6 address. A client with one
+ * such address can use all addresses of its network.
  */
 function networkOf(address: string): string {
   if (!address.includes(":") || address.includes(".")) return address;

@@ -2,7 +2,7 @@
 import type { MiddlewareHandler } from "hono";
 import { secureHeaders } from "hono/secure-headers";
 
-/** Allows pages to load from, submit to and be framed by this service only. */
+/** Allows pages to load from and submit to this service only. Forbids frames. */
 export function securityHeaders(): MiddlewareHandler {
   return secureHeaders({
     contentSecurityPolicy: {

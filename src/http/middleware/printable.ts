@@ -3,9 +3,9 @@ import type { MiddlewareHandler } from "hono";
 import { printableJson, printableLines } from "../../format.ts";
 
 /**
- * Escapes the characters that a terminal or a browser acts on, such as
- * directional overrides. Names and messages of a database can contain them.
- * Streams escape their own messages.
+ * Escapes characters that control a terminal or a browser, such as directional
+ * overrides. Names and messages of a database can contain them. Streams escape
+ * their own messages.
  */
 export function printableBodies(): MiddlewareHandler {
   return async (c, next) => {

@@ -31,7 +31,7 @@ export const refused = (description: string) => ({
 
 /** Responses of every route to an invalid or foreign Host header. */
 export const ownHost = {
-  400: refused("The Host header is malformed"),
+  400: refused("The Host header is missing or malformed"),
   403: refused("The Host header names another host"),
 };
 
@@ -47,6 +47,6 @@ export const stored = {
   400: refused("A parameter or the Host header is invalid"),
   500: refused("The warehouse failed"),
   503: refused(
-    "The warehouse is unavailable. Retry-After holds the seconds to wait",
+    "The warehouse is unavailable. Retry-After contains the seconds to wait",
   ),
 };

@@ -3,6 +3,7 @@ import type { Context } from "hono";
 import { accepts } from "hono/accepts";
 import type { Child } from "hono/jsx";
 import type { RunState } from "../../runs/run.ts";
+import type { ErrorKind } from "../../errors.ts";
 import { VERSION } from "../../identity.ts";
 import { SCRIPT, STYLESHEET } from "./assets.ts";
 import { Icons } from "./components/icons.tsx";
@@ -33,7 +34,7 @@ const SECTIONS = [["/", "Overview"], ["/runs", "Runs"], ["/docs", "API"]];
 export function answerPage(
   c: Context,
   page: Page,
-  status: 200 | 400 | 401 | 404 | 405 | 408 | 413 | 500 | 503 = 200,
+  status: ErrorKind["status"] | 200 = 200,
 ): Response {
   const isSignedIn = c.get("isSignedIn") === true;
   return c.html(

@@ -1,4 +1,4 @@
-/** The documentation of the API, for programs and for people. */
+/** The documentation of the API, for programs and people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { VERSION } from "../../identity.ts";
 import { guarded, json, text } from "../openapi/responses.ts";

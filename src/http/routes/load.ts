@@ -17,7 +17,7 @@ const refusals = {
   413: refused("The body is larger than 64 KiB"),
 };
 
-/** Adds `/load` and `/load-async`. They parse the body themselves, as JSON with any content type. */
+/** Adds `/load` and `/load-async`. They parse a body of any content type as JSON. */
 export function addLoadRoutes(
   app: OpenAPIHono,
   { config, dispatcher }: HttpContext,

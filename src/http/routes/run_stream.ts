@@ -10,13 +10,13 @@ import type { LiveRuns } from "../../service/live_runs.ts";
 import type { Progress } from "../../sync/progress.ts";
 import type { StoredRuns } from "./stored_runs.ts";
 
-/** Milliseconds between two messages at least. The changes between are folded into one. */
+/** Minimum milliseconds between two messages. Changes in between are combined. */
 const PACE_MILLISECONDS = 100;
 
-/** Milliseconds of silence after which a comment keeps proxies from closing. */
+/** Milliseconds without a message after which a comment keeps proxies from closing the stream. */
 const KEEPALIVE_MILLISECONDS = 15_000;
 
-/** What a stream reads and when it ends. */
+/** The sources of a stream, and the signal that ends it. */
 interface StreamSources {
   readonly live: LiveRuns;
   readonly stored: StoredRuns;
@@ -24,9 +24,9 @@ interface StreamSources {
 }
 
 /**
- * Sends the run's state now, at every change, and at its end. A message is only
- * made when the client has taken the one before it. The stream ends with the
- * run, or when the history no longer has the run.
+ * Sends the state of a run at once, after each change, and at its end. Creates a
+ * message only after the client has read the previous one. The stream ends with
+ * the run, or when the run is deleted.
  */
 export function streamRun(
   runId: string,
@@ -58,7 +58,7 @@ export function streamRun(
           }
           : found && storedState(found);
         if (state?.event) {
-          // The event only tells success from failure. The history has the status.
+          // The event has no state `interrupted`. The history has it.
           const record = run ? await stored.find(runId) : undefined;
           const ended = record ? storedState(record) : run ? undefined : state;
           if (ended) send("state", { ...ended, event: undefined });
@@ -77,7 +77,7 @@ export function streamRun(
         }
         if (performance.now() - sentAt > KEEPALIVE_MILLISECONDS) {
           sentAt = performance.now();
-          controller.enqueue(encoder.encode(": still here\n\n"));
+          controller.enqueue(encoder.encode(": keepalive\n\n"));
           return;
         }
         if (run) {
@@ -97,12 +97,12 @@ export function streamRun(
   }, { highWaterMark: 1 });
 }
 
-/** Returns a table's progress as programs read it. */
+/** Returns the progress of a table in the format of the API. */
 function tableState({ table, phase, rows, bytes, totalRows }: Progress) {
   return { table, phase, rows, bytes, total_rows: totalRows };
 }
 
-/** Returns the state that the history has of a run, such as one of another process. */
+/** Returns the state of a stored run, such as a run of another process. */
 function storedState(run: RunDetails) {
   return {
     run_id: run.run_id,

@@ -1,5 +1,5 @@
 /**
- * Looks up watched runs in the history: one statement a second for all streams.
+ * Looks up watched runs in the history. All streams share one statement a second.
  *
  * @module
  */
@@ -10,8 +10,8 @@ import { findRun, findRuns, type RunDetails } from "../../runs/history.ts";
 /** Milliseconds between two lookups. */
 const POLL_MILLISECONDS = 1000;
 
-/** A watched run, `"deleted"` when the history has it no longer, or `undefined` while the warehouse does not answer. */
-export type Found = RunDetails | "deleted" | undefined;
+/** A watched run, or `"deleted"`, or `undefined` while the warehouse does not answer. */
+type Found = RunDetails | "deleted" | undefined;
 
 /** The runs that streams watch. */
 export class StoredRuns {
@@ -39,12 +39,12 @@ export class StoredRuns {
     }
   }
 
-  /** Looks a run up now. Returns `undefined` when it is not found or the warehouse does not answer. */
+  /** Looks up a run now. Returns `undefined` without a run or without an answer of the warehouse. */
   async find(runId: string): Promise<RunDetails | undefined> {
     return await findRun(this.#warehouse, runId).catch(() => undefined);
   }
 
-  /** Answers all who wait, until nobody does. */
+  /** Looks up all watched runs until no stream waits. */
   async #poll(): Promise<void> {
     if (this.#isPolling) return;
     this.#isPolling = true;
