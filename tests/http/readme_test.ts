@@ -5,9 +5,14 @@ import { PAGES } from "../../docs/generate.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { missingOf } from "../support/debian.ts";
 import { skip } from "../support/measure.ts";
-import { freePort, startServer, until } from "../support/server.ts";
-
-const ROOT = new URL("../../", import.meta.url);
+import {
+  ROOT,
+  runShell,
+  serveForAMoment,
+  type Step,
+  stepsOf,
+} from "../support/documents.ts";
+import { startServer } from "../support/server.ts";
 
 /** Commands that are not run, with the reason. */
 const NOT_RUN: readonly { command: RegExp; why: string }[] = [
@@ -15,33 +20,12 @@ const NOT_RUN: readonly { command: RegExp; why: string }[] = [
   { command: /^npx -y deno@\S+ task test$/, why: "it is what runs this" },
 ];
 
-interface Step {
-  readonly language: "sh" | "sql";
-  readonly text: string;
-}
-
-/** Returns the shell lines and SQL blocks of a document, in order. */
-async function stepsOf(document: string): Promise<Step[]> {
-  const text = await Deno.readTextFile(new URL(document, ROOT));
-  const blocks = text.matchAll(/^( *)```(sh|sql)\n([^]*?)^ *```$/gm);
-  return [...blocks].flatMap(([, indent, language, body]): Step[] => {
-    const lines = body!.trimEnd().split("\n").map((line) =>
-      line.slice(indent!.length)
-    );
-    return language === "sh"
-      ? lines.map((text) => ({ language, text }))
-      : [{ language: "sql", text: lines.join("\n") }];
-  });
-}
-
 /** The placeholders of the documents, and their values here. */
-function placeholders(db: Databases, url: string, trial: string) {
+function placeholders(db: Databases, url: string) {
   return (text: string) =>
     text.replaceAll("http://127.0.0.1:8000", url)
       .replaceAll(/\breader\b/g, db.reader)
       .replaceAll(/\bloader\b/g, db.loader)
-      .replaceAll(/\bto mara\b/g, "to postgres")
-      .replaceAll(/\bdwh_trial\b/g, trial)
       .replaceAll(
         /\bdatabase dwh\b/g,
         `database ${db.environment.DWH_DB_NAME}`,
@@ -60,54 +44,16 @@ async function runSql(db: Databases, text: string): Promise<void> {
   }
 }
 
-async function runShell(command: string, env: Record<string, string>) {
-  const { code, stdout, stderr } = await new Deno.Command("sh", {
-    args: ["-c", command],
-    cwd: ROOT,
-    env,
-    stdin: "null",
-  }).output();
-  const decoder = new TextDecoder();
-  return {
-    code,
-    said: decoder.decode(stdout) + decoder.decode(stderr),
-  };
-}
-
-/** Runs a service until it is ready, then sends SIGTERM. */
-async function serveForAMoment(command: string, env: Record<string, string>) {
-  const port = freePort();
-  const process = new Deno.Command("sh", {
-    args: ["-c", `exec ${command}`],
-    cwd: ROOT,
-    env: { ...env, PORT: String(port) },
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
-  await until("the service is ready", async () => {
-    try {
-      const ready = await fetch(`http://127.0.0.1:${port}/health/ready`);
-      await ready.body?.cancel();
-      return ready.ok;
-    } catch {
-      return false;
-    }
-  });
-  process.kill("SIGTERM");
-  assertEquals((await process.status).code, 143);
-}
-
 for (
   const document of [
     "README.md",
     "docs/http-api.md",
     "docs/operations.md",
     "docs/troubleshooting.md",
-    "docs/migration.md",
   ]
 ) {
   Deno.test(`every command of ${document} does what it says`, async () => {
-    const found = await stepsOf(document);
+    const found = stepsOf(await Deno.readTextFile(new URL(document, ROOT)));
     assert(found.length > 0, `${document} has lost its examples`);
     // The first command would create a schema that the SQL of the document creates.
     const isSetUp = ({ text }: Step) => text.includes("create schema");
@@ -115,63 +61,50 @@ for (
       ...found.filter(isSetUp),
       ...found.filter((step) => !isSetUp(step)),
     ];
-    const zone = document === "docs/migration.md" ? "Europe/Berlin" : "UTC";
     await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
     await using stack = new AsyncDisposableStack();
     // Only when a command needs it, because the service creates the schema of the warehouse.
-    const isAsked = steps.some(({ text }) =>
-      /127.0.0.1:8000|python3/.test(text)
-    );
-    const url = isAsked
-      ? stack.use(await startServer(db, { LOAD_TIMEZONE: zone })).url
-      : "";
-    const trial = `${db.environment.DWH_DB_NAME}_trial`;
-    const put = placeholders(db, url, trial);
+    const isAsked = steps.some(({ text }) => /127.0.0.1:8000/.test(text));
+    const url = isAsked ? stack.use(await startServer(db)).url : "";
+    const put = placeholders(db, url);
     const env: Record<string, string> = {
       ...db.environment,
-      MARKETING_DATA_SERVICE_URL: url,
       DENORT_BIN: Deno.env.get("DENORT_BIN") ?? Deno.execPath(),
       PATH: `${dirname(Deno.execPath())}:${Deno.env.get("PATH")}`,
     };
     let isLoaded = document === "README.md";
-    try {
-      for (const { language, text } of steps) {
-        if (language === "sql") {
-          await runSql(db, put(text));
-          continue;
-        }
-        const assigned = /^export ((?:\w+=\S+ ?)+)$/.exec(text)?.[1];
-        if (assigned) {
-          for (const word of assigned.trim().split(" ")) {
-            const [name, value] = word.split("=") as [string, string];
-            // The test sets the addresses of the databases.
-            if (!/^(OLIST|DWH)_DB_/.test(name)) env[name] = value;
-          }
-          continue;
-        }
-        if (!isLoaded && !/^deno task compile/.test(text)) {
-          // All documents except the README are for readers who have loaded once.
-          isLoaded = true;
-          assertEquals((await runShell("deno task load", env)).code, 0);
-        }
-        if (NOT_RUN.some(({ command }) => command.test(text))) continue;
-        const remedy = missingOf(text);
-        if (remedy) {
-          skip(`${document}: ${text}`, remedy);
-          continue;
-        }
-        if (/^deno (task|run .* cli\.ts) serve$/.test(text)) {
-          await serveForAMoment(text, env);
-          continue;
-        }
-        const { code, said } = await runShell(put(text), env);
-        assertEquals(code, 0, `${text}\n${said}`);
-        if (text.startsWith("curl ")) assert(said.length > 0, text);
+    for (const { language, text } of steps) {
+      if (language === "sql") {
+        await runSql(db, put(text));
+        continue;
       }
-    } finally {
-      await db.warehouse.unsafe(
-        `drop database if exists ${trial} with (force)`,
-      );
+      const assigned = /^export ((?:\w+=\S+ ?)+)$/.exec(text)?.[1];
+      if (assigned) {
+        for (const word of assigned.trim().split(" ")) {
+          const [name, value] = word.split("=") as [string, string];
+          // The test sets the addresses of the databases.
+          if (!/^(OLIST|DWH)_DB_/.test(name)) env[name] = value;
+        }
+        continue;
+      }
+      if (!isLoaded && !/^deno task compile/.test(text)) {
+        // All documents except the README are for readers who have loaded once.
+        isLoaded = true;
+        assertEquals((await runShell("deno task load", env)).code, 0);
+      }
+      if (NOT_RUN.some(({ command }) => command.test(text))) continue;
+      const remedy = missingOf(text);
+      if (remedy) {
+        skip(`${document}: ${text}`, remedy);
+        continue;
+      }
+      if (/^deno (task|run .* cli\.ts) serve$/.test(text)) {
+        await serveForAMoment(text, env);
+        continue;
+      }
+      const { code, said } = await runShell(put(text), env);
+      assertEquals(code, 0, `${text}\n${said}`);
+      if (text.startsWith("curl ")) assert(said.length > 0, text);
     }
   });
 }

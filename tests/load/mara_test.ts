@@ -1,70 +1,15 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
+import { loadWithMara } from "../support/mara_load.ts";
 import {
   createEcommerce,
   fillCatalog,
-  MARA_TABLES,
-  type MaraTable,
   OLIST_TABLES,
   OLIST_TABLES_FILE,
 } from "../support/olist.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
-
-/** The formats of Mara's `Copy`: CSV with `csv_format=True`, and plain text without. */
-type MaraFormat = "csv" | "plain";
-
-/**
- * Loads tables as a Mara pipeline does. It creates schemas and tables again, and
- * pipes by position: `psql | sed '/^$/d' | psql` with `PGTZ` on both sides and
- * `delimiter_char=';'`.
- */
-async function loadWithMara(
-  db: Databases,
-  format: MaraFormat,
-  tables: readonly Omit<MaraTable, "name">[] = MARA_TABLES.marketing,
-  zone = "Europe/Berlin",
-): Promise<void> {
-  const psql = (side: "OLIST" | "DWH", flags = "") =>
-    `PGTZ=${zone} PGOPTIONS=--client-min-messages=warning psql --username=postgres ` +
-    `--host=${db.environment[`${side}_DB_HOST`]} --port=${
-      db.environment[`${side}_DB_PORT`]
-    } --no-psqlrc --set ON_ERROR_STOP=on ${
-      db.environment[`${side}_DB_NAME`]
-    } ${flags}`;
-  const schemas = new Set(tables.map(({ target }) => target.split(".")[0]!));
-  for (const schema of schemas) {
-    await db.warehouse.unsafe(
-      `drop schema if exists ${schema} cascade; create schema ${schema};
-       grant usage on schema ${schema} to ${db.loader}`,
-    );
-  }
-  for (const { target, columns, select } of tables) {
-    await db.warehouse.unsafe(
-      `drop table if exists ${target} cascade; create table ${target} (${columns});
-       grant select on ${target} to ${db.loader}`,
-    );
-    const read = format === "csv"
-      ? `echo "copy (${select}) to stdout with csv delimiter ';'" | ${
-        psql("OLIST")
-      }`
-      : `echo "${select};" | ${
-        psql("OLIST", `--tuples-only --no-align --field-separator=';'`)
-      }`;
-    const write = psql(
-      "DWH",
-      `--command="copy ${target} from stdin with ${
-        format === "csv" ? "csv " : ""
-      }delimiter as ';' null as ''"`,
-    );
-    const { success, stderr } = await new Deno.Command("sh", {
-      args: ["-c", `${read} | sed '/^$/d' | ${write}`],
-    }).output();
-    const text = new TextDecoder().decode(stderr);
-    if (!success || text) throw new Error(`${target}: ${text}`);
-  }
-}
 
 function verify(db: Databases, ...words: string[]) {
   return runJson(["verify", "--against-mara", ...words], db.environment);
@@ -173,7 +118,7 @@ maraTest(
   "verify --against-mara explains nothing with a wrong --mara-timezone",
   async () => {
     await using db = await createDatabases({ rows: { deals: 5, leads: 60 } });
-    await loadWithMara(db, "csv", undefined, "America/New_York");
+    await loadWithMara(db, "csv", { zone: "America/New_York" });
     const wrong = await verify(db);
     assertEquals([wrong.code, wrong.json.tables[1].missing], [1, 60]);
     const right = await verify(db, "--mara-timezone", "America/New_York");
@@ -203,7 +148,7 @@ maraTest(
     const verify = () => runJson(["verify", "--against-mara"], environment);
     for (const format of ["plain", "csv"] as const) {
       await t.step(`a ${format} copy`, async () => {
-        await loadWithMara(db, format, OLIST_TABLES);
+        await loadWithMara(db, format, { tables: OLIST_TABLES });
         const { code, json } = await verify();
         assertEquals(code, 0, JSON.stringify(json));
         assertEquals(notEqual(json), [
@@ -220,7 +165,7 @@ maraTest(
       const [empty] = await db.source.unsafe(
         "select count(*)::int as rows from ecommerce.geolocation where geolocation_city = ''",
       );
-      await loadWithMara(db, "plain", OLIST_TABLES);
+      await loadWithMara(db, "plain", { tables: OLIST_TABLES });
       const { code, json } = await verify();
       assertEquals(code, 0, JSON.stringify(json));
       assertEquals(notEqual(json), [
@@ -288,22 +233,24 @@ maraTest(
 `);
     const environment = { ...db.environment, ...file.variables };
     const verify = () => runJson(["verify", "--against-mara"], environment);
-    await loadWithMara(db, "csv", [
-      {
-        target: "raw.plain",
-        columns:
-          `id bigint, at timestamptz, local timestamp, day date, name varchar(20), code char(4),
+    await loadWithMara(db, "csv", {
+      tables: [
+        {
+          target: "raw.plain",
+          columns:
+            `id bigint, at timestamptz, local timestamp, day date, name varchar(20), code char(4),
           small real, amount numeric(10, 2), ok boolean, tags text[], doc json`,
-        select: "select * from shop.plain",
-      },
-      {
-        target: "raw.cast",
-        columns:
-          "day timestamptz, id numeric, next timestamptz, small double precision, label text, parsed timestamptz",
-        select:
-          `select day, id, day + interval '1 day', small, code, at::date from shop.cast where not deleted`,
-      },
-    ]);
+          select: "select * from shop.plain",
+        },
+        {
+          target: "raw.cast",
+          columns:
+            "day timestamptz, id numeric, next timestamptz, small double precision, label text, parsed timestamptz",
+          select:
+            `select day, id, day + interval '1 day', small, code, at::date from shop.cast where not deleted`,
+        },
+      ],
+    });
     const first = await verify();
     assertEquals(first.code, 0, JSON.stringify(first.json));
     assertEquals(notEqual(first.json), [
