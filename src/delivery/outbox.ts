@@ -39,7 +39,7 @@ export async function registerPublishers(
 type Backlog =
   | { readonly state: "nothing" }
   | { readonly state: "stopped"; readonly error: string }
-  /** Seconds before the next attempt; 0 for now. */
+  /** Seconds before the next attempt. 0 means now. */
   | { readonly state: "pending"; readonly dueSeconds: number };
 
 /** Returns the state of a publisher, without a lock. */

@@ -1,6 +1,6 @@
 /**
- * Finds the differences between the two sides of a table: first of whole tables,
- * then of recent rows or buckets, then of rows. Each step is one query on each side.
+ * Finds the differences between the two sides of a table. Compares whole tables, then
+ * recent rows or buckets, then rows. Each step is one query on each side.
  *
  * @module
  */

@@ -176,8 +176,8 @@ function bucketNumber(
 }
 
 /**
- * Returns SQL of the fingerprints by bucket. The result is one text for {@linkcode
- * parseBuckets}, because many rows cost more.
+ * Returns SQL of the fingerprints by bucket. The result is one text for
+ * {@linkcode parseBuckets}, because many rows cost more.
  */
 export function bucketsSql(
   from: string,
@@ -194,10 +194,10 @@ export function bucketsSql(
 }
 
 /**
- * Returns SQL of the rows that meet the condition, at most `maxRows` and one more.
- * Its columns are `count`, `rows` and `keys`. `rows` is one text for {@linkcode
- * diffRows}. It has the hash of each row and its stable ctid, ordered by the bytes
- * of the hash. `keys` has the hashes of the first columns.
+ * Returns SQL of the rows that meet the condition, at most `maxRows` and one more. Its
+ * columns are `count`, `rows` and `keys`. `rows` is one text for {@linkcode diffRows}.
+ * It has the hash of each row and its stable ctid, ordered by the bytes of the hash.
+ * `keys` has the hashes of the first columns.
  */
 export function rowsSql(
   from: string,

@@ -51,14 +51,13 @@ const CLOSING = { atLeast: 3, evenIfAborted: true };
 type Settled = Verified | Failed;
 
 /**
- * Loads every commit group from one snapshot. Each commits as soon as it is
- * verified, so that none waits for another one's locks. The transaction of the
- * last one also closes the run and writes its event, so that neither exists
- * without the other.
+ * Loads every commit group from one snapshot. Each commits as soon as it is verified,
+ * so that none waits for another one's locks. The transaction of the last one also
+ * closes the run and writes its event. So neither exists without the other.
  *
- * Where a target calls functions, as in a trigger, all are prepared before the
- * first commits: the functions may write to another target, which its locks
- * protect until then. Functions that ran without that protection end the round.
+ * If a target calls functions, as in a trigger, all groups are prepared before the
+ * first commit. The functions may write to another target, and its locks protect it
+ * until then. Functions that ran without that protection end the round.
  *
  * @param mayRestart whether the round may end before the run is closed.
  */
@@ -238,7 +237,10 @@ async function commitGroup(
   }
 }
 
-/** Returns whether a statement waited in vain for a lock on the history: it changed nothing, and another one waits as well. */
+/**
+ * Returns whether a statement waited in vain for a lock on the history. Such a
+ * statement changed nothing, and a retry waits again.
+ */
 function isLockedHistory(error: unknown): boolean {
   return error instanceof ServiceError && error.code === "history_locked";
 }

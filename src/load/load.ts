@@ -24,7 +24,7 @@ import { Worker } from "./worker.ts";
 
 /** Watches one load, and stops it. */
 export interface LoadOptions extends RunObserver {
-  /** Ends the load; the reason should be a {@linkcode ServiceError}. */
+  /** Ends the load. The reason should be a {@linkcode ServiceError}. */
   readonly signal?: AbortSignal;
 }
 

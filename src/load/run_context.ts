@@ -9,7 +9,7 @@ import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
 /** The context of a running run. Its log has the id of the run. */
 export interface RunContext extends AppContext {
   readonly run: Run;
-  /** The lock that is held, the next one after a loss; all of them are in `locks`. */
+  /** The held lock, or the next one after a loss. All of them are in `locks`. */
   lock: Lock;
   readonly locks: AsyncDisposableStack;
   /** The lock is being taken again. */
@@ -34,10 +34,11 @@ export function warehouseConnection(
 }
 
 /**
- * Takes the lock again after its connection was lost. If another process had loaded
- * in between, it would have closed this run.
+ * Takes the lock again after its connection was lost. If another process had loaded in
+ * between, it would have closed this run.
  *
- * @throws {ServiceError} `run_lost` when another process closed it, `busy` while one loads.
+ * @throws {ServiceError} `run_lost` when another process closed it, `busy` while one
+ * loads.
  */
 export async function keepLock(context: RunContext): Promise<void> {
   const { config, warehouse, run, signal } = context;

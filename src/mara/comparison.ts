@@ -1,11 +1,11 @@
 /**
- * Compares a table that a Mara pipeline loaded with the source, and separates
- * Mara's habits from other differences.
+ * Compares a table that a Mara pipeline loaded with the source, and separates Mara's
+ * habits from other differences.
  *
  * Mara pipes `psql` through `sed '/^$/d'` into `psql`, and sets `PGTZ` for both
  * (mara_db/shell.py). So a DATE or TIMESTAMP becomes an instant in Mara's time zone,
- * each value takes the form that its text has, and blank lines inside a text vanish.
- * Without `csv_format`, an empty text becomes NULL. All other values stay the same.
+ * and each value takes the form of its text. Blank lines inside a text vanish. Without
+ * `csv_format`, an empty text becomes NULL. All other values stay the same.
  *
  * @module
  */

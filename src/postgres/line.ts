@@ -1,10 +1,9 @@
 /**
- * Connects to a server: a socket, TLS over it, and the guard in front of the
- * driver.
+ * Connects to a server: a socket, TLS over it, and the guard in front of the driver.
  *
- * This module negotiates TLS instead of the driver. The driver treats every
- * unknown answer as a refusal of TLS, reads the bytes after the answer, and
- * removes the listeners of the socket.
+ * This module negotiates TLS instead of the driver. The driver treats every unknown
+ * answer as a refusal of TLS. It reads the bytes after the answer, and removes the
+ * listeners of the socket.
  *
  * @module
  */

@@ -29,9 +29,9 @@ interface LockHolder {
 }
 
 /**
- * Returns who holds locks on a table, on the relations with these `oids`, or on
- * all tables of a schema: the strongest lock first. A lock that only reads is left out, because nothing but
- * ACCESS EXCLUSIVE waits for it, unless `withReaders` is set.
+ * Returns who holds locks on a table, on the relations with these `oids`, or on all
+ * tables of a schema. The strongest lock is first. A lock that only reads is left out,
+ * because nothing but ACCESS EXCLUSIVE waits for it, unless `withReaders` is set.
  */
 export async function findLockHolders(
   queryable: Queryable,
@@ -94,9 +94,8 @@ export async function holderClause(
 const SCHEMA = "marketing_data_service";
 
 /**
- * Returns the failure of a statement on the history's tables. One that waited
- * in vain for a lock names the table and who holds it; any other is returned as
- * it is.
+ * Returns the failure of a statement on the history's tables. An error of a vain wait
+ * for a lock names the table and the holder. Any other error is returned unchanged.
  */
 export async function nameLockedTable(
   queryable: Queryable,

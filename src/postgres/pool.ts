@@ -49,9 +49,9 @@ const WRITABLE = `select pg_catalog.pg_is_in_recovery() as standby,
   pg_catalog.current_setting('transaction_read_only') as read_only`;
 
 /**
- * Settings of each statement. The server ends waits for locks, and the pool all
- * other waits. The server must not compile them: their tables are small and may
- * lack statistics, and to compile takes up to 0.2 s.
+ * Settings of each statement. The server ends waits for locks, and the pool all other
+ * waits. The server must not compile them. Their tables are small and may lack
+ * statistics, and compiling takes up to 0.2 s.
  */
 const SETTINGS = `${LIFT_TIMEOUTS};\nset local jit = off;\n${SET_SEARCH_PATH}`;
 

@@ -259,8 +259,8 @@ export class Session implements AsyncDisposable, Disposable {
 
   /**
    * Runs one statement over many rows of a table, in a transaction. The server may
-   * compile it. To compile a statement on catalogs or the history, whose number of
-   * rows the planner overrates, takes up to 0.2 s of each load.
+   * compile it. Compiling takes up to 0.2 s for a statement on catalogs or the
+   * history, because the planner overrates their number of rows.
    */
   async scan<T extends Row = Row>(text: string): Promise<T[]> {
     return await this.query<T>(

@@ -57,7 +57,10 @@ export function describeTally(tally: Tally): string {
   ].filter(Boolean).join(", ");
 }
 
-/** Returns what a run did to each table that it changed or failed on, or its tally where those are many. */
+/**
+ * Returns the results of the tables that a run changed or failed on, or their numbers
+ * if there are many.
+ */
 export function describeOutcome(entries: readonly TableEntry[]): string {
   const changed = entries.filter((entry) =>
     entry.status === "failure" || entry.mode !== "unchanged"

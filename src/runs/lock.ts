@@ -34,12 +34,12 @@ export interface Lock extends AsyncDisposable {
 /**
  * Waits for the service's lock.
  *
- * It is held by an open transaction on a connection of its own, so that it
- * dies with the process and works behind a transaction pooler.
+ * An open transaction on a separate connection holds it. So it ends with the process,
+ * and works behind a transaction pooler.
  *
  * While it is held, the pool's statements run on the lock's server only.
  *
- * @param waitSeconds how long to wait; 0 tries once, Infinity waits for the signal.
+ * @param waitSeconds maximum wait. 0 tries once, and Infinity waits for the signal.
  * @param signal ends the wait. A lock that is held stays, so that no other process
  * closes a run that is being stopped.
  * @throws {ServiceError} `busy` when another load holds it for longer.

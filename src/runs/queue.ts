@@ -14,9 +14,9 @@ import type { TableDeclaration } from "../tables/declaration.ts";
  * Queues a run, or joins the one with equal options that is queued already.
  *
  * A queued run has not started, so a caller that joins it gets a load that starts
- * after the request. `waitSeconds` is how long the caller waits for the start;
- * with `null` the run happens in any case. `workerId` is the calling process. It
- * has one entry for all its callers, with the latest deadline.
+ * after the request. `waitSeconds` is the caller's maximum wait for the start. With
+ * `null`, the run is unconditional. `workerId` is the calling process. It has one
+ * entry for all its callers, with the latest deadline.
  */
 export async function enqueueRun(
   executor: Executor,
@@ -60,13 +60,12 @@ export async function enqueueRun(
 /**
  * Queues the run of a schedule's tick. It happens in any case.
  *
- * A tick during a run is skipped. A replica that is some seconds late must skip it
- * too, so a tick is also skipped when a run finished after the tick. That run must
- * have finished within the last minute by the clock of the database: otherwise a
- * replica whose clock is behind would skip every tick.
+ * A tick during a run is skipped. A late replica must skip it, too. So a tick is also
+ * skipped when a run finished after the tick. That run must have finished within the
+ * last minute by the clock of the database. Otherwise a replica with a slow clock
+ * would skip every tick.
  *
- * @returns `running` when the tick is skipped, or `taken` when another process
- * has it.
+ * @returns `running` when the tick is skipped, or `taken` when another process has it.
  */
 export async function enqueueTick(
   executor: Executor,

@@ -17,9 +17,9 @@ interface MetricsSources {
     Record<string, { readonly inFlight: number; readonly max: number }>
   >;
   readonly isLoading: () => boolean;
-  /** Unix time in seconds; may reject. */
+  /** Unix time in seconds. May reject. */
   readonly lastSuccess: () => Promise<number | undefined>;
-  /** Undelivered events by publisher; may reject. */
+  /** Undelivered events by publisher. May reject. */
   readonly undelivered: () => Promise<Readonly<Record<string, number>>>;
 }
 

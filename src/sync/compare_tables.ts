@@ -59,7 +59,7 @@ type CompareTable<T> = (
 ) => Promise<T>;
 
 /**
- * Compares the tables from one snapshot of the source, each in a read-only
+ * Compares the tables with one snapshot of the source. Each has a read-only
  * transaction of the warehouse, without locks that block others.
  *
  * @throws {ServiceError} when a database cannot be reached.

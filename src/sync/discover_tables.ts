@@ -25,10 +25,10 @@ interface Discovery {
 }
 
 /**
- * Returns the readable tables and views of the source whose `schema.table` matches
- * the pattern, in which `*` stands for any text.
+ * Returns the readable tables and views of the source whose `schema.table` matches the
+ * pattern. `*` matches any text.
  *
- * @param targetSchema schema of the targets; `undefined` for that of the source.
+ * @param targetSchema schema of the targets, or `undefined` for that of the source.
  */
 export async function discoverTables(
   config: Config,

@@ -84,24 +84,22 @@ const MAX_SNAPSHOTS = 5;
 /**
  * Opens the snapshot and checks the columns of the source tables.
  *
- * The tables, and the relations under views, are locked before the snapshot is
- * taken (ACCESS SHARE, as for any SELECT). Without that, a TRUNCATE, a rewriting ALTER
- * or a REFRESH MATERIALIZED VIEW that commits between the snapshot and the first
- * read would make the table look empty or newer. None of them respects older
- * snapshots. The transaction is READ COMMITTED: in any other, the first lock on
- * a view would also take the snapshot. It exports the snapshot of one statement,
- * which stays valid until the transaction ends.
+ * The tables, and the relations under views, are locked before the snapshot is taken
+ * (ACCESS SHARE, as for any SELECT). Otherwise a TRUNCATE, a rewriting ALTER or a
+ * REFRESH MATERIALIZED VIEW could commit between the snapshot and the first read. The
+ * table would then look empty or newer. None of them respects older snapshots. The
+ * transaction is READ COMMITTED: in any other, the first lock on a view would also
+ * take the snapshot. It exports the snapshot of one statement, which stays valid until
+ * the transaction ends.
  *
  * The readers of the largest tables are opened with the snapshot, as many as are
  * loaded at the same time. A later reader fails where DDL waits for the snapshot's
- * lock, and the load then starts over. So connections do not grow with the number
- * of tables. Where no connection is free, a reader is opened after another one has
- * ended.
+ * lock, and the load then starts over. So connections do not grow with the number of
+ * tables. Where no connection is free, a reader is opened after another one has ended.
  *
- * @param isLastAttempt whether a busy lock fails only its table, and not the
- * attempt.
- * @throws {ServiceError} when the source cannot be reached or read. A failure of
- * one table is in `tables`.
+ * @param isLastAttempt whether a busy lock fails only its table, and not the attempt.
+ * @throws {ServiceError} when the source cannot be reached or read. A failure of one
+ * table is in `tables`.
  */
 export async function openSnapshot(
   config: Config,
@@ -262,7 +260,7 @@ export function resolvedIn(
   return resolved;
 }
 
-/** The minimum lock timeout in seconds; 0 would disable it. */
+/** The minimum lock timeout in seconds. 0 would disable it. */
 const AT_ONCE_SECONDS = 0.001;
 
 /** A table could not be locked, which ended the transaction. The table is marked as failed. */

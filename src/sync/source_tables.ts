@@ -27,7 +27,7 @@ export interface SourceTable extends TableDeclaration {
   readonly oid: number;
   /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
   readonly kind: string;
-  /** Size by the statistics of the server, in pages; 0 for views. */
+  /** Size by the statistics of the server, in pages. 0 for views. */
   readonly pages: number;
 }
 
@@ -475,8 +475,8 @@ function resolveTable(
 }
 
 /**
- * Returns the rows of the source as a query reads them: the source table, or a
- * subquery with the names of the target's columns.
+ * Returns the rows of the source as SQL: the source table, or a subquery with the names
+ * of the target's columns.
  */
 export function sourceRelation(
   { source, columns, where }: Table,

@@ -434,13 +434,14 @@ async function verify(
 const MAX_DEFERRALS = 10;
 
 /**
- * Fires deferred constraints and triggers now, so that a comparison sees what
- * they do, and that nothing is left for the commit to fire.
+ * Fires deferred constraints and triggers now. So a comparison sees their effects, and
+ * none fires at the commit.
  *
- * A trigger can defer others again while it is fired. Only a command that writes
- * can defer one. So none is left after a turn in which no command wrote.
+ * A trigger can defer others again while it is fired. Only a command that writes can
+ * defer one. So none is left after a turn in which no command wrote.
  *
- * @throws {ServiceError} `target_incompatible` when triggers defer each other without end.
+ * @throws {ServiceError} `target_incompatible` when triggers defer each other without
+ * end.
  */
 export async function settleConstraints(warehouse: Session): Promise<void> {
   const first = await commandId(warehouse);

@@ -53,7 +53,7 @@ export interface Target {
 /** A column of the warehouse table. */
 interface FoundColumn {
   readonly name: string;
-  /** Declared type; a domain by its name. */
+  /** Declared type. A domain has its name. */
   readonly declared: string;
   /** Stored type: the base type of a domain. */
   readonly type: string;

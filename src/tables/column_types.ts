@@ -1,6 +1,6 @@
 /**
- * The types of columns: the spelling of their names, the bytes of their values, and
- * the source types that fit a target type.
+ * The types of columns: the spelling of names, the bytes of values, and the source
+ * types that fit a target type.
  *
  * A type without an entry in the registry uses its send function, like binary COPY.
  *
@@ -199,8 +199,9 @@ export function isBuiltIn({ base }: Pick<TypeName, "base">): boolean {
 }
 
 /**
- * Returns SQL of a text that is equal exactly when the bytes of the value are
- * equal. `value` has the type. It is NULL only if the value is NULL. For a type without an entry, it is never NULL.
+ * Returns SQL of a text that is equal exactly when the bytes of the value are equal.
+ * `value` has the type. It is NULL only if the value is NULL. For a type without an
+ * entry, it is never NULL.
  */
 export function bytesAsText(type: TypeName, value: string): string {
   const bytes = type.isArray ? undefined : BUILT_IN.get(type.base)?.bytes;
