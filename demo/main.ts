@@ -1,6 +1,6 @@
 /**
- * The demo: a real server, both databases with minimal roles, sample data, and
- * three loads. `--keep` keeps the server running and prints the variables for
+ * The demo: a real server, both databases with minimal roles, sample data, three
+ * loads, and a load of another table that a file declares. `--keep` keeps the server running and prints the variables for
  * other commands.
  *
  * @module
@@ -13,6 +13,26 @@ const ROWS = { deals: 842, leads: 8000 };
 const SOURCE = "olist_ecommerce";
 const WAREHOUSE = "example_project_1_dwh";
 const CHANGED_ROWS = 5;
+
+/** A declared table, with a renamed column, an expression and a condition. */
+const TABLES_FILE = `tables:
+  - source: shop.customers
+    target: shop_data.customer
+    columns:
+      id: bigint
+      zip_code: { type: text, from: customer_zip_code }
+      city: { type: text, expression: "initcap(customer_city)" }
+    where: "deleted_at is null"
+`;
+
+/** The source of {@linkcode TABLES_FILE}. */
+const SHOP = `create schema shop;
+  create table shop.customers (id int, customer_zip_code text, customer_city text, deleted_at timestamptz);
+  insert into shop.customers
+    select i, lpad(i::text, 5, '0'), 'sao paulo', case when i % 10 = 0 then now() end
+    from generate_series(1, 1000) i;
+  grant usage on schema shop to reader;
+  grant select on all tables in schema shop to reader`;
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
@@ -64,6 +84,16 @@ async function demonstrate(
   );
   await step("4. Source and warehouse hold the same rows:", ["verify"]);
   await showEvent(server);
+  const file = await Deno.makeTempFile({ suffix: ".yaml" });
+  try {
+    await Deno.writeTextFile(file, TABLES_FILE);
+    environment.TABLES_FILE = file;
+    say(`\nA file declares another table:\n\n${TABLES_FILE}`);
+    await step("5. The load of the declared table:", ["load"]);
+  } finally {
+    delete environment.TABLES_FILE;
+    await Deno.remove(file);
+  }
   if (keeps) await keepUp(environment);
   say(failed ? "\nA step above failed." : "\nDone. The server is removed.");
   return failed ? 1 : 0;
@@ -92,6 +122,7 @@ async function setUp(server: PostgresServer): Promise<Record<string, string>> {
     await sql.unsafe(
       "grant select on all tables in schema marketing to reader",
     );
+    await sql.unsafe(SHOP);
   });
   const address = { HOST: server.host, PORT: String(server.port) };
   return {

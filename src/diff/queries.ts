@@ -11,7 +11,7 @@ import { identifier } from "../postgres/sql.ts";
 import type { BucketDifference, Bucketing } from "./fingerprint.ts";
 import {
   bytesAsText,
-  formatTypeName,
+  castName,
   isBuiltIn,
   parseTypeName,
 } from "../tables/column_types.ts";
@@ -49,7 +49,7 @@ function seedOf({ seed }: HashMethod, position: number): string {
  */
 export function castToTarget({ name, type }: Column): string {
   return isBuiltIn(type)
-    ? `${identifier(name)}::${formatTypeName(type)}`
+    ? `${identifier(name)}::${castName(type)}`
     : identifier(name);
 }
 

@@ -426,8 +426,14 @@ function resolveTable(
         { table },
       );
     }
-    const fit = fitOf(source.type, source.category, column.type);
-    const subject = column.expression === undefined
+    const isExpression = column.expression !== undefined;
+    const fit = fitOf(
+      source.type,
+      source.category,
+      column.type,
+      isExpression,
+    );
+    const subject = !isExpression
       ? `column "${from}" of ${schema}.${name}`
       : `the expression of column "${column.name}"`;
     const isSame = source.type.base === column.type.base;

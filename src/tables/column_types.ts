@@ -193,6 +193,23 @@ export function formatTypeName(
   return `${head}${list}${zone}${isArray ? "[]" : ""}`;
 }
 
+/**
+ * Names without a length. A cast with a length shortens values silently, and the
+ * SQL names without one mean a length of 1.
+ */
+const UNLIMITED: Readonly<Record<string, string>> = {
+  "character varying": "pg_catalog.varchar",
+  character: "pg_catalog.bpchar",
+  bit: "pg_catalog.bit",
+  "bit varying": "pg_catalog.varbit",
+};
+
+/** Returns the name for a cast, which rounds a value where the type does, and never shortens it. */
+export function castName(type: TypeName): string {
+  const name = UNLIMITED[type.base];
+  return name ? `${name}${type.isArray ? "[]" : ""}` : formatTypeName(type);
+}
+
 /** Returns whether the registry has the type, so that its name needs no schema. */
 export function isBuiltIn({ base }: Pick<TypeName, "base">): boolean {
   return BUILT_IN.has(base);
@@ -230,11 +247,15 @@ const TEXTUAL = new Set(["uuid", "json", "xml"]);
 /**
  * Returns how values of the source type fit the target type. `category` is the
  * `pg_type.typcategory` of the source type. Both are base types of domains.
+ *
+ * @param isExpression whether the source is an expression, whose modifiers are not
+ * known. Then the target checks the length of each value.
  */
 export function fitOf(
   source: TypeName,
   category: string,
   target: TypeName,
+  isExpression = false,
 ): Fit {
   const from = formatTypeName(source);
   const to = formatTypeName(target);
@@ -252,8 +273,12 @@ export function fitOf(
   }
   if (source.isArray !== target.isArray) return refused;
   if (hasSameName(source, target)) {
-    return fitOfModifiers(source, target, refused);
+    return isExpression ? EXACT : fitOfModifiers(source, target, refused);
   }
+  if (
+    isExpression && source.base === "text" &&
+    target.base === "character varying"
+  ) return EXACT;
   if (target.isArray) return refused;
   const { widens = [], rounds = [] } = BUILT_IN.get(target.base) ?? {};
   if (rounds.includes(source.base)) {

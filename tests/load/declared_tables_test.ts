@@ -314,3 +314,23 @@ Deno.test("schema discover prints a file that load accepts", async () => {
   assertEquals(bare.code, 64);
   assertMatch(bare.stderr, /discover needs a PATTERN/);
 });
+
+Deno.test("load fails where an expression is longer than the declared type", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    "create table ec.names (a text); insert into ec.names values ('abc'), ('abcdef')",
+  );
+  await using file = await writeTablesFile(`tables:
+  - source: ec.names
+    target: raw.names
+    columns: { a: { type: varchar(3), expression: "upper(a)" } }
+`);
+  const environment = { ...db.environment, ...file.variables };
+  const { code, stderr } = await runProgram(["load"], environment);
+  assertEquals(code, 1);
+  assertMatch(stderr, /value too long for type character varying\(3\)/);
+  await db.source.unsafe("delete from ec.names where length(a) > 3");
+  assertEquals((await runProgram(["load"], environment)).code, 0);
+  assertEquals((await runProgram(["verify"], environment)).code, 0);
+});
