@@ -29,13 +29,13 @@ import {
 import {
   bucketsSql,
   differingRowsSql,
-  type HashMethod,
   inBucketsSql,
   rowsSql,
   wholeTableSql,
   withKeysSql,
   writtenSinceSql,
 } from "./queries.ts";
+import type { HashMethod } from "./row_hash.ts";
 import type { Table } from "../tables/declaration.ts";
 
 /** One side of a comparison: a session that sees the rows, and their table. */

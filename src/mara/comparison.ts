@@ -24,12 +24,8 @@ import {
   equal,
   parseBuckets,
 } from "../diff/fingerprint.ts";
-import {
-  bucketsSql,
-  castToTarget,
-  inBucketsSql,
-  rowHash,
-} from "../diff/queries.ts";
+import { bucketsSql, inBucketsSql } from "../diff/queries.ts";
+import { castToTarget, rowHash } from "../diff/row_hash.ts";
 import { resolvedIn, type Snapshot } from "../sync/snapshot.ts";
 import { sidesOf } from "../sync/sync_table.ts";
 import { withoutNewColumns } from "../sync/new_columns.ts";

@@ -14,7 +14,7 @@ import {
 import { literal } from "../postgres/sql.ts";
 import { ERRORS, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
-import { HASH_PROBE, randomSeed } from "../diff/queries.ts";
+import { HASH_PROBE, randomSeed } from "../diff/row_hash.ts";
 import {
   findDependencies,
   findReadable,

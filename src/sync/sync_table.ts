@@ -28,7 +28,8 @@ import {
   type Fingerprint,
   type PlanMode,
 } from "../diff/fingerprint.ts";
-import { castToTarget, deleteSql, writtenRowsSql } from "../diff/queries.ts";
+import { deleteSql, writtenRowsSql } from "../diff/queries.ts";
+import { castToTarget } from "../diff/row_hash.ts";
 import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";

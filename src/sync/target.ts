@@ -7,7 +7,8 @@ import type { Pool } from "../postgres/pool.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
-import { HAS_STABLE_CTID, HASH_PROBE } from "../diff/queries.ts";
+import { HAS_STABLE_CTID } from "../diff/queries.ts";
+import { HASH_PROBE } from "../diff/row_hash.ts";
 import { rowSecurityRemedy } from "../postgres/errors.ts";
 import {
   formatTypeName,

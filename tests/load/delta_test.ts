@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { castToTarget } from "../../src/diff/queries.ts";
+import { castToTarget } from "../../src/diff/row_hash.ts";
 import { load } from "../../src/load/load.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
