@@ -19,6 +19,8 @@ export interface AppContext {
   readonly workerId: string;
   /** Starts the delivery of finished events to files and endpoints. Does not wait, and never throws. */
   readonly deliver: () => void;
+  /** Records new destinations of events, before further events exist. */
+  readonly registerPublishers: () => Promise<void>;
 }
 
 /** Returns the options for the sessions of a run or of another named task. */

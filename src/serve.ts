@@ -10,7 +10,7 @@ import { isLoopback } from "./config/loopback.ts";
 import { type AppContext, connectionOf } from "./context.ts";
 import { Deliverer, publisherNames } from "./delivery/deliverer.ts";
 import { prepareFiles } from "./delivery/file.ts";
-import { registerPublishers, undeliveredEvents } from "./delivery/outbox.ts";
+import { undeliveredEvents } from "./delivery/outbox.ts";
 import { asServiceError, ServiceError } from "./errors.ts";
 import { createApp } from "./http/app.ts";
 import { type HttpServer, listen } from "./http/server.ts";
@@ -210,13 +210,13 @@ function requireProtection({ config, log }: AppContext): void {
 
 /** Waits for the warehouse and updates its schema. */
 async function prepareWarehouse(
-  { config, warehouse, log }: AppContext,
+  { config, warehouse, log, registerPublishers }: AppContext,
   signal: AbortSignal,
 ): Promise<void> {
   while (!signal.aborted) {
     try {
       await migrate(warehouse, connectionOf(config, "migrate", signal));
-      await registerPublishers(warehouse, publisherNames(config));
+      await registerPublishers();
       return;
     } catch (error) {
       if (signal.aborted) return;

@@ -9,6 +9,7 @@ import type { Config } from "../config/config.ts";
 import type { Mask } from "../config/secrets.ts";
 import type { AppContext } from "../context.ts";
 import { Deliverer, publisherNames } from "../delivery/deliverer.ts";
+import { registerPublishers } from "../delivery/outbox.ts";
 import { asServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { captureConsole, setUpLogging } from "../log.ts";
@@ -70,6 +71,8 @@ export function createAppContext(
     log,
     // Processes in containers share their ids.
     workerId: `${APPLICATION_NAME} ${Deno.pid} ${crypto.randomUUID()}`,
+    registerPublishers: () =>
+      registerPublishers(warehouse, publisherNames(config)),
     deliver() {
       delivered = (async () => {
         // A load that a signal ended has an event, too.

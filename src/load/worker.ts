@@ -6,8 +6,6 @@
  */
 import type { Logger } from "@logtape/logtape";
 import type { AppContext } from "../context.ts";
-import { publisherNames } from "../delivery/deliverer.ts";
-import { registerPublishers } from "../delivery/outbox.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import { formatTables } from "../format.ts";
 import type { LoadEvent } from "../runs/event.ts";
@@ -293,8 +291,7 @@ export class Worker {
         const lock = await acquireLock(this.#context, Infinity, signal);
         this.#isStarting = true;
         try {
-          // A new publisher must be known before further events exist.
-          await registerPublishers(warehouse, publisherNames(config));
+          await this.#context.registerPublishers();
           await drainSpool(warehouse, config.eventSpoolFile, log);
           await closeAbandonedRuns(
             warehouse,

@@ -12,6 +12,8 @@ import {
   type Environment,
   parseConfig,
 } from "../../src/config/config.ts";
+import { publisherNames } from "../../src/delivery/deliverer.ts";
+import { registerPublishers } from "../../src/delivery/outbox.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { identifier } from "../../src/postgres/sql.ts";
 import type { AppContext } from "../../src/context.ts";
@@ -268,6 +270,8 @@ export function serviceOf(
     }),
     workerId: `test ${crypto.randomUUID()}`,
     deliver: () => Promise.resolve(),
+    registerPublishers: () =>
+      registerPublishers(warehouse, publisherNames(config)),
     [Symbol.asyncDispose]: () => warehouse[Symbol.asyncDispose](),
   };
 }

@@ -6,6 +6,8 @@
  */
 import { assert } from "@std/assert";
 import { delay } from "@std/async/delay";
+import { publisherNames } from "../../src/delivery/deliverer.ts";
+import { registerPublishers } from "../../src/delivery/outbox.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { asServiceError, ERRORS, type ServiceError } from "../../src/errors.ts";
 import type { LoadEvent, Trigger } from "../../src/runs/event.ts";
@@ -73,6 +75,8 @@ export function startLoad(
       log,
       workerId: `test ${crypto.randomUUID()}`,
       deliver: () => {},
+      registerPublishers: () =>
+        registerPublishers(warehouse, publisherNames(config)),
     };
     const outcome: Omit<Outcome, "log" | "logged"> = await load(
       service,
