@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { once } from "node:events";
 import { delay } from "@std/async/delay";
 import type { Logger } from "@logtape/logtape";
 import { isLoopback } from "./config/loopback.ts";
@@ -119,7 +120,7 @@ export async function serve(options: ServeOptions): Promise<number> {
     ]);
     clearInterval(daily);
   })();
-  await aborted(signal);
+  if (!signal.aborted) await once(signal, "abort");
   log.info("Stopping: the service takes no more loads");
   await stop(
     { log, streams, dispatcher, server, background, deliverer, source },
@@ -161,14 +162,6 @@ async function stop(
     AbortSignal.timeout(CLOSE_SECONDS * 1000),
   );
   await endsWithin(CLOSE_SECONDS, delivered, source[Symbol.asyncDispose]());
-}
-
-/** Waits for the signal. */
-async function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
-  await new Promise<void>((done) =>
-    signal.addEventListener("abort", () => done(), { once: true })
-  );
 }
 
 /** Waits until all the work has ended, at most `seconds`. Returns whether it has. */

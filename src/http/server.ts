@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { once } from "node:events";
 import {
   createServer,
   type IncomingMessage,
@@ -108,7 +109,7 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
       limit: maxConnections,
     });
   });
-  await bound(server, hostname, port);
+  await bind(server, hostname, port);
   server.on("error", (error: Error) => {
     warn("Cannot accept a connection: {error}", {
       error: asServiceError(error).message,
@@ -164,20 +165,15 @@ function urlHost(header: string | undefined): string {
   return url?.host ?? "unknown.invalid";
 }
 
-/** Waits until the server listens. */
-async function bound(
+/** Listens on an address. */
+async function bind(
   server: Server,
   hostname: string,
   port: number,
 ): Promise<void> {
   try {
-    await new Promise<void>((done, fail) => {
-      server.once("error", fail);
-      server.listen(port, hostname, () => {
-        server.off("error", fail);
-        done();
-      });
-    });
+    server.listen(port, hostname);
+    await once(server, "listening");
   } catch (error) {
     throw new ServiceError(
       "configuration",

@@ -12,12 +12,12 @@ const SAFE = new Set(["GET", "HEAD", "OPTIONS"]);
  */
 export function sameOriginOnly(): MiddlewareHandler {
   return (c, next) => {
-    const isOurs = SAFE.has(c.req.method) || isSameOrigin(
+    const isAllowed = SAFE.has(c.req.method) || isSameOrigin(
       c.req.header("sec-fetch-site"),
       c.req.header("origin"),
       c.req.header("host"),
     );
-    if (isOurs) return next();
+    if (isAllowed) return next();
     return Promise.resolve(problem(
       c,
       new ServiceError(

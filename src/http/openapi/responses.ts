@@ -50,3 +50,15 @@ export const stored = {
     "The warehouse is unavailable. Retry-After contains the seconds to wait",
   ),
 };
+
+/** Response to a request that a page of another origin sent. */
+export const crossOrigin = refused(
+  "A page of another origin sent the request, or the Host header names another host",
+);
+
+/** Responses of every route that reads a body. */
+export const posted = (maximum: string) => ({
+  403: crossOrigin,
+  408: refused("Request body not received in time"),
+  413: refused(`The body is larger than ${maximum}`),
+});

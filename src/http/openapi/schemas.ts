@@ -87,33 +87,34 @@ const totals = {
   failed_tables: z.int(),
 };
 
+const announcement = {
+  timestamp: z.string(),
+  event_id: z.uuid(),
+  run_id: z.uuid(),
+  trigger: z.enum(TRIGGERS),
+};
+
 export const LoadedEvent = z.looseObject({
   event_type: z.literal("marketing-data-loaded"),
   status: z.literal("success"),
-  timestamp: z.string(),
+  ...announcement,
   results: z.looseObject({
     ...totals,
     results: z.array(LoadedEntry),
     integrity_checks: z.array(IntegrityCheck),
   }),
-  event_id: z.uuid(),
-  run_id: z.uuid(),
-  trigger: z.enum(TRIGGERS),
   source_snapshot_at: z.string(),
 }).openapi("LoadedEvent");
 
 export const FailedEvent = z.looseObject({
   event_type: z.literal("marketing-data-load-failed"),
   status: z.literal("failure"),
-  timestamp: z.string(),
+  ...announcement,
   error: z.string(),
   details: z.looseObject({
     ...totals,
     results: z.array(z.union([LoadedEntry, FailedEntry])),
   }),
-  event_id: z.uuid(),
-  run_id: z.uuid(),
-  trigger: z.enum(TRIGGERS),
   source_snapshot_at: z.string().optional(),
 }).openapi("FailedEvent");
 

@@ -1,6 +1,6 @@
 /** Requests for loads. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
-import { json, refused, stored } from "../openapi/responses.ts";
+import { json, posted, refused, stored } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
 import { prefersHtml } from "../pages/layout.tsx";
 import { readLoadRequest } from "./load_request.ts";
@@ -10,11 +10,7 @@ import * as schemas from "../openapi/schemas.ts";
 const refusals = {
   ...stored,
   400: refused("The body is invalid. The detail names the field"),
-  403: refused(
-    "A page of another origin sent the request, or the Host header names another host",
-  ),
-  408: refused("Request body not received in time"),
-  413: refused("The body is larger than 64 KiB"),
+  ...posted("64 KiB"),
 };
 
 /** Adds `/load` and `/load-async`. They parse a body of any content type as JSON. */

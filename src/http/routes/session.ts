@@ -1,8 +1,8 @@
 /** Signs browsers in and out. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { ServiceError } from "../../errors.ts";
-import { closeSession, openSession, tokenCheck } from "../middleware/auth.ts";
-import { refused } from "../openapi/responses.ts";
+import { closeSession, isToken, openSession } from "../middleware/auth.ts";
+import { crossOrigin, posted, refused } from "../openapi/responses.ts";
 import { BodyReader } from "../body.ts";
 import type { HttpContext } from "../context.ts";
 import type { FailedTokens } from "../middleware/failed_tokens.ts";
@@ -19,10 +19,6 @@ export function addSessionRoutes(
   { config: { apiToken } }: HttpContext,
   failures: FailedTokens,
 ): void {
-  const isToken = apiToken === undefined ? undefined : tokenCheck(apiToken);
-  const crossOrigin = refused(
-    "A page of another origin sent the request, or the Host header names another host",
-  );
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/session",
@@ -44,34 +40,26 @@ export function addSessionRoutes(
         },
         description: "The token is wrong",
       },
-      403: crossOrigin,
-      408: refused("Request body not received in time"),
-      413: refused("The body is larger than 4 KiB"),
+      ...posted("4 KiB"),
     },
   }));
   app.post("/session", async (c) => {
     const form = new URLSearchParams(await forms.read(c.req.raw));
     const next = ownPath(form.get("next"));
-    if (apiToken !== undefined && isToken) {
-      if (!await isToken(form.get("token") ?? "")) {
-        await failures.delay(c);
-        if (prefersHtml(c)) {
-          return signIn(
-            c,
-            "The token is wrong. Enter the value of API_TOKEN.",
-            next,
-          );
-        }
-        return problem(
-          c,
-          new ServiceError("unauthorized", "The token is wrong", {
-            remedy: "Send the value of API_TOKEN in the field `token`.",
-          }),
-        );
-      }
+    if (apiToken === undefined) return c.redirect(next, 303);
+    if (isToken(form.get("token") ?? "", apiToken)) {
       await openSession(c, apiToken);
+      return c.redirect(next, 303);
     }
-    return c.redirect(next, 303);
+    await failures.delay(c);
+    const refusal = "The token is wrong. Enter the value of API_TOKEN.";
+    if (prefersHtml(c)) return signIn(c, refusal, next);
+    return problem(
+      c,
+      new ServiceError("unauthorized", "The token is wrong", {
+        remedy: "Send the value of API_TOKEN in the field `token`.",
+      }),
+    );
   });
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
