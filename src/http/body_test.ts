@@ -66,3 +66,22 @@ Deno.test("BodyReader.read() refuses a body that is too large", async () => {
   const error = await assertRejects(() => post(1025), ServiceError);
   assertEquals(error.code, "body_too_large");
 });
+
+Deno.test("BodyReader.read() stops reading an endless body", async () => {
+  const chunk = new Uint8Array(64 * 1024);
+  let sent = 0;
+  const body = new ReadableStream({
+    pull(controller) {
+      sent += chunk.length;
+      controller.enqueue(chunk);
+      if (sent > 16 * 1024 * 1024) controller.close();
+    },
+  });
+  const request = new Request("http://localhost/", { method: "POST", body });
+  const error = await assertRejects(
+    () => new BodyReader(1024).read(request),
+    ServiceError,
+  );
+  assertEquals(error.code, "body_too_large");
+  assertEquals(sent < 2 * 1024 * 1024, true, `${sent} bytes`);
+});

@@ -21,7 +21,11 @@ import {
   warehouseConnection,
 } from "./run_context.ts";
 import { endBackend } from "../postgres/backends.ts";
-import { lastLoads, recordTableLoad } from "../runs/record.ts";
+import {
+  checkHistoryTables,
+  lastLoads,
+  recordTableLoad,
+} from "../runs/record.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
   beginWithLocks,
@@ -184,11 +188,13 @@ async function prepareGroup(
           totalRows: result.targetCount,
         });
       }
-      if (tables.length > 1 && !results.every((r) => r.hasNoSideEffects)) {
+      const isClean = results.every((result) => result.hasNoSideEffects);
+      if (tables.length > 1 && !isClean) {
         // A trigger of one table may have changed another one after its verification.
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();
       }
+      if (!isClean) await checkHistoryTables(session);
       await session.query(limitHistoryLocks(config.lockTimeoutSeconds));
       for (const result of results) {
         await recordTableLoad(

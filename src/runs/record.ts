@@ -136,6 +136,48 @@ export async function databaseTime(executor: Executor): Promise<string> {
   return row!.now;
 }
 
+/**
+ * Checks that this transaction has not changed the history's tables themselves.
+ * Functions that a target calls run with the privileges of the service. A trigger
+ * that they add to the history would run after the verification.
+ *
+ * @throws {ServiceError} `target_incompatible`.
+ */
+export async function checkHistoryTables(session: Session): Promise<void> {
+  const [row] = await session.query(
+    `with history as materialized (
+       select c.oid, c.xmin from pg_class c
+       where c.relnamespace = 'marketing_data_service'::regnamespace)
+     select exists (
+       select from (
+         select xmin from pg_namespace where oid = 'marketing_data_service'::regnamespace
+         union all select xmin from history
+         ${
+      Object.entries(PARTS).map(([catalog, relation]) =>
+        `union all select part.xmin from pg_${catalog} part join history on history.oid = part.${relation}`
+      ).join("\n")
+    }) rows where age(xmin) <= 0) as changed`,
+  );
+  if (!row!.changed) return;
+  throw new ServiceError(
+    "target_incompatible",
+    "a function that the target calls, as in a trigger, changes the tables of the service",
+    { remedy: "Remove that statement from the function." },
+  );
+}
+
+/** The catalogs of what belongs to a table, with the column of the table. */
+const PARTS = {
+  attribute: "attrelid",
+  attrdef: "adrelid",
+  constraint: "conrelid",
+  index: "indrelid",
+  inherits: "inhparent",
+  policy: "polrelid",
+  rewrite: "ev_class",
+  trigger: "tgrelid",
+};
+
 /** Records the load of a table, in the same transaction. */
 export async function recordTableLoad(
   session: Session,

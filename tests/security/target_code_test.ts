@@ -25,8 +25,43 @@ const SCENE = `
     end if; return true; end $$;
   grant all on all tables in schema m_data to public;`;
 
+/** Returns DDL of a trigger that runs a statement. */
+function adds(statement: string): string {
+  return `create function m_data.adds() returns trigger language plpgsql as $$ begin
+      execute '${statement}'; return null; end $$;
+    create trigger adds after insert on m_data.closed_deal for each statement execute function m_data.adds()`;
+}
+
 /** The places where a target calls functions, as DDL. */
 const CALLERS: Readonly<Record<string, string>> = {
+  "a trigger adds a trigger to the recorded tables of the service": adds(
+    "create or replace trigger planted after insert on marketing_data_service.table_load for each row execute function m_data.relayed()",
+  ),
+  "a trigger adds a trigger to the events of the service": adds(
+    "create or replace trigger planted after insert on marketing_data_service.event for each row execute function m_data.relayed()",
+  ),
+  "a trigger adds a deferred trigger to the events of the service": adds(
+    `drop trigger if exists planted on marketing_data_service.event;
+     create constraint trigger planted after insert on marketing_data_service.event deferrable initially deferred
+       for each row execute function m_data.relayed()`,
+  ),
+  "a trigger adds a rule to the runs of the service": adds(
+    `create or replace rule planted as on update to marketing_data_service.run do also ${
+      FORGE.replaceAll("'", "''")
+    }`,
+  ),
+  "a trigger adds a check to the events of the service": adds(
+    "alter table marketing_data_service.event add check (m_data.forge() = 1) not valid",
+  ),
+  "a trigger adds a view in the place of a table of the service": adds(
+    `alter table marketing_data_service.table_load rename to moved;
+     create view marketing_data_service.table_load as select * from marketing_data_service.moved;
+     create trigger planted instead of insert on marketing_data_service.table_load
+       for each row execute function m_data.relayed()`,
+  ),
+  "a trigger listens to its own notifications": adds(
+    "listen planted; notify planted",
+  ),
   "a check constraint writes a table with a deferred trigger":
     `alter table m_data.closed_deal add check (m_data.relays(business_type)) not valid`,
   "the check of a domain writes a table with a deferred trigger":
