@@ -26,6 +26,7 @@ import {
 } from "../diff/fingerprint.ts";
 import { bucketsSql, inBucketsSql } from "../diff/queries.ts";
 import { castToTarget, rowHash } from "../diff/row_hash.ts";
+import { formatTypeName } from "../tables/column_types.ts";
 import { resolvedIn, type Snapshot } from "../sync/snapshot.ts";
 import { sidesOf } from "../sync/sync_table.ts";
 import { withoutNewColumns } from "../sync/new_columns.ts";
@@ -164,6 +165,8 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
   };
   const isTextual = ({ type }: Column) =>
     type.isArray || TEXTUAL.has(type.base);
+  const isPadded = ({ type }: Column) =>
+    type.base === "character" && !type.isArray;
   const asText = (column: Column) => `${castToTarget(column)}::text`;
   const texts = columns.filter(isTextual);
   return {
@@ -178,9 +181,9 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
       const text = habits.has("blank_lines")
         ? `pg_catalog.regexp_replace(${value}::text, E'\\n{2,}', E'\\n', 'g')`
         : `${value}::text`;
-      return habits.has("empty_texts") && column.type.base !== "character"
-        ? `nullif(${text}, '')`
-        : text;
+      // The target pads a CHAR again. A cast without a length would not.
+      if (isPadded(column)) return `(${text})::${formatTypeName(column.type)}`;
+      return habits.has("empty_texts") ? `nullif(${text}, '')` : text;
     },
     changes: {
       timezone: columns.filter(isLocal).map((column) =>
@@ -195,7 +198,7 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
         `pg_catalog.strpos(${asText(column)}, E'\\n\\n') > 0`
       ),
       // `psql` prints a CHAR with its padding.
-      empty_texts: texts.filter(({ type }) => type.base !== "character")
+      empty_texts: texts.filter((column) => !isPadded(column))
         .map((column) => `${asText(column)} = ''`),
     },
   };
