@@ -217,6 +217,7 @@ async function prepareGroup(
     const retryAttempts = config.retryAttempts - attemptsBefore;
     return await retry({ ...config, retryAttempts }, attempt, context);
   } catch (error) {
+    for (const table of tables) snapshot.abandon(table);
     return failedGroup(tables, error, attempts);
   }
 }

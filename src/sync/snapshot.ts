@@ -66,6 +66,11 @@ export interface Snapshot extends AsyncDisposable {
    * snapshot, or the table can no longer be read in it.
    */
   readonly openReader: (table: TableDeclaration) => Promise<Session>;
+  /**
+   * Closes the reader of a table that is not loaded. Another table may wait for its
+   * connection.
+   */
+  readonly abandon: (table: TableDeclaration) => void;
   /** Takes a reader back after it has read a table, for another table or to be closed. */
   readonly release: (reader: Session) => void;
   /**
@@ -191,6 +196,10 @@ export async function openSnapshot(
           );
           sessions.push(reader);
           return reader;
+        },
+        abandon({ name }) {
+          void readers.get(name)?.close();
+          readers.delete(name);
         },
         release(reader) {
           const isNeeded = readable.length > first.length;

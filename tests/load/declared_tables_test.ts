@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
+import { startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
@@ -333,4 +334,43 @@ Deno.test("load fails where an expression is longer than the declared type", asy
   await db.source.unsafe("delete from ec.names where length(a) > 3");
   assertEquals((await runProgram(["load"], environment)).code, 0);
   assertEquals((await runProgram(["verify"], environment)).code, 0);
+});
+
+Deno.test("load uses the source connection of a table that fails before its first read", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec.large as select i from generate_series(1, 9000) i;
+     create table ec.small as select 1 as i`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - { source: ec.large, target: forbidden.large }
+  - { source: ec.small, target: raw.small }
+`);
+  await db.warehouse.unsafe(
+    `create schema raw; alter schema raw owner to "${db.loader}";
+     create schema marketing_data_service;
+     alter schema marketing_data_service owner to "${db.loader}";
+     revoke create on database "${db.environment.DWH_DB_NAME}" from "${db.loader}"`,
+  );
+  // One for the snapshot, and one for the larger table.
+  await db.source.unsafe(`alter role "${db.reader}" connection limit 2`);
+  const { process, finished } = startProgram(["load", "--json"], {
+    ...db.environment,
+    ...file.variables,
+    MAX_PARALLEL_TASKS: "1",
+  });
+  const timer = setTimeout(() => process.kill("SIGTERM"), 30_000);
+  const { code, stdout, stderr } = await finished;
+  clearTimeout(timer);
+  assertEquals(code, 1, stderr);
+  const results: { table: string; status: string; code?: string }[] =
+    JSON.parse(stdout).details.results;
+  assertEquals(
+    results.map(({ table, status, code }) => [table, status, code]),
+    [
+      ["large", "failure", "permission_denied"],
+      ["small", "success", undefined],
+    ],
+  );
 });
