@@ -85,6 +85,18 @@ function parseRelation(text: string): RelationName {
   return { schema: unquoted(groups.schema!), name: unquoted(groups.name!) };
 }
 
+/** Schemas whose tables no load may write. */
+const RESERVED_SCHEMAS = /^(marketing_data_service|information_schema|pg_.*)$/;
+
+/** Parses the name of a target. */
+function parseTarget(text: string): RelationName {
+  const target = parseRelation(text);
+  if (RESERVED_SCHEMAS.test(target.schema)) {
+    throw new Error(`is in the reserved schema ${target.schema}`);
+  }
+  return target;
+}
+
 /** Parses a name that users type, such as after `--table`. */
 function parseLabel(text: string): string {
   if (!/^[^\p{C},\s]+(?: [^\p{C},\s]+)*$/u.test(text)) {
@@ -98,9 +110,6 @@ function parseFragment(text: string): string {
   if (mistake) throw new Error(`is not one SQL expression: it ${mistake}`);
   return text;
 }
-
-const relation = (description: string, example: string) =>
-  parsed(parseRelation, description, example);
 
 const typeName = parsed(
   parseTypeName,
@@ -125,11 +134,13 @@ const Column = z.strictObject({
 });
 
 const Declaration = z.strictObject({
-  source: relation(
+  source: parsed(
+    parseRelation,
     "Table of the source with its schema, quoted as in SQL where it must be",
     "marketing.closed_deals",
   ),
-  target: relation(
+  target: parsed(
+    parseTarget,
     "Table of the warehouse with its schema, quoted as in SQL where it must be",
     "m_data.closed_deal",
   ),

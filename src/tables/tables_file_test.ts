@@ -82,6 +82,10 @@ Deno.test("parseTablesFile() refuses a file that is not YAML, is empty or has do
     /^t:4:5: two tables have the name c/,
   );
   assertMatch(
+    first("tables:\n  - source: a.b\n    target: marketing_data_service.run\n"),
+    /^t:3:13: target: .* reserved schema marketing_data_service/,
+  );
+  assertMatch(
     first(`tables:\n  - source: a.${"x".repeat(64)}\n    target: a.c\n`),
     /64 bytes/,
   );
