@@ -48,8 +48,8 @@ export async function copyRows(
   format: "binary" | "text",
   onProgress: CopyProgress,
 ): Promise<CopyResult> {
-  source.peer = target;
-  target.peer = source;
+  source.watch.peer = target.watch;
+  target.watch.peer = source.watch;
   try {
     const writer = await target.copyFrom(
       `copy ${into} from stdin (format ${format})`,
@@ -78,8 +78,8 @@ export async function copyRows(
     target.destroy();
     throw error;
   } finally {
-    source.peer = undefined;
-    target.peer = undefined;
+    source.watch.peer = undefined;
+    target.watch.peer = undefined;
   }
 }
 

@@ -42,6 +42,7 @@ import {
   SET_SEARCH_PATH,
   withParameters,
 } from "./sql.ts";
+import { StallWatch } from "./stall_watch.ts";
 
 /** Idle time in a transaction after which a session sends a heartbeat, in seconds. */
 const HEARTBEAT_SECONDS = 15;
@@ -85,11 +86,11 @@ interface CopyStream<S> {
 /** One physical connection. A failed session stays failed and never opens a second connection. */
 export class Session implements AsyncDisposable, Disposable {
   readonly config: DatabaseConfig;
-  /** The other end of a COPY. This end may wait for it. */
-  peer: Session | undefined;
+  /** Destroys the session when it stalls. */
+  readonly watch: StallWatch;
   readonly #options: ConnectionOptions;
   readonly #client: Client;
-  readonly #watch: ReturnType<typeof setInterval>;
+  readonly #heart: ReturnType<typeof setInterval>;
   #line: Line | undefined;
   #failure: ServiceError | undefined;
   readonly #lost = new AbortController();
@@ -109,11 +110,6 @@ export class Session implements AsyncDisposable, Disposable {
   #settings = "";
   #closing: Promise<void> | undefined;
   readonly #ended = Promise.withResolvers<void>();
-  /** Bytes of a COPY that the server had processed at the last probe. */
-  #copied: string | undefined;
-  /** Time of the last probe that found the server busy while no byte moved. */
-  #workedAt = -Infinity;
-  #probing: Promise<void> | undefined;
 
   private constructor(config: DatabaseConfig, options: ConnectionOptions) {
     this.config = config;
@@ -151,7 +147,9 @@ export class Session implements AsyncDisposable, Disposable {
       return socket;
     });
     options.signal?.addEventListener("abort", this.#abort, { once: true });
-    this.#watch = this.#startWatch();
+    this.watch = new StallWatch(this, options);
+    this.#heart = setInterval(this.#heartbeat, HEARTBEAT_SECONDS * 1000 / 3);
+    Deno.unrefTimer(this.#heart as unknown as number);
   }
 
   /**
@@ -427,6 +425,11 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#line?.isEncrypted ? undefined : this.#line?.raw;
   }
 
+  /** Whether it waits for an answer. */
+  get isWaiting(): boolean {
+    return this.#pending > 0;
+  }
+
   /** Bytes sent, and bytes of answers received, so far. */
   get bytesMoved(): number {
     return (this.#line?.guard.received ?? 0) +
@@ -484,7 +487,8 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   #release(): void {
-    clearInterval(this.#watch);
+    this.watch.stop();
+    clearInterval(this.#heart);
     this.#options.signal?.removeEventListener("abort", this.#abort);
   }
 
@@ -542,87 +546,13 @@ export class Session implements AsyncDisposable, Disposable {
     };
   }
 
-  /** Destroys the session when it stalls, and sends heartbeats while it waits in a transaction. */
-  #startWatch(): ReturnType<typeof setInterval> {
-    const stallMilliseconds = this.#options.stallTimeoutSeconds * 1000;
-    let moved = -1;
-    let movedAt = performance.now();
-    let isProbing = false;
-    const tick = async () => {
-      const now = performance.now();
-      if (this.#pending === 0 || this.bytesMoved !== moved) {
-        moved = this.bytesMoved;
-        movedAt = now;
-        if (this.#pending === 0 && this.#inTransaction) this.#heartbeat(now);
-        return;
-      }
-      const ends = this.peer ? [this, this.peer] : [this];
-      const isStalled = () =>
-        performance.now() -
-            Math.max(movedAt, ...ends.map((end) => end.#workedAt)) >=
-          stallMilliseconds;
-      // The progress of a COPY is only known relative to an earlier probe.
-      if (isProbing || !this.peer && !isStalled()) return;
-      isProbing = true;
-      await Promise.all(ends.map((end) => end.#probe()));
-      isProbing = false;
-      if (this.#pending > 0 && this.bytesMoved === moved && isStalled()) {
-        this.destroy(
-          new ServiceError(
-            "stalled",
-            `The connection to ${
-              address(this.config)
-            } stalled: no data for ${this.#options.stallTimeoutSeconds} s`,
-          ),
-        );
-      }
-    };
-    const timer = setInterval(
-      () => void tick(),
-      Math.min(stallMilliseconds / 8, 1000 * HEARTBEAT_SECONDS / 3),
-    );
-    Deno.unrefTimer(timer as unknown as number);
-    return timer;
-  }
-
-  #heartbeat(now: number): void {
-    if (now - this.#idleSince < HEARTBEAT_SECONDS * 1000) return;
-    this.query("select 1").catch((error) => this.destroy(error));
-  }
-
-  /** Probes whether the server is busy. Both ends of a COPY share a running probe. */
-  #probe(): Promise<void> {
-    return this.#probing ??= this.#isServerBusy().then((isBusy) => {
-      if (isBusy) this.#workedAt = performance.now();
-      this.#probing = undefined;
-    });
-  }
-
-  /**
-   * Asks the server on a second connection. Returns whether the backend computes,
-   * waits for a lock, or has processed more of a COPY since the last probe. Sent
-   * bytes can be in transit for longer than the stall timeout.
-   */
-  async #isServerBusy(): Promise<boolean> {
-    if (this.#failure || !this.#pid) return false;
-    const { rows } = await probe(
-      this.config,
-      this.#options,
-      // A role that changed at login may not be allowed to see its own sessions.
-      `${LIFT_TIMEOUTS}; ${SET_SEARCH_PATH}; set local role none;
-       select wait_event_type is distinct from 'Client' as busy, bytes_processed::text as copied
-       from pg_stat_activity left join pg_stat_progress_copy using (pid)
-       -- The state is disabled without track_activities. An idle backend waits for its client.
-       where pid = ${this.#pid} and state in ('active', 'disabled')
-         and application_name = ${literal(this.#options.applicationName)}`,
-    );
-    if (!rows) return false;
-    const [backend] = rows;
-    const hasTaken = backend?.copied !== undefined &&
-      backend.copied !== null && backend.copied !== this.#copied;
-    this.#copied = backend?.copied;
-    return Boolean(backend?.busy || hasTaken);
-  }
+  /** Keeps an idle transaction alive. */
+  #heartbeat = () => {
+    const idleSeconds = (performance.now() - this.#idleSince) / 1000;
+    const isDue = this.#inTransaction && !this.isWaiting &&
+      idleSeconds >= HEARTBEAT_SECONDS;
+    if (isDue) this.query("select 1").catch((error) => this.destroy(error));
+  };
 }
 
 /**
