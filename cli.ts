@@ -33,7 +33,8 @@ import { asServiceError, ServiceError } from "./src/errors.ts";
 import { printable, printableJson } from "./src/format.ts";
 import { suggest } from "./src/suggest.ts";
 
-const COMMANDS: readonly Command[] = [
+/** All commands, in the order of the help. */
+export const COMMANDS: readonly Command[] = [
   loadCommand,
   healthCommand,
   verifyCommand,

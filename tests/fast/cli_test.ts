@@ -1,4 +1,6 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { COMMANDS } from "../../cli.ts";
+import { COMMON_FLAGS } from "../../src/cli/command.ts";
 import { VERSION } from "../../src/identity.ts";
 import { runJson, runProgram } from "../support/program.ts";
 
@@ -16,6 +18,11 @@ Deno.test("no arguments and --help print the commands", async () => {
 });
 
 Deno.test("every command has a help text", async () => {
+  for (const { name, summary } of COMMANDS) {
+    const { code, stdout } = await runProgram([name, "--help"]);
+    assertEquals(code, 0);
+    assertStringIncludes(stdout, summary);
+  }
   const { stdout } = await runProgram(["load", "--help"]);
   assertStringIncludes(stdout, "--recreate");
   assertStringIncludes(stdout, "(auto, full)");
@@ -85,6 +92,18 @@ Deno.test("a missing --env-file is a configuration error", async () => {
   ]);
   assertEquals(code, 78);
   assertStringIncludes(stderr, "/no/such/file");
+});
+
+Deno.test("docs/cli.md names every command, action and flag", async () => {
+  const page = await Deno.readTextFile(
+    new URL("../../docs/cli.md", import.meta.url),
+  );
+  const missing = COMMANDS.flatMap(({ name, action, flags }) => [
+    `\`${name}`,
+    ...(action?.allowed ?? []),
+    ...Object.keys({ ...COMMON_FLAGS, ...flags }).map((flag) => `--${flag}`),
+  ]).filter((text) => !page.includes(text));
+  assertEquals(missing, []);
 });
 
 Deno.test("version prints the version of deno.json", async () => {

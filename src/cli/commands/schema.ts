@@ -18,7 +18,7 @@ import { loadCommand } from "./load.ts";
 export const schemaCommand: Command = {
   name: "schema",
   summary:
-    "print shows the DDL of the target tables, ensure creates what is missing, recreate drops and reloads the tables, discover prints a file for TABLES_FILE.",
+    "Prints the DDL of the target tables, creates missing ones, drops and reloads them, or prints a file for TABLES_FILE.",
   flags: {
     target: {
       value: "SCHEMA",
