@@ -11,15 +11,8 @@ import {
 } from "./src/cli/app_context.ts";
 import { parseArguments, usage } from "./src/cli/arguments.ts";
 import type { Command, CommandContext } from "./src/cli/command.ts";
-import { configCommand } from "./src/cli/commands/config.ts";
-import { eventsCommand } from "./src/cli/commands/events.ts";
-import { healthCommand } from "./src/cli/commands/health.ts";
-import { loadCommand } from "./src/cli/commands/load.ts";
-import { runsCommand } from "./src/cli/commands/runs.ts";
-import { schemaCommand } from "./src/cli/commands/schema.ts";
+import { COMMANDS } from "./src/cli/commands.ts";
 import { serveCommand } from "./src/cli/commands/serve.ts";
-import { verifyCommand } from "./src/cli/commands/verify.ts";
-import { versionCommand } from "./src/cli/commands/version.ts";
 import {
   isTraced,
   readEnvironment,
@@ -32,19 +25,6 @@ import { type Mask, maskOfConfig, maskStrings } from "./src/config/secrets.ts";
 import { asServiceError, ServiceError } from "./src/errors.ts";
 import { printable, printableJson } from "./src/format.ts";
 import { suggest } from "./src/suggest.ts";
-
-/** All commands, in the order of the help. */
-export const COMMANDS: readonly Command[] = [
-  loadCommand,
-  healthCommand,
-  verifyCommand,
-  runsCommand,
-  eventsCommand,
-  serveCommand,
-  schemaCommand,
-  configCommand,
-  versionCommand,
-];
 
 /** Exit codes of a process that a signal ends. */
 const SIGNAL_EXITS = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;
