@@ -92,6 +92,7 @@ const HABIT_TEXTS: Readonly<Record<Habit, (zones: Zones) => string>> = {
   text_form: () =>
     "a REAL has the decimals of its text, and a CHAR keeps its padding",
   blank_lines: () => "blank lines inside a text are missing",
+  backslashes: () => "a backslash in a text escaped the next character",
   empty_texts: () => "an empty text is NULL",
 };
 

@@ -5,7 +5,8 @@
  * Mara pipes `psql` through `sed '/^$/d'` into `psql`, and sets `PGTZ` for both
  * (mara_db/shell.py). So a DATE or TIMESTAMP becomes an instant in Mara's time zone,
  * and each value takes the form of its text. Blank lines inside a text vanish. Without
- * `csv_format`, an empty text becomes NULL. All other values stay the same.
+ * `csv_format`, an empty text becomes NULL, and a backslash escapes the next character.
+ * All other values stay the same.
  *
  * @module
  */
@@ -42,6 +43,7 @@ const HABITS = [
   "timezone",
   "text_form",
   "blank_lines",
+  "backslashes",
   "empty_texts",
 ] as const;
 
@@ -178,9 +180,10 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
       const value = habits.has("text_form") && fromText(column) ||
         castToTarget(column);
       if (!isTextual(column)) return value;
-      const text = habits.has("blank_lines")
+      const lines = habits.has("blank_lines")
         ? `pg_catalog.regexp_replace(${value}::text, E'\\n{2,}', E'\\n', 'g')`
         : `${value}::text`;
+      const text = habits.has("backslashes") ? unescaped(lines) : lines;
       // The target pads a CHAR again. A cast without a length would not.
       if (isPadded(column)) return `(${text})::${formatTypeName(column.type)}`;
       return habits.has("empty_texts") ? `nullif(${text}, '')` : text;
@@ -197,11 +200,27 @@ async function describeValues(sides: Sides, zones: Zones): Promise<Values> {
       blank_lines: texts.map((column) =>
         `pg_catalog.strpos(${asText(column)}, E'\\n\\n') > 0`
       ),
+      backslashes: texts.map((column) =>
+        `pg_catalog.strpos(${asText(column)}, E'\\\\') > 0`
+      ),
       // `psql` prints a CHAR with its padding.
       empty_texts: texts.filter((column) => !isPadded(column))
         .map((column) => `${asText(column)} = ''`),
     },
   };
+}
+
+/**
+ * Returns the text as COPY reads it in text format. Leaves out escapes of a character
+ * by its number.
+ */
+function unescaped(text: string): string {
+  return String
+    .raw`(case when pg_catalog.strpos(${text}, E'\\') = 0 then ${text} else (
+    select pg_catalog.string_agg(case pg_catalog.left(part[1], 1) when E'\\'
+      then pg_catalog.translate(pg_catalog.substr(part[1], 2), 'bfnrtv', E'\b\f\n\r\t\x0B')
+      else part[1] end, '' order by number)
+    from pg_catalog.regexp_matches(${text}, E'\\\\.|[^\\\\]+', 'g') with ordinality parts (part, number)) end)`;
 }
 
 /** Returns the types of the source's columns and expressions, without a length. A domain has its base type. */

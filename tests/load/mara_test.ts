@@ -160,7 +160,8 @@ maraTest(
     await t.step("texts of renamed columns and of expressions", async () => {
       await db.source.unsafe(
         `update ecommerce.geolocation set geolocation_city = '' where geolocation_city = 'sao paulo';
-         update ecommerce.customers set customer_city = '' where customer_id = md5('customer3')`,
+         update ecommerce.customers set customer_city = '' where customer_id = md5('customer3');
+         update ecommerce.sellers set seller_city = E'rio de janeiro \\\\rio \\\\\\\\ \\\\q\\\\N' where seller_id = md5('seller3')`,
       );
       const [empty] = await db.source.unsafe(
         "select count(*)::int as rows from ecommerce.geolocation where geolocation_city = ''",
@@ -172,8 +173,13 @@ maraTest(
         ["marketing_qualified_lead", "explained", { timezone: 60 }],
         ["customer", "explained", { empty_texts: 1 }],
         ["order", "explained", { timezone: 200 }],
+        ["seller", "explained", { backslashes: 1 }],
         ["geolocation", "explained", { empty_texts: empty!.rows }],
       ]);
+      const [seller] = await db.warehouse.unsafe(
+        "select city from ec_data.seller where seller_id = md5('seller3')",
+      );
+      assertEquals(seller!.city, "rio de janeiro \rio \\ qN");
     });
     await t.step("a change in each table", async () => {
       await db.warehouse.unsafe(

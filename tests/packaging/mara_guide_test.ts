@@ -211,7 +211,12 @@ testWith(
         mara,
         "drop table ec_data.seller; drop table m_data.closed_deal",
       );
+      await db.source.unsafe(
+        `delete from ecommerce.geolocation where geolocation_state = 'RJ';
+         insert into ecommerce.customers values ('new')`,
+      );
       await runLine("deno task load");
+      await runLine("deno task cli verify");
       assertEquals(await ownersOf(warehouse), [db.loader, mara]);
       await checkReaders(warehouse, project);
     });
