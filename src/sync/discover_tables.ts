@@ -77,6 +77,13 @@ export async function discoverTables(
       warnings.push(`${source} is left out: it has no column to load`);
       continue;
     }
+    for (const { column, type } of loadable) {
+      // The name of a type with a schema is not PostgreSQL's own.
+      if (!type.includes(".")) continue;
+      warnings.push(
+        `column "${column}" of ${source} has type ${type}: create it in the warehouse, or declare the column as text`,
+      );
+    }
     tables.push({
       ...(names.has(name) ? { name: `${schema}.${name}` } : {}),
       source,

@@ -275,7 +275,8 @@ Deno.test("schema discover prints a file that load accepts", async () => {
   await using db = await createDatabases({ withoutTables: true });
   await createSource(
     db,
-    `create table ec.plain (id bigint, name varchar(20), at timestamptz, object regclass);
+    `create type ec.mood as enum ('ok'); create table ec.feeling (mood ec.mood);
+     create table ec.plain (id bigint, name varchar(20), at timestamptz, object regclass);
      create table ec."Odd: ""x"" #" ("no" int, "a: b" text[], "🚀" numeric(5,2));
      create view ec.looking as select id from ec.plain;
      create table ec.parted (id int) partition by list (id);
@@ -294,13 +295,18 @@ Deno.test("schema discover prints a file that load accepts", async () => {
   assertMatch(found.stderr, /ec\.secret is left out: role .* cannot read it/);
   assertMatch(found.stderr, /"object" of ec\.plain is left out: type regclass/);
   assertMatch(found.stderr, /ec\.empty is left out/);
+  assertMatch(found.stderr, /"mood" of ec\.feeling has type ec\.mood: create/);
+  await db.warehouse.unsafe(
+    `create schema ec; create type ec.mood as enum ('ok');
+     grant usage on schema ec to "${db.loader}"`,
+  );
   await using file = await writeTablesFile(found.stdout);
   const environment = { ...db.environment, ...file.variables };
   const { code, json, stderr } = await runJson(["load"], environment);
   assertEquals(code, 0, stderr);
   assertEquals(
     json.results.results.map(({ table }: { table: string }) => table),
-    ['Odd: "x" #', "looking", "parted", "plain"],
+    ['Odd: "x" #', "feeling", "looking", "parted", "plain"],
   );
   const rows = await db.warehouse.unsafe(`select * from "Raw".plain`);
   assertEquals(Object.keys(rows[0]!), ["id", "name", "at"]);
