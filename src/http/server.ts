@@ -23,7 +23,7 @@ export const MAX_CONNECTIONS = 1000;
 const MIN_CONNECTIONS = 16;
 
 /** Maximum number of connections that Deno accepts before the server can close the first of them. */
-const ACCEPT_BATCH = 128;
+export const ACCEPT_BATCH = 128;
 
 /** File descriptors that remain for connections to databases, event files and deliveries. */
 const RESERVED_DESCRIPTORS = 40;
