@@ -448,6 +448,38 @@ Deno.test("a service leaves a queued run whose tables it does not declare to a s
   assertEquals(await states(db), ["succeeded 1", "queued 0", "succeeded 1"]);
 });
 
+Deno.test("a service with several queued runs gives a waiting load its turn between them", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using server = await startServer(db, { LOCK_TIMEOUT: "60" });
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.load_lock in exclusive mode",
+  );
+  for (const table of ALL.tables) {
+    for (const mode of ["auto", "full"]) {
+      const body = JSON.stringify({ tables: [table], mode });
+      await server.json("/load-async", { method: "POST", body });
+    }
+  }
+  await waiting(db, 1);
+  const started = startProgram(["load"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "60",
+  });
+  await waiting(db, 2);
+  await other.unsafe("rollback");
+  assertEquals((await started.finished).code, 0);
+  await until(async () =>
+    (await states(db)).every((state) => state === "succeeded 1")
+  );
+  const rows = await db.warehouse.unsafe(
+    "select trigger from marketing_data_service.run order by started_at",
+  );
+  const order = rows.slice(1).map(({ trigger }) => trigger);
+  assertEquals(order.length, 5);
+  assert(order.at(-1) === "http", order.join());
+});
+
 Deno.test("a request is not refused as busy while the lock is free, however slow the network is", async () => {
   await using db = await loadedDatabases(SMALL);
   await using network = proxied(db, {
