@@ -10,8 +10,7 @@
  * @module
  */
 import type { Session } from "../postgres/session.ts";
-import { literal } from "../postgres/sql.ts";
-import type { Executor } from "../runs/run.ts";
+import { literal, type Queryable } from "../postgres/sql.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
 
@@ -20,12 +19,12 @@ import type { PublisherName } from "../runs/event.ts";
  * webhook receives only later events.
  */
 export async function registerPublishers(
-  executor: Executor,
+  queryable: Queryable,
   names: readonly PublisherName[],
 ): Promise<void> {
   if (names.length === 0) return;
   // No update: it would wait for a running delivery.
-  await executor.query(
+  await queryable.query(
     `insert into marketing_data_service.publisher (name, cursor)
      select name, case name when 'file' then 0
        else (select coalesce(max(seq), 0) from marketing_data_service.event) end
@@ -44,10 +43,10 @@ type Backlog =
 
 /** Returns the state of a publisher, without a lock. */
 export async function backlogOf(
-  executor: Executor,
+  queryable: Queryable,
   { name, target }: Publisher,
 ): Promise<Backlog> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `select stopped_at is not null as stopped, last_error, target is not distinct from $2 as same,
        exists (select from marketing_data_service.event where event.seq > cursor) as pending,
        greatest(0, extract(epoch from next_attempt_at - clock_timestamp()))::float8 as due
@@ -231,10 +230,10 @@ async function giveUp(
  * @returns whether it was stopped.
  */
 export async function resumePublisher(
-  executor: Executor,
+  queryable: Queryable,
   name: PublisherName,
 ): Promise<boolean> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `update marketing_data_service.publisher
      set stopped_at = null, failures = 0, failing_since = null, next_attempt_at = null, last_error = null
      where name = $1 and stopped_at is not null returning 1`,
@@ -245,10 +244,10 @@ export async function resumePublisher(
 
 /** Returns the number of unsettled events by publisher. */
 export async function undeliveredEvents(
-  executor: Executor,
+  queryable: Queryable,
   names: readonly PublisherName[],
 ): Promise<Readonly<Record<string, number>>> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select name, (select count(*) from marketing_data_service.event where seq > cursor)::int as count
      from marketing_data_service.publisher
      where name in (select json_array_elements_text($1::text::json))`,

@@ -2,18 +2,14 @@
 import { delay } from "@std/async/delay";
 import { ServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
-import type { Pool } from "./pool.ts";
-import type { Session } from "./session.ts";
-import type { Parameter } from "./sql.ts";
-
-type Executor = Pick<Pool | Session, "query">;
+import type { Parameter, Queryable } from "./sql.ts";
 
 /** Ends the warehouse backends of a run's sessions and waits until they have ended. */
 export async function endBackends(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
 ): Promise<void> {
-  await terminate(executor, "application_name = $1", [
+  await terminate(queryable, "application_name = $1", [
     `${APPLICATION_NAME}/${runId}`,
   ]);
 }
@@ -23,11 +19,11 @@ export async function endBackends(
  * closed here may live on at the server, with its locks and perhaps a commit.
  */
 export async function endBackend(
-  executor: Executor,
+  queryable: Queryable,
   pid: number,
   applicationName: string,
 ): Promise<void> {
-  await terminate(executor, "pid = $1 and application_name = $2", [
+  await terminate(queryable, "pid = $1 and application_name = $2", [
     pid,
     applicationName,
   ]);
@@ -37,13 +33,13 @@ export async function endBackend(
 const MAX_ATTEMPTS = 20;
 
 async function terminate(
-  executor: Executor,
+  queryable: Queryable,
   condition: string,
   parameters: readonly Parameter[],
 ): Promise<void> {
   for (let look = 1;; look++) {
     try {
-      await executor.query(
+      await queryable.query(
         // A role that switched to another role at login may not end its own sessions.
         `with itself as materialized (select set_config('role', 'none', true))
          select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity

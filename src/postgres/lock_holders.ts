@@ -4,15 +4,7 @@
  * @module
  */
 import { ServiceError } from "../errors.ts";
-import type { Parameter, Row } from "./sql.ts";
-
-/** Runs one statement: a pool, or a session whose transaction has not failed. */
-interface Queryable {
-  query<T extends Row = Row>(
-    text: string,
-    parameters?: readonly Parameter[],
-  ): Promise<T[]>;
-}
+import type { Queryable, Row } from "./sql.ts";
 
 /** A session, or a prepared transaction, that holds a lock on a table. */
 interface LockHolder {

@@ -11,6 +11,14 @@ export type Row = Record<string, any>;
 /** The value of a statement's parameter. */
 export type Parameter = string | number | boolean | Date | null;
 
+/** Runs one statement: a pool, or a session whose transaction has not failed. */
+export interface Queryable {
+  query<T extends Row = Row>(
+    text: string,
+    parameters?: readonly Parameter[],
+  ): Promise<T[]>;
+}
+
 /**
  * Sets the search path for all statements of the service. PostgreSQL calls the
  * function whose argument types fit exactly, in any schema of the path. So the

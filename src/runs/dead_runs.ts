@@ -1,7 +1,7 @@
 /** Closes runs that no process will end. */
 import type { Logger } from "@logtape/logtape";
 import { endBackends } from "../postgres/backends.ts";
-import type { Row } from "../postgres/sql.ts";
+import type { Queryable, Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import {
   failedEntry,
@@ -10,7 +10,6 @@ import {
   type TableEntry,
 } from "./event.ts";
 import { closeRun, IS_UNWANTED, loadedByRun, NOW } from "./record.ts";
-import type { Executor } from "./run.ts";
 import type { TableDeclaration } from "../tables/declaration.ts";
 
 /**
@@ -21,12 +20,12 @@ import type { TableDeclaration } from "../tables/declaration.ts";
  * @returns ids of the runs that were closed.
  */
 export async function closeAbandonedRuns(
-  executor: Executor,
+  queryable: Queryable,
   log: Logger,
   states: "queued" | "queued and running",
   tables: readonly TableDeclaration[],
 ): Promise<readonly string[]> {
-  const dead = await executor.query(
+  const dead = await queryable.query(
     `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
      from marketing_data_service.run
      where state = 'queued' and ${IS_UNWANTED} ${
@@ -36,7 +35,7 @@ export async function closeAbandonedRuns(
   );
   const closed: string[] = [];
   for (const row of dead) {
-    if (!await interruptRun(executor, row, tables)) continue;
+    if (!await interruptRun(queryable, row, tables)) continue;
     closed.push(row.id);
     log.warn("Run {run_id} was abandoned and is now interrupted", {
       run_id: row.id,
@@ -46,13 +45,13 @@ export async function closeAbandonedRuns(
 }
 
 async function interruptRun(
-  executor: Executor,
+  queryable: Queryable,
   row: Row,
   tables: readonly TableDeclaration[],
 ): Promise<boolean> {
   // A backend of the ended process may still commit. Its result is known when it ends.
-  if (row.state === "running") await endBackends(executor, row.id);
-  const loaded = await loadedByRun(executor, row.id);
+  if (row.state === "running") await endBackends(queryable, row.id);
+  const loaded = await loadedByRun(queryable, row.id);
   const error = new ServiceError(
     "interrupted",
     row.state === "queued"
@@ -66,7 +65,7 @@ async function interruptRun(
       failedEntry(tables, table, error, 1)
   );
   try {
-    await closeRun(executor, row.id, row.state, {
+    await closeRun(queryable, row.id, row.state, {
       state: "interrupted",
       event: failedEvent(
         {

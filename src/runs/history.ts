@@ -4,7 +4,7 @@
  * @module
  */
 import { MAX_NAMES } from "../format.ts";
-import type { Row } from "../postgres/sql.ts";
+import type { Queryable, Row } from "../postgres/sql.ts";
 import type { Tally } from "./describe.ts";
 import type {
   FailedEntry,
@@ -16,7 +16,7 @@ import type {
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { PublisherName } from "./event.ts";
-import type { Executor, RunState } from "./run.ts";
+import type { RunState } from "./run.ts";
 
 /** A run in the history. Times are UTC, ISO 8601. */
 export interface RunSummary {
@@ -100,10 +100,10 @@ export interface RunFilter {
 
 /** Returns the newest runs. */
 export async function listRuns(
-  executor: Executor,
+  queryable: Queryable,
   { limit, before, status }: RunFilter,
 ): Promise<readonly RunSummary[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select ${SUMMARY} from marketing_data_service.run
      where ($2::text is null or state = $2)
        and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
@@ -123,10 +123,10 @@ export interface RunOutcome extends RunSummary {
 
 /** Returns the newest runs, each with its results. */
 export async function listOutcomes(
-  executor: Executor,
+  queryable: Queryable,
   { limit, before, status }: RunFilter,
 ): Promise<readonly RunOutcome[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select ${SUMMARY}, loads.*
      from marketing_data_service.run, lateral (
        select json_build_object('unchanged', count(*) filter (where r.mode = 'unchanged'),
@@ -181,11 +181,11 @@ export interface TableHistory {
  * @param durations the maximum number of loads in `durations`.
  */
 export async function listTableHistory(
-  executor: Executor,
+  queryable: Queryable,
   tables: readonly string[],
   durations = 0,
 ): Promise<readonly TableHistory[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select name, loaded.run_id, ${utc("loaded.finished_at", "finished_at")},
        run.source_snapshot_at, loaded.result::text as result,
        failed.run_id as failed_run, ${
@@ -230,19 +230,19 @@ export async function listTableHistory(
 
 /** Returns one run, or `undefined` when the history does not have it. */
 export async function findRun(
-  executor: Executor,
+  queryable: Queryable,
   id: string,
 ): Promise<RunDetails | undefined> {
-  const [run] = await findRuns(executor, [id]);
+  const [run] = await findRuns(queryable, [id]);
   return run;
 }
 
 /** Returns the runs with these ids that are in the history. */
 export async function findRuns(
-  executor: Executor,
+  queryable: Queryable,
   ids: readonly string[],
 ): Promise<readonly RunDetails[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select ${SUMMARY},
        (select payload::text from marketing_data_service.event where run_id = run.id) as event,
        coalesce((select json_agg(json_build_object('table', table_name, 'status', state,
@@ -280,10 +280,10 @@ function withPhases(
 
 /** Returns the ids of runs that begin with the text, at most two. */
 export async function findRunIds(
-  executor: Executor,
+  queryable: Queryable,
   beginning: string,
 ): Promise<readonly string[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select id from marketing_data_service.run where starts_with(id::text, $1) limit 2`,
     [beginning],
   );
@@ -292,11 +292,11 @@ export async function findRunIds(
 
 /** Returns the events after the cursor, in order. 0 returns the oldest first. */
 export async function listEvents(
-  executor: Executor,
+  queryable: Queryable,
   after: number,
   limit: number,
 ): Promise<readonly StoredEvent[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select seq::text, payload::text,
        coalesce((
          select json_agg(json_build_object(
@@ -325,9 +325,9 @@ export async function listEvents(
 
 /** Unix time of the last success, in seconds, or `undefined` when there was none. */
 export async function lastSuccess(
-  executor: Executor,
+  queryable: Queryable,
 ): Promise<number | undefined> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `select extract(epoch from max(finished_at))::float8 as at
      from marketing_data_service.run where state = 'succeeded'`,
   );
@@ -340,11 +340,11 @@ export async function lastSuccess(
  * number of removed runs.
  */
 export async function pruneHistory(
-  executor: Executor,
+  queryable: Queryable,
   days: number,
   publishers: readonly PublisherName[],
 ): Promise<number> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `with pruned as (
        delete from marketing_data_service.run
        where finished_at < clock_timestamp() - make_interval(secs => $1::float8)

@@ -3,11 +3,11 @@
  *
  * @module
  */
-import type { Row } from "../postgres/sql.ts";
+import type { Queryable, Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
 import { failedEntry, failedEvent, type LoadEvent } from "./event.ts";
 import { closeRun, IS_UNWANTED, NOW } from "./record.ts";
-import type { Executor, QueuedRun, Run, RunOptions, RunState } from "./run.ts";
+import type { QueuedRun, Run, RunOptions, RunState } from "./run.ts";
 import type { TableDeclaration } from "../tables/declaration.ts";
 
 /**
@@ -19,13 +19,13 @@ import type { TableDeclaration } from "../tables/declaration.ts";
  * entry for all its callers, with the latest deadline.
  */
 export async function enqueueRun(
-  executor: Executor,
+  queryable: Queryable,
   request: Omit<Run, "id">,
   waitSeconds: number | null,
   workerId: string,
   tick: Date | null = null,
 ): Promise<QueuedRun> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `insert into marketing_data_service.run as run
        (id, trigger, tables, mode, atomic, recreate, wait_until, askers, tick)
      select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
@@ -68,11 +68,11 @@ export async function enqueueRun(
  * @returns `running` when the tick is skipped, or `taken` when another process has it.
  */
 export async function enqueueTick(
-  executor: Executor,
+  queryable: Queryable,
   options: RunOptions,
   tick: Date,
 ): Promise<"queued" | "running" | "taken"> {
-  const [other] = await executor.query(
+  const [other] = await queryable.query(
     `select tick is not distinct from $1::text::timestamptz as taken
      from marketing_data_service.run
      where state = 'running' or tick = $1::text::timestamptz
@@ -84,7 +84,7 @@ export async function enqueueTick(
   if (other) return other.taken ? "taken" : "running";
   try {
     const request = { ...options, trigger: "schedule" } as const;
-    await enqueueRun(executor, request, null, "", tick);
+    await enqueueRun(queryable, request, null, "", tick);
     return "queued";
   } catch (error) {
     // 23505: a replica with the same schedule was faster.
@@ -108,12 +108,12 @@ const isUnattended = (tables: string) =>
  * process.
  */
 export async function claimRun(
-  executor: Executor,
+  queryable: Queryable,
   workerId: string,
   awaited: readonly string[],
   tables: readonly string[],
 ): Promise<Run | undefined> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `update marketing_data_service.run
      set state = 'running', started_at = coalesce(started_at, clock_timestamp()), runner = $1
      where (state = 'queued' or state = 'running' and runner = $1) and id = (
@@ -130,10 +130,10 @@ export async function claimRun(
 
 /** Reports whether a run of the tables is queued that happens in any case. */
 export async function hasUnattendedRuns(
-  executor: Executor,
+  queryable: Queryable,
   tables: readonly string[],
 ): Promise<boolean> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `select from marketing_data_service.run
      where state = 'queued' and ${isUnattended("$1")} limit 1`,
     [JSON.stringify(tables)],
@@ -146,11 +146,11 @@ export async function hasUnattendedRuns(
  * options was queued meanwhile, the claimed one stays and is abandoned.
  */
 export async function requeueRun(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
   runner: string,
 ): Promise<void> {
-  await executor.query(
+  await queryable.query(
     `update marketing_data_service.run r
      set state = 'queued', started_at = null, runner = null
      where id = $1::uuid and state = 'running' and runner = $2
@@ -169,10 +169,10 @@ interface RunProgress {
 
 /** Returns the progress of those of the runs that exist, by id. */
 export async function progressOf(
-  executor: Executor,
+  queryable: Queryable,
   ids: readonly string[],
 ): Promise<ReadonlyMap<string, RunProgress>> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select id, state, (select payload::text from marketing_data_service.event where run_id = run.id) as event
      from marketing_data_service.run
      where id in (select value::uuid from json_array_elements_text($1::text::json))`,
@@ -191,11 +191,11 @@ export async function progressOf(
  * process has joined the run. Returns the run if the process had such a wait.
  */
 export async function withdrawWait(
-  executor: Executor,
+  queryable: Queryable,
   { id, deadline }: Pick<QueuedRun, "id" | "deadline">,
   workerId: string,
 ): Promise<Row | undefined> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `update marketing_data_service.run
      set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
        else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
@@ -213,13 +213,13 @@ export async function withdrawWait(
  * @returns its event, or `undefined` when the run stays queued or has begun.
  */
 export async function withdrawRun(
-  executor: Executor,
+  queryable: Queryable,
   run: Pick<QueuedRun, "id" | "deadline">,
   workerId: string,
   error: ServiceError,
   tables: readonly TableDeclaration[],
 ): Promise<LoadEvent | undefined> {
-  const row = await withdrawWait(executor, run, workerId);
+  const row = await withdrawWait(queryable, run, workerId);
   if (!row?.is_unwanted) return undefined;
   const entries = (JSON.parse(row.tables) as string[]).map((table) =>
     failedEntry(tables, table, error, 0)
@@ -236,7 +236,7 @@ export async function withdrawRun(
   );
   const isStop = error.code === "terminated" || error.code === "draining";
   try {
-    await closeRun(executor, row.id, "queued", {
+    await closeRun(queryable, row.id, "queued", {
       state: isStop ? "interrupted" : "failed",
       event,
       code: error.code,

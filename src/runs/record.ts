@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Queryable } from "../postgres/sql.ts";
 import type { Session } from "../postgres/session.ts";
 import { ServiceError } from "../errors.ts";
 import {
@@ -14,7 +15,7 @@ import {
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { SourceWatermark } from "../sync/snapshot.ts";
 import type { LastLoad } from "../sync/sync_table.ts";
-import type { Executor, RunEnd } from "./run.ts";
+import type { RunEnd } from "./run.ts";
 
 /** Names a server until it is promoted, restored or restarted. */
 const SERVER = `(select system_identifier
@@ -46,7 +47,7 @@ export const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
  * @throws {ServiceError} `run_lost` when the run is already closed, or a caller waits for it again.
  */
 export async function closeRun(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
   from: "queued" | "running",
   end: RunEnd,
@@ -58,7 +59,7 @@ export async function closeRun(
     event_type: event.event_type,
     status: event.status,
   };
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `with ordered as materialized (
        select server from marketing_data_service.event_order where only_one for update),
      closed as (
@@ -113,10 +114,10 @@ export async function closeRun(
  * @throws {ServiceError} `run_lost`.
  */
 export async function confirmRun(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
 ): Promise<string> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `select ${NOW} as now from marketing_data_service.run
      where id = $1::uuid and state = 'running' for share`,
     [runId],
@@ -131,8 +132,8 @@ export async function confirmRun(
 }
 
 /** Returns the database's time in the format of an event. */
-export async function databaseTime(executor: Executor): Promise<string> {
-  const [row] = await executor.query(`select ${NOW} as now`);
+export async function databaseTime(queryable: Queryable): Promise<string> {
+  const [row] = await queryable.query(`select ${NOW} as now`);
   return row!.now;
 }
 
@@ -207,10 +208,10 @@ export async function recordTableLoad(
  * the others from the next snapshot.
  */
 export async function forgetTableLoads(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
 ): Promise<void> {
-  await executor.query(
+  await queryable.query(
     "delete from marketing_data_service.table_load where run_id = $1::uuid",
     [runId],
   );
@@ -218,10 +219,10 @@ export async function forgetTableLoads(
 
 /** Returns the last load of each table, where it is known. */
 export async function lastLoads(
-  executor: Executor,
+  queryable: Queryable,
   tables: readonly string[],
 ): Promise<ReadonlyMap<string, LastLoad>> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select name, source_mark::text as mark, (result ->> 'records_loaded')::float8 as rows
      from json_array_elements_text($1::text::json) name,
        lateral (select source_mark, result from marketing_data_service.table_load
@@ -239,10 +240,10 @@ export async function lastLoads(
 
 /** Returns the entries of the tables that a run has loaded and committed. */
 export async function loadedByRun(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
 ): Promise<LoadedEntry[]> {
-  const rows = await executor.query(
+  const rows = await queryable.query(
     `select result::text from marketing_data_service.table_load
      where run_id = $1::uuid and state = 'succeeded'`,
     [runId],
@@ -252,18 +253,18 @@ export async function loadedByRun(
 
 /** Returns the tables whose load by this run is committed. */
 export async function committedTables(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
 ): Promise<readonly string[]> {
-  return (await loadedByRun(executor, runId)).map((entry) => entry.table);
+  return (await loadedByRun(queryable, runId)).map((entry) => entry.table);
 }
 
 /** Returns the event of a run, or `undefined` while it has none. */
 export async function eventOf(
-  executor: Executor,
+  queryable: Queryable,
   runId: string,
 ): Promise<LoadEvent | undefined> {
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     `select payload::text from marketing_data_service.event where run_id = $1::uuid`,
     [runId],
   );

@@ -1,6 +1,4 @@
 /** Types of runs. */
-import type { Pool } from "../postgres/pool.ts";
-import type { Session } from "../postgres/session.ts";
 import type { ErrorCode } from "../errors.ts";
 import type { FailedEntry, LoadEvent, Trigger } from "./event.ts";
 
@@ -45,6 +43,3 @@ export interface RunEnd {
   readonly failed: readonly FailedEntry[];
   readonly sourceSnapshotAt: string | null;
 }
-
-/** A pool, or a session with its transaction. */
-export type Executor = Pick<Pool | Session, "query">;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { Queryable } from "../postgres/sql.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
 import type { Pool } from "../postgres/pool.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
@@ -129,13 +130,13 @@ const BOOTSTRAP = `
   )`;
 
 async function currentVersion(
-  executor: Pick<Pool | Session, "query">,
+  queryable: Queryable,
 ): Promise<number> {
-  const [found] = await executor.query(
+  const [found] = await queryable.query(
     "select to_regclass('marketing_data_service.migration') is not null as exists",
   );
   if (!found!.exists) return 0;
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     "select coalesce(max(version), 0) as version from marketing_data_service.migration",
   );
   return row!.version;

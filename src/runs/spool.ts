@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { Queryable } from "../postgres/sql.ts";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, type ErrorCode } from "../errors.ts";
 import {
@@ -16,7 +17,7 @@ import {
 import type { AppContext } from "../context.ts";
 import { closeRun, loadedByRun } from "./record.ts";
 import { endBackends } from "../postgres/backends.ts";
-import type { Executor, QueuedRun, Run } from "./run.ts";
+import type { QueuedRun, Run } from "./run.ts";
 import { withdrawWait } from "./queue.ts";
 import {
   type AppendFile,
@@ -91,7 +92,7 @@ export async function spoolUnrecorded(
  * unrecorded failure must not prevent a load.
  */
 export async function drainSpool(
-  executor: Executor,
+  queryable: Queryable,
   path: string,
   log: Logger,
 ): Promise<void> {
@@ -99,7 +100,7 @@ export async function drainSpool(
     await withFile(spoolFile(path), { create: false }, async (file) => {
       // The lock is held until the spool is empty, so that no line is lost.
       await file.lock(true);
-      await drain(executor, file, path, log);
+      await drain(queryable, file, path, log);
     });
   } catch (error) {
     const { cause, line } = asServiceError(error);
@@ -113,7 +114,7 @@ export async function drainSpool(
 }
 
 async function drain(
-  executor: Executor,
+  queryable: Queryable,
   file: Deno.FsFile,
   path: string,
   log: Logger,
@@ -123,7 +124,7 @@ async function drain(
   let drained = 0;
   for (const line of linesOf(content)) {
     const failure = parseFailure(line);
-    if (failure && await record(executor, failure, log)) drained++;
+    if (failure && await record(queryable, failure, log)) drained++;
     else if (!isBlank(line)) rest.push(line);
   }
   if (rest.length > 0) {
@@ -176,12 +177,12 @@ function parseFailure(line: Uint8Array): SpooledFailure | undefined {
 
 /** Records a failure. Returns whether the line is one. */
 async function record(
-  executor: Executor,
+  queryable: Queryable,
   failure: SpooledFailure,
   log: Logger,
 ): Promise<boolean> {
   try {
-    await insertClosed(executor, failure);
+    await insertClosed(queryable, failure);
     return true;
   } catch (error) {
     const { code, message } = asServiceError(error);
@@ -196,10 +197,10 @@ async function record(
 }
 
 async function insertClosed(
-  executor: Executor,
+  queryable: Queryable,
   { run, event, code, runner, deadline }: SpooledFailure,
 ): Promise<void> {
-  await executor.query(
+  await queryable.query(
     `insert into marketing_data_service.run
        (id, state, trigger, tables, mode, atomic, recreate, started_at)
      values ($1::uuid, 'running', $2,
@@ -215,22 +216,22 @@ async function insertClosed(
       run.recreate,
     ],
   );
-  const [row] = await executor.query(
+  const [row] = await queryable.query(
     "select state from marketing_data_service.run where id = $1::uuid",
     [run.id],
   );
   if (row?.state !== "running" && row?.state !== "queued") return;
   if (row.state === "queued" && runner) {
     const { id } = run;
-    await withdrawWait(executor, { id, deadline: deadline ?? null }, runner);
+    await withdrawWait(queryable, { id, deadline: deadline ?? null }, runner);
   }
   // Its process may have committed a table without an answer.
-  await endBackends(executor, run.id);
-  const loaded = await loadedByRun(executor, run.id);
+  await endBackends(queryable, run.id);
+  const loaded = await loadedByRun(queryable, run.id);
   const entries = event.details.results.map((entry) =>
     loaded.find(({ table }) => table === entry.table) ?? entry
   );
-  await closeRun(executor, run.id, row.state, {
+  await closeRun(queryable, run.id, row.state, {
     state: "failed",
     event: loaded.length === 0
       ? event

@@ -1,12 +1,11 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { Response } from "playwright-core";
-import type { Parameter } from "../../src/postgres/sql.ts";
+import type { Parameter, Queryable } from "../../src/postgres/sql.ts";
 import {
   listOutcomes,
   listTableHistory,
   type RunFilter,
 } from "../../src/runs/history.ts";
-import type { Executor } from "../../src/runs/run.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { browserTest } from "../support/browser.ts";
@@ -133,7 +132,7 @@ browserTest(
         );
         await db.warehouse.unsafe("vacuum analyze");
         const blocks = async (
-          ask: (executor: Executor) => Promise<unknown>,
+          ask: (queryable: Queryable) => Promise<unknown>,
         ) => {
           let read = 0;
           await ask({
@@ -149,12 +148,12 @@ browserTest(
           });
           return read;
         };
-        const list = (filter: Partial<RunFilter>) => (executor: Executor) =>
-          listOutcomes(executor, { limit: 51, ...filter });
+        const list = (filter: Partial<RunFilter>) => (queryable: Queryable) =>
+          listOutcomes(queryable, { limit: 51, ...filter });
         assert(await blocks(list({})) < 500);
         assert(
-          await blocks((executor) =>
-            listTableHistory(executor, namesOf(MARKETING_TABLES))
+          await blocks((queryable) =>
+            listTableHistory(queryable, namesOf(MARKETING_TABLES))
           ) <
             100,
         );

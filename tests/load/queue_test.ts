@@ -4,11 +4,11 @@ import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 import { proxied } from "../support/phases.ts";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
-import type { Parameter, Row } from "../../src/postgres/sql.ts";
+import type { Parameter, Queryable, Row } from "../../src/postgres/sql.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { closeAbandonedRuns } from "../../src/runs/dead_runs.ts";
 import { enqueueRun, withdrawRun } from "../../src/runs/queue.ts";
-import type { Executor, QueuedRun } from "../../src/runs/run.ts";
+import type { QueuedRun } from "../../src/runs/run.ts";
 import {
   changeSource,
   loadedDatabases,
@@ -328,7 +328,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
   const run = await enqueueRun(warehouse, request, 60, "one");
   const joined: QueuedRun[] = [];
   // The moment between the withdrawal of the wait and the close of the run.
-  const slow: Executor = {
+  const slow: Queryable = {
     async query<T extends Row>(
       text: string,
       parameters?: readonly Parameter[],
