@@ -21,8 +21,11 @@ interface Meaning {
   readonly remedy?: string;
 }
 
-/** Maximum number of connections that a load of all tables holds at once, per server. */
-export const CONNECTIONS_PER_LOAD = { olist: 3, dwh: 4 } as const;
+/** Returns how many connections a load needs at most. */
+function connectionsRemedy({ label }: DatabaseConfig): string {
+  const others = label === "olist" ? "one connection" : "two connections";
+  return `A load needs up to ${others} to this server, and one more for each table that it loads at once. Lower MAX_PARALLEL_TASKS to need fewer.`;
+}
 
 /** Returns the meaning of a server's error. */
 function meaningOf(
@@ -107,11 +110,9 @@ function specificMeaning(
     case "53300":
       return {
         code: "too_many_connections",
-        remedy: `${
-          connectionLimitRemedy(routine, role, database)
-        } A load needs up to ${
-          CONNECTIONS_PER_LOAD[config.label]
-        } connections to this server.`,
+        remedy: `${connectionLimitRemedy(routine, role, database)} ${
+          connectionsRemedy(config)
+        }`,
       };
     case "53200":
       // The table of locks lives in shared memory of a fixed size.
@@ -250,10 +251,9 @@ export function noAnswerError(
     "connection_failed",
     `${what} after the login, as when a pooler waits for a free connection to the server`,
     {
-      remedy:
-        `Raise default_pool_size if this is PgBouncer: a load needs up to ${
-          CONNECTIONS_PER_LOAD[config.label]
-        } connections to this server. Otherwise look in pg_stat_activity for what the server waits for.`,
+      remedy: `Raise default_pool_size if this is PgBouncer. ${
+        connectionsRemedy(config)
+      } Otherwise look in pg_stat_activity for what the server waits for.`,
     },
   );
 }
@@ -302,9 +302,9 @@ const POOLER_REFUSALS: readonly (readonly [
     /query_wait_timeout|no more connections allowed|too many/,
     "too_many_connections",
     (config) =>
-      `Raise default_pool_size and max_client_conn in PgBouncer. A load needs up to ${
-        CONNECTIONS_PER_LOAD[config.label]
-      } connections to this server.`,
+      `Raise default_pool_size and max_client_conn in PgBouncer. ${
+        connectionsRemedy(config)
+      }`,
   ],
   [
     /unsupported startup parameter/,

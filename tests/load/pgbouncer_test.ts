@@ -226,6 +226,24 @@ testWith(
   },
 );
 
+testWith(
+  ["pgbouncer"],
+  "load and verify with MAX_PARALLEL_TASKS=1 work behind a PgBouncer with pools of 2",
+  async () => {
+    await using scene = await behindPools(2);
+    const { db } = scene;
+    const environment = { ...scene.environment, MAX_PARALLEL_TASKS: "1" };
+    for (const words of [["load"], ["load", "--mode", "full"], ["verify"]]) {
+      const { code, stdout, stderr } = await runProgram(words, environment);
+      assertEquals(code, 0, stdout + stderr);
+    }
+    await db.source.unsafe("delete from marketing.closed_deals");
+    const { code, stderr } = await runProgram(["load"], environment);
+    assertEquals(code, 0, stderr);
+    await untilNoTransaction(db);
+  },
+);
+
 for (const size of [1, 2]) {
   testWith(
     ["pgbouncer"],

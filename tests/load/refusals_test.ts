@@ -3,7 +3,6 @@ import { startPostgres } from "../../demo/postgres.ts";
 import { parseConfig } from "../../src/config/config.ts";
 import { Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
-import { CONNECTIONS_PER_LOAD } from "../../src/postgres/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { spawnProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
@@ -57,7 +56,7 @@ const REFUSALS: readonly Refusal[] = [
     code: "too_many_connections",
     says: [
       "ALTER ROLE $reader CONNECTION LIMIT",
-      `A load needs up to ${CONNECTIONS_PER_LOAD.olist} connections`,
+      "A load needs up to one connection to this server, and one more for each table",
     ],
   },
   {
@@ -67,7 +66,7 @@ const REFUSALS: readonly Refusal[] = [
     code: "too_many_connections",
     says: [
       "ALTER DATABASE $warehouse CONNECTION LIMIT",
-      `A load needs up to ${CONNECTIONS_PER_LOAD.dwh} connections`,
+      "A load needs up to two connections to this server, and one more for each table",
     ],
   },
   {
@@ -168,9 +167,12 @@ for (
 }
 
 for (
-  const [limits, words] of [
-    [CONNECTIONS_PER_LOAD, "than its remedy says"],
-    [{ olist: 2, dwh: CONNECTIONS_PER_LOAD.dwh }, "from the source than two"],
+  const [limits, words, environment] of [
+    [{ olist: 3, dwh: 4 }, "than its remedy says", {}],
+    [{ olist: 2, dwh: 4 }, "from the source than two", {}],
+    [{ olist: 2, dwh: 3 }, "than its remedy says with MAX_PARALLEL_TASKS=1", {
+      MAX_PARALLEL_TASKS: "1",
+    }],
   ] as const
 ) {
   Deno.test(`load needs no more connections ${words}`, async () => {
@@ -187,6 +189,7 @@ for (
       const { code, stderr } = await runProgram(words, {
         ...db.environment,
         ...ONCE,
+        ...environment,
       });
       assertEquals(code, 0, stderr);
     }
