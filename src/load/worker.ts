@@ -38,7 +38,7 @@ interface WorkerOptions {
   readonly stop: AbortSignal;
   /** Ends the running run. The reason is a {@linkcode ServiceError}. */
   readonly abort: AbortSignal;
-  /** Tables of which it runs the runs that happen in any case, whoever queued them. */
+  /** Tables whose unattended runs it runs, from every process. */
   readonly unattendedTables: readonly string[];
 }
 

@@ -1,7 +1,7 @@
 /**
- * The driver, postgres.js 3.4, and all that relies on its internals. Everything
- * here that is no public interface says what it relies on. A contract test beside
- * this file fails when the driver changes it.
+ * The driver, postgres.js 3.4, and all code that relies on its internals. Each use of
+ * an internal has a comment. A contract test next to this file fails when the driver
+ * changes one.
  *
  * @module
  */
@@ -89,7 +89,7 @@ function parseJson(text: string): unknown {
 /** Maximum length of a setting that messages may contain, in characters. */
 const MAX_PARAMETER_LENGTH = 100;
 
-/** Returns a setting that the server reported, shortened where it is no genuine one. */
+/** Returns a setting that the server reported. Shortens a forged one. */
 export function parameterOf(client: Client, name: string): string {
   const parameters = client.parameters as Record<string, string | undefined>;
   return (parameters[name] ?? "").slice(0, MAX_PARAMETER_LENGTH);

@@ -77,7 +77,7 @@ const INSPECTED = new Set([..."AERST"].map(type));
 /** Messages that may come before the first statement. */
 const STARTUP = new Set([..."EKNRSZ"].map(type));
 
-/** Messages that are no part of an answer. */
+/** Messages outside of an answer. */
 const ASIDES = new Set([..."ANS"].map(type));
 
 /** Messages that need no statement. */

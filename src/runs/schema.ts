@@ -111,8 +111,8 @@ export async function requireHistory(pool: Pool): Promise<void> {
   throw new ServiceError(
     "history_missing",
     version === 0
-      ? `There is no history in database "${pool.config.database}": no load has run there`
-      : `The history in database "${pool.config.database}" is at version ${version} and has to be brought to ${MIGRATIONS.length}`,
+      ? `Cannot read the history: no load has created it in database "${pool.config.database}"`
+      : `Cannot read the history: database "${pool.config.database}" has version ${version}, not ${MIGRATIONS.length}`,
   );
 }
 

@@ -189,7 +189,7 @@ async function record(
     // Another process has closed the run.
     if (code === "run_lost") return true;
     if (code !== "value_invalid" && code !== "constraint_violated") throw error;
-    log.error("A line of the spool is no failure of a run: {reason}", {
+    log.error("Cannot read a line of the spool: {reason}", {
       reason: message,
     });
     return false;

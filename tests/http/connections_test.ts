@@ -151,7 +151,7 @@ Deno.test("listen() closes a connection with many pipelined requests", async () 
   };
   assertEquals(await countAnswers(4), 4);
   assert(await countAnswers(1000) < 10);
-  // One request after another is no pipeline.
+  // Consecutive requests are not pipelined.
   using client = await open(server);
   const reader = client.readable.getReader();
   for (let i = 0; i < 50; i++) {

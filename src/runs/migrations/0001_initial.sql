@@ -1,8 +1,8 @@
--- History of the service: runs, what each did to each table, and its event.
--- The constraints hold whatever program writes here.
+-- The history of the service: runs, the result of each table, and events.
+-- The constraints hold for every program that writes here.
 
 create table marketing_data_service.run (
-  -- Order of requests, for paging; an id says nothing of order.
+  -- Order of requests, for paging. Ids have no order.
   seq bigint generated always as identity unique,
   id uuid primary key,
   state text not null default 'queued'
@@ -13,13 +13,13 @@ create table marketing_data_service.run (
   atomic boolean not null,
   recreate boolean not null,
   requested_at timestamptz not null default clock_timestamp(),
-  -- Until when somebody waits for this run to begin; infinity where it is to run in any case.
+  -- Deadline of the last caller. Infinity means that the run always runs.
   wait_until timestamptz not null default 'infinity',
-  -- The tick of the schedule that asked for it: replicas with one schedule run one load a tick.
+  -- The tick of the schedule: replicas with one schedule run one load per tick.
   tick timestamptz unique,
   started_at timestamptz,
   finished_at timestamptz,
-  -- application_name and host of the process that runs it, to find it by.
+  -- application_name and host of the process that runs it.
   runner text,
   source_snapshot_at text,
   error text,
@@ -30,7 +30,7 @@ create table marketing_data_service.run (
   check ((error is not null) = (state in ('failed', 'interrupted')))
 );
 
--- Requests for the same thing that wait share one run.
+-- Waiting requests with equal options share one run.
 create unique index run_queued_once on marketing_data_service.run (tables, mode, atomic, recreate)
   where state = 'queued';
 
@@ -43,11 +43,11 @@ create table marketing_data_service.table_load (
   run_id uuid not null references marketing_data_service.run on delete cascade,
   table_name text not null,
   state text not null check (state in ('succeeded', 'failed')),
-  -- The entry of the event's results, as it is published.
+  -- The entry of the results in the event.
   result json not null,
   integrity_check json,
   phases json not null default '[]',
-  -- The source's count of writes to the table at that time: a hint for the next load.
+  -- Number of writes to the source table at that time: a hint for the next load.
   source_writes text,
   finished_at timestamptz not null default clock_timestamp(),
   primary key (run_id, table_name),
@@ -58,14 +58,14 @@ create index table_load_latest on marketing_data_service.table_load (table_name,
   where state = 'succeeded';
 
 create table marketing_data_service.event (
-  -- Order of commits: it is given out under a lock that is held until the commit.
+  -- Order of commits: a lock is held from the number until the commit.
   seq bigint generated always as identity primary key,
   event_id uuid not null unique,
-  -- One terminal event a run, whatever happens.
+  -- Each run has exactly one event.
   run_id uuid not null unique references marketing_data_service.run on delete cascade,
   event_type text not null
     check (event_type in ('marketing-data-loaded', 'marketing-data-load-failed')),
-  -- json, not jsonb: the order of the fields is part of what consumers see.
+  -- json, not jsonb: consumers see the order of the fields.
   payload json not null,
   created_at timestamptz not null default clock_timestamp(),
   file_delivered_at timestamptz

@@ -1,18 +1,18 @@
--- Deliveries: who events are handed to besides their own table, and what became of each.
+-- Deliveries of events to a file and a webhook.
 
 create table marketing_data_service.publisher (
   name text primary key check (name in ('file', 'webhook')),
   -- Events up to here are settled: delivered, given up, or older than the publisher.
-  -- Numbers are in the order of commits, so nothing can appear before it later.
+  -- Numbers are in the order of commits, so no earlier event can appear later.
   cursor bigint not null check (cursor >= 0),
-  -- Digest of where events go: the address itself can hold a secret.
+  -- Digest of the destination: its address can contain a secret.
   target text,
-  -- Failures since the last success; how long the next attempt waits follows from it.
+  -- Failures since the last success. They determine the delay of the next attempt.
   failures int not null default 0 check (failures >= 0),
   failing_since timestamptz,
   next_attempt_at timestamptz,
   last_error text,
-  -- The receiver said that it is gone: nothing is sent until it is changed or resumed.
+  -- The receiver answered 410: nothing is sent until it is changed or resumed.
   stopped_at timestamptz,
   check ((failing_since is null) = (failures = 0))
 );
@@ -28,7 +28,7 @@ create table marketing_data_service.delivery (
   check (delivered_at is null or given_up_at is null)
 );
 
--- What the file has by now stays known. It was filled in order, so it has all before the first that it lacks.
+-- Keep the state of the file. It was filled in order, so it has all events before the first missing one.
 insert into marketing_data_service.delivery (seq, publisher, delivered_at)
   select seq, 'file', file_delivered_at from marketing_data_service.event
   where file_delivered_at is not null;

@@ -1,5 +1,5 @@
--- What the next load can begin its search with. A count of all writes said that
--- there is a change, not where.
+-- The start of the next load's search. The number of all writes shows a change, but
+-- not its place.
 
 alter table marketing_data_service.table_load
   drop column source_writes,

@@ -1,15 +1,15 @@
--- Locks that take a right. Any role that may connect can take an advisory lock,
--- and would stop all loads with it.
+-- Locks that need a privilege. Any role that may connect can take an advisory lock,
+-- and could stop all loads with it.
 
 -- A load holds this table in exclusive mode. Such a lock needs no row, no snapshot
 -- and no transaction id, so it does not keep VACUUM or CREATE INDEX CONCURRENTLY waiting.
 create table if not exists marketing_data_service.load_lock ();
 
--- Locked from the moment an event gets its number until that is committed.
+-- Locked from the number of an event until its commit.
 create table if not exists marketing_data_service.event_order (
   only_one boolean primary key default true check (only_one),
-  -- The server that gave out the last number. A server that was promoted, restored or
-  -- restarted may lack the newest events, so its numbers go on far above them.
+  -- The server of the last number. A promoted, restored or restarted server may lack
+  -- the newest events, so its numbers continue far above them.
   server text not null
 );
 
@@ -19,8 +19,8 @@ insert into marketing_data_service.event_order (server)
   from pg_control_system()
   on conflict do nothing;
 
--- A load of an older program holds an advisory lock. It ends before this commits,
--- and no other one begins: an older program refuses a newer schema.
+-- A load of an older version holds an advisory lock. It ends before this commits.
+-- No other one begins, because an older version refuses a newer schema.
 do $$ begin
   if exists (select from pg_locks join pg_stat_activity using (pid)
       where locktype = 'advisory' and objid = 5714290 and granted
