@@ -42,7 +42,12 @@ import {
 /** How a round of a run ends: with the run's event, or with the reason for another round. */
 type RoundEnd =
   | { readonly state: "closed"; readonly event: LoadEvent }
-  | { readonly state: "restart"; readonly reason: string };
+  | {
+    readonly state: "restart";
+    readonly reason: string;
+    /** Whether the next round must prepare all groups before it commits one. */
+    readonly isUnprotected: boolean;
+  };
 
 /** Retries of what closes a run, which must also happen after an abort. */
 const CLOSING = { atLeast: 3, evenIfAborted: true };
@@ -60,10 +65,13 @@ type Settled = Verified | Failed;
  * until then. Functions that ran without that protection end the round.
  *
  * @param mayRestart whether the round may end before the run is closed.
+ * @param isProtected whether all groups are prepared before the first commits in
+ * any case.
  */
 export async function loadFromOneSnapshot(
   context: RunContext,
   mayRestart: boolean,
+  isProtected: boolean,
 ): Promise<RoundEnd> {
   await using preparation = await openPreparation(context);
   const { groups, largestFirst, snapshotAt } = preparation;
@@ -77,9 +85,10 @@ export async function loadFromOneSnapshot(
     Array.fromAsync(
       pooledMap(context.config.maxParallelTasks, largestFirst, work),
     );
-  const first = groups.length > 1 && await mayActOnAnother(context)
-    ? await inParallel((group) => preparation.prepare(group, 0))
-    : [];
+  const first =
+    groups.length > 1 && (isProtected || await mayActOnAnother(context))
+      ? await inParallel((group) => preparation.prepare(group, 0))
+      : [];
   if (mayRestart && first.some(hasLostSnapshot)) restart = SNAPSHOT_LOST;
 
   const settle = async (group: CommitGroup) => {
@@ -95,7 +104,10 @@ export async function loadFromOneSnapshot(
         const isUnprotected = !first.includes(prepared) &&
           prepared.results.some((result) => !result.hasNoSideEffects) &&
           [...settled.values()].some(({ state }) => state === "verified");
-        if (isUnprotected && mayRestart) restart ??= UNPROTECTED;
+        // A new target shows only now that it calls functions.
+        if (isUnprotected && (mayRestart || !isProtected)) {
+          restart ??= UNPROTECTED;
+        }
         // Two snapshots must never be mixed, so what is prepared is given up too.
         if (restart || failure) {
           prepared.session.destroy();
@@ -150,7 +162,10 @@ export async function loadFromOneSnapshot(
   );
   if (failure) throw failure.cause;
   if (event) return { state: "closed", event };
-  if (restart) return { state: "restart", reason: restart };
+  if (restart) {
+    const isUnprotected = restart === UNPROTECTED;
+    return { state: "restart", reason: restart, isUnprotected };
+  }
   const outcomes = inOrder(groups, [...settled.values()]);
   return {
     state: "closed",

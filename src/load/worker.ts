@@ -335,13 +335,18 @@ export class Worker {
       tables: formatTables(run.tables),
       trigger: run.trigger,
     });
+    let isProtected = false;
     for (let round = 1;; round++) {
-      const mayRestart = round < config.retryAttempts;
-      const end = await loadFromOneSnapshot(context, mayRestart);
+      const end = await loadFromOneSnapshot(
+        context,
+        round < config.retryAttempts,
+        isProtected,
+      );
       if (end.state === "closed") {
         logEnd(log, end.event);
         return end.event;
       }
+      isProtected ||= end.isUnprotected;
       log.warn("Starting over with a new snapshot: {reason}", {
         reason: end.reason,
       });

@@ -171,9 +171,7 @@ export async function syncTable(
       const held = await measure(context, side, sides);
       checkHeld(context, sides, placed, held, applied.source);
     };
-    if (
-      target.hasNoSideEffects && !placed.hasNoSideEffects && context.isAlone
-    ) {
+    if (recreate && !placed.hasNoSideEffects && context.isAlone) {
       await settleConstraints(warehouse);
       await verifyAgain();
     }

@@ -91,13 +91,27 @@ export interface FoundTarget {
   readonly hasRowSecurity: boolean;
 }
 
-/** SQL that is true for a relation `c` whose triggers, rules, checks, domains, indexes or partition keys may call functions. */
+/**
+ * SQL that is true for a relation `c` whose triggers, rules, checks, indexes,
+ * partition keys or types may call functions. Domains have checks, and arrays,
+ * composite types and ranges can contain domains.
+ */
 const CALLS_FUNCTIONS =
   `(c.relkind <> 'r' or c.relispartition or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
          select from pg_catalog.pg_index x where x.indrelid = c.oid
            and (x.indexprs is not null or x.indpred is not null)) or exists (
-         select from pg_catalog.pg_attribute d join pg_catalog.pg_type dt on dt.oid = d.atttypid
-         where d.attrelid = c.oid and dt.typtype = 'd'))`;
+         with recursive part (oid) as (
+           select d.atttypid from pg_catalog.pg_attribute d where d.attrelid = c.oid and d.attnum > 0
+           union
+           select next.oid from part join pg_catalog.pg_type t on t.oid = part.oid, lateral (
+             select t.typelem as oid where t.typcategory = 'A'
+             union all select d.atttypid from pg_catalog.pg_attribute d
+               where t.typtype = 'c' and d.attrelid = t.typrelid and d.attnum > 0
+             union all select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid
+             union all select r.rngtypid from pg_catalog.pg_range r where r.rngmultitypid = t.oid) next)
+         select from part join pg_catalog.pg_type t on t.oid = part.oid
+         where t.typtype = 'd' or t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace and exists (
+           select from pg_catalog.pg_range r where r.rngtypid = t.oid and (r.rngcanonical <> 0 or r.rngsubdiff <> 0))))`;
 
 /** Returns whether writing to one of the targets may call functions of others. */
 export async function anyCallsFunctions(
@@ -292,14 +306,16 @@ async function createTarget(
       await warehouse.query(statement);
     }
   }
+  const created = { ...table, target: { ...table.target, name } };
+  const { oid, callsFunctions } = await findTarget(created, warehouse);
   return {
     relation,
-    oid: await oidOf(warehouse, relation) ?? 0,
+    oid: oid ?? 0,
     isNew: true,
     hashProbe: found.hashProbe,
     hasStableCtid: false,
-    hasNoSideEffects: true,
-    callsFunctions: false,
+    hasNoSideEffects: !callsFunctions,
+    callsFunctions,
     lacksReplicaIdentity: false,
     table,
     warnings: [],

@@ -25,7 +25,10 @@ export async function withWarehouseTypes(
     `select d.name, coalesce(pg_catalog.format_type(pg_catalog.to_regtype(d.name), null), (
        select case when pg_catalog.count(*) = 1 then pg_catalog.min(pg_catalog.format_type(t.oid, null)) end
        from pg_catalog.pg_type t
-       where t.typname = (pg_catalog.parse_ident(d.name))[pg_catalog.array_upper(pg_catalog.parse_ident(d.name), 1)])) as found
+       where t.typname = (pg_catalog.parse_ident(d.name))[pg_catalog.array_upper(pg_catalog.parse_ident(d.name), 1)]
+         -- Any role with a schema can create another type of that name, with functions.
+         and exists (select from pg_catalog.pg_depend x
+           where x.classid = 'pg_catalog.pg_type'::pg_catalog.regclass and x.objid = t.oid and x.deptype = 'e'))) as found
      from pg_catalog.unnest(array[${
       foreign.map(({ type }) => literal(type.base))
     }]::text[]) d(name)`,
