@@ -139,6 +139,8 @@ function compileArguments(
     "--include=src/runs/migrations",
     "--include=src/http/pages/dashboard.css",
     "--include=src/http/pages/dashboard.js",
+    "--include=src/http/pages/table_list.css",
+    "--include=src/http/pages/table_list.js",
     ...unparsablePaths().map((path) => `--exclude=${path}`),
     ...(target === Deno.build.target ? [] : [`--target=${target}`]),
     `--output=${output}`,

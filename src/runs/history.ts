@@ -5,7 +5,7 @@
  */
 import { MAX_NAMES } from "../format.ts";
 import type { Queryable, Row } from "../postgres/sql.ts";
-import type { Tally } from "./describe.ts";
+import { type Tally, tallyOf } from "./describe.ts";
 import type {
   FailedEntry,
   IntegrityCheck,
@@ -127,29 +127,34 @@ export async function listOutcomes(
   { limit, before, status }: RunFilter,
 ): Promise<readonly RunOutcome[]> {
   const rows = await queryable.query(
-    `select ${SUMMARY}, loads.*
-     from marketing_data_service.run, lateral (
-       select json_build_object('unchanged', count(*) filter (where r.mode = 'unchanged'),
-           'changed', count(*) filter (where r.mode <> 'unchanged'),
-           'failed', count(*) filter (where r.status = 'failure'),
-           'unverified', count(*) filter (where r.status = 'success' and r.checksum is null),
-           'inserted', coalesce(sum(r.rows_inserted), 0),
-           'deleted', coalesce(sum(r.rows_deleted), 0))::text as tally,
-         coalesce(json_agg(result order by table_name)
-           filter (where cardinality(tables) <= ${MAX_NAMES}), '[]')::text as entries
-       from marketing_data_service.table_load, json_to_record(result) as r
-         (status text, mode text, checksum text, rows_inserted bigint, rows_deleted bigint)
-       where run_id = run.id) loads
+    `select ${SUMMARY},
+       case when cardinality(tables) <= ${MAX_NAMES} then (
+         select json_agg(result order by table_name)::text
+         from marketing_data_service.table_load where run_id = run.id) end as entries,
+       case when cardinality(tables) > ${MAX_NAMES} then (
+         select json_build_object('unchanged', count(*) filter (where mode = 'unchanged'),
+           'changed', count(*) filter (where mode <> 'unchanged'),
+           'failed', count(*) filter (where mode is null),
+           'unverified', count(*) filter (where mode is not null and result ->> 'checksum' is null),
+           'inserted', coalesce(sum((result ->> 'rows_inserted')::bigint) filter (where mode <> 'unchanged'), 0),
+           'deleted', coalesce(sum((result ->> 'rows_deleted')::bigint) filter (where mode <> 'unchanged'), 0))::text
+         -- Parsed once: most of 500 tables are unchanged.
+         from (select result, result ->> 'mode' as mode from marketing_data_service.table_load
+           where run_id = run.id offset 0) loads) end as tally
+     from marketing_data_service.run
      where ($2::text is null or state = $2)
        and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
      order by run.seq desc limit $1::int`,
     [limit, status ?? null, before ?? null],
   );
-  return rows.map(({ entries, tally, ...row }) => ({
-    ...summaryOf(row),
-    entries: JSON.parse(entries),
-    tally: JSON.parse(tally),
-  }));
+  return rows.map(({ entries: text, tally, ...row }) => {
+    const entries = JSON.parse(text ?? "[]") as readonly TableEntry[];
+    return {
+      ...summaryOf(row),
+      entries,
+      tally: tally ? JSON.parse(tally) : tallyOf(entries),
+    };
+  });
 }
 
 /** The history of a table. Times are UTC, ISO 8601. */
@@ -202,7 +207,7 @@ export async function listTableHistory(
        left join marketing_data_service.run on run.id = loaded.run_id
        left join lateral (select run_id, finished_at, result from marketing_data_service.table_load
          where table_name = name and state = 'failed'
-           and (loaded.finished_at is null or finished_at > loaded.finished_at)
+           and finished_at > coalesce(loaded.finished_at, '-infinity')
          order by finished_at desc limit 1) failed on true
        left join lateral (select finished_at from marketing_data_service.table_load
          where table_name = name and state = 'succeeded' and result ->> 'mode' <> 'unchanged'

@@ -15,6 +15,12 @@ interface Asset {
 
 export const STYLESHEET = readAsset("dashboard.css", "text/css");
 export const SCRIPT = readAsset("dashboard.js", "text/javascript");
+/** For pages with a list of tables. */
+export const LIST_STYLESHEET = readAsset("table_list.css", "text/css");
+export const LIST_SCRIPT = readAsset("table_list.js", "text/javascript");
+
+/** All files. */
+export const ASSETS = [STYLESHEET, SCRIPT, LIST_STYLESHEET, LIST_SCRIPT];
 
 /** Reads a file of this folder. */
 function readAsset(file: string, type: string): Asset {

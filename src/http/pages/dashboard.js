@@ -33,6 +33,7 @@ async function refresh() {
     }
     const before = main().querySelector("h1").textContent;
     main().replaceWith(document.adoptNode(next));
+    document.dispatchEvent(new Event("refreshed"));
     if (focused && focused !== document.activeElement.id) {
       document.getElementById(focused)?.focus({ preventScroll: true });
     }
@@ -57,7 +58,10 @@ function follow() {
     const state = JSON.parse(data);
     // A queued run has started.
     if (status !== state.status) return refresh();
-    for (const table of state.tables) showTable(table);
+    for (const table of state.tables) {
+      showTable(table);
+      document.dispatchEvent(new CustomEvent("progress", { detail: table }));
+    }
   };
   stream.addEventListener("state", show);
   stream.addEventListener("progress", show);
@@ -71,7 +75,9 @@ const count = new Intl.NumberFormat("en");
 
 /** Shows the progress of one table. */
 function showTable({ table, phase, rows, bytes, total_rows }) {
-  const row = document.querySelector(`.live[data-table="${table}"]`);
+  const row = document.querySelector(
+    `.live[data-table="${CSS.escape(table)}"]`,
+  );
   const bar = row?.querySelector("progress");
   if (!bar) return;
   const of = total_rows ? ` of ${count.format(total_rows)}` : "";

@@ -36,7 +36,7 @@ export function DocsPage({ document }: { document: Document }) {
           <summary>
             <code>{name}</code>
           </summary>
-          <Json value={schema} indent={1} />
+          <Json value={schema} isDense />
         </details>
       ))}
     </>
@@ -89,10 +89,13 @@ function Operation(
                 {Object.entries<Document>(response.content ?? {}).map((
                   [type, { schema }],
                 ) => (
-                  <span class="body">
-                    {type === PROBLEM_TYPE ? "" : `${type} `}
-                    <Shape schema={schema} />
-                  </span>
+                  type === PROBLEM_TYPE
+                    ? Shape({ schema })
+                    : (
+                      <span class="body">
+                        {type} <Shape schema={schema} />
+                      </span>
+                    )
                 ))}
               </td>
             </tr>

@@ -5,7 +5,7 @@ import type { Child } from "hono/jsx";
 import type { RunState } from "../../runs/run.ts";
 import type { ErrorKind } from "../../errors.ts";
 import { VERSION } from "../../identity.ts";
-import { SCRIPT, STYLESHEET } from "./assets.ts";
+import { LIST_SCRIPT, LIST_STYLESHEET, SCRIPT, STYLESHEET } from "./assets.ts";
 import { Icons } from "./components/icons.tsx";
 
 const ICON =
@@ -25,6 +25,8 @@ export interface Page {
     | undefined;
   /** The newest run. The script refreshes the page when it changes. */
   readonly version?: string;
+  /** Whether the page has a list of tables. */
+  readonly hasList?: boolean;
   readonly body: Child;
 }
 
@@ -64,6 +66,12 @@ function Layout(page: Page & { isSignedIn: boolean }) {
         <link rel="icon" href={ICON} />
         <link rel="stylesheet" href={STYLESHEET.path} />
         <script defer src={SCRIPT.path}></script>
+        {page.hasList && (
+          <>
+            <link rel="stylesheet" href={LIST_STYLESHEET.path} />
+            <script defer src={LIST_SCRIPT.path}></script>
+          </>
+        )}
         {page.follow && (
           <noscript>
             <meta http-equiv="refresh" content="3" />

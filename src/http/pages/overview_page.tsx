@@ -1,10 +1,23 @@
 /** The dashboard: health, tables and recent runs. */
 import type { Child } from "hono/jsx";
 import type { Check, Health } from "../../service/health.ts";
-import type { RunOutcome, TableHistory } from "../../runs/history.ts";
+import type {
+  RunOutcome,
+  RunSummary,
+  TableHistory,
+} from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
-import { formatCount, formatSeconds } from "../../format.ts";
-import { describeChange, describeVerification } from "../../runs/describe.ts";
+import {
+  formatCount,
+  formatDistance,
+  formatSeconds,
+  formatTables,
+} from "../../format.ts";
+import {
+  describeChange,
+  describeTally,
+  describeVerification,
+} from "../../runs/describe.ts";
 import type { RunState } from "../../runs/run.ts";
 import type { TableDeclaration } from "../../tables/declaration.ts";
 import { DurationChart, RowsChart } from "./components/charts.tsx";
@@ -13,8 +26,15 @@ import { LiveRow } from "./components/live_row.tsx";
 import { LoadButton } from "./components/load_button.tsx";
 import { Distance, Moment } from "./components/moment.tsx";
 import { Pair } from "./components/pair.tsx";
+import { Sparkline } from "./components/sparkline.tsx";
 import { RunTable } from "./components/run_table.tsx";
 import { TableCard } from "./components/table_card.tsx";
+import {
+  type ListRow,
+  MAX_CARDS,
+  MAX_EXPLAINED,
+  TableList,
+} from "./components/table_list.tsx";
 
 /** The data of the overview. */
 export interface Overview {
@@ -22,12 +42,14 @@ export interface Overview {
   readonly health: Health;
   /** Recent runs, newest first. */
   readonly runs: readonly RunOutcome[];
+  /** The runs of the chart, newest first. */
+  readonly charted: readonly RunSummary[];
   /** The declared tables. */
   readonly tables: readonly TableDeclaration[];
   /** The histories of the tables that were loaded. */
   readonly histories: readonly TableHistory[];
   /** The running or queued run. */
-  readonly current: RunOutcome | undefined;
+  readonly current: RunSummary | undefined;
   readonly live: LiveRun | undefined;
   readonly nextTick: Date | undefined;
   /** Why a load cannot start now. */
@@ -35,14 +57,14 @@ export interface Overview {
 }
 
 /** Number of runs in the list. The charts show more. */
-const LISTED = 8;
+export const LISTED = 8;
 
 /** The content of the page. */
 export function OverviewPage(overview: Overview) {
-  const { now, health, runs, tables, nextTick } = overview;
-  const finished = runs.filter((run) => run.finished_at !== null);
-  const [last] = finished;
-  const oldestFirst = finished.toReversed();
+  const { now, health, runs, charted, tables, nextTick } = overview;
+  const last = runs.find((run) => run.finished_at !== null);
+  const finished = charted.filter((run) => run.finished_at !== null);
+  const isLong = tables.length > MAX_CARDS;
   return (
     <>
       <Verdict {...overview} last={last} />
@@ -83,15 +105,11 @@ export function OverviewPage(overview: Overview) {
           </small>
         </Pair>
       </dl>
-      <div class="cards">
-        {tables.map((table) => (
-          <TableSummary
-            {...overview}
-            table={table}
-            oldestFirst={oldestFirst}
-          />
-        ))}
-      </div>
+      {!isLong && (
+        <div class="cards">
+          {tables.map((table) => TableSummary({ ...overview, table }))}
+        </div>
+      )}
       <section class="card" aria-labelledby="runs-title">
         <div class="head">
           <h2 id="runs-title">Runs</h2>
@@ -109,7 +127,7 @@ export function OverviewPage(overview: Overview) {
           )
           : (
             <>
-              <DurationChart runs={oldestFirst} />
+              <DurationChart runs={finished.toReversed()} />
               <RunTable
                 runs={runs.slice(0, LISTED)}
                 caption="Recent runs, newest first"
@@ -118,12 +136,68 @@ export function OverviewPage(overview: Overview) {
             </>
           )}
       </section>
+      {isLong && <Tables {...overview} />}
     </>
   );
 }
 
+/** The list of all tables. */
+function Tables({ tables, histories, now, live }: Overview) {
+  let explained = 0;
+  const rows = tables.map(({ name, group }, i): ListRow => {
+    const { loaded, failed, durations } = histories[i] ?? {};
+    const freshAt = loaded &&
+      new Date(loaded.source_snapshot_at ?? loaded.finished_at);
+    const entry = loaded?.entry;
+    const phase = live?.tables.get(name)?.phase;
+    return {
+      name,
+      group,
+      hasFailed: Boolean(failed),
+      cells: [
+        entry ? formatCount(entry.records_loaded) : "–",
+        {
+          value: freshAt ? Math.floor(freshAt.getTime() / 1000) : undefined,
+          text: freshAt ? formatDistance(freshAt, now) : "–",
+        },
+        phase ??
+          (failed
+            ? ++explained > MAX_EXPLAINED ? "failed" : (
+              <>
+                <a href={`/runs/${failed.run_id}`}>
+                  <Status state="failed" />
+                </a>
+                <small class="clip">{failed.entry.error}</small>
+              </>
+            )
+            : entry
+            ? describeChange(entry)
+            : "–"),
+        {
+          value: entry?.duration,
+          text: entry ? formatSeconds(entry.duration) : "–",
+        },
+        Sparkline({ values: durations ?? [] }),
+      ],
+    };
+  });
+  return (
+    <TableList
+      kind="overview"
+      columns={[
+        { name: "Rows", kind: "number" },
+        { name: "Fresh as of" },
+        { name: "Last result", kind: "state" },
+        { name: "Took", kind: "number" },
+        { name: "Last loads" },
+      ]}
+      rows={rows}
+    />
+  );
+}
+
 /** Number of runs that did not succeed, with links to them. */
-function Counts({ runs }: { runs: readonly RunOutcome[] }) {
+function Counts({ runs }: { runs: readonly RunSummary[] }) {
   if (runs.length === 0) return null;
   const count = (state: RunState) =>
     runs.filter(({ status }) => status === state).length;
@@ -161,7 +235,7 @@ function Verdict(
               <Distance
                 at={last.source_snapshot_at ?? last.finished_at!}
                 now={now}
-              />, {describeVerification(last.entries)} verified.
+              />, {describeVerification(last.tally)} verified.
             </>
           ))}
         </p>
@@ -173,7 +247,7 @@ function Verdict(
 
 function verdictOf(
   { checks }: Health,
-  current: RunOutcome | undefined,
+  current: RunSummary | undefined,
   last: RunOutcome | undefined,
   tables: readonly TableDeclaration[],
 ): { state: RunState; title: string; detail?: Child } {
@@ -216,19 +290,29 @@ function verdictOf(
       }`,
       detail: (
         <>
-          {last.error} <a href={`/runs/${last.run_id}`}>See this run</a>
+          {last.entries.length > 0 || last.tally.failed === 0
+            ? last.error
+            : `${describeTally(last.tally)}.`}{" "}
+          <a href={`/runs/${last.run_id}`}>See this run</a>
         </>
       ),
     };
   }
   return {
     state: "succeeded",
-    title: last.tables.length === tables.length
-      ? tables.length === 2
-        ? "Both tables equal their source"
-        : "All tables equal their source"
-      : `${last.tables.join(", ")} equals its source`,
+    title: titleOf(last.tables, tables.length),
   };
+}
+
+/** Returns which tables a successful run made equal. */
+function titleOf(loaded: readonly string[], declared: number): string {
+  const verb = loaded.length === 1 ? "equals its" : "equal their";
+  const subject = loaded.length !== declared || declared === 1
+    ? formatTables(loaded)
+    : declared === 2
+    ? "Both tables"
+    : `All ${formatCount(declared)} tables`;
+  return `${subject} ${verb} source`;
 }
 
 function Database({ check }: { check: Check }) {
@@ -250,15 +334,16 @@ function Database({ check }: { check: Check }) {
 
 /** The rows, the age and the charts of one table. */
 function TableSummary(
-  { table, histories, now, oldestFirst, current, live }: Overview & {
+  { table, histories, now, runs: recent, current, live }: Overview & {
     table: TableDeclaration;
-    oldestFirst: readonly RunOutcome[];
   },
 ) {
   const { name } = table;
   const history = histories.find((history) => history.table === name);
   const loaded = history?.loaded;
-  const runs = oldestFirst.filter((run) => run.tables.includes(name));
+  const runs = recent.toReversed().filter((run) =>
+    run.finished_at !== null && run.tables.includes(name)
+  );
   const lastEntry = runs.at(-1)?.entries.find((e) => e.table === name);
   return (
     <TableCard table={table}>

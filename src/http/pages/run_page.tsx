@@ -1,8 +1,13 @@
 /** One run: progress, result, and the cause of a failure. */
+import type { LoadEvent } from "../../runs/event.ts";
 import type { RunDetails } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
 import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
-import { describeChange, describeVerification } from "../../runs/describe.ts";
+import {
+  describeChange,
+  describeVerification,
+  tallyOf,
+} from "../../runs/describe.ts";
 import {
   selectTables,
   type TableDeclaration,
@@ -13,6 +18,12 @@ import { LiveRow } from "./components/live_row.tsx";
 import { Distance, Moment } from "./components/moment.tsx";
 import { Pair } from "./components/pair.tsx";
 import { TableCard } from "./components/table_card.tsx";
+import {
+  type ListRow,
+  MAX_CARDS,
+  MAX_EXPLAINED,
+  TableList,
+} from "./components/table_list.tsx";
 import { Timeline } from "./components/timeline.tsx";
 
 /** The data of the page. */
@@ -43,15 +54,19 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
         </div>
       </section>
       <Outcome run={run} />
-      <section class="card" aria-labelledby="timeline-title">
-        <h2 id="timeline-title">Timeline</h2>
-        <Timeline run={run} />
-      </section>
-      <div class="cards">
-        {selectTables(tables, run.tables).map((table) => (
-          <TableResult table={table} run={run} live={live} />
-        ))}
-      </div>
+      {run.tables.length > MAX_CARDS ? <ManyTables run={run} live={live} /> : (
+        <>
+          <section class="card" aria-labelledby="timeline-title">
+            <h2 id="timeline-title">Timeline</h2>
+            <Timeline run={run} tables={run.tables} />
+          </section>
+          <div class="cards">
+            {selectTables(tables, run.tables).map((table) => (
+              <TableResult table={table} run={run} live={live} />
+            ))}
+          </div>
+        </>
+      )}
       <section class="card" aria-labelledby="request-title">
         <h2 id="request-title">Request</h2>
         <dl class="pairs request">
@@ -85,7 +100,7 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
               <summary>
                 <code>{run.event.event_type}</code>
               </summary>
-              <Json value={run.event} />
+              <Json value={shortened(run.event)} />
             </details>
           )
           : <p class="empty">The event is published when the run ends.</p>}
@@ -102,13 +117,121 @@ const TITLES: Readonly<Record<RunDetails["status"], string>> = {
   interrupted: "Interrupted",
 };
 
+/** Number of tables in the timeline of many tables. */
+const SLOWEST = 5;
+
+/** The slowest tables, the warnings, and the list of all tables. */
+function ManyTables(
+  { run, live }: { run: RunDetails; live: LiveRun | undefined },
+) {
+  const loads = new Map(run.table_loads.map((load) => [load.table, load]));
+  const loaded = run.table_loads.flatMap(({ result }) =>
+    result.status === "success" ? [result] : []
+  );
+  const slowest = loaded.toSorted((a, b) => b.duration - a.duration)
+    .slice(0, SLOWEST).map(({ table }) => table);
+  const warnings = loaded.flatMap(({ table, warnings }) =>
+    warnings.map((warning) => `${table}: ${warning}`)
+  );
+  const rows = run.tables.map((name): ListRow => {
+    const entry = loads.get(name)?.result;
+    const hasFailed = entry?.status === "failure";
+    const numbers = entry?.status === "success" ? entry : undefined;
+    return {
+      name,
+      hasFailed,
+      cells: [
+        hasFailed
+          ? Status({ state: "failed", text: "Not loaded" })
+          : entry
+          ? describeChange(entry)
+          : live?.tables.get(name)?.phase ??
+            (run.finished_at === null ? "waiting" : "–"),
+        numbers ? formatCount(numbers.records_loaded) : "–",
+        numbers ? formatCount(numbers.rows_inserted) : "–",
+        numbers ? formatCount(numbers.rows_deleted) : "–",
+        {
+          value: numbers?.bytes_copied,
+          text: numbers ? formatBytes(numbers.bytes_copied) : "–",
+        },
+        {
+          value: numbers?.duration,
+          text: numbers ? formatSeconds(numbers.duration) : "–",
+        },
+      ],
+    };
+  });
+  return (
+    <>
+      {slowest.length > 0 && (
+        <section class="card" aria-labelledby="timeline-title">
+          <h2 id="timeline-title">Slowest tables</h2>
+          <Timeline run={run} tables={slowest} />
+        </section>
+      )}
+      {warnings.length > 0 && (
+        <section class="card" aria-labelledby="warnings-title">
+          <h2 id="warnings-title">Warnings</h2>
+          <Warnings warnings={shortList(warnings, "warnings")} />
+        </section>
+      )}
+      <TableList
+        kind="result"
+        columns={[
+          { name: "Result", kind: "state" },
+          { name: "Rows", kind: "number" },
+          { name: "Inserted", kind: "number" },
+          { name: "Deleted", kind: "number" },
+          { name: "Copied", kind: "number" },
+          { name: "Took", kind: "number" },
+        ]}
+        rows={rows}
+      />
+    </>
+  );
+}
+
+/** Returns the first texts, and the number of the others. */
+function shortList(texts: readonly string[], noun: string): readonly string[] {
+  const more = texts.length - MAX_EXPLAINED;
+  return more <= 0
+    ? texts
+    : [...texts.slice(0, MAX_EXPLAINED), `${formatCount(more)} more ${noun}`];
+}
+
+/** Returns the event without the entries of most tables, where they would fill the page. */
+function shortened(event: LoadEvent): unknown {
+  const short = (entries: readonly unknown[]) =>
+    entries.length <= MAX_CARDS ? entries : [
+      ...entries.slice(0, MAX_CARDS),
+      `${
+        formatCount(entries.length - MAX_CARDS)
+      } more in GET /runs/${event.run_id}`,
+    ];
+  if (event.status === "failure") {
+    const failed = event.details.results.toSorted((a, b) =>
+      a.status.localeCompare(b.status)
+    );
+    return { ...event, details: { ...event.details, results: short(failed) } };
+  }
+  const { results, integrity_checks } = event.results;
+  return {
+    ...event,
+    results: {
+      ...event.results,
+      results: short(results),
+      integrity_checks: short(integrity_checks),
+    },
+  };
+}
+
 /** The outcome. Its place is kept while the run continues. */
 function Outcome({ run }: { run: RunDetails }) {
   const failures = failuresOf(run);
   if (failures.length > 0) {
     return (
       <section class="outcome-panel bad" aria-label="What went wrong">
-        {failures.map(({ message, remedy }) => (
+        {failures.slice(0, MAX_EXPLAINED).map(({ message, remedy }) => (
           <div>
             <p class="message">{message}</p>
             {remedy && (
@@ -118,6 +241,12 @@ function Outcome({ run }: { run: RunDetails }) {
             )}
           </div>
         ))}
+        {failures.length > MAX_EXPLAINED && (
+          <div>
+            {formatCount(failures.length - MAX_EXPLAINED)}{" "}
+            more tables were not loaded.
+          </div>
+        )}
       </section>
     );
   }
@@ -139,7 +268,9 @@ function describeState({ status, table_loads: loads }: RunDetails): string {
   if (status === "running") {
     return "Readers see the old rows of a table until its new rows are verified.";
   }
-  const verified = describeVerification(loads.map(({ result }) => result));
+  const verified = describeVerification(
+    tallyOf(loads.map(({ result }) => result)),
+  );
   return `${
     loads.length === 1 ? "The table equals its" : "The tables equal their"
   } source. The load verified ${verified} before the commit.`;

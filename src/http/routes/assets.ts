@@ -1,10 +1,10 @@
 /** The stylesheet and the script of the pages. */
 import type { OpenAPIHono } from "@hono/zod-openapi";
-import { SCRIPT, STYLESHEET } from "../pages/assets.ts";
+import { ASSETS } from "../pages/assets.ts";
 
 /** Adds the paths under `/assets`. */
 export function addAssetRoutes(app: OpenAPIHono): void {
-  for (const { path, contentType, text } of [STYLESHEET, SCRIPT]) {
+  for (const { path, contentType, text } of ASSETS) {
     app.get(path, (c) =>
       c.body(text, 200, {
         "content-type": contentType,

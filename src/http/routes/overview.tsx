@@ -12,7 +12,13 @@ import type { Health } from "../../service/health.ts";
 import type { HttpContext } from "../context.ts";
 import { answerPage, prefersHtml } from "../pages/layout.tsx";
 import { nextTick } from "../../config/crontab.ts";
-import { type Overview, OverviewPage } from "../pages/overview_page.tsx";
+import { MAX_POINTS } from "../pages/components/sparkline.tsx";
+import { MAX_CARDS } from "../pages/components/table_list.tsx";
+import {
+  LISTED,
+  type Overview,
+  OverviewPage,
+} from "../pages/overview_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
 /** Maximum number of runs in the charts. */
@@ -45,6 +51,7 @@ export function addOverviewRoute(
             : newest
             ? `${newest.run_id} ${newest.status}`
             : "",
+          hasList: config.tables.length > MAX_CARDS,
           body: <OverviewPage {...overview} />,
         });
       }
@@ -69,19 +76,24 @@ async function gatherOverview(context: HttpContext): Promise<Overview> {
   const now = new Date();
   const health = await context.health();
   // Each query would wait until its timeout while the warehouse is unavailable.
-  const [runs, histories] = health.checks.dwh.status === "healthy" &&
-      context.isReady()
+  const isReady = health.checks.dwh.status === "healthy" && context.isReady();
+  const names = namesOf(config.tables);
+  const isLong = names.length > MAX_CARDS;
+  const [runs, charted, histories] = isReady
     ? await Promise.all([
-      listOutcomes(warehouse, { limit: CHARTED }),
-      listTableHistory(warehouse, namesOf(config.tables)),
+      // Only cards chart each table of each run.
+      listOutcomes(warehouse, { limit: isLong ? LISTED : CHARTED }),
+      listRuns(warehouse, { limit: CHARTED }),
+      listTableHistory(warehouse, names, isLong ? MAX_POINTS : 0),
     ])
-    : [[], []];
-  const current = runs.find((run) => run.status === "running") ??
-    runs.find((run) => run.status === "queued");
+    : [[], [], []];
+  const current = charted.find((run) => run.status === "running") ??
+    charted.find((run) => run.status === "queued");
   return {
     now,
     health,
     runs,
+    charted,
     tables: config.tables,
     histories,
     current,

@@ -16,6 +16,9 @@ const PACE_MILLISECONDS = 100;
 /** Milliseconds without a message after which a comment keeps proxies from closing the stream. */
 const KEEPALIVE_MILLISECONDS = 15_000;
 
+/** Maximum number of tables that every message repeats. A message about more tables has those that changed. */
+const MAX_REPEATED = 10;
+
 /** The sources of a stream, and the signal that ends it. */
 interface StreamSources {
   readonly live: LiveRuns;
@@ -36,6 +39,15 @@ export function streamRun(
   const closed = new AbortController();
   const signal = AbortSignal.any([shutdown, closed.signal]);
   let last = "";
+  const sent = new Map<string, string>();
+  /** Returns the tables whose state the client does not have. */
+  const news = (tables: readonly { readonly table: string }[]) =>
+    tables.length <= MAX_REPEATED ? tables : tables.filter((state) => {
+      const text = JSON.stringify(state);
+      const isNew = sent.get(state.table) !== text;
+      sent.set(state.table, text);
+      return isNew;
+    });
   let sentAt = performance.now();
   return new ReadableStream({
     async pull(controller) {
@@ -71,7 +83,10 @@ export function streamRun(
         if (state && text !== last) {
           last = text;
           sentAt = performance.now();
-          send(state.status === "queued" ? "state" : "progress", state);
+          send(
+            state.status === "queued" ? "state" : "progress",
+            { ...state, tables: news(state.tables) },
+          );
           await delay(PACE_MILLISECONDS, { signal }).catch(() => {});
           return;
         }

@@ -16,6 +16,7 @@ import {
 } from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
 import { answerPage, prefersHtml } from "../pages/layout.tsx";
+import { MAX_CARDS } from "../pages/components/table_list.tsx";
 import { RunPage } from "../pages/run_page.tsx";
 import { RunsPage } from "../pages/runs_page.tsx";
 import * as schemas from "../openapi/schemas.ts";
@@ -97,6 +98,7 @@ export function addHistoryRoutes(
           title: `Run ${run.run_id.slice(0, 8)}`,
           section: "/runs",
           follow: isOver ? undefined : run,
+          hasList: run.tables.length > MAX_CARDS,
           body: (
             <RunPage
               now={new Date()}

@@ -1,6 +1,9 @@
 /** Charts of recent runs, as inline SVG that fills the available width. */
-import type { RunOutcome } from "../../../runs/history.ts";
+import type { RunOutcome, RunSummary } from "../../../runs/history.ts";
 import { formatCount, formatMoment, formatSeconds } from "../../../format.ts";
+
+/** A run, with its tables where the chart is about one of them. */
+type ChartedRun = RunSummary & Partial<Pick<RunOutcome, "entries">>;
 
 /** One run in a chart. The oldest run comes first. */
 interface Column {
@@ -13,7 +16,7 @@ interface Column {
 
 /** The duration of each run, or of each load of a table. */
 export function DurationChart(
-  { runs, table }: { runs: readonly RunOutcome[]; table?: string },
+  { runs, table }: { runs: readonly ChartedRun[]; table?: string },
 ) {
   const columns = runs.map((run): Column => {
     if (table === undefined) {
@@ -145,10 +148,10 @@ function Chart(
   );
 }
 
-function entryOf(run: RunOutcome, table: string) {
-  return run.entries.find((entry) => entry.table === table);
+function entryOf(run: ChartedRun, table: string) {
+  return run.entries?.find((entry) => entry.table === table);
 }
 
-function dateOf(run: RunOutcome): string {
+function dateOf(run: RunSummary): string {
   return formatMoment(new Date(run.started_at ?? run.requested_at));
 }

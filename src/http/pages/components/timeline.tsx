@@ -2,9 +2,11 @@
 import type { RunDetails } from "../../../runs/history.ts";
 import { formatSeconds } from "../../../format.ts";
 
-/** A lane for each table. Lanes are empty until the run ends, so the layout does not shift. */
-export function Timeline({ run }: { run: RunDetails }) {
-  const lanes = run.tables.map((table) => ({
+/** A lane for each of the tables. Lanes are empty until the run ends, so the layout does not shift. */
+export function Timeline(
+  { run, tables }: { run: RunDetails; tables: readonly string[] },
+) {
+  const lanes = tables.map((table) => ({
     table,
     phases: run.table_loads.find((load) => load.table === table)?.phases ?? [],
   }));
