@@ -11,8 +11,8 @@ import { Session } from "../../src/postgres/session.ts";
 import {
   configOf,
   connectAs,
+  contextOf,
   type Databases,
-  serviceOf,
 } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
 import { runProgram } from "../support/program_here.ts";
@@ -157,29 +157,29 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
 
   await t.step("the pool leaves a server without the lock", async () => {
     pair.leadTo(first);
-    await using service = serviceOf(db, changes);
-    assertEquals(await portOf(service.warehouse), first.port);
+    await using context = contextOf(db, changes);
+    assertEquals(await portOf(context.warehouse), first.port);
     pair.leadTo(second);
-    await using lock = await acquireLock(service, 5);
-    assertEquals(await portOf(service.warehouse), second.port);
+    await using lock = await acquireLock(context, 5);
+    assertEquals(await portOf(context.warehouse), second.port);
     assert(!lock.signal.aborted);
   });
 
   await t.step("the lock is released when the pool cannot follow", async () => {
     pair.leadTo(first);
-    await using service = serviceOf(db, changes);
-    await using lock = await acquireLock(service, 5);
+    await using context = contextOf(db, changes);
+    await using lock = await acquireLock(context, 5);
     pair.leadTo(second);
     const error = await assertRejects(
-      () => portOf(service.warehouse),
+      () => portOf(context.warehouse),
       ServiceError,
       "leads to another server",
     );
     assertEquals([error.code, error.kind.transient], ["lock_lost", true]);
     assert(lock.signal.aborted);
     // The next lock and the pool use the same server again.
-    await using next = await acquireLock(service, 5);
-    assertEquals(await portOf(service.warehouse), second.port);
+    await using next = await acquireLock(context, 5);
+    assertEquals(await portOf(context.warehouse), second.port);
     assert(!next.signal.aborted);
   });
 
@@ -187,8 +187,8 @@ Deno.test("a run's sessions and statements stay on the server of its lock", asyn
     "a session refuses a transaction on another server",
     async () => {
       pair.leadTo(first);
-      await using service = serviceOf(db, changes);
-      await using lock = await acquireLock(service, 5);
+      await using context = contextOf(db, changes);
+      await using lock = await acquireLock(context, 5);
       const begin = async () => {
         await using session = await Session.open(config.dwh, {
           ...connection,

@@ -21,7 +21,7 @@ import {
   assertOneEndPerRun,
   until,
 } from "../support/soundness.ts";
-import { type Databases, serviceOf } from "../support/databases.ts";
+import { contextOf, type Databases } from "../support/databases.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { failedEvent } from "../../src/runs/event.ts";
@@ -181,10 +181,10 @@ function someFailure() {
 
 Deno.test("a failure spooled while the spool is drained is not lost", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
-  await using service = serviceOf(db);
-  const spool = service.config.eventSpoolFile;
+  await using context = contextOf(db);
+  const spool = context.config.eventSpoolFile;
   const failures = Array.from({ length: 40 }, someFailure);
-  const drain = () => drainSpool(service.warehouse, spool, service.log);
+  const drain = () => drainSpool(context.warehouse, spool, context.log);
   await Promise.all([
     ...failures.map((failure) => spoolFailure(spool, failure)),
     ...[1, 2, 3].map(drain),

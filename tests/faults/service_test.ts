@@ -8,7 +8,7 @@ import { Worker } from "../../src/load/worker.ts";
 import { runTick } from "../../src/service/schedule.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
-import { type Databases, serviceOf } from "../support/databases.ts";
+import { contextOf, type Databases } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { freePort, type Server, startServer } from "../support/server.ts";
 import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
@@ -281,10 +281,10 @@ Deno.test("runs are kept for RUN_RETENTION_DAYS, and longer while their event is
      where seq = (select min(seq) from marketing_data_service.run);
      insert into marketing_data_service.publisher (name, cursor) values ('file', 0)`,
   );
-  await using service = serviceOf(db);
-  assertEquals(await pruneHistory(service.warehouse, 4, []), 0);
-  assertEquals(await pruneHistory(service.warehouse, 2, ["file"]), 0);
-  assertEquals(await pruneHistory(service.warehouse, 2, []), 1);
+  await using context = contextOf(db);
+  assertEquals(await pruneHistory(context.warehouse, 4, []), 0);
+  assertEquals(await pruneHistory(context.warehouse, 2, ["file"]), 0);
+  assertEquals(await pruneHistory(context.warehouse, 2, []), 1);
   assertEquals(
     [
       ...await db.warehouse.unsafe(
@@ -311,7 +311,7 @@ const BEFORE_THE_START = {
 
 Deno.test("a load that is stopped before its run begins does not begin", async (t) => {
   await using db = await loadedDatabases(SMALL);
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   const reason = new ServiceError("draining", "The service is shutting down");
 
   for (const waitSeconds of [5, null]) {
@@ -320,14 +320,14 @@ Deno.test("a load that is stopped before its run begins does not begin", async (
       await t.step(`${name}, ${expected}`, async () => {
         const scene = await changeSource(db);
         const stop = new AbortController();
-        const worker = new Worker(service, {
+        const worker = new Worker(context, {
           observer: {},
           stop: stop.signal,
           abort: new AbortController().signal,
           unattendedTables: OPTIONS.tables,
         });
         const request = { ...OPTIONS, trigger: "http" } as const;
-        const run = await enqueue(service, request, waitSeconds);
+        const run = await enqueue(context, request, waitSeconds);
         await using other = db.connect("warehouse");
         await other.unsafe(`begin; ${hold}`);
         const outcome = worker.wait(run)
@@ -356,12 +356,12 @@ Deno.test("a load that is stopped before its run begins does not begin", async (
 
 Deno.test("a late replica does not run a tick that another replica skipped", async () => {
   await using db = await loadedDatabases(SMALL);
-  await using one = serviceOf(db, { LOCK_TIMEOUT: "60" });
-  await using two = serviceOf(db);
-  const [first, late] = [one, two].map((service) => ({
-    config: service.config,
-    log: service.log,
-    dispatcher: new Dispatcher(service),
+  await using one = contextOf(db, { LOCK_TIMEOUT: "60" });
+  await using two = contextOf(db);
+  const [first, late] = [one, two].map((context) => ({
+    config: context.config,
+    log: context.log,
+    dispatcher: new Dispatcher(context),
   }));
   const [row] = await db.warehouse.unsafe("select clock_timestamp() as now");
   const tick = new Date(row!.now);
@@ -381,13 +381,13 @@ Deno.test("a late replica does not run a tick that another replica skipped", asy
 
 Deno.test("a tick without the warehouse has its event when the warehouse is back", async () => {
   await using db = await loadedDatabases(SMALL);
-  await using service = serviceOf(db, {
+  await using context = contextOf(db, {
     DWH_DB_PORT: "1",
     RETRY_ATTEMPTS: "1",
   });
-  const dispatcher = new Dispatcher(service);
+  const dispatcher = new Dispatcher(context);
   await runTick(
-    { config: service.config, log: service.log, dispatcher },
+    { config: context.config, log: context.log, dispatcher },
     new Date(),
   );
   await recover(db);

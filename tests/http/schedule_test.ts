@@ -1,18 +1,18 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
 import { runMinute, runTick } from "../../src/service/schedule.ts";
-import { createDatabases, serviceOf } from "../support/databases.ts";
+import { contextOf, createDatabases } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 
 Deno.test("two replicas with one schedule run one load per tick, and skip a tick during a run", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
-  await using one = serviceOf(db);
-  await using two = serviceOf(db);
-  const replicas = [one, two].map((service) => ({
-    config: service.config,
-    log: service.log,
-    dispatcher: new Dispatcher(service),
+  await using one = contextOf(db);
+  await using two = contextOf(db);
+  const replicas = [one, two].map((context) => ({
+    config: context.config,
+    log: context.log,
+    dispatcher: new Dispatcher(context),
   }));
   const count = async (condition: string) => {
     const [row] = await db.warehouse.unsafe(
@@ -51,11 +51,11 @@ Deno.test("two replicas with one schedule run one load per tick, and skip a tick
 
 Deno.test("runMinute() loads only at a tick of the schedule", async () => {
   await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
-  await using service = serviceOf(db);
-  const dispatcher = new Dispatcher(service);
-  const context = { config: service.config, log: service.log, dispatcher };
+  await using context = contextOf(db);
+  const dispatcher = new Dispatcher(context);
+  const trigger = { config: context.config, log: context.log, dispatcher };
   for (const time of ["05:59:59", "06:00:59", "06:01:00"]) {
-    await runMinute(context, "0 6 * * *", new Date(`2126-01-01T${time}Z`));
+    await runMinute(trigger, "0 6 * * *", new Date(`2126-01-01T${time}Z`));
   }
   await dispatcher.drain(30);
   const rows = await db.warehouse

@@ -2,8 +2,8 @@ import { assertEquals } from "@std/assert";
 import { load } from "../../src/load/load.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
-  serviceOf,
   type Sql,
 } from "../support/databases.ts";
 
@@ -27,8 +27,8 @@ async function attachments(sql: Sql): Promise<string> {
 
 Deno.test("load keeps views, grants, indexes and triggers of a target", async () => {
   await using db = await createDatabases({ rows: { deals: 50, leads: 50 } });
-  await using service = serviceOf(db);
-  await load(service, "cli", ALL);
+  await using context = contextOf(db);
+  await load(context, "cli", ALL);
   const publication = `mds_${crypto.randomUUID().slice(0, 8)}`;
   await db.warehouse.unsafe(
     `create table public.seen (n int);
@@ -56,7 +56,7 @@ Deno.test("load keeps views, grants, indexes and triggers of a target", async ()
         ? "update marketing.closed_deals set has_gtin = 'x' where ctid = (select min(ctid) from marketing.closed_deals)"
         : "select 1",
     );
-    const event = await load(service, "cli", { ...ALL, mode });
+    const event = await load(context, "cli", { ...ALL, mode });
     assertEquals(event.status, "success", JSON.stringify(event));
     if (event.status === "success") modes.push(event.results.results[0]!.mode);
     assertEquals(await attachments(db.warehouse), before);
@@ -66,8 +66,8 @@ Deno.test("load keeps views, grants, indexes and triggers of a target", async ()
 
 Deno.test("the documented roles have only the needed privileges", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   for (
     const [sql, role] of [[db.source, db.reader], [
       db.warehouse,
@@ -89,6 +89,6 @@ Deno.test("load needs no CREATE privilege when an administrator created the sche
      create schema marketing_data_service authorization ${db.loader};
      create schema m_data authorization ${db.loader}`,
   );
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
 });

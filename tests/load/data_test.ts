@@ -4,9 +4,9 @@ import { compareTables } from "../../src/sync/compare_tables.ts";
 import { load } from "../../src/load/load.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
   type Databases,
-  serviceOf,
   type Sql,
 } from "../support/databases.ts";
 
@@ -133,7 +133,7 @@ const TIMES = [
 
 Deno.test("load copies any value of the columns' types byte for byte", async (t) => {
   await using db = await createDatabases();
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   for (const text of [...TEXTS, null]) {
     await db
       .source`insert into marketing.closed_deals (mql_id, has_gtin) values (${text}, ${text})`;
@@ -172,7 +172,7 @@ Deno.test("load copies any value of the columns' types byte for byte", async (t)
   );
 
   await t.step("in a full load", async () => {
-    assertEquals((await load(service, "cli", ALL)).status, "success");
+    assertEquals((await load(context, "cli", ALL)).status, "success");
     await assertEqualTables(db);
   });
 
@@ -186,7 +186,7 @@ Deno.test("load copies any value of the columns' types byte for byte", async (t)
          where ctid = (select min(ctid) from marketing.marketing_qualified_leads where mql_id = 'twin');
        update marketing.closed_deals set has_gtin = null where has_gtin = ''`,
       );
-      const event = await load(service, "cli", ALL);
+      const event = await load(context, "cli", ALL);
       assertEquals(event.status, "success");
       if (event.status === "success") {
         assertEquals(event.results.results.map((r) => r.mode), [
@@ -201,8 +201,8 @@ Deno.test("load copies any value of the columns' types byte for byte", async (t)
 
 Deno.test("load repairs two rows that have exchanged a value", async (t) => {
   await using db = await createDatabases({ rows: { deals: 40, leads: 40 } });
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   const exchange = (column: string, key: string, pair: number) =>
     db.warehouse.unsafe(
       `update m_data.closed_deal a set ${column} = b.${column}
@@ -216,7 +216,7 @@ Deno.test("load repairs two rows that have exchanged a value", async (t) => {
       // The sum of a hash that is linear in its columns stays the same for most pairs.
       for (let pair = 0; pair < 12; pair++) {
         await exchange(column, key, pair);
-        const [deals] = await compareTables(service.config, [
+        const [deals] = await compareTables(context.config, [
           MARKETING_TABLES[0]!,
         ]);
         assertEquals(
@@ -227,7 +227,7 @@ Deno.test("load repairs two rows that have exchanged a value", async (t) => {
         await exchange(column, key, pair);
       }
       await exchange(column, key, 0);
-      assertEquals((await load(service, "cli", ALL)).status, "success");
+      assertEquals((await load(context, "cli", ALL)).status, "success");
       await assertEqualTables(db);
     });
   }
@@ -235,25 +235,25 @@ Deno.test("load repairs two rows that have exchanged a value", async (t) => {
 
 Deno.test("load copies a text of 50 MB byte for byte", async () => {
   await using db = await createDatabases();
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id, has_gtin)
      select 'big', string_agg(md5(i::text), '') from generate_series(1, 1638400) i;
      insert into marketing.closed_deals (mql_id) values ('small')`,
   );
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   await assertEqualTables(db);
 });
 
 for (const timezone of ["UTC", "Europe/Berlin"]) {
   Deno.test(`load converts a DATE to midnight of LOAD_TIMEZONE ${timezone}, in summer and winter`, async () => {
     await using db = await createDatabases();
-    await using service = serviceOf(db, { LOAD_TIMEZONE: timezone });
+    await using context = contextOf(db, { LOAD_TIMEZONE: timezone });
     await db.source.unsafe(
       `insert into marketing.marketing_qualified_leads (mql_id, first_contact_date)
        values ('summer', '2018-07-01'), ('winter', '2018-01-15')`,
     );
-    await load(service, "cli", ALL);
+    await load(context, "cli", ALL);
     const rows = await db.warehouse.unsafe(
       `select mql_id, to_char(first_contact_date at time zone '${timezone}', 'YYYY-MM-DD HH24:MI:SS') as local,
          extract(epoch from first_contact_date)::int as epoch
@@ -283,10 +283,10 @@ Deno.test("load compares a source in another encoding by text and copies it", as
       grant select on all tables in schema marketing to ${db.reader}`);
     await latin`insert into marketing.closed_deals (mql_id, won_date, declared_monthly_revenue)
       values (${"Müller"}, now(), 1.5), (${null}, null, null)`;
-    await using service = serviceOf(db, { OLIST_DB_NAME: name });
-    const first = await load(service, "cli", ALL);
+    await using context = contextOf(db, { OLIST_DB_NAME: name });
+    const first = await load(context, "cli", ALL);
     assertEquals(first.status, "success");
-    const second = await load(service, "cli", ALL);
+    const second = await load(context, "cli", ALL);
     assertEquals(second.status, "success");
     if (second.status !== "success") return;
     const [deal] = second.results.results;
@@ -304,7 +304,7 @@ Deno.test("load compares a source in another encoding by text and copies it", as
 
 Deno.test("load ignores notices of the source between the rows of a COPY", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   await db.source.unsafe(
     `alter table marketing.marketing_qualified_leads rename to leads;
      create function marketing.loud(text) returns text language plpgsql as
@@ -314,6 +314,6 @@ Deno.test("load ignores notices of the source between the rows of a COPY", async
      insert into marketing.leads (mql_id, origin) select i, repeat(md5(i::text), 10) from generate_series(1, 60000) i;
      grant select on marketing.marketing_qualified_leads to ${db.reader}`,
   );
-  const event = await load(service, "cli", { ...ALL, mode: "full" });
+  const event = await load(context, "cli", { ...ALL, mode: "full" });
   assertEquals(event.status, "success", JSON.stringify(event));
 });

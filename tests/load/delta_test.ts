@@ -4,8 +4,8 @@ import { load } from "../../src/load/load.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
-  serviceOf,
   type Sql,
 } from "../support/databases.ts";
 
@@ -48,11 +48,11 @@ const TRIGGERS: Readonly<
 for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
   Deno.test(`load with a trigger that ${what} during a delta: ${status}`, async () => {
     await using db = await createDatabases({ rows: { deals: 300, leads: 5 } });
-    await using service = serviceOf(db);
+    await using context = contextOf(db);
     await db.source.unsafe(
       "insert into marketing.closed_deals (mql_id) values ('bystander'), ('changed')",
     );
-    await load(service, "cli", ALL);
+    await load(context, "cli", ALL);
     await db.warehouse.unsafe(
       `create table public.audit (mql_id text); grant insert on public.audit to public;
        create function public.meddle() returns trigger language plpgsql as
@@ -63,7 +63,7 @@ for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
     await db.source.unsafe(
       "update marketing.closed_deals set has_gtin = 'new' where mql_id = 'changed'",
     );
-    const event = await load(service, "cli", ALL);
+    const event = await load(context, "cli", ALL);
     assertEquals(event.status, status);
     const rows = await db.warehouse.unsafe(
       "select mql_id, has_gtin from m_data.closed_deal where mql_id in ('bystander', 'changed', 'stranger') order by 1",
@@ -84,17 +84,17 @@ for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
 
 Deno.test("a delta stays small when the first column has one value in all rows", async () => {
   await using db = await createDatabases();
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id, seller_id) select null, i::text from generate_series(1, 2000) i;
      insert into marketing.marketing_qualified_leads (mql_id, origin) select 'same', i::text from generate_series(1, 2000) i`,
   );
-  await load(service, "cli", ALL);
+  await load(context, "cli", ALL);
   await db.source.unsafe(
     `update marketing.closed_deals set has_gtin = 'x' where seller_id = '7';
      delete from marketing.marketing_qualified_leads where origin = '7'`,
   );
-  const event = await load(service, "cli", ALL);
+  const event = await load(context, "cli", ALL);
   assertEquals(
     event.status === "success" &&
       event.results.results.map((
@@ -209,15 +209,15 @@ async function rowsOf(database: Sql, relation: string): Promise<string[]> {
 for (const { what, source, warehouse, copied } of CHANGES) {
   Deno.test(`a load copies no more than ${copied} rows when ${what}`, async () => {
     await using db = await createDatabases({ rows: { deals: 2000, leads: 5 } });
-    await using service = serviceOf(db);
+    await using context = contextOf(db);
     await db.source.unsafe(
       "insert into marketing.closed_deals (mql_id, seller_id) values ('a', 'seller of a'), ('b', 'seller of b')",
     );
-    await load(service, "cli", ALL);
+    await load(context, "cli", ALL);
     if (source) await db.source.unsafe(source);
     if (warehouse) await db.warehouse.unsafe(warehouse);
     for (const expected of [copied, 0]) {
-      const event = await load(service, "cli", ALL);
+      const event = await load(context, "cli", ALL);
       assertEquals(event.status, "success");
       const [deals] = event.status === "success" ? event.results.results : [];
       assertEquals(

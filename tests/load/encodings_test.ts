@@ -7,8 +7,8 @@ import {
   ALL,
   configOf,
   connectAs,
+  contextOf,
   createDatabases,
-  serviceOf,
   type Sql,
 } from "../support/databases.ts";
 
@@ -43,8 +43,8 @@ async function encoded(encodings: { source: string; warehouse: string }) {
   };
   return {
     ...sides,
-    service: (more: Record<string, string> = {}) =>
-      serviceOf(db, { ...changes, ...more }),
+    context: (more: Record<string, string> = {}) =>
+      contextOf(db, { ...changes, ...more }),
     config: configOf(db, changes),
     async [Symbol.asyncDispose]() {
       for (const side of ["source", "warehouse"] as const) {
@@ -83,10 +83,10 @@ for (
       await db
         .source`insert into marketing.closed_deals (mql_id, has_gtin) values (${first!}, ${second!})`;
     }
-    await using service = db.service();
+    await using context = db.context();
     const modes: string[] = [];
     for (let i = 0; i < 2; i++) {
-      const event = await load(service, "cli", ALL);
+      const event = await load(context, "cli", ALL);
       assertEquals(event.status, "success", JSON.stringify(event));
       if (event.status === "success") {
         modes.push(event.results.results[0]!.mode);
@@ -101,10 +101,10 @@ for (
     await db.source.unsafe(
       `insert into marketing.closed_deals (mql_id) select i::text from generate_series(1, 40) i`,
     );
-    assertEquals((await load(service, "cli", ALL)).status, "success");
+    assertEquals((await load(context, "cli", ALL)).status, "success");
     await db
       .source`update marketing.closed_deals set has_gtin = 'è' where mql_id = 'Müller'`;
-    const event = await load(service, "cli", ALL);
+    const event = await load(context, "cli", ALL);
     assertEquals(
       event.status === "success" && event.results.results.map((r) => r.mode),
       ["delta", "unchanged"],
@@ -157,8 +157,8 @@ for (
       await db.source.unsafe(
         `insert into marketing.closed_deals (mql_id) values ('fine'), (${text})`,
       );
-      await using service = db.service({ VERIFY: verify });
-      const event = await load(service, "cli", ALL);
+      await using context = db.context({ VERIFY: verify });
+      const event = await load(context, "cli", ALL);
       assertEquals(event.status, "failure", JSON.stringify(event));
       if (event.status !== "failure") return;
       const [deal, lead] = event.details.results;
@@ -174,12 +174,12 @@ Deno.test("load replaces rows with invalid UTF-8 in a SQL_ASCII warehouse", asyn
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id) select 'ü' || i from generate_series(1, 40) i`,
   );
-  await using service = db.service();
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = db.context();
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   await db.warehouse.unsafe(
     "update m_data.closed_deal set has_gtin = E'\\xff' where ctid = '(0,1)'",
   );
-  const event = await load(service, "cli", ALL);
+  const event = await load(context, "cli", ALL);
   assertEquals(
     event.status === "success" && event.results.results.map((r) => r.mode),
     ["delta", "unchanged"],

@@ -3,9 +3,9 @@ import type { LoadEvent } from "../../src/runs/event.ts";
 import { load } from "../../src/load/load.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
   type Databases,
-  serviceOf,
 } from "../support/databases.ts";
 import { until } from "../support/soundness.ts";
 
@@ -23,8 +23,8 @@ async function linked(link: string): Promise<Databases> {
     `delete from marketing.marketing_qualified_leads;
      insert into marketing.marketing_qualified_leads (mql_id, origin) select distinct mql_id, 'old' from marketing.closed_deals`,
   );
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ATOMIC)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ATOMIC)).status, "success");
   await db.warehouse.unsafe(`${KEY}; ${link}`);
   return db;
 }
@@ -55,10 +55,10 @@ for (
 ) {
   Deno.test(`load --atomic loads nothing when a lead is replaced and ${what}`, async () => {
     await using db = await linked(link);
-    await using service = serviceOf(db);
+    await using context = contextOf(db);
     await db.source.unsafe(CHANGE);
     const before = await heldDeals(db);
-    const event = await load(service, "cli", ATOMIC);
+    const event = await load(context, "cli", ATOMIC);
     assertEquals(codesOf(event), ["verification_failed", "rolled_back"]);
     assertStringIncludes(
       event.status === "failure" ? event.error : "",
@@ -72,28 +72,28 @@ Deno.test("load --atomic respects a deferred foreign key", async () => {
   await using db = await linked(
     `${REFERENCE} deferrable initially deferred`,
   );
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   await db.source.unsafe(
     `${CHANGE}; insert into marketing.marketing_qualified_leads (mql_id) values ('fresh');
      insert into marketing.closed_deals (mql_id) values ('fresh')`,
   );
-  const event = await load(service, "cli", ATOMIC);
+  const event = await load(context, "cli", ATOMIC);
   assertEquals(event.status, "success", JSON.stringify(event));
   await db.source.unsafe(
     "insert into marketing.closed_deals (mql_id) values ('nowhere')",
   );
-  const broken = await load(service, "cli", ATOMIC);
+  const broken = await load(context, "cli", ATOMIC);
   assertEquals(codesOf(broken).includes("constraint_violated"), true);
 });
 
 Deno.test("load names LOAD_ATOMIC when a foreign key makes a table wait for the other one", async () => {
   await using db = await linked(`${REFERENCE} on delete cascade`);
-  await using service = serviceOf(db, {
+  await using context = contextOf(db, {
     LOCK_TIMEOUT: "1",
     RETRY_ATTEMPTS: "1",
   });
   await db.source.unsafe(CHANGE);
-  const event = await load(service, "cli", ALL);
+  const event = await load(context, "cli", ALL);
   assertEquals(codesOf(event).includes("target_locked"), true);
   assertStringIncludes(
     event.status === "failure" ? event.error : "",
@@ -103,7 +103,7 @@ Deno.test("load names LOAD_ATOMIC when a foreign key makes a table wait for the 
 
 Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a table", async () => {
   await using db = await linked(`${REFERENCE} on delete cascade`);
-  await using service = serviceOf(db, {
+  await using context = contextOf(db, {
     LOCK_TIMEOUT: "1",
     RETRY_ATTEMPTS: "1",
   });
@@ -111,7 +111,7 @@ Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a 
   // The lock of the transaction of the other table, if that comes first.
   await using other = db.connect("warehouse");
   await other.unsafe("begin; delete from m_data.marketing_qualified_lead");
-  const event = await load(service, "cli", { ...ALL, tables: ["closed_deal"] });
+  const event = await load(context, "cli", { ...ALL, tables: ["closed_deal"] });
   assertEquals(codesOf(event), ["target_locked"]);
   assertStringIncludes(
     event.status === "failure" ? event.error : "",
@@ -122,13 +122,13 @@ Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a 
 for (const verify of ["content", "count"]) {
   Deno.test(`load with VERIFY=${verify} detects a target schema that is replaced mid-load`, async () => {
     await using db = await createDatabases({ rows: { deals: 200, leads: 5 } });
-    await using service = serviceOf(db, { VERIFY: verify });
+    await using context = contextOf(db, { VERIFY: verify });
     const options = {
       ...ATOMIC,
       atomic: false,
       tables: ["closed_deal"],
     } as const;
-    assertEquals((await load(service, "cli", options)).status, "success");
+    assertEquals((await load(context, "cli", options)).status, "success");
     // Reading is slow enough for a change meanwhile.
     await db.source.unsafe(
       `alter table marketing.closed_deals rename to deals;
@@ -148,7 +148,7 @@ for (const verify of ["content", "count"]) {
       `delete from other.closed_deal where ctid = '(0,5)';
        insert into other.closed_deal (mql_id, lead_type) select mql_id, 'damaged' from m_data.closed_deal where ctid = '(0,5)'`,
     );
-    const running = load(service, "cli", options);
+    const running = load(context, "cli", options);
     // The target is compared by bucket. Now the load reads the rows.
     await until(async () =>
       (await db.source.unsafe(
@@ -174,8 +174,8 @@ for (const verify of ["content", "count"]) {
 
 Deno.test("load waits for the disk, even if the role disables synchronous_commit", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ATOMIC)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ATOMIC)).status, "success");
   await db.warehouse.unsafe(
     `alter role ${db.loader} set synchronous_commit = off;
      create table public.seen (setting text); grant insert on public.seen to public;
@@ -184,7 +184,7 @@ Deno.test("load waits for the disk, even if the role disables synchronous_commit
      create trigger see after insert on m_data.closed_deal for each statement execute function public.see()`,
   );
   await db.source.unsafe("update marketing.closed_deals set has_gtin = 'new'");
-  assertEquals((await load(service, "cli", ATOMIC)).status, "success");
+  assertEquals((await load(context, "cli", ATOMIC)).status, "success");
   const rows = await db.warehouse.unsafe(
     "select distinct setting from public.seen",
   );

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { ALL, type Databases, serviceOf } from "../support/databases.ts";
+import { ALL, contextOf, type Databases } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 import { proxied } from "../support/phases.ts";
@@ -321,8 +321,8 @@ Deno.test("a queued run of /load-async stays when its service drains, and the ot
 
 Deno.test("a caller that joins while the last one leaves keeps the run", async () => {
   await using db = await loadedDatabases(SMALL);
-  await using service = serviceOf(db);
-  const { warehouse } = service;
+  await using context = contextOf(db);
+  const { warehouse } = context;
   const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
   const request = { ...ALL, trigger: "cli" } as const;
   const run = await enqueueRun(warehouse, request, 60, "one");
@@ -363,8 +363,8 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
 
 Deno.test("withdrawRun() keeps the run for a later caller of the same process", async () => {
   await using db = await loadedDatabases(SMALL);
-  await using service = serviceOf(db);
-  const { warehouse } = service;
+  await using context = contextOf(db);
+  const { warehouse } = context;
   const busy = new ServiceError("busy", "another load is running");
   const request = { ...ALL, trigger: "http" } as const;
   const first = await enqueueRun(warehouse, request, 60, "one");
@@ -421,9 +421,9 @@ Deno.test("a withdrawn run that the warehouse cannot record is spooled, and the 
 
 Deno.test("load runs its own run, and leaves a queued run of /load-async to a service", async () => {
   await using db = await loadedDatabases(SMALL);
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   const request = { ...ALL, mode: "full", trigger: "http" } as const;
-  const run = await enqueueRun(service.warehouse, request, null, "a service");
+  const run = await enqueueRun(context.warehouse, request, null, "a service");
   const { code, stderr } = await startProgram(["load"], db.environment)
     .finished;
   assertEquals(code, 0, stderr);
@@ -436,10 +436,10 @@ Deno.test("load runs its own run, and leaves a queued run of /load-async to a se
 
 Deno.test("a service leaves a queued run whose tables it does not declare to a service that does", async () => {
   await using db = await loadedDatabases(SMALL);
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   const request = { ...ALL, trigger: "http" } as const;
   const tables = [...ALL.tables, "declared_elsewhere"];
-  await enqueueRun(service.warehouse, { ...request, tables }, null, "another");
+  await enqueueRun(context.warehouse, { ...request, tables }, null, "another");
   await using server = await startServer(db);
   const { body } = await server.json("/load-async", { method: "POST" });
   await until(async () =>
@@ -485,10 +485,10 @@ Deno.test("a request is not refused as busy while the lock is free, however slow
   await using network = proxied(db, {
     warehouse: { latencyMilliseconds: 60 },
   });
-  await using service = serviceOf({ ...db, environment: network.environment }, {
+  await using context = contextOf({ ...db, environment: network.environment }, {
     LOCK_TIMEOUT: "0.1",
   });
-  const dispatcher = new Dispatcher(service);
+  const dispatcher = new Dispatcher(context);
   assertEquals((await dispatcher.load("http", ALL)).status, "success");
   await dispatcher.drain(5);
 });
@@ -560,13 +560,13 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
   };
   assertEquals(await stateOf(ids.awaited), "queued");
   // The new version runs the unconditional runs, and closes runs without callers.
-  await using service = serviceOf(db);
+  await using context = contextOf(db);
   await using _server = await startServer(db);
   await until(async () => await stateOf(ids.certain) === "succeeded");
   assertEquals(
     await closeAbandonedRuns(
-      service.warehouse,
-      service.log,
+      context.warehouse,
+      context.log,
       "queued and running",
       MARKETING_TABLES,
     ),

@@ -4,9 +4,9 @@ import { parseTypeName } from "../../src/tables/column_types.ts";
 import type { Column, TableDeclaration } from "../../src/tables/declaration.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
   type Databases,
-  serviceOf,
 } from "../support/databases.ts";
 import { Random } from "../support/random.ts";
 
@@ -191,7 +191,7 @@ Deno.test(`load makes random tables equal for random declarations (RANDOM_SEED=$
   const random = new Random(SEED);
   await using db = await createDatabases({ withoutTables: true });
   await db.source.unsafe("create schema rnd");
-  await using service = serviceOf(db, { LOAD_TIMEZONE: "Europe/Berlin" });
+  await using shared = contextOf(db, { LOAD_TIMEZONE: "Europe/Berlin" });
   for (let number = 0; number < DECLARATIONS; number++) {
     const scene = randomScene(random, number);
     const { table, types } = scene;
@@ -204,8 +204,8 @@ Deno.test(`load makes random tables equal for random declarations (RANDOM_SEED=$
     );
     await insertRows(db, random, scene, random.below(400));
     const context = {
-      ...service,
-      config: { ...service.config, tables: [table] },
+      ...shared,
+      config: { ...shared.config, tables: [table] },
     };
     for (let round = 0; round < 4; round++) {
       if (round > 0) await changeRows(db, random, scene);

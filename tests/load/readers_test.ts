@@ -1,14 +1,14 @@
 import { assert, assertEquals } from "@std/assert";
 import { load } from "../../src/load/load.ts";
-import { ALL, createDatabases, serviceOf } from "../support/databases.ts";
+import { ALL, contextOf, createDatabases } from "../support/databases.ts";
 
 const FULL = { ...ALL, mode: "full" } as const;
 const ROWS = { deals: 2000, leads: 6000 };
 
 Deno.test("readers never wait and always count a whole table during loads", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using service = serviceOf(db);
-  await load(service, "cli", FULL);
+  await using context = contextOf(db);
+  await load(context, "cli", FULL);
 
   let isOver = false;
   let longest = 0;
@@ -48,7 +48,7 @@ Deno.test("readers never wait and always count a whole table during loads", asyn
         ? "insert into marketing.marketing_qualified_leads (mql_id) values ('extra')"
         : "delete from marketing.marketing_qualified_leads where mql_id = 'extra'",
     );
-    const event = await load(service, "cli", {
+    const event = await load(context, "cli", {
       ...FULL,
       mode: i % 3 === 0 ? "auto" : "full",
     });
@@ -64,16 +64,16 @@ Deno.test("readers never wait and always count a whole table during loads", asyn
 
 Deno.test("a reader with an open transaction does not delay a load", async () => {
   await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
-  await using service = serviceOf(db, {
+  await using context = contextOf(db, {
     LOCK_TIMEOUT: "1",
     RETRY_ATTEMPTS: "1",
   });
-  await load(service, "cli", FULL);
+  await load(context, "cli", FULL);
   await using reader = db.connect("warehouse");
   await reader.unsafe("begin isolation level repeatable read");
   await reader.unsafe("select * from m_data.closed_deal");
   await db.source.unsafe("update marketing.closed_deals set has_gtin = 'new'");
-  assertEquals((await load(service, "cli", FULL)).status, "success");
+  assertEquals((await load(context, "cli", FULL)).status, "success");
   const [old] = await reader.unsafe(
     "select count(*)::int as n from m_data.closed_deal where has_gtin = 'new'",
   );

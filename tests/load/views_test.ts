@@ -8,9 +8,9 @@ import { proxied } from "../support/phases.ts";
 import { skip } from "../support/measure.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
   type Databases,
-  serviceOf,
 } from "../support/databases.ts";
 import { until } from "../support/server.ts";
 
@@ -40,12 +40,12 @@ async function loaded(db: Databases): Promise<string> {
 }
 
 /** Starts a load that has its snapshot and its readers, and then waits until it is resumed. */
-async function waitingLoad(db: Databases, service: AppContext) {
+async function waitingLoad(db: Databases, context: AppContext) {
   const writer = db.connect("warehouse");
   await writer.unsafe(
     "begin; lock table m_data.marketing_qualified_lead in row exclusive mode",
   );
-  const event = load(service, "cli", ALL);
+  const event = load(context, "cli", ALL);
   await until("the load waits for its target", async () => {
     const rows = await db.warehouse.unsafe(
       `select from pg_locks where not granted
@@ -212,14 +212,14 @@ for (const { source, sql, change: what, sql2, next } of CASES) {
         db,
         sql.replaceAll("$owner", owner).replaceAll("$reader", db.reader),
       );
-      await using service = serviceOf(db);
-      const first = await load(service, "cli", ALL);
+      await using context = contextOf(db);
+      const first = await load(context, "cli", ALL);
       assertEquals(first.status, "success", JSON.stringify(first));
       // Otherwise a load of the old content would look like a load of the snapshot.
       await db.warehouse.unsafe(
         "delete from m_data.marketing_qualified_lead where ctid < '(0,8)'",
       );
-      const waiting = await waitingLoad(db, service);
+      const waiting = await waitingLoad(db, context);
       const changed = await change(db, sql2);
       const event = await waiting.letGo();
       assertEquals(event.status, "success", JSON.stringify(event));
@@ -230,7 +230,7 @@ for (const { source, sql, change: what, sql2, next } of CASES) {
         [],
       );
       await changed.finished;
-      assertEquals((await load(service, "cli", ALL)).status, "success");
+      assertEquals((await load(context, "cli", ALL)).status, "success");
       assertEquals(await loaded(db), next);
     } finally {
       if (sql.includes("$owner")) {
@@ -260,11 +260,11 @@ for (const kind of ["view", "materialized view"]) {
       }`,
     );
     await using network = proxied(db, { source: { latencyMilliseconds: 20 } });
-    await using service = serviceOf(
+    await using context = contextOf(
       { ...db, environment: network.environment },
       { LOCK_TIMEOUT: "60" },
     );
-    const running = load(service, "cli", ALL);
+    const running = load(context, "cli", ALL);
     // The load has its locks and its snapshot when a reader starts.
     await until(
       "a reader dials",
@@ -299,12 +299,12 @@ for (const kind of ["table", "view", "materialized view"] as const) {
         "create materialized view marketing.marketing_qualified_leads as select * from hidden.raw",
       );
     }
-    await using service = serviceOf(db);
-    assertEquals((await load(service, "cli", ALL)).status, "success");
+    await using context = contextOf(db);
+    assertEquals((await load(context, "cli", ALL)).status, "success");
     await db.warehouse.unsafe(
       "delete from m_data.marketing_qualified_lead where ctid < '(0,8)'",
     );
-    const waiting = await waitingLoad(db, service);
+    const waiting = await waitingLoad(db, context);
     // The first session.
     await db.source.unsafe(
       `select pg_terminate_backend(pid, 5000) from pg_stat_activity
@@ -332,12 +332,12 @@ for (const kind of ["table", "view", "materialized view"] as const) {
 Deno.test("load fails only the view whose table is locked", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
   await withLeadsAs(db, VIEW);
-  await using service = serviceOf(db, { LOCK_TIMEOUT: "0.3" });
+  await using context = contextOf(db, { LOCK_TIMEOUT: "0.3" });
   await using ddl = db.connect("source");
   await ddl.unsafe(
     "set application_name = 'a long ALTER'; begin; lock table hidden.raw in access exclusive mode",
   );
-  const event = await load(service, "cli", ALL);
+  const event = await load(context, "cli", ALL);
   assertEquals(event.status, "failure");
   if (event.status !== "failure") return;
   const [deal, lead] = event.details.results;
@@ -346,7 +346,7 @@ Deno.test("load fails only the view whose table is locked", async () => {
   assertStringIncludes(event.error, "or a relation under it for more than");
   assertStringIncludes(event.error, "a long ALTER");
   await ddl.unsafe("rollback");
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  assertEquals((await load(context, "cli", ALL)).status, "success");
 });
 
 const FOREIGN =
@@ -414,15 +414,15 @@ for (
       return skip(source, "the server has no extension postgres_fdw");
     }
     await withLeadsAs(db, sql);
-    await using service = serviceOf(db);
-    const event = await load(service, "cli", ALL);
+    await using context = contextOf(db);
+    const event = await load(context, "cli", ALL);
     assertEquals(event.status, "failure");
     if (event.status !== "failure") return;
     const [deal, lead] = event.details.results;
     assertEquals(deal!.status, "success");
     assertEquals(lead!.status === "failure" && lead!.code, code);
     assertStringIncludes(event.error, says);
-    const [, compared] = await compareTables(service.config, MARKETING_TABLES);
+    const [, compared] = await compareTables(context.config, MARKETING_TABLES);
     assertEquals(compared && "error" in compared && compared.error.code, code);
   });
 }
@@ -443,8 +443,8 @@ Deno.test("load copies a view of only the local partitions of a table", async ()
      alter table hidden.parts attach partition hidden.raw for values in ('old');
      create view marketing.marketing_qualified_leads as select * from hidden.parts where origin = 'old'`,
   );
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   assertEquals(await loaded(db), "20 old");
 });
 
@@ -477,16 +477,16 @@ Deno.test("load copies a materialized view of a foreign table", async () => {
   await db.source.unsafe(
     "refresh materialized view marketing.marketing_qualified_leads",
   );
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   assertEquals(await loaded(db), "20 old");
 });
 
 Deno.test("load takes a new snapshot when the source schema is replaced mid-load", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
-  const waiting = await waitingLoad(db, service);
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
+  const waiting = await waitingLoad(db, context);
   await db.source.unsafe(
     `create schema fresh; grant usage on schema fresh to ${db.reader};
      create table fresh.marketing_qualified_leads (like marketing.marketing_qualified_leads);
@@ -501,9 +501,9 @@ Deno.test("load takes a new snapshot when the source schema is replaced mid-load
 
 Deno.test("load reports source_table_missing when the schema is renamed mid-load", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
-  const waiting = await waitingLoad(db, service);
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
+  const waiting = await waitingLoad(db, context);
   await db.source.unsafe("alter schema marketing rename to before");
   const event = await waiting.letGo();
   assertEquals(event.status, "failure");
@@ -525,9 +525,9 @@ Deno.test("load never copies a partition that is attached mid-load without the r
      alter table marketing.marketing_qualified_leads attach partition hidden.raw for values in ('old');
      create table hidden.more (like hidden.raw); insert into hidden.more (origin) values ('new')`,
   );
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
-  const waiting = await waitingLoad(db, service);
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
+  const waiting = await waitingLoad(db, context);
   await db.source.unsafe(
     `alter table marketing.marketing_qualified_leads attach partition hidden.more for values in ('new');
      update marketing.closed_deals set has_gtin = 'new'`,

@@ -3,9 +3,9 @@ import { load } from "../../src/load/load.ts";
 import type { LoadEvent } from "../../src/runs/event.ts";
 import {
   ALL,
+  contextOf,
   createDatabases,
   type Databases,
-  serviceOf,
 } from "../support/databases.ts";
 import { sourceContent, targetContent, until } from "../support/soundness.ts";
 
@@ -79,8 +79,8 @@ async function loadedScene(): Promise<Databases> {
      insert into marketing.marketing_qualified_leads (mql_id, origin)
        select mql_id, 'old' from marketing.closed_deals`,
   );
-  await using service = serviceOf(db);
-  assertEquals((await load(service, "cli", ALL)).status, "success");
+  await using context = contextOf(db);
+  assertEquals((await load(context, "cli", ALL)).status, "success");
   await db.warehouse.unsafe(SCENE);
   await db.source.unsafe(
     `update marketing.closed_deals set has_gtin = 'new';
@@ -113,11 +113,11 @@ async function loadLeadsLast(
   await holder.unsafe(
     "begin; lock table m_data.marketing_qualified_lead in share row exclusive mode",
   );
-  await using service = serviceOf(db, {
+  await using context = contextOf(db, {
     RETRY_ATTEMPTS: "2",
     LOCK_TIMEOUT: "1.5",
   });
-  const running = load(service, "cli", ALL);
+  const running = load(context, "cli", ALL);
   await until(async () =>
     (await db.warehouse.unsafe(
       `select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
@@ -181,7 +181,7 @@ Deno.test("load reports no table as loaded that a trigger changes at the second 
      create trigger failing after insert on marketing_data_service.event
        for each row execute function m_data.fails_once()`,
   );
-  await using service = serviceOf(db, { LOCK_TIMEOUT: "1.5" });
-  const event = await load(service, "cli", ALL);
+  await using context = contextOf(db, { LOCK_TIMEOUT: "1.5" });
+  const event = await load(context, "cli", ALL);
   await assertHonest(db, event);
 });

@@ -247,7 +247,7 @@ export function configOf(
 }
 
 /** Returns the context as `cli.ts` creates it, for loads in the process of the test. */
-export function serviceOf(
+export function contextOf(
   databases: Databases,
   changes: Environment = {},
 ): AppContext & AsyncDisposable {

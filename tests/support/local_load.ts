@@ -69,7 +69,7 @@ export function startLoad(
       stallTimeoutSeconds: config.stallTimeoutSeconds,
       lockTimeoutSeconds: config.lockTimeoutSeconds,
     });
-    const service: AppContext = {
+    const context: AppContext = {
       config,
       warehouse,
       log,
@@ -79,7 +79,7 @@ export function startLoad(
         registerPublishers(warehouse, publisherNames(config)),
     };
     const outcome: Omit<Outcome, "log" | "logged"> = await load(
-      service,
+      context,
       hooks.trigger ?? "cli",
       {
         tables: namesOf(MARKETING_TABLES),
