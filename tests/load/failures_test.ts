@@ -480,7 +480,7 @@ Deno.test("runs and events report a remedy before the first load", async () => {
   for (const command of ["runs", "events"]) {
     const { code, json } = await runJson([command], db.environment);
     assertEquals([code, json.code], [1, "history_missing"]);
-    assertStringIncludes(json.error, "no load has run there");
+    assertStringIncludes(json.error, "no load has created it in database");
     assertStringIncludes(json.error, "schema ensure");
   }
   assertEquals(
