@@ -300,6 +300,10 @@ export class Session implements AsyncDisposable, Disposable {
       // Formats of types and values must be the same on both sides.
       quote_all_identifiers: "off",
       datestyle: "ISO",
+      intervalstyle: "postgres",
+      bytea_output: "hex",
+      xmloption: "content",
+      lc_monetary: "C",
       extra_float_digits: "1",
       tcp_keepalives_idle: "30",
       tcp_keepalives_interval: "10",

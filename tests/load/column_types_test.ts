@@ -295,3 +295,32 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
     assertEquals(loaded.code, 0, loaded.stderr);
   });
 });
+
+Deno.test("load copies values in formats that no setting of a role changes", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await db.source.unsafe(
+    `create schema ty; create table ty.t (i interval, b bytea, x xml, m money);
+     insert into ty.t values ('-1 day -02:03:04', '\\x00ff', 'a<b/>c', 1234.5), ('1 mon -1 day', null, '<d/>', -1);
+     grant usage on schema ty to "${db.reader}"; grant select on ty.t to "${db.reader}";
+     alter role "${db.reader}" set intervalstyle = sql_standard;
+     alter role "${db.reader}" set bytea_output = escape`,
+  );
+  await db.warehouse.unsafe(
+    `alter role "${db.loader}" set xmloption = document;
+     alter role "${db.loader}" set intervalstyle = iso_8601`,
+  );
+  await using file = await writeTablesFile(
+    "tables:\n  - source: ty.t\n    target: ty_data.t\n",
+  );
+  const { code, stderr } = await runJson(["load"], {
+    ...db.environment,
+    ...file.variables,
+  });
+  assertEquals(code, 0, stderr);
+  const rows = (sql: Databases["source"], schema: string) =>
+    sql.unsafe(`select t::text from ${schema}.t order by 1`);
+  assertEquals(
+    [...await rows(db.warehouse, "ty_data")],
+    [...await rows(db.source, "ty")],
+  );
+});
