@@ -96,9 +96,9 @@ async function runTests(
     env: {
       TEST_DATABASE_URL: url,
       NO_COLOR: "1",
-      // Tests of faults mostly wait, so two files per processor keep it busy.
+      // Tests of faults mostly wait, so three files per processor keep it busy.
       DENO_JOBS: Deno.env.get("DENO_JOBS") ??
-        String(2 * navigator.hardwareConcurrency),
+        String(3 * navigator.hardwareConcurrency),
     },
     stdin: "null",
     stdout: "piped",

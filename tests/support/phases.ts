@@ -5,7 +5,7 @@
  * @module
  */
 import type { Databases } from "./databases.ts";
-import { type Finished, spawnProgram } from "./program.ts";
+import { type Finished, killUnlessEnded, spawnProgram } from "./program.ts";
 import { type Faults, Proxy } from "./proxy.ts";
 import { until } from "./soundness.ts";
 
@@ -108,7 +108,7 @@ export async function killUntilEnded(
   let hasEnded = false;
   finished.then(() => hasEnded = true);
   await until(() => {
-    if (!hasEnded) kill(signal);
+    if (!hasEnded) killUnlessEnded(kill, signal);
     return hasEnded;
   });
   return await finished;

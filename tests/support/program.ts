@@ -175,6 +175,18 @@ export function startTaskOnTerminal(
   }).spawn();
 }
 
+/** Sends a signal, unless the process has ended. Its output may still be read then. */
+export function killUnlessEnded(
+  kill: (signal: Deno.Signal) => void,
+  signal: Deno.Signal,
+): void {
+  try {
+    kill(signal);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+  }
+}
+
 /** Waits for the end of a process. Returns what it printed. */
 export async function finish(process: Deno.ChildProcess): Promise<Finished> {
   const { code, stdout, stderr } = await process.output();

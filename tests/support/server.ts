@@ -4,7 +4,7 @@
  * @module
  */
 import type { Databases } from "./databases.ts";
-import { type Finished, startProgram } from "./program.ts";
+import { type Finished, killUnlessEnded, startProgram } from "./program.ts";
 
 /** A status and a parsed body. */
 export interface Answer {
@@ -63,7 +63,7 @@ export async function startServer(
       return { status: response.status, body: await response.json() };
     },
     async [Symbol.asyncDispose]() {
-      if (!isOver) process.kill("SIGKILL");
+      killUnlessEnded((signal) => process.kill(signal), "SIGKILL");
       await finished;
     },
   };
