@@ -7,7 +7,7 @@ import {
   OLIST_TABLES,
   OLIST_TABLES_FILE,
 } from "../support/olist.ts";
-import { type Server, startServer } from "../support/server.ts";
+import { type Server, startServer, until } from "../support/server.ts";
 
 const FOLDER = new URL("../../deploy/mara/load_data", import.meta.url).pathname;
 
@@ -243,11 +243,28 @@ testWith(
       }
       // Without TABLES_FILE the service has no groups.
       await using db = await createDatabases({ rows: { deals: 3, leads: 4 } });
-      await using server = await startServer(db);
+      await using server = await startServer(db, { LOCK_TIMEOUT: "0.5" });
       const env = { MARKETING_DATA_SERVICE_URL: server.url };
       const all = await run(env);
       assertEquals(all.code, 0, all.said);
       assertStringIncludes(all.said, "closed_deal: 3 rows (full)");
+      // Another load that lasts longer than LOCK_TIMEOUT.
+      await using other = db.connect("warehouse");
+      await other.unsafe(
+        "begin; lock table marketing_data_service.load_lock in exclusive mode",
+      );
+      const waiting = run(env);
+      await until("the first request is refused", async () => {
+        const [run] = await db.warehouse.unsafe(
+          "select from marketing_data_service.run where state = 'failed'",
+        );
+        return run !== undefined;
+      });
+      await other.unsafe("rollback");
+      const { code, said } = await waiting;
+      assertEquals(code, 0, said);
+      assertStringIncludes(said, "Cannot start a load within 0.5 s");
+      assertStringIncludes(said, "closed_deal: 3 rows (unchanged)");
       const group = await run(env, "marketing");
       assertEquals(group.code, 1);
       assertStringIncludes(group.said, "group");

@@ -17,10 +17,14 @@ import json
 import os
 import pathlib
 import sys
+import time
 import urllib.parse
 
 # Connection timeout, in seconds. The load has no timeout here, because the service limits it.
 CONNECT_TIMEOUT = 10
+
+# Seconds before the next request, when another load runs for longer than LOCK_TIMEOUT.
+BUSY_DELAY = 5
 
 
 def post(url: str, headers: dict, body: str) -> tuple:
@@ -61,15 +65,21 @@ def load(group: str = None) -> bool:
             return False
         headers['Authorization'] = f'Bearer {token}'
     body = json.dumps({'group': group} if group else {})
-    try:
-        status, text = post(f'{url.rstrip("/")}/load', headers, body)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        print(f'Cannot reach marketing-data-service at {url}: {error}', file=sys.stderr)
-        return False
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = {}
+    while True:
+        try:
+            status, text = post(f'{url.rstrip("/")}/load', headers, body)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            print(f'Cannot reach marketing-data-service at {url}: {error}', file=sys.stderr)
+            return False
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = {}
+        if answer.get('code') != 'busy':
+            break
+        # Mara starts both pipelines at the same time, and the service runs one load after the other.
+        print(answer['detail'])
+        time.sleep(BUSY_DELAY)
     # A success has "results", and a failure has "details". Both list the tables.
     tables = (answer.get('results') or answer.get('details') or {}).get('results', [])
     for table in tables:
