@@ -194,19 +194,19 @@ export class Session implements AsyncDisposable, Disposable {
    * its SQL uses no operator and no cast.
    */
   async #learnSettings(): Promise<void> {
-    const [row] = await this.query(
+    const row = await this.#queryRow(
       `${LIFT_TIMEOUTS};
        select pg_catalog.pg_backend_pid() as pid,
          pg_catalog.array_to_json(pg_catalog.current_schemas(false)) as schemas,
          pg_catalog.current_setting('role') as role,
          pg_catalog.current_setting('synchronous_commit') as commit`,
     );
-    this.#pid = row!.pid;
-    this.#ownSchemas = (row!.schemas as string[]).filter((name) =>
+    this.#pid = row.pid;
+    this.#ownSchemas = (row.schemas as string[]).filter((name) =>
       !name.startsWith("pg_")
     );
-    this.#role = row!.role;
-    if (row!.commit !== "off") this.#synchronousCommit = row!.commit;
+    this.#role = row.role;
+    if (row.commit !== "off") this.#synchronousCommit = row.commit;
   }
 
   /** `server_version` of the server, such as `15.18 (Debian …)`. */
@@ -253,6 +253,18 @@ export class Session implements AsyncDisposable, Disposable {
   ): Promise<T[]> {
     const { rows } = await this.#send<T>(withParameters(text, parameters));
     return rows;
+  }
+
+  /** Runs a statement that returns one row. */
+  async #queryRow(text: string): Promise<Row> {
+    const [row] = await this.query(text);
+    if (row) return row;
+    const reason = toServiceError(
+      new Error("the server sent no row"),
+      this.config,
+    );
+    this.destroy(reason);
+    throw reason;
   }
 
   /**
@@ -375,13 +387,13 @@ export class Session implements AsyncDisposable, Disposable {
    * @throws {ServiceError} `lock_lost` when it is not the holder's server.
    */
   async #learnBackend(): Promise<void> {
-    const [backend] = await this.query<{ pid: number; server: string }>(
+    const backend = await this.#queryRow(
       // Only servers on Linux detect a lost client while they compute.
       `select pg_backend_pid() as pid, ${SERVER_EXPRESSION} as server, case when version() like '%linux%'
          then set_config('client_connection_check_interval', '10s', true) end`,
     );
-    this.#pid = backend!.pid;
-    this.#server = backend!.server;
+    this.#pid = backend.pid;
+    this.#server = backend.server;
     const { holder } = this.#options;
     if (!holder || holder.server === this.#server) return;
     const reason = otherServerError(this.config);
@@ -397,9 +409,9 @@ export class Session implements AsyncDisposable, Disposable {
    */
   async checkAddress(): Promise<void> {
     const script = `select ${SERVER_EXPRESSION} as server`;
-    const [own] = await this.query(script);
+    const own = await this.#queryRow(script);
     const { rows } = await probe(this.config, this.#options, script);
-    if (!rows || rows[0]?.server === own!.server) return;
+    if (!rows || rows[0]?.server === own.server) return;
     throw new ServiceError(
       "connection_lost",
       `${address(this.config)} now leads to another server`,

@@ -418,11 +418,18 @@ Deno.test("health, load and serve survive servers that break the protocol", asyn
       }
     });
   }
-  for (
-    const name of ["a COPY to the client", "no iterations", "endless settings"]
-  ) {
+  const ofLoad: [string, Misbehavior, RegExp][] = [
+    ...["a COPY to the client", "no iterations", "endless settings"].map((
+      name,
+    ): [string, Misbehavior, RegExp] => [name, ...MISBEHAVIORS[name]!]),
+    [
+      "an answer without its row",
+      answers(COLUMNS, message("C", "SELECT 0\0"), READY),
+      /the server sent no row/,
+    ],
+  ];
+  for (const [name, behavior, expected] of ofLoad) {
     await t.step(`load: ${name}`, async () => {
-      const [behavior, expected] = MISBEHAVIORS[name]!;
       misbehavior = behavior;
       const load = await runProgram(["load"], {
         ...db.environment,
