@@ -11,7 +11,7 @@ const FIRST_SECONDS = 0.1;
 
 /**
  * Begins a transaction and runs `locks`, which are LOCK statements, in it. Waits
- * for at most `lockTimeoutSeconds`.
+ * for at most `waitSeconds`.
  *
  * It waits in short transactions. A session that waits for a lock holds a snapshot
  * of the catalog. CREATE INDEX CONCURRENTLY on the table waits for the end of that
@@ -26,9 +26,10 @@ export async function beginLocked(
   session: Session,
   options: TransactionOptions,
   locks: readonly string[],
+  waitSeconds = options.lockTimeoutSeconds,
 ): Promise<void> {
   const { lockTimeoutSeconds } = options;
-  const deadline = performance.now() + lockTimeoutSeconds * 1000;
+  const deadline = performance.now() + waitSeconds * 1000;
   let longest = FIRST_SECONDS;
   while (true) {
     const left = Math.max((deadline - performance.now()) / 1000, 0.001);

@@ -6,6 +6,7 @@
 import type { Config } from "../config/config.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { findLockHolders, formatHolder } from "../postgres/lock_holders.ts";
+import { beginLocked } from "../postgres/locked_transaction.ts";
 import type { Pool } from "../postgres/pool.ts";
 import type { ServerHolder } from "../postgres/server_identity.ts";
 import { Session } from "../postgres/session.ts";
@@ -63,7 +64,12 @@ export async function acquireLock(
     signal: wait.signal,
   });
   try {
-    await lockLoads(session, waitSeconds);
+    await beginLocked(
+      session,
+      { mode: "read committed", lockTimeoutSeconds: config.lockTimeoutSeconds },
+      [`lock table ${qualified(LOCK_TABLE)} in exclusive mode`],
+      waitSeconds,
+    );
     const holder: ServerHolder = {
       server: session.server,
       giveUp: (reason) => session.destroy(reason),
@@ -97,36 +103,6 @@ export async function acquireLock(
         busyError(waitSeconds);
     }
     throw error;
-  }
-}
-
-/** Seconds that one transaction waits for the lock. */
-const SLICE_SECONDS = 2;
-
-/**
- * Waits for the lock in short transactions. A session that waits may hold a
- * snapshot. CREATE INDEX CONCURRENTLY on a target would wait for it, while the
- * running load waits for the index.
- */
-async function lockLoads(session: Session, waitSeconds: number): Promise<void> {
-  const deadline = performance.now() + waitSeconds * 1000;
-  while (true) {
-    const seconds = Math.max((deadline - performance.now()) / 1000, 0.001);
-    try {
-      await session.begin(
-        {
-          mode: "read committed",
-          lockTimeoutSeconds: Math.min(seconds, SLICE_SECONDS),
-        },
-        `lock table ${qualified(LOCK_TABLE)} in exclusive mode`,
-      );
-      return;
-    } catch (error) {
-      const isHeld = error instanceof ServiceError &&
-        error.sqlstate === "55P03";
-      if (!isHeld || seconds <= SLICE_SECONDS) throw error;
-      await session.query("rollback");
-    }
   }
 }
 
