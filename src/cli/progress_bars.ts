@@ -1,7 +1,7 @@
 /** Progress of a load on standard error: a bar per table on a terminal, plain lines elsewhere. */
 import { terminalWidth } from "./environment.ts";
 import type { Progress } from "../sync/progress.ts";
-import { formatCount, formatSeconds } from "../format.ts";
+import { formatCount, formatSeconds, MAX_NAMES } from "../format.ts";
 import type { Output } from "./output.ts";
 
 /** Shows progress until it is stopped. */
@@ -18,15 +18,20 @@ export async function startProgress(
   if (output.isQuiet) return { update() {}, stop() {} };
   return output.isInteractive
     ? await startBars(output, tables)
-    : startLines(output);
+    : startLines(output, tables);
 }
 
-/** The state of a bar. */
-interface BarState {
-  readonly progress: Progress;
-  /** Seconds since the phase began. */
-  readonly seconds: number;
-}
+/** The state of a bar: the progress of a table, or the number of tables that are verified. */
+type BarState =
+  | {
+    readonly progress: Progress;
+    /** Seconds since the phase began. */
+    readonly seconds: number;
+  }
+  | { readonly verified: number };
+
+/** Maximum number of bars for tables, where the tables are many. */
+const MAX_BARS = 8;
 
 async function startBars(
   output: Output,
@@ -36,13 +41,16 @@ async function startBars(
   const { MultiBar } = (await import("cli-progress")).default;
   const bars = new MultiBar({
     format: (_options: unknown, _bar: unknown, state: BarState) =>
-      barLine(state.progress, state.seconds, terminalWidth(), nameWidth),
+      "verified" in state
+        ? totalLine(state.verified, tables.length, terminalWidth())
+        : barLine(state.progress, state.seconds, terminalWidth(), nameWidth),
     hideCursor: true,
     clearOnComplete: true,
   });
-  // `log` prints above the bars with their next update. The types of the library lack both methods.
+  // `log` prints above the bars with their next update. The types of the library lack these methods.
   const drawing = bars as unknown as {
     log(text: string): void;
+    remove(bar: unknown): void;
     update(): void;
   };
   output.divertLog((text) => {
@@ -51,21 +59,39 @@ async function startBars(
   });
   const byTable = new Map<string, ReturnType<typeof bars.create>>();
   const phases = new Map<string, { phase: string; began: number }>();
+  const total = tables.length > MAX_NAMES
+    ? bars.create(tables.length, 0, { verified: 0 })
+    : undefined;
+  const verified = new Set<string>();
+  const remove = (table: string) => {
+    const bar = byTable.get(table);
+    if (bar) drawing.remove(bar);
+    byTable.delete(table);
+  };
   return {
     update(progress) {
       const { table, phase, rows, totalRows } = progress;
       const now = performance.now();
+      if (total && phase === "wait") {
+        verified.add(table);
+        total.update(verified.size, { verified: verified.size });
+        return remove(table);
+      }
+      // A table that failed leaves its bar behind.
+      if (total && byTable.size >= MAX_BARS && !byTable.has(table)) {
+        remove(byTable.keys().next().value!);
+      }
       let current = phases.get(table);
       if (current?.phase !== phase) {
         phases.set(table, current = { phase, began: now });
       }
       const state = { progress, seconds: (now - current.began) / 1000 };
-      const total = Math.max(totalRows ?? rows, 1);
+      const size = Math.max(totalRows ?? rows, 1);
       const bar = byTable.get(table);
       if (bar) {
-        bar.setTotal(total);
+        bar.setTotal(size);
         bar.update(rows, state);
-      } else byTable.set(table, bars.create(total, rows, state));
+      } else byTable.set(table, bars.create(size, rows, state));
     },
     stop() {
       output.divertLog(undefined);
@@ -120,11 +146,40 @@ export function barLine(
   return [...line].slice(0, width).join("");
 }
 
-/** Prints one line per phase, for log files. */
-function startLines(output: Output): ProgressDisplay {
+/** Returns the line of all tables. It fits the width of the terminal. */
+export function totalLine(
+  verified: number,
+  tables: number,
+  width: number,
+): string {
+  const text = `${formatCount(verified)} of ${formatCount(tables)} tables`;
+  const size = Math.min(30, width - text.length - 1);
+  if (size < 6) return text.slice(0, width);
+  const full = Math.floor(verified / tables * size);
+  return `${"█".repeat(full)}${"░".repeat(size - full)} ${text}`;
+}
+
+/** Milliseconds between two lines about many tables. */
+const LINE_MILLISECONDS = 5000;
+
+/** Prints one line per phase, for log files. Of many tables, it prints how many are verified. */
+function startLines(
+  output: Output,
+  tables: readonly string[],
+): ProgressDisplay {
   const phases = new Map<string, string>();
+  const verified = new Set<string>();
+  let printedAt = performance.now();
   return {
     update({ table, phase, totalRows }) {
+      if (tables.length > MAX_NAMES) {
+        if (phase === "wait") verified.add(table);
+        const now = performance.now();
+        if (now - printedAt < LINE_MILLISECONDS) return;
+        printedAt = now;
+        output.progress(`${verified.size} of ${tables.length} tables verified`);
+        return;
+      }
       if (phases.get(table) === phase) return;
       phases.set(table, phase);
       output.progress(

@@ -1,5 +1,5 @@
-import { assertMatch } from "@std/assert";
-import { barLine } from "./progress_bars.ts";
+import { assertEquals, assertMatch } from "@std/assert";
+import { barLine, totalLine } from "./progress_bars.ts";
 
 Deno.test("barLine() shows rows, rate and remaining time when they are known", () => {
   const progress = {
@@ -23,4 +23,13 @@ Deno.test("barLine() shows rows, rate and remaining time when they are known", (
     barLine({ ...progress, phase: "verify" }, 2, 120),
     /█{30} verify/,
   );
+});
+
+Deno.test("totalLine() shows the verified tables in any width", () => {
+  assertEquals(
+    totalLine(250, 500, 120),
+    `${"█".repeat(15)}${"░".repeat(15)} 250 of 500 tables`,
+  );
+  assertEquals(totalLine(499, 500, 30), "███████████░ 499 of 500 tables");
+  assertEquals(totalLine(499, 500, 10), "499 of 500");
 });

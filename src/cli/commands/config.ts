@@ -1,24 +1,49 @@
-/** `config`: prints the variables in force. */
+/** `config`: prints the variables in force, and the declared tables. */
 import { effectiveVariables } from "../../config/config.ts";
 import { checkFiles } from "../../delivery/file.ts";
+import { describeTable } from "../../tables/describe_table.ts";
 import type { Command } from "../command.ts";
 
 export const configCommand: Command = {
   name: "config",
-  summary: "Prints every variable with its value in force, and masks secrets.",
+  summary:
+    "Prints every variable with its value in force, masks secrets, and prints the declared tables.",
   flags: {},
   async run({ config, environment, output }) {
     // Report mistakes before printing anything.
     await checkFiles(config());
+    const tables = config().tables.map(describeTable);
     const variables = effectiveVariables(environment);
     output.show(
-      Object.fromEntries(variables.map(({ name, ...rest }) => [name, rest])),
+      {
+        ...Object.fromEntries(
+          variables.map(({ name, ...rest }) => [name, rest]),
+        ),
+        tables,
+      },
       {
         columns: [{}, {}, {}],
         rows: variables.map(({ name, value, origin, description }) => [
           `${name}=${value ?? ""}`,
           origin,
           description,
+        ]),
+      },
+      "",
+      {
+        columns: [
+          { name: "Table" },
+          { name: "Source" },
+          { name: "Target" },
+          { name: "Columns", isNumber: true },
+          { name: "Group" },
+        ],
+        rows: tables.map(({ name, source, target, columns, group }) => [
+          name,
+          source,
+          target,
+          columns ? String(columns.length) : "all",
+          group ?? "",
         ]),
       },
     );

@@ -11,7 +11,13 @@ import {
   selectTables,
   type TableDeclaration,
 } from "../../tables/declaration.ts";
-import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
+import {
+  formatBytes,
+  formatCount,
+  formatSeconds,
+  MAX_NAMES,
+} from "../../format.ts";
+import { describeTally, tallyOf } from "../../runs/describe.ts";
 import { notAllowed } from "../arguments.ts";
 import type { Command, CommandContext, ParsedArguments } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
@@ -157,10 +163,25 @@ function printEvent({ output }: CommandContext, event: LoadEvent): void {
   const entries: readonly TableEntry[] = event.status === "success"
     ? event.results.results
     : event.details.results;
+  const isLong = entries.length > MAX_NAMES;
+  // The end of a long output is what a person sees.
+  const sorted = isLong
+    ? entries.toSorted((a, b) =>
+      Number(a.status === "failure") - Number(b.status === "failure")
+    )
+    : entries;
+  const listed = isLong && output.isTerminal
+    ? sorted.filter((entry) =>
+      entry.status === "failure" || entry.mode !== "unchanged"
+    )
+    : sorted;
   output.show(
     event,
-    tableOf(entries),
-    ...entries.flatMap(notesOf),
+    ...(listed.length > 0 ? [tableOf(listed)] : []),
+    ...sorted.flatMap(notesOf),
+    ...(isLong
+      ? [`${entries.length} tables: ${describeTally(tallyOf(entries))}`]
+      : []),
     `run ${event.run_id} ${
       event.status === "success" ? "succeeded" : "failed"
     }, event ${event.event_id}`,

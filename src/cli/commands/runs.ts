@@ -7,11 +7,17 @@ import {
   type RunDetails,
   type RunOutcome,
 } from "../../runs/history.ts";
-import { formatMoment, formatSeconds, formatTables } from "../../format.ts";
+import {
+  formatMoment,
+  formatSeconds,
+  formatTables,
+  MAX_NAMES,
+} from "../../format.ts";
 import {
   describeChange,
   describeOutcome,
   describeTally,
+  tallyOf,
 } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import type { RunState } from "../../runs/run.ts";
@@ -127,20 +133,47 @@ function listOf(run: RunDetails): TextTable {
       `${run.finished_at}  ${formatSeconds(run.duration ?? 0)}`,
     ],
     ["error", run.error],
-    ...run.table_loads.flatMap(({ table, result, phases }) =>
-      [
-        describeChange(result),
-        ...(result.status === "success" ? result.warnings : []),
-        phases.map(({ phase, seconds }) => `${phase} ${formatSeconds(seconds)}`)
-          .join(", "),
-      ].map((text, i): [string, string] => [i === 0 ? table : "", text])
-    ),
+    ...run.table_loads.length > MAX_NAMES
+      ? summaryOf(run)
+      : run.table_loads.flatMap(({ table, result, phases }) =>
+        [
+          describeChange(result),
+          ...(result.status === "success" ? result.warnings : []),
+          phases.map(({ phase, seconds }) =>
+            `${phase} ${formatSeconds(seconds)}`
+          )
+            .join(", "),
+        ].map((text, i): [string, string] => [i === 0 ? table : "", text])
+      ),
     ["event", run.event?.event_id],
   ];
   return {
     columns: [{}, {}],
     rows: rows.flatMap(([name, text]) => text ? [[name, text]] : []),
   };
+}
+
+/** Returns the tally of many tables, and a line for each that changed, warned or failed. */
+function summaryOf({ table_loads: loads }: RunDetails): [string, string][] {
+  const results = loads.map(({ result }) => result);
+  const changed = results.filter((result) =>
+    result.status === "success" &&
+    (result.mode !== "unchanged" || result.warnings.length > 0)
+  );
+  const failed = results.filter(({ status }) => status === "failure");
+  return [
+    ["tables", `${results.length}: ${describeTally(tallyOf(results))}`],
+    ...[...changed, ...failed].flatMap((result): [string, string][] => [
+      [
+        result.table,
+        result.status === "failure"
+          ? result.error
+          : `${describeChange(result)}  ${formatSeconds(result.duration)}`,
+      ],
+      ...(result.status === "success" ? result.warnings : [])
+        .map((warning): [string, string] => ["", warning]),
+    ]),
+  ];
 }
 
 /** Returns the value of a flag as a whole number of at most `digits` digits. */

@@ -1,12 +1,8 @@
 /** The declared tables. */
 import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
 import { listTableHistory, type TableHistory } from "../../runs/history.ts";
-import { formatTypeName } from "../../tables/column_types.ts";
-import {
-  formatRelation,
-  namesOf,
-  type TableDeclaration,
-} from "../../tables/declaration.ts";
+import { namesOf, type TableDeclaration } from "../../tables/declaration.ts";
+import { describeTable } from "../../tables/describe_table.ts";
 import type { HttpContext } from "../context.ts";
 import { json, stored } from "../openapi/responses.ts";
 import { fromHistory } from "./from_history.ts";
@@ -38,18 +34,11 @@ export function addTableRoutes(
 }
 
 function tableOf(
-  { name, group, source, target, columns }: TableDeclaration,
+  table: TableDeclaration,
   { loaded, failed }: TableHistory,
 ): z.infer<typeof schemas.TableList>["tables"][number] {
   return {
-    name,
-    group: group ?? null,
-    source: formatRelation(source),
-    target: formatRelation(target),
-    columns: columns?.map(({ name, type }) => ({
-      name,
-      type: formatTypeName(type),
-    })) ?? null,
+    ...describeTable(table),
     rows: loaded?.entry.records_loaded ?? null,
     freshness: loaded && {
       finished_at: loaded.finished_at,

@@ -1,0 +1,24 @@
+/**
+ * A declared table as programs read it.
+ *
+ * @module
+ */
+import { formatTypeName } from "./column_types.ts";
+import { formatRelation, type TableDeclaration } from "./declaration.ts";
+
+/** Returns the declaration of a table with its names and types as texts. */
+export function describeTable(
+  { name, group, source, target, columns }: TableDeclaration,
+) {
+  return {
+    name,
+    group: group ?? null,
+    source: formatRelation(source),
+    target: formatRelation(target),
+    /** Null where every column of the source is loaded. */
+    columns: columns?.map(({ name, type }) => ({
+      name,
+      type: formatTypeName(type),
+    })) ?? null,
+  };
+}
