@@ -2,8 +2,8 @@
  * Runs the tests. Starts the servers that they need, passes their addresses, and
  * stops them in every case. Arguments go to `deno test`. With `TEST_DATABASE_URL`,
  * the tests use that server. Otherwise all tests run on the embedded server. Those
- * in `tests/load/` also run on an installed PostgreSQL of another version, if there
- * is one.
+ * in `tests/load/` that depend on the version of the server also run on an installed
+ * PostgreSQL of another version, if there is one.
  *
  * @module
  */
@@ -32,7 +32,22 @@ const SLOWEST_FILES = [
   "tests/faults/cut_test.ts",
   "tests/deliveries/webhook_test.ts",
   "tests/faults/service_test.ts",
+  "tests/faults/pipeline_test.ts",
+  "tests/load/many_tables_test.ts",
+  "tests/load/queue_test.ts",
 ];
+
+/** Tests of loads that do not depend on the version of PostgreSQL. */
+const SAME_ON_ALL_VERSIONS = [
+  "declared_tables",
+  "many_tables",
+  "mara",
+  "olist",
+  "olist_tables",
+  "pgbouncer",
+  "queue",
+  "random_tables",
+].map((name) => `tests/load/${name}_test.ts`);
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
@@ -59,6 +74,7 @@ async function main(words: string[]): Promise<number> {
     results.push(
       await runTests(`PostgreSQL ${major(server)}`, server.url(), [
         "tests/load/",
+        `--ignore=${SAME_ON_ALL_VERSIONS.join(",")}`,
       ]),
     );
   } else if (words.length === 0) {
