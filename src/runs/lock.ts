@@ -99,7 +99,7 @@ export async function acquireLock(
   } catch (error) {
     session.destroy();
     if (error instanceof ServiceError && error.sqlstate === "55P03") {
-      throw await findBusyError(warehouse, waitSeconds).catch(() => {}) ??
+      throw await findBusyError(warehouse, waitSeconds) ??
         busyError(waitSeconds);
     }
     throw error;
@@ -115,7 +115,11 @@ export async function findBusyError(
   warehouse: Pool,
   waitSeconds: number,
 ): Promise<ServiceError | undefined> {
-  const [holder] = await findLockHolders(warehouse, LOCK_TABLE);
+  const holders = await findLockHolders(warehouse, LOCK_TABLE)
+    .catch(() => undefined);
+  // A role may have no right to see locks.
+  if (!holders) return busyError(waitSeconds);
+  const [holder] = holders;
   if (!holder) return undefined;
   const name = formatHolder(holder);
   return busyError(

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
+import { startProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROWS = { deals: 3, leads: 3 };
@@ -110,6 +111,25 @@ Deno.test("load names the session that holds its lock", async () => {
   assertEquals(json.code, "busy");
   assertStringIncludes(json.detail ?? JSON.stringify(json), `session ${pid} (`);
   assertStringIncludes(JSON.stringify(json), "a forgotten psql");
+  await other.unsafe("rollback");
+});
+
+Deno.test("load ends as busy where the role may not see locks", async () => {
+  await using db = await loadedDatabases(ROWS);
+  await db.warehouse.unsafe("revoke select on pg_catalog.pg_locks from public");
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.load_lock in exclusive mode",
+  );
+  const { process, finished } = startProgram(["load", "--json"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.3",
+  });
+  const timer = setTimeout(() => process.kill("SIGKILL"), 15_000);
+  const { code, stdout, stderr } = await finished;
+  clearTimeout(timer);
+  assertEquals(code, 75, stderr);
+  assertStringIncludes(stdout, "the lock of the loads was not free");
   await other.unsafe("rollback");
 });
 
