@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import Ajv from "ajv/2019";
 import { createDatabases } from "../support/databases.ts";
 import { startServer } from "../support/server.ts";
@@ -67,5 +67,27 @@ Deno.test("GET /runs/{id} matches its schema for succeeded and failed runs, in s
         assertEquals(Object.keys(phase), ["phase", "started_after", "seconds"]);
       }
     }
+  }
+});
+
+Deno.test("the page of a run shows tables that are no longer declared", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  await using server = await startServer(db);
+  const { body } = await server.json("/load", { method: "POST" });
+  await db.warehouse.unsafe(
+    "update marketing_data_service.run set tables = '{old_table,closed_deal}'",
+  );
+  await db.warehouse.unsafe(
+    "update marketing_data_service.table_load set table_name = 'old_table' where table_name <> 'closed_deal'",
+  );
+  const response = await server.fetch(`/runs/${body.run_id}`, {
+    headers: { accept: "text/html" },
+  });
+  const page = await response.text();
+  for (const name of ["old_table", "closed_deal"]) {
+    assertMatch(
+      page,
+      new RegExp(`<h2 id="t-${name}">.*?full \\+${ROWS.leads}<`),
+    );
   }
 });

@@ -346,7 +346,7 @@ function TableSummary(
   );
   const lastEntry = runs.at(-1)?.entries.find((e) => e.table === name);
   return (
-    <TableCard table={table}>
+    <TableCard name={name} table={table}>
       <p class="figure">
         <b>{loaded ? formatCount(loaded.entry.records_loaded) : "–"}</b> rows
       </p>

@@ -8,10 +8,7 @@ import {
   describeVerification,
   tallyOf,
 } from "../../runs/describe.ts";
-import {
-  selectTables,
-  type TableDeclaration,
-} from "../../tables/declaration.ts";
+import type { TableDeclaration } from "../../tables/declaration.ts";
 import { Icon, Status } from "./components/icons.tsx";
 import { Json } from "./components/json.tsx";
 import { LiveRow } from "./components/live_row.tsx";
@@ -61,8 +58,13 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
             <Timeline run={run} tables={run.tables} />
           </section>
           <div class="cards">
-            {selectTables(tables, run.tables).map((table) => (
-              <TableResult table={table} run={run} live={live} />
+            {run.tables.map((name) => (
+              <TableResult
+                name={name}
+                table={tables.find((table) => table.name === name)}
+                run={run}
+                live={live}
+              />
             ))}
           </div>
         </>
@@ -298,20 +300,20 @@ function failuresOf(run: RunDetails) {
 
 /** The result of one table. */
 function TableResult(
-  { table, run, live }: {
-    table: TableDeclaration;
+  { name, table, run, live }: {
+    name: string;
+    table: TableDeclaration | undefined;
     run: RunDetails;
     live: LiveRun | undefined;
   },
 ) {
-  const { name } = table;
   const load = run.table_loads.find(({ table }) => table === name);
   const entry = load?.result;
   const loaded = entry?.status === "success" ? entry : undefined;
   const check = load?.integrity_check;
   const isActive = run.finished_at === null;
   return (
-    <TableCard table={table}>
+    <TableCard name={name} table={table}>
       <p class="figure">
         {entry
           ? (

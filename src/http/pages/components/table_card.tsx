@@ -1,20 +1,26 @@
 /** A card about one table. */
 import type { Child } from "hono/jsx";
-import type { TableDeclaration } from "../../../tables/declaration.ts";
+import {
+  formatRelation,
+  type TableDeclaration,
+} from "../../../tables/declaration.ts";
 
-/** The card with the names of the table, and further content. */
+/** The card with the names of the table, and further content. Old tables are not declared. */
 export function TableCard(
-  { table: { name, source, target }, children }: {
-    table: TableDeclaration;
+  { name, table, children }: {
+    name: string;
+    table: TableDeclaration | undefined;
     children: Child;
   },
 ) {
   return (
     <section class="card" aria-labelledby={`t-${name}`}>
       <h2 id={`t-${name}`}>{name}</h2>
-      <p class="path">
-        {source.schema}.{source.name} → {target.schema}.{target.name}
-      </p>
+      {table && (
+        <p class="path">
+          {formatRelation(table.source)} → {formatRelation(table.target)}
+        </p>
+      )}
       {children}
     </section>
   );
