@@ -13,7 +13,7 @@ import { runJson } from "../support/program_here.ts";
 /** The sizes of the published data where OLIST_FULL_SIZE is set. */
 const ROWS = Deno.env.get("OLIST_FULL_SIZE")
   ? FULL_SIZE
-  : { customers: 4_000, items: 5_000, geolocations: 30_000 };
+  : { customers: 2_000, items: 3_000, geolocations: 20_000 };
 
 const ZONE = "Europe/Berlin";
 

@@ -164,7 +164,18 @@ testWith(
       await t.step("success is exit 0", async () => {
         const { code, said } = await run(environmentOf(server, tokenFile));
         assertEquals(code, 0, said);
-        for (const { name, target, select } of OLIST_TABLES) {
+        await using warehouse = db.connect("warehouse");
+        const columnsOf = async (relation: string) => {
+          const [row] = await warehouse.unsafe(
+            `select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum) as columns
+             from pg_attribute where attrelid = '${relation}'::regclass and attnum > 0`,
+          );
+          return row!.columns;
+        };
+        for (const { name, target, columns, select } of OLIST_TABLES) {
+          await warehouse.unsafe(`create temp table expected (${columns})`);
+          assertEquals(await columnsOf(target), await columnsOf("expected"));
+          await warehouse.unsafe("drop table expected");
           const [expected] = await db.source.unsafe(
             `select count(*)::int as rows from (${select}) t`,
           );
@@ -241,6 +252,15 @@ testWith(
         assertStringIncludes(said, `Cannot reach marketing-data-service`);
         assertEquals(said.includes("Traceback"), false, said);
       }
+      await using proxy = Deno.serve(
+        { hostname: "127.0.0.1", port: 0, onListen() {} },
+        () => new Response('["no event"]'),
+      );
+      const strange = await run({
+        MARKETING_DATA_SERVICE_URL: `http://127.0.0.1:${proxy.addr.port}`,
+      });
+      assertEquals(strange.code, 1);
+      assertStringIncludes(strange.said, '(200): ["no event"]');
       // Without TABLES_FILE the service has no groups.
       await using db = await createDatabases({ rows: { deals: 3, leads: 4 } });
       await using server = await startServer(db, { LOCK_TIMEOUT: "0.5" });

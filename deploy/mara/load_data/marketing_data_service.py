@@ -74,6 +74,8 @@ def load(group: str = None) -> bool:
         try:
             answer = json.loads(text)
         except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
             answer = {}
         if answer.get('code') != 'busy':
             break
