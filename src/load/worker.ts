@@ -228,7 +228,7 @@ export class Worker {
   /** Runs one run, so that other processes get the lock between two runs. */
   async #takeTurn(): Promise<void> {
     const { observer, stop, unattendedTables } = this.#options;
-    const { warehouse, deliver } = this.#context;
+    const { warehouse, log, deliver } = this.#context;
     stop.throwIfAborted();
     const hasWork = this.#waits.size > 0 ||
       unattendedTables.length > 0 &&
@@ -242,9 +242,20 @@ export class Worker {
         this.#end(event.run_id, ({ end }) => end.resolve(event));
       }
     } catch (error) {
-      if (!this.#running) throw error;
-      await spoolUnrecorded(this.#context, this.#running, error);
-      this.#end(this.#running.id, ({ end }) => end.reject(error));
+      const run = this.#running;
+      if (!run) throw error;
+      await spoolUnrecorded(this.#context, run, error);
+      // Callers that wait for the run report the failure.
+      if (!this.#awaited().includes(run.id)) {
+        log.error(
+          "Run {run_id} failed, and the warehouse did not record it: {error}",
+          {
+            run_id: run.id,
+            error: asServiceError(error).line,
+          },
+        );
+      }
+      this.#end(run.id, ({ end }) => end.reject(error));
     } finally {
       this.#running = undefined;
       this.#isStarting = false;
