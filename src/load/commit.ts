@@ -253,7 +253,7 @@ async function commitGroup(
 }
 
 /**
- * Returns whether a statement waited in vain for a lock on the history. Such a
+ * Returns whether a statement timed out in a wait for a lock on the history. Such a
  * statement changed nothing, and a retry waits again.
  */
 function isLockedHistory(error: unknown): boolean {

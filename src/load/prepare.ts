@@ -231,7 +231,7 @@ function takeUsable(idle: Session[]): Session | undefined {
   return undefined;
 }
 
-/** Returns the failure with the session that holds the lock, where it waited for one in vain. */
+/** Returns the failure with the session that holds the lock, where a wait for a lock timed out. */
 async function nameHolder(
   warehouse: Pool,
   tables: readonly TableDeclaration[],

@@ -60,5 +60,5 @@ function setLockTimeout(seconds: number): string {
   return `set local lock_timeout = '${Math.ceil(seconds * 1000)}ms'`;
 }
 
-/** SQLSTATEs of a wait for a lock that was in vain: the timeout, and a deadlock. */
+/** SQLSTATEs of a wait for a lock that failed: the timeout, and a deadlock. */
 const HELD = new Set(["55P03", "40P01"]);
