@@ -7,7 +7,8 @@
 import type { Logger } from "@logtape/logtape";
 import type { AppContext } from "../context.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
-import { formatTables } from "../format.ts";
+import { formatTables, MAX_NAMES } from "../format.ts";
+import { describeTally, tallyOf } from "../runs/describe.ts";
 import type { LoadEvent } from "../runs/event.ts";
 import { acquireLock, findBusyError, type Lock } from "../runs/lock.ts";
 import {
@@ -371,8 +372,15 @@ function logEnd(log: Logger, event: LoadEvent): void {
     log.error("Run {run_id} failed: {error}", { error: event.error });
     return;
   }
-  for (const entry of event.results.results) {
-    log.info(
+  const { results } = event.results;
+  const isLong = results.length > MAX_NAMES;
+  if (isLong) {
+    log.info("Run {run_id} succeeded: {outcome}", {
+      outcome: describeTally(tallyOf(results)),
+    });
+  }
+  for (const entry of results) {
+    log[isLong ? "debug" : "info"](
       "{table}: {records_loaded} rows, {mode} (+{rows_inserted} -{rows_deleted}) in {duration} s",
       { ...entry },
     );

@@ -6,7 +6,11 @@ import {
   keepPicture,
   setScene,
 } from "../support/dashboard_scene.ts";
-import { declareManyTables, writeManyRuns } from "../support/many_tables.ts";
+import {
+  createManyTables,
+  declareManyTables,
+  writeManyRuns,
+} from "../support/many_tables.ts";
 
 /** Maximum bytes of a page without its assets. */
 const PAGE_LIMIT = 150_000;
@@ -127,5 +131,46 @@ browserTest(
       assertEquals(await page.locator(".tables button").count(), 0);
       await page.close();
     });
+  },
+);
+
+browserTest(
+  "a list shows the progress of a running load, and its filter stays",
+  async () => {
+    await using file = await declareManyTables(6);
+    await using scene = await setScene({
+      ...file.variables,
+      LOCK_TIMEOUT: "120",
+    });
+    const { db, server } = scene;
+    await using _ = await createManyTables(db, 6);
+    await server.json("/load", { method: "POST" });
+    await using writer = db.connect("warehouse");
+    await writer.unsafe("begin; lock table raw.t3 in row exclusive mode");
+    const page = await scene.open();
+    await page.goto("/");
+    assertEquals(
+      await page.locator("h1").textContent(),
+      "All 6 tables equal their source",
+    );
+    const cell = (table: string, column: number) =>
+      page.locator(".tables tbody tr", { hasText: table }).locator("td").nth(
+        column,
+      );
+    assertEquals(await cell("t3", 2).innerText(), "full +13");
+    await page.getByLabel("Filter").fill("odd");
+    await page.getByRole("button", { name: "Load now" }).click();
+    await page.waitForURL(/\/runs\//);
+    await page.getByRole("heading", { name: "Loading" }).waitFor();
+    await page.locator(".tables tbody tr", { hasText: "t3" })
+      .locator("td", { hasText: "lock" }).waitFor();
+    await page.locator(".tables tbody tr", { hasText: "t1" })
+      .locator("td", { hasText: "verified" }).waitFor();
+    await assertAccessible(page);
+    await page.getByLabel("Filter").fill("t3");
+    await writer.unsafe("rollback");
+    await page.getByRole("heading", { name: "Succeeded" }).waitFor();
+    assertEquals(await cell("t3", 0).innerText(), "unchanged");
+    assertEquals(await page.locator("#shown").innerText(), "1 of 6");
   },
 );
