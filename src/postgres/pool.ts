@@ -70,6 +70,8 @@ export function limitHistoryLocks(lockTimeoutSeconds: number): string {
 interface Connected {
   readonly client: Client;
   readonly lines: Lines;
+  /** Why a statement gave the connections up. Other statements on them fail for the same reason. */
+  reason?: ServiceError;
 }
 
 /** Connections for single statements: history, events, health. Reconnects automatically. */
@@ -201,7 +203,10 @@ export class Pool implements AsyncDisposable {
       checkVersion(this.config, parameterOf(client, "server_version"));
       return rows;
     } catch (cause) {
-      const error = endingOf(cause, lines.fatal);
+      const ending = endingOf(cause, lines.fatal);
+      const isCutOff = !(ending instanceof ServiceError) && !sqlstateOf(ending);
+      const error = isCutOff ? current.reason ?? ending : ending;
+      if (error instanceof ServiceError) current.reason ??= error;
       // Most errors of the server leave the connection usable. All other errors make it suspect.
       const sqlstate = sqlstateOf(error);
       const isSuspect = !sqlstate || sqlstate === OTHER_SERVER ||

@@ -1,5 +1,12 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { createDatabases, PASSWORD } from "../support/databases.ts";
+import { delay } from "@std/async/delay";
+import { Session } from "../../src/postgres/session.ts";
+import {
+  configOf,
+  contextOf,
+  createDatabases,
+  PASSWORD,
+} from "../support/databases.ts";
 import { findProgram, testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { freePort, startServer, until } from "../support/server.ts";
@@ -241,6 +248,33 @@ testWith(
     const { code, stderr } = await runProgram(["load"], environment);
     assertEquals(code, 0, stderr);
     await untilNoTransaction(db);
+  },
+);
+
+testWith(
+  ["pgbouncer"],
+  "Pool reports to all statements that a PgBouncer has no free connection",
+  async () => {
+    await using scene = await behindPools(1);
+    const { db, environment } = scene;
+    await using holder = await Session.open(
+      configOf(db, environment).dwh,
+      {
+        applicationName: "a test",
+        connectTimeoutSeconds: 2,
+        stallTimeoutSeconds: 30,
+      },
+    );
+    await holder.begin({ mode: "read committed", lockTimeoutSeconds: 1 });
+    await using service = contextOf(db, environment);
+    const outcomes = await Promise.allSettled([
+      service.warehouse.query("select 1"),
+      delay(500).then(() => service.warehouse.query("select 2")),
+    ]);
+    for (const outcome of outcomes) {
+      const reason = outcome.status === "rejected" ? outcome.reason : "none";
+      assertStringIncludes(String(reason), "waits for a free");
+    }
   },
 );
 
