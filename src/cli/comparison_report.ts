@@ -2,7 +2,8 @@
 import { equal as holdSame } from "../diff/fingerprint.ts";
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import type { Output } from "./output.ts";
-import type { TextTable } from "./terminal_table.ts";
+import { formatCount, MAX_NAMES } from "../format.ts";
+import type { Part, TextTable } from "./terminal_table.ts";
 
 /**
  * Prints the outcomes and returns the exit code. Different data is a failure as
@@ -18,14 +19,37 @@ export function printComparisons(
   const describe = as === "plan" ? describePlan : describeVerdict;
   output.show(
     { equal: isEqual, tables },
-    resultList(outcomes.map((outcome) => [
-      outcome.table,
-      ...("error" in outcome
-        ? ["FAILED", outcome.error.line]
-        : describe(outcome.comparison)),
-    ])),
+    ...partsOf(
+      outcomes.map((outcome): Result => [
+        outcome.table,
+        ...("error" in outcome
+          ? ["FAILED", outcome.error.line] as const
+          : describe(outcome.comparison)),
+      ]),
+      output.isTerminal,
+    ),
   );
   return exitOf(outcomes, as === "plan" || isEqual);
+}
+
+/** A table, its result, and the details. */
+type Result = readonly [string, string, string];
+
+/** Returns the results. Many end with those that matter, and with their numbers. */
+function partsOf(results: readonly Result[], isTerminal: boolean): Part[] {
+  if (results.length <= MAX_NAMES) return [resultList(results)];
+  const isFine = ([, result]: Result) =>
+    result === "equal" || result === "unchanged";
+  const listed = [
+    ...(isTerminal ? [] : results.filter(isFine)),
+    ...results.filter((result) => !isFine(result)),
+  ];
+  const counts = [...Map.groupBy(results, ([, result]) => result)]
+    .map(([result, { length }]) => `${formatCount(length)} ${result}`);
+  return [
+    ...(listed.length > 0 ? [resultList(listed)] : []),
+    `${formatCount(results.length)} tables: ${counts.join(", ")}`,
+  ];
 }
 
 /** Returns a list of tables, each with its result and the details. */
@@ -84,7 +108,9 @@ function describeVerdict(comparison: Comparison): [string, string] {
     ];
 }
 
-function describePlan({ source, plan, rowsToCopy }: Comparison) {
+function describePlan(
+  { source, plan, rowsToCopy }: Comparison,
+): [string, string] {
   return plan.mode === "unchanged"
     ? [plan.mode, `nothing to copy, ${source.count} rows`]
     : [plan.mode, `would copy ${rowsToCopy} of ${source.count} rows`];

@@ -105,6 +105,17 @@ Deno.test("a failure in one of 500 tables is the only one that every output name
     },
   );
 
+  await t.step(
+    "verify lists the failed table last, and the numbers",
+    async () => {
+      const { stdout } = await runProgram(["verify"], environment);
+      assertMatch(
+        stdout,
+        /^t500 +equal .*\nt77 +FAILED +.*\n500 tables: 499 equal, 1 FAILED\n$/m,
+      );
+    },
+  );
+
   await t.step("config lists the tables", async () => {
     const { stdout } = await runProgram(["config"], environment);
     assertMatch(stdout, /^t1 +many\.t1 +raw\.t1 +all +odd$/m);
