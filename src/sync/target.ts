@@ -69,6 +69,8 @@ export interface FoundTarget {
   /** `pg_class.relkind`, or `T` for a type without a table. */
   readonly kind: string;
   readonly columns: readonly FoundColumn[];
+  /** Whether this transaction holds the lock of a load. */
+  readonly isLocked: boolean;
   readonly hashProbe: string;
   readonly hasStableCtid: boolean;
   /** Whether writing to it may call functions of others: in triggers, rules, checks, domains, indexes or partition keys. */
@@ -154,6 +156,10 @@ export async function findTarget(
         from pg_catalog.pg_rewrite w
         where w.ev_class = c.oid and w.ev_type = '4' and w.is_instead and w.ev_enabled <> 'D') as instead_rules,
        ${LACKS_REPLICA_IDENTITY} as lacks_identity,
+       exists (select from pg_catalog.pg_locks l where l.pid = pg_catalog.pg_backend_pid()
+         and l.locktype = 'relation' and l.relation = c.oid and l.mode = 'ShareRowExclusiveLock'
+         and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+       ) as is_locked,
        current_user as role, pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
        case when n.oid is null
          then pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
@@ -194,6 +200,7 @@ export async function findTarget(
       isGenerated: generated,
       isNotNull: notnull,
     })),
+    isLocked: first?.is_locked ?? false,
     hashProbe: first?.probe,
     hasStableCtid: first?.rowids ?? false,
     callsFunctions: first?.calls_functions ?? false,
@@ -240,12 +247,14 @@ export async function lockTarget(
   if (recreate || !found.exists) {
     return await createTarget(table, warehouse, found);
   }
-  checkTarget(withoutNewColumns(table, found).table, found);
-  checkWritable(table, found);
-  // Check again under the lock: the table may have changed before.
-  await warehouse.query(lockTargetSql(table));
   const { oid } = found;
-  found = await findTarget(table, warehouse);
+  if (!found.isLocked) {
+    checkTarget(withoutNewColumns(table, found).table, found);
+    checkWritable(table, found);
+    // Check again under the lock: the table may have changed before.
+    await warehouse.query(lockTargetSql(table));
+    found = await findTarget(table, warehouse);
+  }
   if (!oid || found.oid !== oid) throw exchanged(table);
   const fitted = table.newColumns === "add"
     ? await addNewColumns(table, warehouse, found)

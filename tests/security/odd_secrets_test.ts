@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { VARIABLES } from "../../src/config/variables.ts";
-import { createDatabases } from "../support/databases.ts";
+import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -131,4 +131,19 @@ Deno.test("output stays intact when it contains the password by chance", async (
       assert(!refused.stderr.includes("***"), refused.stderr);
     });
   }
+});
+
+Deno.test("load logs in with a password that the server hashed", async () => {
+  await using db = await createDatabases();
+  const password = `'${
+    PASSWORD.replaceAll("'", "''").replaceAll("\\", "\\\\")
+  }'`;
+  await db.source.unsafe(`alter role "${db.reader}" password E${password}`);
+  await db.warehouse.unsafe(`alter role "${db.loader}" password E${password}`);
+  const [row] = await db.source.unsafe(
+    `select rolpassword like 'SCRAM-SHA-256$4096:%' as hashed from pg_authid where rolname = '${db.reader}'`,
+  );
+  assertEquals(row!.hashed, true);
+  const { code, stderr } = await runProgram(["load"], db.environment);
+  assertEquals(code, 0, stderr);
 });
