@@ -4,7 +4,7 @@ import { confirmRun } from "../runs/record.ts";
 import { endBackend } from "../postgres/backends.ts";
 import type { Run } from "../runs/run.ts";
 import { type AppContext, connectionOf } from "../context.ts";
-import { acquireLock, type Lock, LOCK_APPLICATION_NAME } from "../runs/lock.ts";
+import { acquireLock, type Lock } from "../runs/lock.ts";
 
 /** The context of a running run. Its log has the id of the run. */
 export interface RunContext extends AppContext {
@@ -45,12 +45,9 @@ export async function keepLock(context: RunContext): Promise<void> {
   if (!context.lock.signal.aborted) return;
   context.renewal ??= (async () => {
     const { lockTimeoutSeconds } = config;
-    await endBackend(warehouse, context.lock.pid, LOCK_APPLICATION_NAME);
-    const lock = await acquireLock(
-      { config, warehouse },
-      lockTimeoutSeconds,
-      signal,
-    );
+    const { pid, applicationName } = context.lock;
+    await endBackend(warehouse, pid, applicationName);
+    const lock = await acquireLock(context, lockTimeoutSeconds, signal);
     context.locks.use(lock);
     await confirmRun(warehouse, run.id);
     context.lock = lock;

@@ -135,7 +135,12 @@ export class Worker {
       lateAt < performance.now() && id !== this.#running?.id &&
       runs.get(id)?.state === "queued";
     if (![...this.#waits].some(isLate)) return;
-    const busy = await findBusyError(warehouse, lockTimeoutSeconds);
+    const isWaiting = this.#running === undefined;
+    const busy = await findBusyError(
+      this.#context,
+      lockTimeoutSeconds,
+      isWaiting,
+    );
     // The holder may be this process, which is about to start one of them.
     if (!busy || this.#isStarting) return;
     await this.#refuse([...this.#waits].filter(isLate), busy);

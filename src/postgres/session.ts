@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { delay } from "@std/async/delay";
 import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
 import type { DatabaseConfig } from "../config/config.ts";
@@ -571,22 +572,37 @@ export class Session implements AsyncDisposable, Disposable {
   };
 }
 
+/** Milliseconds in which a server ends the backend of a closed session. */
+const ENDING_MILLISECONDS = 2000;
+
+const ENDING_POLL_MILLISECONDS = 50;
+
 /**
  * Opens a session. When no connection is free, waits until one of the other
- * sessions has ended, and retries.
+ * sessions has ended, and retries. The server may count a session for a moment
+ * after its end.
  */
 export async function openWhenFree(
   open: () => Promise<Session>,
   others: () => Iterable<Session>,
 ): Promise<Session> {
+  let refusedAt: number | undefined;
   while (true) {
-    const ends = [...others()].filter((session) => !session.failure)
+    const all = [...others()];
+    const ends = all.filter((session) => !session.failure)
       .map((session) => session.ended);
     try {
       return await open();
     } catch (error) {
-      if (!mayLackConnections(error) || ends.length === 0) throw error;
-      await Promise.race(ends);
+      if (!mayLackConnections(error) || all.length === 0) throw error;
+      if (ends.length > 0) {
+        refusedAt = undefined;
+        await Promise.race(ends);
+        continue;
+      }
+      refusedAt ??= performance.now();
+      if (performance.now() - refusedAt > ENDING_MILLISECONDS) throw error;
+      await delay(ENDING_POLL_MILLISECONDS);
     }
   }
 }

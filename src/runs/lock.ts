@@ -3,11 +3,10 @@
  *
  * @module
  */
-import type { Config } from "../config/config.ts";
+import type { AppContext } from "../context.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { findLockHolders, formatHolder } from "../postgres/lock_holders.ts";
 import { beginLocked } from "../postgres/locked_transaction.ts";
-import type { Pool } from "../postgres/pool.ts";
 import type { ServerHolder } from "../postgres/server_identity.ts";
 import { Session } from "../postgres/session.ts";
 import { qualified } from "../postgres/sql.ts";
@@ -19,8 +18,13 @@ const LOCK_TABLE = {
   name: "load_lock",
 } as const;
 
-/** Name of the session that holds the lock or waits for it. */
-export const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
+/** Beginning of the name of a session that holds the lock or waits for it. */
+const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
+
+/** Returns the name of that session of a process. PostgreSQL cuts names after 63 bytes. */
+function lockName(workerId: string): string {
+  return `${LOCK_APPLICATION_NAME} ${workerId.slice(-12)}`;
+}
 
 /** The service's lock. It ends with the process, or when it is disposed. */
 export interface Lock extends AsyncDisposable {
@@ -28,6 +32,7 @@ export interface Lock extends AsyncDisposable {
   readonly signal: AbortSignal;
   /** Process id of the backend that holds the lock. */
   readonly pid: number;
+  readonly applicationName: string;
   /** The server that holds the lock. All connections of a run must use this server. */
   readonly holder: ServerHolder;
 }
@@ -46,7 +51,7 @@ export interface Lock extends AsyncDisposable {
  * @throws {ServiceError} `busy` when another load holds it for longer.
  */
 export async function acquireLock(
-  { config, warehouse }: { config: Config; warehouse: Pool },
+  { config, warehouse, workerId }: AppContext,
   waitSeconds: number,
   signal?: AbortSignal,
 ): Promise<Lock> {
@@ -57,8 +62,9 @@ export async function acquireLock(
   using _ = {
     [Symbol.dispose]: () => signal?.removeEventListener("abort", stop),
   };
+  const applicationName = lockName(workerId);
   const session = await Session.open(config.dwh, {
-    applicationName: LOCK_APPLICATION_NAME,
+    applicationName,
     connectTimeoutSeconds: config.connectTimeoutSeconds,
     stallTimeoutSeconds: config.stallTimeoutSeconds,
     signal: wait.signal,
@@ -90,6 +96,7 @@ export async function acquireLock(
     return {
       signal: lost.signal,
       pid: session.pid,
+      applicationName,
       holder,
       async [Symbol.asyncDispose]() {
         stay[Symbol.dispose]();
@@ -99,7 +106,7 @@ export async function acquireLock(
   } catch (error) {
     session.destroy();
     if (error instanceof ServiceError && error.sqlstate === "55P03") {
-      throw await findBusyError(warehouse, waitSeconds) ??
+      throw await findBusyError({ warehouse, workerId }, waitSeconds, false) ??
         busyError(waitSeconds);
     }
     throw error;
@@ -108,23 +115,27 @@ export async function acquireLock(
 
 /**
  * Returns the failure of a wait for the lock, which names who holds the lock.
- * Returns `undefined` when no session holds it any more, so that the wait is
- * about to end.
+ * Returns `undefined` when the wait is about to end: no session holds the lock any
+ * more, or this process does and does not know it yet.
+ *
+ * @param isWaiting whether this process waits for the lock.
  */
 export async function findBusyError(
-  warehouse: Pool,
+  { warehouse, workerId }: Pick<AppContext, "warehouse" | "workerId">,
   waitSeconds: number,
+  isWaiting: boolean,
 ): Promise<ServiceError | undefined> {
   const holders = await findLockHolders(warehouse, LOCK_TABLE)
     .catch(() => undefined);
   // A role may have no right to see locks.
   if (!holders) return busyError(waitSeconds);
   const [holder] = holders;
-  if (!holder) return undefined;
+  const isOwn = holder?.application === lockName(workerId);
+  if (!holder || isWaiting && isOwn) return undefined;
   const name = formatHolder(holder);
   return busyError(
     waitSeconds,
-    holder.application === LOCK_APPLICATION_NAME
+    holder.application.startsWith(LOCK_APPLICATION_NAME)
       ? `another load is running in ${name}`
       : `${name} holds the lock of the loads`,
   );

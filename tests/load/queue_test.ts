@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { ALL, contextOf, type Databases } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
@@ -7,6 +12,7 @@ import { Dispatcher } from "../../src/service/dispatcher.ts";
 import type { Parameter, Queryable, Row } from "../../src/postgres/sql.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { closeAbandonedRuns } from "../../src/runs/dead_runs.ts";
+import { acquireLock, findBusyError } from "../../src/runs/lock.ts";
 import { enqueueRun, withdrawRun } from "../../src/runs/queue.ts";
 import type { QueuedRun } from "../../src/runs/run.ts";
 import {
@@ -491,6 +497,18 @@ Deno.test("a request is not refused as busy while the lock is free, however slow
   const dispatcher = new Dispatcher(context);
   assertEquals((await dispatcher.load("http", ALL)).status, "success");
   await dispatcher.drain(5);
+});
+
+Deno.test("findBusyError() reports no lock that this process has without knowing it yet", async () => {
+  await using db = await loadedDatabases(SMALL);
+  await using context = contextOf(db);
+  await using other = contextOf(db);
+  await using _lock = await acquireLock(context, 1);
+  assertEquals(await findBusyError(context, 1, true), undefined);
+  for (const [of, isWaiting] of [[context, false], [other, true]] as const) {
+    const busy = await findBusyError(of, 1, isWaiting);
+    assertMatch(busy!.message, /another load is running in session/);
+  }
 });
 
 Deno.test("a wait with a lost connection ends at its deadline", async () => {

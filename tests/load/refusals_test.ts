@@ -6,6 +6,7 @@ import { asServiceError } from "../../src/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { spawnProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
+import { until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 const ONCE = { RETRY_ATTEMPTS: "1" };
@@ -186,6 +187,13 @@ for (
       `alter role "${db.loader}" connection limit ${limits.dwh}`,
     );
     for (const words of [["load"], ["load", "--mode", "full"], ["verify"]]) {
+      // The server counts the backends of the command before until they have ended.
+      await until("no connection is open", async () => {
+        const [row] = await db.source.unsafe(
+          `select count(*)::int as count from pg_stat_activity where usename in ('${db.reader}', '${db.loader}')`,
+        );
+        return row!.count === 0;
+      });
       const { code, stderr } = await runProgram(words, {
         ...db.environment,
         ...ONCE,

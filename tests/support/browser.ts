@@ -89,9 +89,21 @@ async function unpackCarried(): Promise<string | undefined> {
     ],
     stdin: "null",
   }).output();
-  if (success) {
-    return new TextDecoder().decode(stdout).trim().split("\n").at(-1);
+  if (!success) {
+    Deno.stderr.writeSync(stderr);
+    return undefined;
   }
-  Deno.stderr.writeSync(stderr);
-  return undefined;
+  const path = new TextDecoder().decode(stdout).trim().split("\n").at(-1)!;
+  return await canStart(path) ? path : undefined;
+}
+
+/** Returns whether the system has the libraries that the browser needs. */
+async function canStart(path: string): Promise<boolean> {
+  const { success } = await new Deno.Command(path, {
+    args: ["--version"],
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
+  }).output();
+  return success;
 }
