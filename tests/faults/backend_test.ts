@@ -36,7 +36,7 @@ const VICTIMS = {
   ],
   "the backend of the service's lock": [
     "warehouse",
-    "application_name like '%/lock'",
+    "application_name like '%/lock %'",
   ],
   "the backends of single statements": [
     "warehouse",
