@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { findInstalledPostgres, startPostgres } from "../../demo/postgres.ts";
 import {
   createDatabases,
   type Databases,
@@ -100,8 +101,11 @@ async function grant(db: Databases, schema: string): Promise<void> {
   );
 }
 
-Deno.test("load copies every type of PostgreSQL to the byte, and finds each change", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+/** Loads a table with a column of every type, and checks it to the byte. */
+async function testEveryType(
+  t: Deno.TestContext,
+  db: Databases,
+): Promise<void> {
   const all = await columnTypes(db.source);
   const types = all.filter((name) => !REFUSED.test(name));
   assert(types.length > 100, types.join());
@@ -173,7 +177,35 @@ Deno.test("load copies every type of PostgreSQL to the byte, and finds each chan
       tried.length,
     ]);
   });
+}
+
+Deno.test("load copies every type of PostgreSQL to the byte, and finds each change", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  await testEveryType(t, db);
 });
+
+const installed = findInstalledPostgres();
+for (const direction of ["to", "from"]) {
+  const name =
+    `load copies every type ${direction} an installed PostgreSQL to the byte`;
+  Deno.test({
+    name: installed
+      ? name
+      : `SKIPPED, install the Debian package postgresql: ${name}`,
+    ignore: !installed,
+    async fn(t) {
+      await using other = await startPostgres({ binDirectory: installed! });
+      const given = Deno.env.get("TEST_DATABASE_URL")!;
+      await using db = await createDatabases({
+        withoutTables: true,
+        servers: direction === "to"
+          ? { source: given, warehouse: other.url() }
+          : { source: other.url(), warehouse: given },
+      });
+      await testEveryType(t, db);
+    },
+  });
+}
 
 Deno.test("load refuses types whose values no other server accepts", async () => {
   await using db = await createDatabases({ withoutTables: true });
