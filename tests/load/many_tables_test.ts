@@ -2,7 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
 import { createDatabases, type Sql } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
-import { writeTablesFile } from "../support/tables_file.ts";
+import { createManyTables } from "../support/many_tables.ts";
 
 const TABLES = 500;
 
@@ -34,25 +34,8 @@ async function mostConnections(
 
 Deno.test("load copies 500 tables with at most 10 connections on either server", async () => {
   await using db = await createDatabases({ withoutTables: true });
-  await db.source.unsafe(
-    `create schema many;
-     do $$ begin
-       for i in 1..${TABLES} loop
-         execute format('create table many.t%s as select i as id, ''x'' || i as name from generate_series(1, %s) i', i, 10 + i % 7);
-       end loop;
-     end $$;
-     alter table many.t77 add column bad regclass;
-     grant usage on schema many to "${db.reader}";
-     grant select on all tables in schema many to "${db.reader}"`,
-  );
-  await using file = await writeTablesFile(
-    `tables:\n${
-      Array.from({ length: TABLES }, (_, i) =>
-        `  - { source: many.t${i + 1}, target: raw.t${i + 1}, name: ${NAME}${
-          i + 1
-        } }\n`).join("")
-    }`,
-  );
+  await using file = await createManyTables(db, TABLES, NAME);
+  await db.source.unsafe("alter table many.t77 add column bad regclass");
   const environment = {
     ...db.environment,
     ...file.variables,

@@ -13,6 +13,7 @@ import { type TablesFile, writeTablesFile } from "./tables_file.ts";
 export async function createManyTables(
   db: Databases,
   count: number,
+  prefix = "t",
 ): Promise<TablesFile> {
   await db.source.unsafe(
     `create schema many;
@@ -24,17 +25,20 @@ export async function createManyTables(
      grant usage on schema many to "${db.reader}";
      grant select on all tables in schema many to "${db.reader}"`,
   );
-  return await declareManyTables(count);
+  return await declareManyTables(count, prefix);
 }
 
-/** Declares the tables `many.t1` to `many.t{count}`, in two groups. */
-export async function declareManyTables(count: number): Promise<TablesFile> {
+/** Declares the tables `many.t1` to `many.t{count}`, in two groups, under names with the prefix. */
+export async function declareManyTables(
+  count: number,
+  prefix = "t",
+): Promise<TablesFile> {
   return await writeTablesFile(
     `tables:\n${
       Array.from({ length: count }, (_, i) =>
-        `  - { source: many.t${i + 1}, target: raw.t${i + 1}, group: ${
-          i % 2 === 0 ? "odd" : "even"
-        } }\n`).join("")
+        `  - { source: many.t${i + 1}, target: raw.t${i + 1}, name: ${prefix}${
+          i + 1
+        }, group: ${i % 2 === 0 ? "odd" : "even"} }\n`).join("")
     }`,
   );
 }
