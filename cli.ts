@@ -65,7 +65,7 @@ export async function main(args: readonly string[]): Promise<number> {
       print(`${helpOf(command)}\n`);
       return 0;
     }
-    const environment = await readEnvironment(
+    const environment = readEnvironment(
       parsed.values["env-file"]?.[0],
     );
     const declared = await readTables(environment, readSmallFile);

@@ -42,7 +42,7 @@ const CONFIGURATION = `# Configuration
 
 <!-- Generated from src/config/variables.ts: run \`deno task docs\`. -->
 
-Every variable comes from the environment, or from the file that \`--env-file\` names. The environment overrides the file.
+Every variable comes from the environment, or from the file that \`--env-file\` names. The file has the syntax of \`EnvironmentFile=\` in systemd.exec(5). The environment overrides it.
 An empty variable counts as unset.
 All mistakes are reported together, with exit code 78, before any connection is made.
 \`deno task cli config\` prints the variables in force, with secrets masked.

@@ -9,6 +9,7 @@
 import type { Environment } from "../config/config.ts";
 import { VARIABLES } from "../config/variables.ts";
 import { ServiceError } from "../errors.ts";
+import { parseEnvFile } from "./env_file.ts";
 
 /** Maximum size in bytes of a file that holds a secret, a certificate or variables. */
 const MAX_SMALL_FILE_BYTES = 1_048_576;
@@ -19,16 +20,13 @@ const MAX_SMALL_FILE_BYTES = 1_048_576;
  *
  * @throws {ServiceError} `configuration`, which names the variable and never contains its value.
  */
-export async function readEnvironment(
-  file: string | undefined,
-): Promise<Environment> {
+export function readEnvironment(file: string | undefined): Environment {
   const environment: Record<string, string | undefined> = {};
   if (file !== undefined) {
     try {
-      const { parse } = await import("dotenv");
-      const variables = parse(readSmallFile(file));
+      const variables = parseEnvFile(readSmallFile(file));
       for (const name of Object.keys(VARIABLES)) {
-        environment[name] = variables[name];
+        environment[name] = variables.get(name);
       }
     } catch (error) {
       throw new ServiceError(

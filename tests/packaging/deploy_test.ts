@@ -4,11 +4,13 @@ import { Deployment } from "kubernetes-models/apps/v1/Deployment";
 import { CronJob } from "kubernetes-models/batch/v1/CronJob";
 import { ConfigMap } from "kubernetes-models/v1/ConfigMap";
 import { Service } from "kubernetes-models/v1/Service";
+import fc from "fast-check";
 import { parse, parseAllDocuments } from "yaml";
 import { parseConfig } from "../../src/config/config.ts";
 import { VARIABLES } from "../../src/config/variables.ts";
+import { parseEnvFile } from "../../src/cli/env_file.ts";
 import { createDatabases } from "../support/databases.ts";
-import { testWith } from "../support/debian.ts";
+import { ENVIRONMENT_GENERATOR, testWith } from "../support/debian.ts";
 import { startServer } from "../support/server.ts";
 
 const DEPLOY = new URL("../../deploy/", import.meta.url).pathname;
@@ -81,6 +83,61 @@ Deno.test("the units set only known variables, and a stop leaves time for SHUTDO
   for (const name of names) assert(name in VARIABLES, name);
 });
 
+/** Returns the variables that systemd reads from a text. */
+function readWithSystemd(text: string, folder: string) {
+  Deno.mkdirSync(`${folder}/environment.d`, { recursive: true });
+  Deno.writeTextFileSync(`${folder}/environment.d/x.conf`, text);
+  const { code, stdout } = new Deno.Command(ENVIRONMENT_GENERATOR, {
+    env: { XDG_CONFIG_HOME: folder },
+  }).outputSync();
+  assertEquals(code, 0);
+  const lines = new TextDecoder().decode(stdout).trimEnd().split("\n");
+  return lines.map((line) => {
+    const [, name, value] = /^(\w+)=(?:"([^]*)"|[^]*)$/.exec(line)!;
+    return [
+      name!,
+      value?.replaceAll(
+        /\\(.)/g,
+        (_, c) => ({ n: "\n", t: "\t", r: "\r" })[c as "n"] ?? c,
+      ) ?? line.slice(name!.length + 1),
+    ] as const;
+  }).filter(isCompared);
+}
+
+/** Returns whether a variable is of the test. The reader leaves out some empty ones. */
+const isCompared = ([name, value]: readonly [string, string]) =>
+  /^V\d$/.test(name) && value !== "";
+
+testWith(
+  [ENVIRONMENT_GENERATOR],
+  "--env-file and EnvironmentFile= of systemd give a file the same meaning",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    const values = fc.string({
+      // Not $, because only this reader of systemd expands variables.
+      unit: fc.constantFrom(..."aé \t\n\\'\"#;=`"),
+      maxLength: 15,
+    });
+    try {
+      fc.assert(
+        fc.property(fc.array(values, { maxLength: 9 }), (values) => {
+          const text = values.map((value, n) => `V${n}=${value}`).join("\n");
+          // systemd 252 continues a comment after a backslash, and 254 does not.
+          fc.pre(!/[#;].*\\$/m.test(text));
+          assertEquals(
+            [...parseEnvFile(text)].filter(isCompared).sort(),
+            readWithSystemd(text, folder).toSorted(),
+            JSON.stringify(text),
+          );
+        }),
+        { numRuns: 100 },
+      );
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  },
+);
+
 Deno.test("the crontab line runs unchanged", async () => {
   const line = read("cron/marketing-data-service").split("\n")
     .find((line) => /^[*\d]/.test(line))!;
@@ -90,8 +147,9 @@ Deno.test("the crontab line runs unchanged", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const env = Object.entries(db.environment)
-      // Backslashes and quotes, quoted for the parser of Node.
-      .map(([name, value]) => `${name}=\`${value}\``).join("\n");
+      .map(([name, value]) =>
+        `${name}="${value!.replaceAll(/["\\`$]/g, "\\$&")}"`
+      ).join("\n");
     await Deno.writeTextFile(`${folder}/env`, env);
     const binary = Deno.env.get("MARKETING_DATA_SERVICE_BIN");
     const command = words.slice(6).join(" ")

@@ -12,6 +12,10 @@ const SYSTEM_FOLDERS = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 const LIBRARIES = `/usr/lib/${Deno.build.arch}-linux-gnu`;
 
+/** Prints the variables of files with the syntax of EnvironmentFile=. */
+export const ENVIRONMENT_GENERATOR =
+  "/usr/lib/systemd/user-environment-generators/30-systemd-environment-d-generator";
+
 /** Programs and their Debian packages. A name with a slash is the path of a file. */
 const DEBIAN_PACKAGES = {
   bash: "bash",
@@ -27,6 +31,7 @@ const DEBIAN_PACKAGES = {
   script: "bsdutils",
   sed: "sed",
   "systemd-analyze": "systemd",
+  [ENVIRONMENT_GENERATOR]: "systemd",
   [`${LIBRARIES}/faketime/libfaketime.so.1`]: "libfaketime",
 } as const;
 
