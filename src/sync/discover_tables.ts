@@ -16,6 +16,7 @@ interface DiscoveredTable {
   readonly source: string;
   readonly target: string;
   readonly columns: Readonly<Record<string, string>>;
+  readonly key?: readonly string[];
 }
 
 /** The tables of a pattern, and what cannot be loaded. */
@@ -44,11 +45,13 @@ export async function discoverTables(
   const rows = await session.query(
     `select n.nspname as schema, c.relname as name, a.attname as column,
        pg_catalog.format_type(base.oid, base.typmod) as type,
+       pg_catalog.array_position(x.indkey::int2[], a.attnum) as key_position,
        pg_catalog.has_schema_privilege(n.oid, 'USAGE')
          and pg_catalog.has_table_privilege(c.oid, 'SELECT') as readable
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
        left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
        left join lateral ${BASE_TYPE} base on true
+       left join pg_catalog.pg_index x on x.indrelid = c.oid and x.indisprimary
      where c.relkind in ('r', 'p', 'v', 'm') and not c.relispartition
        and n.nspname not in ('pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%'
        and n.nspname || '.' || c.relname like ${literal(likeOf(pattern))}
@@ -84,6 +87,9 @@ export async function discoverTables(
         `column "${column}" of ${source} has type ${type}: create it in the warehouse, or declare the column as text`,
       );
     }
+    const key = columns.filter(({ key_position }) => key_position !== null)
+      .sort((a, b) => a.key_position - b.key_position);
+    const hasKey = key.length > 0 && key.every((c) => loadable.includes(c));
     tables.push({
       ...(names.has(name) ? { name: `${schema}.${name}` } : {}),
       source,
@@ -91,6 +97,7 @@ export async function discoverTables(
       columns: Object.fromEntries(
         loadable.map(({ column, type }) => [column, type]),
       ),
+      ...(hasKey ? { key: key.map(({ column }) => column) } : {}),
     });
     names.add(name);
   }

@@ -44,7 +44,8 @@ export function withoutNewColumns(
   const { schema, name } = table.target;
   const listed = added.map(({ name }) => `"${name}"`).join(", ");
   const columns = table.columns.filter((column) => !added.includes(column));
-  if (table.newColumns === "fail" || columns.length === 0) {
+  const hasKey = !added.some(({ name }) => table.key?.includes(name));
+  if (table.newColumns === "fail" || columns.length === 0 || !hasKey) {
     throw new ServiceError(
       "target_incompatible",
       `the source has columns that ${schema}.${name} in the warehouse lacks: ${listed}`,
@@ -96,7 +97,10 @@ export async function addNewColumns(
       }`,
     );
   } catch (error) {
-    if (!(error instanceof ServiceError) || error.sqlstate !== "55P03") {
+    if (
+      !(error instanceof ServiceError) || error.sqlstate !== "55P03" ||
+      added.some(({ name }) => table.key?.includes(name))
+    ) {
       throw error;
     }
     await warehouse.query(

@@ -465,6 +465,16 @@ function resolveTable(
       { table },
     );
   }
+  const missing = declaration.key?.find((key) =>
+    !columns.some(({ name }) => name === key)
+  );
+  if (missing !== undefined) {
+    return new ServiceError(
+      "configuration",
+      `column "${missing}" of the key is missing in ${schema}.${name}`,
+      { table, remedy: "Correct the key in TABLES_FILE." },
+    );
+  }
   const used = new Set(declared.map(({ name, from }) => from ?? name));
   const hasExpressions = expressions.size > 0;
   const extra = found.filter((c) => !used.has(c.name))

@@ -50,6 +50,8 @@ export interface TableDeclaration {
   readonly columns: readonly Column[] | undefined;
   /** SQL condition over the source columns. Rows that do not meet it are not loaded. */
   readonly where?: string;
+  /** Target columns that identify a row. A load never trusts that they do. */
+  readonly key?: readonly string[];
   /**
    * What happens to columns that the source has and the target lacks. Only where
    * `columns` is undefined.

@@ -8,7 +8,7 @@ import { formatRelation, type TableDeclaration } from "./declaration.ts";
 
 /** Returns the declaration of a table with its names and types as texts. */
 export function describeTable(
-  { name, group, source, target, columns }: TableDeclaration,
+  { name, group, source, target, columns, key }: TableDeclaration,
 ) {
   return {
     name,
@@ -20,5 +20,6 @@ export function describeTable(
       name,
       type: formatTypeName(type),
     })) ?? null,
+    key: key ? [...key] : null,
   };
 }

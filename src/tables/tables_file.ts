@@ -163,6 +163,11 @@ const Declaration = z.strictObject({
     "SQL condition over the source columns. Only rows that meet it are loaded",
     "deleted_at is null",
   ).optional(),
+  key: z.array(parsed(checkedIdentifier, "Column of the target", "id")).min(1)
+    .meta({
+      description:
+        "Columns of the target that identify a row. A load checks that no two rows share them",
+    }).optional(),
   new_columns: z.enum(NEW_COLUMNS).meta({
     description:
       "What happens to columns that the source has and the target lacks, where columns are not listed: ignore them with a warning, add them to the target, or fail",
@@ -310,16 +315,27 @@ function keyOffset(map: Node | undefined, key: string): number | undefined {
 }
 
 function declarationOf(
-  { name, group, source, target, columns, where, new_columns }: z.infer<
+  { name, group, source, target, columns, where, key, new_columns }: z.infer<
     typeof Declaration
   >,
-  report: (message: string, ...place: string[]) => void,
+  report: (message: string, ...place: PropertyKey[]) => void,
 ): TableDeclaration {
   if (columns && Object.keys(columns).length === 0) {
     report(
       "columns: is empty; leave the key out to load every column",
       "columns",
     );
+  }
+  for (const [index, column] of key?.entries() ?? []) {
+    const names = columns && Object.keys(columns);
+    const mistake = key!.indexOf(column) < index
+      ? "is named twice"
+      : names && !names.includes(column)
+      ? `is not a column of the table${suggest(column, names)}`
+      : undefined;
+    if (mistake) {
+      report(`key: ${JSON.stringify(column)} ${mistake}`, "key", index);
+    }
   }
   return {
     name: name ?? target.name,
@@ -347,6 +363,7 @@ function declarationOf(
       }),
     ...(group === undefined ? {} : { group }),
     ...(where === undefined ? {} : { where }),
+    ...(key === undefined ? {} : { key }),
     ...(columns ? {} : { newColumns: new_columns ?? NEW_COLUMNS[0] }),
   };
 }

@@ -13,6 +13,7 @@ Deno.test("parseTablesFile() returns the declared tables", () => {
       zip: { type: int, from: customer_zip }
       city: { type: varchar(20), expression: "upper(city)" }
     where: "city <> ';'"
+    key: [customer_id, zip]
   - source: CRM.Accounts
     target: raw.accounts
     name: crm accounts
@@ -27,6 +28,10 @@ Deno.test("parseTablesFile() returns the declared tables", () => {
   ]);
   assertEquals(tables[1]!.source, { schema: "crm", name: "accounts" });
   assertEquals(tables[1]!.columns, undefined);
+  assertEquals(tables.map(({ key }) => key), [
+    ["customer_id", "zip"],
+    undefined,
+  ]);
 });
 
 Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
@@ -63,6 +68,35 @@ Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
   );
   assertEquals(unmatched, []);
   assertEquals(problems.length, expected.length, problems.join("\n"));
+});
+
+Deno.test("parseTablesFile() reports the mistakes of a key with line and column", () => {
+  const { problems } = parseTablesFile(
+    "t",
+    `tables:
+  - { source: a.b, target: a.c, columns: { code: text }, key: [coed, code, code] }
+  - { source: a.b, target: a.d, key: [x, x] }
+`,
+  );
+  assertEquals(problems, [
+    't:2:64: key: "coed" is not a column of the table; did you mean code?',
+    't:2:76: key: "code" is named twice',
+    't:3:42: key: "x" is named twice',
+  ]);
+  const malformed = parseTablesFile(
+    "t",
+    `tables:
+  - { source: a.b, target: a.c, key: [] }
+  - { source: a.b, target: a.d, key: id }
+  - { source: a.b, target: a.e, key: [1, ""] }
+`,
+  );
+  assertEquals(malformed.problems.map((line) => line.slice(0, 11)), [
+    "t:2:38: key",
+    "t:3:38: key",
+    "t:4:39: Inv",
+    't:4:42: "" ',
+  ]);
 });
 
 Deno.test("parseTablesFile() refuses a file that is not YAML, is empty or has doubles", () => {

@@ -205,12 +205,13 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
     db,
     `create table ec.ignored (id int, name text); insert into ec.ignored values (1, 'a');
      create table ec.added (id int, name text); insert into ec.added values (1, 'a');
-     create table ec.failing (id int, name text)`,
+     create table ec.failing (id int, name text); create table ec.keyed (id int, price int)`,
   );
   await using file = await writeTablesFile(`tables:
   - { source: ec.ignored, target: raw.ignored }
   - { source: ec.added, target: raw.added, new_columns: add }
   - { source: ec.failing, target: raw.failing, new_columns: fail }
+  - { source: ec.keyed, target: raw.keyed, key: [price] }
 `);
   const environment = { ...db.environment, ...file.variables };
   const load = async (table: string) => {
@@ -218,7 +219,9 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
       ["load", "--table", table],
       environment,
     );
-    assertEquals(code, table === "failing" ? 1 : 0, stderr);
+    const isFine = json.status === "success";
+    assertEquals(isFine, !["failing", "keyed"].includes(table), stderr);
+    assertEquals(code === 0, isFine, stderr);
     return (json.results ?? json.details).results[0];
   };
   const first = await runProgram(["load"], environment);
@@ -243,6 +246,14 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
       (await load("failing")).error,
       /columns that raw\.failing .* lacks: "price"/,
     );
+  });
+  await t.step("a key that one side lacks fails", async () => {
+    await db.warehouse.unsafe("alter table raw.keyed drop column price");
+    assertMatch((await load("keyed")).error, /raw\.keyed .* lacks: "price"/);
+    await db.source.unsafe("alter table ec.keyed drop column price");
+    const { code, error } = await load("keyed");
+    assertEquals(code, "configuration");
+    assertMatch(error, /column "price" of the key is missing in ec\.keyed/);
   });
   await t.step(
     "add leaves the columns out while a reader uses the target",
@@ -276,13 +287,13 @@ Deno.test("schema discover prints a file that load accepts", async () => {
   await createSource(
     db,
     `create type ec.mood as enum ('ok'); create table ec.feeling (mood ec.mood);
-     create table ec.plain (id bigint, name varchar(20), at timestamptz, object regclass);
-     create table ec."Odd: ""x"" #" ("no" int, "a: b" text[], "🚀" numeric(5,2));
+     create table ec.plain (id bigint, name varchar(20), at timestamptz, object regclass primary key);
+     create table ec."Odd: ""x"" #" ("no" int, "a: b" text[], "🚀" numeric(5,2), primary key ("🚀", "no"));
      create view ec.looking as select id from ec.plain;
      create table ec.parted (id int) partition by list (id);
      create table ec.part_1 partition of ec.parted for values in (1);
      create table ec.empty ();
-     insert into ec.plain values (1, 'a', now()); insert into ec.parted values (1)`,
+     insert into ec.plain values (1, 'a', now(), 'pg_class'); insert into ec.parted values (1)`,
   );
   await db.source.unsafe(
     `create table ec.secret (id int); revoke all on ec.secret from public`,
@@ -300,8 +311,12 @@ Deno.test("schema discover prints a file that load accepts", async () => {
     `create schema ec; create type ec.mood as enum ('ok');
      grant usage on schema ec to "${db.loader}"`,
   );
+  assertMatch(found.stdout, /key:\n +- 🚀\n +- no\n/);
+  assertEquals(found.stdout.match(/key:/g)?.length, 1);
   await using file = await writeTablesFile(found.stdout);
   const environment = { ...db.environment, ...file.variables };
+  const { json: shown } = await runJson(["config"], environment);
+  assertEquals(shown.tables[0].key, ["🚀", "no"]);
   const { code, json, stderr } = await runJson(["load"], environment);
   assertEquals(code, 0, stderr);
   assertEquals(

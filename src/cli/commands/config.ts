@@ -36,13 +36,15 @@ export const configCommand: Command = {
           { name: "Source" },
           { name: "Target" },
           { name: "Columns", isNumber: true },
+          { name: "Key" },
           { name: "Group" },
         ],
-        rows: tables.map(({ name, source, target, columns, group }) => [
+        rows: tables.map(({ name, source, target, columns, key, group }) => [
           name,
           source,
           target,
           columns ? String(columns.length) : "all",
+          key?.join(", ") ?? "",
           group ?? "",
         ]),
       },

@@ -214,6 +214,9 @@ export const TableList = z.object({
       .nullable().openapi({
         description: "Null where every column of the source is loaded",
       }),
+    key: z.array(z.string()).nullable().openapi({
+      description: "Columns that identify a row. Null where none is declared",
+    }),
     rows: z.int().nullable().openapi({
       description: "Rows after the last successful load. Null before it",
     }),
