@@ -229,6 +229,12 @@ export const ERRORS = {
     false,
     "Look for triggers or rules that change rows of the target. Look for a source view whose rows change between reads, such as with random(). The target was rolled back.",
   ),
+  would_shrink: kind(
+    1,
+    500,
+    false,
+    'Check the source, and `where` of the table. If the rows are to go, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',
+  ),
   out_of_resources: kind(
     1,
     500,

@@ -52,6 +52,8 @@ export interface Config {
   readonly loadAtomic: boolean;
   readonly loadTimezone: string;
   readonly verify: "content" | "count";
+  /** Share of a target's rows. */
+  readonly maxShrink: number;
   readonly lockTimeoutSeconds: number;
   readonly connectTimeoutSeconds: number;
   readonly stallTimeoutSeconds: number;
@@ -197,6 +199,7 @@ export function parseConfig(
     loadAtomic: read("LOAD_ATOMIC"),
     loadTimezone: read("LOAD_TIMEZONE"),
     verify: read("VERIFY"),
+    maxShrink: read("MAX_SHRINK"),
     lockTimeoutSeconds: read("LOCK_TIMEOUT"),
     connectTimeoutSeconds: read("CONNECT_TIMEOUT"),
     stallTimeoutSeconds: read("STALL_TIMEOUT"),

@@ -97,6 +97,12 @@ export const VARIABLES = {
     "content",
     "Verification before a load becomes visible: content compares all rows, count only their number",
   ),
+  MAX_SHRINK: number(
+    "0.9",
+    0,
+    1,
+    "Maximum share of a target's rows that one load may remove. 1 disables the check",
+  ),
   LOCK_TIMEOUT: number(
     "60",
     0.1,

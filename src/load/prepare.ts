@@ -172,6 +172,7 @@ async function prepareGroup(
             snapshot,
             mode: run.mode,
             recreate: run.recreate,
+            allowShrink: run.allowShrink,
             isAlone: tables.length === 1,
             lastLoads: known,
           },

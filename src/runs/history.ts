@@ -27,6 +27,7 @@ export interface RunSummary {
   readonly mode: "auto" | "full";
   readonly atomic: boolean;
   readonly recreate: boolean;
+  readonly allow_shrink: boolean;
   readonly requested_at: string;
   readonly started_at: string | null;
   readonly finished_at: string | null;
@@ -76,7 +77,7 @@ const utcOf = (column: string) =>
 const utc = (column: string, name = column) => `${utcOf(column)} as ${name}`;
 
 const SUMMARY =
-  `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
+  `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate, allow_shrink,
   ${utc("requested_at")}, ${utc("started_at")}, ${utc("finished_at")},
   extract(epoch from finished_at - started_at)::float8 as duration,
   source_snapshot_at, error, code, runner`;

@@ -27,13 +27,13 @@ export async function enqueueRun(
 ): Promise<QueuedRun> {
   const [row] = await queryable.query(
     `insert into marketing_data_service.run as run
-       (id, trigger, tables, mode, atomic, recreate, wait_until, askers, tick)
-     select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
+       (id, trigger, tables, mode, atomic, recreate, allow_shrink, wait_until, askers, tick)
+     select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6, $10,
        coalesce(until, 'infinity'),
        case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end,
        $9::text::timestamptz
      from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wait
-     on conflict (pg_catalog.hash_array_extended(tables, 0::bigint), mode, atomic, recreate) where state = 'queued'
+     on conflict (pg_catalog.hash_array_extended(tables, 0::bigint), mode, atomic, recreate, allow_shrink) where state = 'queued'
        do update set wait_until = greatest(run.wait_until, excluded.wait_until),
          askers = run.askers || excluded.askers, tick = coalesce(run.tick, excluded.tick)
      returning id, trigger, (askers ->> $8)::float8 as deadline`,
@@ -47,6 +47,7 @@ export async function enqueueRun(
       waitSeconds,
       workerId,
       tick,
+      request.allowShrink,
     ],
   );
   return {
@@ -122,7 +123,7 @@ export async function claimRun(
          id in (select value::uuid from json_array_elements_text($2::text::json))
          or ${isUnattended("$3")})
        order by state = 'running' desc, seq limit 1)
-     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate`,
+     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate, allow_shrink as "allowShrink"`,
     [workerId, JSON.stringify(awaited), JSON.stringify(tables)],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
@@ -155,7 +156,8 @@ export async function requeueRun(
      set state = 'queued', started_at = null, runner = null
      where id = $1::uuid and state = 'running' and runner = $2
        and not exists (select from marketing_data_service.run q where q.state = 'queued'
-         and (q.tables, q.mode, q.atomic, q.recreate) = (r.tables, r.mode, r.atomic, r.recreate))`,
+         and (q.tables, q.mode, q.atomic, q.recreate, q.allow_shrink)
+           = (r.tables, r.mode, r.atomic, r.recreate, r.allow_shrink))`,
     [runId, runner],
   );
 }

@@ -16,6 +16,8 @@ export interface RunOptions {
   readonly mode: "auto" | "full";
   readonly atomic: boolean;
   readonly recreate: boolean;
+  /** Whether it may remove any number of rows, see MAX_SHRINK. */
+  readonly allowShrink: boolean;
 }
 
 /** A run: its trigger and its options. */

@@ -20,6 +20,7 @@ const MIGRATIONS = [
   "0006_locks.sql",
   "0007_many_tables.sql",
   "0008_last_failure.sql",
+  "0009_allow_shrink.sql",
 ] as const;
 
 /** Seconds to wait for another process that migrates, and for locks on the history's tables. */

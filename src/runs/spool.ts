@@ -202,10 +202,10 @@ async function insertClosed(
 ): Promise<void> {
   await queryable.query(
     `insert into marketing_data_service.run
-       (id, state, trigger, tables, mode, atomic, recreate, started_at)
+       (id, state, trigger, tables, mode, atomic, recreate, allow_shrink, started_at)
      values ($1::uuid, 'running', $2,
        (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
-       clock_timestamp())
+       $7, clock_timestamp())
      on conflict (id) do nothing`,
     [
       run.id,
@@ -214,6 +214,8 @@ async function insertClosed(
       run.mode,
       run.atomic,
       run.recreate,
+      // Versions before 0.2 spooled runs without it.
+      run.allowShrink ?? false,
     ],
   );
   const [row] = await queryable.query(

@@ -184,5 +184,6 @@ function defaultOptions(config: Config): RunOptions {
     mode: config.loadMode,
     atomic: config.loadAtomic,
     recreate: false,
+    allowShrink: false,
   };
 }

@@ -19,6 +19,7 @@ import { asServiceError, ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
 import { withoutNewColumns } from "./new_columns.ts";
+import { checkShrink, type ShrinkLimit } from "./shrink_guard.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
 import {
   bothSides,
@@ -95,7 +96,7 @@ export async function compareTables<T = Comparison>(
 }
 
 /** Options of the load that a dry run plans. */
-interface LoadToPlan {
+interface LoadToPlan extends ShrinkLimit {
   readonly mode: "auto" | "full";
   readonly recreate: boolean;
 }
@@ -132,11 +133,14 @@ export async function compareTable(
       await checkCreatable(table, warehouse, found);
     }
     if (!found.exists || isReplaced && !isComparable(table, found)) {
-      return copyingAll(await wholeFingerprint(sides.source, sides), null);
+      const source = await wholeFingerprint(sides.source, sides);
+      if (load && found.exists) await checkShrink(load, sides, { source });
+      return copyingAll(source, null);
     }
     checkTarget(table, found);
     if (load && !isReplaced) checkWritable(table, found);
     const compared = await compareSides(sides, load);
+    if (load) await checkShrink(load, sides, compared);
     if (load && !isReplaced && compared.plan.mode !== "unchanged") {
       checkDeletable(table, found);
       await checkNulls(sides.source, table, found);

@@ -10,7 +10,7 @@ import { findLockHolders } from "../postgres/lock_holders.ts";
 import { beginLocked } from "../postgres/locked_transaction.ts";
 import { GONE } from "../postgres/errors.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
-import { identifier } from "../postgres/sql.ts";
+import { identifier, qualified } from "../postgres/sql.ts";
 import {
   type ChangeHint,
   compareContent,
@@ -33,6 +33,7 @@ import { castToTarget } from "../diff/row_hash.ts";
 import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
+import { checkShrink } from "./shrink_guard.ts";
 import { sourceRelation } from "./source_tables.ts";
 import {
   checkDeletable,
@@ -51,6 +52,8 @@ interface SyncContext {
   readonly mode: "auto" | "full";
   /** Whether the target is dropped and created again. */
   readonly recreate: boolean;
+  /** Whether the load may remove any number of rows. */
+  readonly allowShrink: boolean;
   /** Whether the transaction loads no other table. Deferred constraints then fire before the table is verified. */
   readonly isAlone: boolean;
   /** The last load of each table, where it is known. It is only a hint. */
@@ -156,6 +159,7 @@ export async function syncTable(
 
     clock.enter("compare");
     const compared = await compare(context, sides, target);
+    await guard(context, sides, target, compared);
     const applied = await apply(context, sides, target, compared, clock);
     isDone = true;
 
@@ -301,6 +305,23 @@ function changeHint(
     hasDeletions: now.deletions !== last.mark.deletions,
     since: isSameServer ? last.mark.xid : undefined,
   };
+}
+
+/**
+ * Checks the number of rows of the table that the load changes or replaces.
+ *
+ * @throws {ServiceError} `would_shrink`.
+ */
+async function guard(
+  { config: { maxShrink }, allowShrink }: SyncContext,
+  sides: Sides,
+  { isNew, relation }: Target,
+  known: Decided,
+): Promise<void> {
+  const present = qualified(sides.table.target);
+  if (isNew && relation === present) return;
+  const target = { ...sides.target, relation: present };
+  await checkShrink({ allowShrink, maxShrink }, { ...sides, target }, known);
 }
 
 /** The rows that were written, and the fingerprint of the source. */

@@ -38,6 +38,32 @@ export interface Column {
 /** The allowed ways to treat new columns of the source. The first one is the default. */
 export const NEW_COLUMNS = ["ignore", "add", "fail"] as const;
 
+/** A condition on the rows of a target. A load that breaks it does not become visible. */
+export type TableCheck =
+  | {
+    readonly kind: "not_null" | "unique";
+    readonly columns: readonly string[];
+  }
+  | {
+    readonly kind: "sql";
+    /** A query of the warehouse that returns one boolean. */
+    readonly sql: string;
+  };
+
+/** Maximum length of a check's query in a name. */
+const MAX_QUERY_LENGTH = 80;
+
+/** Returns the name of a check for messages, such as `unique (id)`. */
+export function formatCheck(check: TableCheck): string {
+  const text = check.kind === "sql"
+    ? check.sql.trim().replace(/\s+/g, " ")
+    : check.columns.join(", ");
+  const isLong = check.kind === "sql" && text.length > MAX_QUERY_LENGTH;
+  return `${check.kind} (${
+    isLong ? `${text.slice(0, MAX_QUERY_LENGTH)}…` : text
+  })`;
+}
+
 /** The declaration of a source table, and of the warehouse table that is kept equal to it. */
 export interface TableDeclaration {
   /** Name for users, as in `load --table closed_deal`. */
@@ -57,6 +83,10 @@ export interface TableDeclaration {
    * `columns` is undefined.
    */
   readonly newColumns?: (typeof NEW_COLUMNS)[number];
+  /** The share of the target's rows that a load may remove, in place of MAX_SHRINK. */
+  readonly maxShrink?: number;
+  /** Conditions that the loaded rows must meet. */
+  readonly checks?: readonly TableCheck[];
 }
 
 /** A table whose columns are known. */

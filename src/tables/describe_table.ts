@@ -4,11 +4,16 @@
  * @module
  */
 import { formatTypeName } from "./column_types.ts";
-import { formatRelation, type TableDeclaration } from "./declaration.ts";
+import {
+  formatCheck,
+  formatRelation,
+  type TableDeclaration,
+} from "./declaration.ts";
 
 /** Returns the declaration of a table with its names and types as texts. */
 export function describeTable(
-  { name, group, source, target, columns, key }: TableDeclaration,
+  { name, group, source, target, columns, key, maxShrink, checks = [] }:
+    TableDeclaration,
 ) {
   return {
     name,
@@ -21,5 +26,8 @@ export function describeTable(
       type: formatTypeName(type),
     })) ?? null,
     key: key ? [...key] : null,
+    /** Null where MAX_SHRINK applies. */
+    max_shrink: maxShrink ?? null,
+    checks: checks.map(formatCheck),
   };
 }

@@ -1,5 +1,5 @@
 /**
- * Checks that a text is one SQL expression and cannot become another statement.
+ * Checks that a text is one SQL expression or query and cannot become another statement.
  *
  * @module
  */
@@ -20,6 +20,17 @@ const TOKENS = new RegExp(
   ].join("|"),
   "g",
 );
+
+/** The words that begin a query without side effects. */
+const QUERY = /^\s*(select|with|values|table)\b/i;
+
+/** Returns why the text is not one query, or `undefined` when it is. See {@linkcode fragmentMistake}. */
+export function queryMistake(text: string): string | undefined {
+  return fragmentMistake(text) ??
+    (QUERY.test(text)
+      ? undefined
+      : "does not begin with SELECT, WITH, VALUES or TABLE");
+}
 
 const CLOSING: Readonly<Record<string, string>> = {
   "(": ")",

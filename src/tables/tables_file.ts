@@ -22,9 +22,10 @@ import { parseTypeName } from "./column_types.ts";
 import {
   NEW_COLUMNS,
   type RelationName,
+  type TableCheck,
   type TableDeclaration,
 } from "./declaration.ts";
-import { fragmentMistake } from "./sql_fragment.ts";
+import { fragmentMistake, queryMistake } from "./sql_fragment.ts";
 
 /** Maximum length of a PostgreSQL identifier, in bytes of UTF-8. */
 const MAX_IDENTIFIER_BYTES = 63;
@@ -111,6 +112,12 @@ function parseFragment(text: string): string {
   return text;
 }
 
+function parseQuery(text: string): string {
+  const mistake = queryMistake(text);
+  if (mistake) throw new Error(`is not one SQL query: it ${mistake}`);
+  return text;
+}
+
 const typeName = parsed(
   parseTypeName,
   "Type of the column in the warehouse",
@@ -131,6 +138,22 @@ const Column = z.strictObject({
   ).optional(),
 }).refine(({ from, expression }) => !from || !expression, {
   message: "has both from and expression: keep one of them",
+});
+
+const columnList = (description: string) =>
+  z.array(parsed(checkedIdentifier, "Column of the target", "id")).min(1)
+    .meta({ description }).optional();
+
+const Check = z.strictObject({
+  not_null: columnList("Columns of the target without NULL"),
+  unique: columnList(
+    "Columns of the target whose values together occur in one row only",
+  ),
+  sql: parsed(
+    parseQuery,
+    "SQL query of the warehouse that returns one row with one boolean. The check holds where it is true",
+    "select min(balance) >= 0 from raw.accounts",
+  ).optional(),
 });
 
 const Declaration = z.strictObject({
@@ -163,14 +186,21 @@ const Declaration = z.strictObject({
     "SQL condition over the source columns. Only rows that meet it are loaded",
     "deleted_at is null",
   ).optional(),
-  key: z.array(parsed(checkedIdentifier, "Column of the target", "id")).min(1)
-    .meta({
-      description:
-        "Columns of the target that identify a row. A load checks that no two rows share them",
-    }).optional(),
+  key: columnList(
+    "Columns of the target that identify a row. A load checks that no two rows share them",
+  ),
   new_columns: z.enum(NEW_COLUMNS).meta({
     description:
       "What happens to columns that the source has and the target lacks, where columns are not listed: ignore them with a warning, add them to the target, or fail",
+  }).optional(),
+  max_shrink: z.number().min(0).max(1).meta({
+    description:
+      "Maximum share of the target's rows that a load may remove, in place of MAX_SHRINK",
+    examples: [0.5],
+  }).optional(),
+  checks: z.array(Check).meta({
+    description:
+      "Conditions that the loaded rows must meet before they become visible",
   }).optional(),
 }).refine(({ columns, new_columns }) => !columns || !new_columns, {
   path: ["new_columns"],
@@ -301,9 +331,8 @@ function messageOf({ path, message }: Issue): string {
 /** Returns the allowed keys of the map at this place. */
 function keysAt(place: readonly PropertyKey[]): string[] {
   if (place.length === 0) return Object.keys(TablesFile.shape);
-  return Object.keys(
-    place.length === 2 ? Declaration.shape : Column.shape,
-  );
+  if (place.length === 2) return Object.keys(Declaration.shape);
+  return Object.keys(place[2] === "checks" ? Check.shape : Column.shape);
 }
 
 function keyOffset(map: Node | undefined, key: string): number | undefined {
@@ -315,9 +344,18 @@ function keyOffset(map: Node | undefined, key: string): number | undefined {
 }
 
 function declarationOf(
-  { name, group, source, target, columns, where, key, new_columns }: z.infer<
-    typeof Declaration
-  >,
+  {
+    name,
+    group,
+    source,
+    target,
+    columns,
+    where,
+    key,
+    new_columns,
+    max_shrink,
+    checks,
+  }: z.infer<typeof Declaration>,
   report: (message: string, ...place: PropertyKey[]) => void,
 ): TableDeclaration {
   if (columns && Object.keys(columns).length === 0) {
@@ -326,15 +364,36 @@ function declarationOf(
       "columns",
     );
   }
-  for (const [index, column] of key?.entries() ?? []) {
-    const names = columns && Object.keys(columns);
-    const mistake = key!.indexOf(column) < index
-      ? "is named twice"
-      : names && !names.includes(column)
-      ? `is not a column of the table${suggest(column, names)}`
-      : undefined;
-    if (mistake) {
-      report(`key: ${JSON.stringify(column)} ${mistake}`, "key", index);
+  const names = columns && Object.keys(columns);
+  const reportColumns = (
+    list: readonly string[] | undefined,
+    ...place: PropertyKey[]
+  ) => {
+    for (const [index, column] of list?.entries() ?? []) {
+      const mistake = list!.indexOf(column) < index
+        ? "is named twice"
+        : names && !names.includes(column)
+        ? `is not a column of the table${suggest(column, names)}`
+        : undefined;
+      if (!mistake) continue;
+      report(
+        `${String(place.at(-1))}: ${JSON.stringify(column)} ${mistake}`,
+        ...place,
+        index,
+      );
+    }
+  };
+  reportColumns(key, "key");
+  for (const [index, check] of checks?.entries() ?? []) {
+    if (Object.keys(check).length !== 1) {
+      report(
+        "a check must have exactly one of not_null, unique and sql",
+        "checks",
+        index,
+      );
+    }
+    for (const kind of ["not_null", "unique"] as const) {
+      reportColumns(check[kind], "checks", index, kind);
     }
   }
   return {
@@ -365,7 +424,19 @@ function declarationOf(
     ...(where === undefined ? {} : { where }),
     ...(key === undefined ? {} : { key }),
     ...(columns ? {} : { newColumns: new_columns ?? NEW_COLUMNS[0] }),
+    ...(max_shrink === undefined ? {} : { maxShrink: max_shrink }),
+    ...(checks === undefined ? {} : { checks: checks.map(checkOf) }),
   };
+}
+
+/** Returns the check. It has one key. */
+function checkOf(
+  { not_null, unique, sql }: z.infer<typeof Check>,
+): TableCheck {
+  if (sql !== undefined) return { kind: "sql", sql };
+  return not_null
+    ? { kind: "not_null", columns: not_null }
+    : { kind: "unique", columns: unique! };
 }
 
 /** Reports names and targets that two declarations share. */

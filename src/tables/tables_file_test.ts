@@ -1,4 +1,5 @@
 import { assertEquals, assertMatch } from "@std/assert";
+import { formatCheck } from "./declaration.ts";
 import { parseTablesFile } from "./tables_file.ts";
 
 Deno.test("parseTablesFile() returns the declared tables", () => {
@@ -14,6 +15,13 @@ Deno.test("parseTablesFile() returns the declared tables", () => {
       city: { type: varchar(20), expression: "upper(city)" }
     where: "city <> ';'"
     key: [customer_id, zip]
+    max_shrink: 0.25
+    checks:
+      - not_null: [customer_id, zip]
+      - unique: [customer_id]
+      - sql: |
+          select count(*) > 0
+          from ec_data."Order"
   - source: CRM.Accounts
     target: raw.accounts
     name: crm accounts
@@ -25,6 +33,12 @@ Deno.test("parseTablesFile() returns the declared tables", () => {
     "text",
     "integer",
     "character varying",
+  ]);
+  assertEquals(tables[0]!.maxShrink, 0.25);
+  assertEquals(tables[0]!.checks!.map(formatCheck), [
+    "not_null (customer_id, zip)",
+    "unique (customer_id)",
+    'sql (select count(*) > 0 from ec_data."Order")',
   ]);
   assertEquals(tables[1]!.source, { schema: "crm", name: "accounts" });
   assertEquals(tables[1]!.columns, undefined);
@@ -50,6 +64,12 @@ Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
   - source: a.b
     target: a.c
     name: "a,b"
+    max_shrink: 1.5
+    checks:
+      - uniqe: [id]
+      - { unique: [id], not_null: [] }
+      - sql: "select true; drop table a.c"
+      - sql: min(x) > 0
 `,
   );
   const expected = [
@@ -62,6 +82,11 @@ Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
     /^tables\.yaml:9:10: z: has both from and expression/,
     /^tables\.yaml:10:36: expression: .*semicolon/,
     /^tables\.yaml:13:11: name: "a,b" must be a name without commas/,
+    /^tables\.yaml:14:17: max_shrink: .*<=1/,
+    /^tables\.yaml:16:9: unknown key "uniqe"; did you mean unique\?; allowed are not_null, unique, sql/,
+    /^tables\.yaml:17:35: not_null: /,
+    /^tables\.yaml:18:14: sql: .* is not one SQL query: it contains a semicolon/,
+    /^tables\.yaml:19:14: sql: .* does not begin with SELECT/,
   ];
   const unmatched = problems.filter((problem) =>
     !expected.some((pattern) => pattern.test(problem))
@@ -118,6 +143,15 @@ Deno.test("parseTablesFile() refuses a file that is not YAML, is empty or has do
   assertMatch(
     first("tables:\n  - source: a.b\n    target: marketing_data_service.run\n"),
     /^t:3:13: target: .* reserved schema marketing_data_service/,
+  );
+  const check = `${table}    columns: { id: int }\n    checks:\n`;
+  assertMatch(
+    first(`tables:\n${check}      - unique: [id, di]\n`),
+    /^t:6:22: unique: "di" is not a column of the table; did you mean id\?/,
+  );
+  assertMatch(
+    first(`tables:\n${check}      - { unique: [id], sql: select true }\n`),
+    /^t:6:9: a check must have exactly one of/,
   );
   assertMatch(
     first(`tables:\n  - source: a.${"x".repeat(64)}\n    target: a.c\n`),

@@ -158,6 +158,7 @@ function someFailure() {
     mode: "auto",
     atomic: false,
     recreate: false,
+    allowShrink: false,
   } as const;
   const entries = namesOf(MARKETING_TABLES).map((table) => ({
     table,

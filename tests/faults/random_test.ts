@@ -280,6 +280,8 @@ Deno.test(`${LOADS} loads with random faults and changes, FAULTS_SEED=${SEED}`, 
         LOAD_ATOMIC: random.pick(["false", "true"]),
         VERIFY: random.pick(["content", "content", "count"]),
         MAX_PARALLEL_TASKS: random.pick(["1", "5"]),
+        // The changes of the source are intended.
+        MAX_SHRINK: "1",
       };
       note(JSON.stringify(settings));
       const old = await targetContent(db);

@@ -32,6 +32,7 @@ const OPTIONS = {
   mode: "auto",
   atomic: false,
   recreate: false,
+  allowShrink: false,
 } as const;
 
 async function stateOf(db: Databases, id?: string): Promise<string> {

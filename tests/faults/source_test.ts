@@ -26,7 +26,11 @@ const CHANGES = [
       delete from ${LEADS} where mql_id < '4'; insert into ${LEADS} table backup`,
     next: "exit 0",
   },
-  { what: "TRUNCATE", sql: `truncate ${LEADS}`, next: "exit 0" },
+  {
+    what: "TRUNCATE",
+    sql: `truncate ${LEADS}`,
+    next: "exit 1, would_shrink",
+  },
   {
     what: "a column added",
     sql: `alter table ${LEADS} add column note text default 'x'`,

@@ -68,13 +68,15 @@ Deno.test("the API answers as documented", async (t) => {
     runId = body.run_id;
     const one = await post(
       "/load",
-      '{"tables": ["closed_deal"], "mode": "full"}',
+      '{"tables": ["closed_deal"], "mode": "full", "allow_shrink": true}',
       {
         "content-type": "text/plain",
       },
     );
     assertEquals(one.body.results.total_tables, 1);
     assertEquals(one.body.results.results[0].mode, "full");
+    const stored = await server.json(`/runs/${one.body.run_id}`);
+    assertEquals(stored.body.allow_shrink, true);
   });
 
   await t.step(
@@ -217,6 +219,12 @@ Deno.test("the API answers as documented", async (t) => {
       ],
       ["/load", { method: "POST", body: '{"tables": []}' }, 400, "tables"],
       ["/load", { method: "POST", body: '{"mode": 3}' }, 400, "mode"],
+      [
+        "/load",
+        { method: "POST", body: '{"allow_shrink": "yes"}' },
+        400,
+        "allow_shrink",
+      ],
       ["/load", { method: "POST", body: "{" }, 400, "JSON"],
       ["/load", { method: "POST", body: "[1]" }, 400, ""],
       ["/load", { method: "POST", body: "x".repeat(70_000) }, 413, ""],

@@ -216,7 +216,7 @@ Deno.test("load copies everything, then nothing, then changes, and repairs damag
       "select count(*)::int as n from m_data.closed_deal",
     );
     assertEquals(row!.n, 842);
-    const all = await runJson(["load"], environment);
+    const all = await runJson(["load", "--allow-shrink"], environment);
     assertEquals(all.json.results.results[0].records_loaded, 0);
     assertEquals(all.json.results.results[0].rows_deleted, 842);
   });

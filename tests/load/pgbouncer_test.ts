@@ -226,7 +226,10 @@ testWith(
       assertEquals(code, 0, stdout + stderr);
     }
     await db.source.unsafe("delete from marketing.closed_deals");
-    const { code, stderr } = await runProgram(["load"], environment);
+    const { code, stderr } = await runProgram(
+      ["load", "--allow-shrink"],
+      environment,
+    );
     assertEquals(code, 0, stderr);
     assertEquals((await runProgram(["verify"], environment)).code, 0);
     await untilNoTransaction(db);
@@ -245,7 +248,10 @@ testWith(
       assertEquals(code, 0, stdout + stderr);
     }
     await db.source.unsafe("delete from marketing.closed_deals");
-    const { code, stderr } = await runProgram(["load"], environment);
+    const { code, stderr } = await runProgram(
+      ["load", "--allow-shrink"],
+      environment,
+    );
     assertEquals(code, 0, stderr);
     await untilNoTransaction(db);
   },

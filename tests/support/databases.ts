@@ -233,6 +233,7 @@ export const ALL: RunOptions = {
   mode: "auto",
   atomic: false,
   recreate: false,
+  allowShrink: false,
 };
 
 /** Returns the parsed configuration of the databases, with changes. */

@@ -86,6 +86,7 @@ export function startLoad(
         mode: config.loadMode,
         atomic: config.loadAtomic,
         recreate: false,
+        allowShrink: false,
         ...hooks.options,
       },
       { ...hooks, signal: controller.signal },

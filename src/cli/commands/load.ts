@@ -47,6 +47,10 @@ export const loadCommand: Command = {
     },
     atomic: { description: "All tables become visible together or not at all" },
     recreate: { description: "Drop the target tables and create them again" },
+    "allow-shrink": {
+      description:
+        "Load also where it removes more rows of a table than MAX_SHRINK allows",
+    },
     "dry-run": {
       description: "Print what a load would do, and change nothing",
     },
@@ -60,13 +64,14 @@ export const loadCommand: Command = {
       mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
       atomic: flags.has("atomic") || config.loadAtomic,
       recreate: flags.has("recreate"),
+      allowShrink: flags.has("allow-shrink"),
     };
     if (flags.has("dry-run")) {
       const outcomes = await compareTables(
         config,
         tables,
         context.signal,
-        comparedForLoad(options),
+        comparedForLoad({ ...options, maxShrink: config.maxShrink }),
       );
       return printComparisons(context.output, outcomes, "plan");
     }

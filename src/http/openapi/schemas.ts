@@ -31,6 +31,10 @@ export function loadRequest(
     tables: z.array(z.enum(tables)).min(1).optional(),
     ...(groups.length > 0 ? { group: z.enum(groups).optional() } : {}),
     mode: z.enum(["auto", "full"]).optional(),
+    allow_shrink: z.boolean().optional().openapi({
+      description:
+        "Whether the load may remove more rows of a table than MAX_SHRINK allows",
+    }),
   }).openapi("LoadRequest", {
     example: { tables: tables.slice(0, 1), mode: "full" },
   });
@@ -133,6 +137,7 @@ export const RunSummary = z.object({
   mode: z.enum(["auto", "full"]),
   atomic: z.boolean(),
   recreate: z.boolean(),
+  allow_shrink: z.boolean(),
   requested_at: z.string(),
   started_at: z.string().nullable(),
   finished_at: z.string().nullable(),
@@ -217,6 +222,10 @@ export const TableList = z.object({
     key: z.array(z.string()).nullable().openapi({
       description: "Columns that identify a row. Null where none is declared",
     }),
+    max_shrink: z.number().nullable().openapi({
+      description: "Null where MAX_SHRINK applies",
+    }),
+    checks: z.array(z.string()).openapi({ example: ["unique (id)"] }),
     rows: z.int().nullable().openapi({
       description: "Rows after the last successful load. Null before it",
     }),

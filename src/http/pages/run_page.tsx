@@ -89,6 +89,7 @@ export function RunPage({ now, run, live, tables }: RunPageProps) {
               run.mode,
               run.atomic && "atomic",
               run.recreate && "recreate",
+              run.allow_shrink && "allow shrink",
             ].filter(Boolean).join(", ")}
           </Pair>
           <Pair name="Run by">{run.runner}</Pair>

@@ -32,7 +32,7 @@ export async function readLoadRequest(
   if (new URL(request.url).search) {
     throw badRequest("Options of a load belong in the body, not in the URL");
   }
-  const { tables, group, mode } = parseLoadRequest(
+  const { tables, group, mode, allow_shrink } = parseLoadRequest(
     await bodies.read(request),
     schema,
   );
@@ -46,6 +46,7 @@ export async function readLoadRequest(
     mode: mode ?? config.loadMode,
     atomic: config.loadAtomic,
     recreate: false,
+    allowShrink: allow_shrink ?? false,
   };
 }
 
