@@ -63,6 +63,8 @@ export interface Config {
   /** Its path can be a secret, so only its origin is printed. */
   readonly eventWebhookUrl: string | undefined;
   readonly eventWebhookSecret: string | undefined;
+  /** Without a slash at its end. */
+  readonly publicUrl: string | undefined;
   readonly host: string;
   /** 0 takes any free port. */
   readonly port: number;
@@ -208,6 +210,7 @@ export function parseConfig(
     eventSpoolFile: read("EVENT_SPOOL_FILE"),
     eventWebhookUrl: read("EVENT_WEBHOOK_URL"),
     eventWebhookSecret: secretOf("EVENT_WEBHOOK_SECRET"),
+    publicUrl: read("PUBLIC_URL"),
     host: read("HOST"),
     port: read("PORT"),
     apiToken: secretOf("API_TOKEN"),

@@ -133,6 +133,20 @@ export const webhookUrl = (description: string) => ({
   shown: (value: string) => URL.parse(value)?.origin ?? "***",
 });
 
+/** The address at which browsers reach the service. Paths are appended to it. */
+export const publicUrl = (description: string) =>
+  optional(variable(
+    "",
+    "an http or https URL without user, password, query and fragment",
+    description,
+    (value) => {
+      const url = URL.parse(value);
+      const isAllowed = url && /^https?:$/.test(url.protocol) &&
+        !url.username && !url.password && !/[?#]/.test(value);
+      return isAllowed ? url.href.replace(/\/+$/, "") : undefined;
+    },
+  ));
+
 /** Length limits of a Standard Webhooks secret, in bytes. */
 const SIGNING_KEY_BYTES = { minimum: 24, maximum: 64 } as const;
 

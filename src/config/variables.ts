@@ -17,6 +17,7 @@ import {
   oneOf,
   optional,
   path,
+  publicUrl,
   secret,
   signingSecret,
   SSL_MODES,
@@ -136,6 +137,9 @@ export const VARIABLES = {
     "Signing key in the format of Standard Webhooks: whsec_…",
   ),
   EVENT_WEBHOOK_SECRET_FILE: path("File that contains the signing key"),
+  PUBLIC_URL: publicUrl(
+    "URL at which browsers reach the service, for links in events",
+  ),
   HOST: host("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
   API_TOKEN: bearerToken(

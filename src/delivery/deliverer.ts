@@ -56,8 +56,7 @@ async function publishersOf(config: Config): Promise<readonly Publisher[]> {
   if (url && secret) {
     // Load its library only when it is configured.
     const { webhookPublisher } = await import("./webhook.ts");
-    const { retryDelaySeconds } = config;
-    publishers.push(await webhookPublisher({ url, secret, retryDelaySeconds }));
+    publishers.push(await webhookPublisher({ ...config, url, secret }));
   }
   return publishers;
 }

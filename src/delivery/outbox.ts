@@ -102,7 +102,6 @@ export async function deliverNext(
 }
 
 interface ClaimedEvent extends OutgoingEvent {
-  readonly seq: string;
   readonly failures: number;
 }
 
@@ -124,7 +123,8 @@ async function claimNext(
          next_attempt_at = null, last_error = null
        where ${own} and target is distinct from ${aim};
      select event.seq::text as seq, event_id as "eventId", run_id as "runId",
-       event_type as "eventType", payload ->> 'timestamp' as timestamp, payload::text, failures
+       event_type as "eventType", payload ->> 'timestamp' as timestamp,
+       payload ->> 'traceparent' as traceparent, payload::text, failures
      from marketing_data_service.publisher, marketing_data_service.event
      where ${own} and stopped_at is null and event.seq > cursor
        and (next_attempt_at is null or next_attempt_at <= clock_timestamp())

@@ -7,11 +7,15 @@ import type { PublisherName } from "../runs/event.ts";
 
 /** An event to deliver. */
 export interface OutgoingEvent {
+  /** Number of the event, in the order of commits. */
+  readonly seq: string;
   readonly eventId: string;
   readonly runId: string;
   readonly eventType: string;
   /** Time of the event: UTC, six decimals, no offset. */
   readonly timestamp: string;
+  /** W3C Trace Context of the run. */
+  readonly traceparent: string | null;
   /** The event exactly as it is stored. */
   readonly payload: string;
 }

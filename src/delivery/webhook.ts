@@ -6,6 +6,7 @@
  */
 import { Webhook } from "standardwebhooks";
 import { VERSION } from "../identity.ts";
+import { EVENT_SCHEMA_PATH } from "../runs/event.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 
 /** Seconds within which the receiver must answer, as Standard Webhooks recommends. */
@@ -26,6 +27,9 @@ const GIVE_UP_AFTER = { seconds: 3 * 86_400, failures: 10 } as const;
 /** `source` of every CloudEvent. */
 const SOURCE = "/marketing-data-service";
 
+/** Number of digits of the largest number of an event. */
+const SEQUENCE_DIGITS = 19;
+
 /** The options of the webhook. */
 interface WebhookOptions {
   readonly url: string;
@@ -33,6 +37,8 @@ interface WebhookOptions {
   readonly secret: string;
   /** Seconds before the second attempt, doubled for each one after it. */
   readonly retryDelaySeconds: number;
+  /** Base of the URL of the schema. */
+  readonly publicUrl: string | undefined;
 }
 
 /** Returns a publisher that posts to the URL. */
@@ -53,12 +59,16 @@ export async function webhookPublisher(
       // A jitter of a quarter spreads senders that failed together.
       return delay * (0.75 + Math.random() / 2);
     },
-    publish: (event, signal) => post(url, signer, event, signal),
+    publish: (event, signal) =>
+      post(url, signer, event, options.publicUrl, signal),
   };
 }
 
 /** Returns the event as a CloudEvent in structured mode. Its data is the stored text, which is not parsed. */
-export function cloudEvent(event: OutgoingEvent): string {
+export function cloudEvent(
+  event: OutgoingEvent,
+  publicUrl: string | undefined,
+): string {
   const attributes = JSON.stringify({
     specversion: "1.0",
     id: event.eventId,
@@ -67,6 +77,10 @@ export function cloudEvent(event: OutgoingEvent): string {
     subject: event.runId,
     time: `${event.timestamp}Z`,
     datacontenttype: "application/json",
+    ...(publicUrl ? { dataschema: publicUrl + EVENT_SCHEMA_PATH } : {}),
+    // Leading zeros make the order of texts the order of numbers.
+    sequence: event.seq.padStart(SEQUENCE_DIGITS, "0"),
+    ...(event.traceparent ? { traceparent: event.traceparent } : {}),
   });
   return `${attributes.slice(0, -1)},"data":${event.payload}}`;
 }
@@ -75,9 +89,10 @@ async function post(
   url: URL,
   signer: Webhook,
   event: OutgoingEvent,
+  publicUrl: string | undefined,
   signal: AbortSignal,
 ): Promise<Outcome> {
-  const body = cloudEvent(event);
+  const body = cloudEvent(event, publicUrl);
   const now = new Date();
   const timeout = AbortSignal.timeout(TIMEOUT_SECONDS * 1000);
   let response: Response;

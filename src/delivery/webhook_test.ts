@@ -4,13 +4,16 @@ import { cloudEvent, retryAfterOf, webhookPublisher } from "./webhook.ts";
 Deno.test("cloudEvent() keeps the stored text, including numbers that JavaScript would round", () => {
   const payload =
     '{"timestamp": "2025-08-26T21:19:33.123456",\n "n": 12345678901234567890}';
-  const text = cloudEvent({
+  const event = {
+    seq: "42",
+    traceparent: null,
     eventId: "e",
     runId: "r",
     eventType: "marketing-data-loaded",
     timestamp: "2025-08-26T21:19:33.123456",
     payload,
-  });
+  };
+  const text = cloudEvent(event, undefined);
   assert(text.endsWith(`,"data":${payload}}`));
   const { data: _, ...attributes } = JSON.parse(text);
   assertEquals(attributes, {
@@ -21,7 +24,17 @@ Deno.test("cloudEvent() keeps the stored text, including numbers that JavaScript
     subject: "r",
     time: "2025-08-26T21:19:33.123456Z",
     datacontenttype: "application/json",
+    sequence: "0000000000000000042",
   });
+  const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  const more = JSON.parse(
+    cloudEvent({ ...event, traceparent }, "https://loads.example"),
+  );
+  assertEquals(more.traceparent, traceparent);
+  assertEquals(
+    more.dataschema,
+    "https://loads.example/schemas/event.v1.json",
+  );
 });
 
 Deno.test("retryAfterOf() accepts only seconds and dates, up to a day", () => {
@@ -47,6 +60,7 @@ Deno.test("delaySeconds() doubles up to an hour, and varies by a quarter", async
     url: "https://hooks.example/",
     secret: `whsec_${btoa("x".repeat(24))}`,
     retryDelaySeconds: 1,
+    publicUrl: undefined,
   });
   for (
     const [failures, seconds] of [[1, 1], [2, 2], [5, 16], [13, 3600], [

@@ -6,15 +6,16 @@
 import { pooledMap } from "@std/async/pool";
 import { APPLICATION_NAME } from "../identity.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
-import { asServiceError, type ErrorCode, ServiceError } from "../errors.ts";
+import { asServiceError, ServiceError } from "../errors.ts";
 import {
-  type FailedEntry,
+  causeOf,
   failedEvent,
   failureLine,
   integrityCheck,
   loadedEntry,
   loadedEvent,
   type LoadEvent,
+  runUrlOf,
   type TableEntry,
 } from "../runs/event.ts";
 import { selectTables } from "../tables/declaration.ts";
@@ -305,7 +306,7 @@ async function closeWithoutTables(
 
 /** Returns the run's end and its event, from what became of its groups. */
 function runEnd(
-  { run }: RunContext,
+  { run, config, traceparent }: RunContext,
   sourceSnapshotAt: string | null,
   outcomes: readonly Settled[],
   timestamp: string,
@@ -315,6 +316,9 @@ function runEnd(
     trigger: run.trigger,
     timestamp,
     sourceSnapshotAt,
+    startedAt: run.startedAt,
+    runUrl: runUrlOf(config, run.id),
+    traceparent,
   };
   const failed = outcomes.flatMap((outcome) =>
     outcome.state === "failed" ? outcome.failures : []
@@ -336,7 +340,7 @@ function runEnd(
     };
   }
   const entries = outcomes.flatMap(entriesOf);
-  const code = codeOf(failed);
+  const { code } = causeOf(failed)!;
   return {
     state: code === "terminated" ? "interrupted" : "failed",
     event: failedEvent(subject, failureLine(entries), entries),
@@ -351,9 +355,4 @@ function entriesOf(group: Settled): readonly TableEntry[] {
   return group.state === "failed"
     ? group.failures
     : group.results.map((result) => loadedEntry(result, group.attempts));
-}
-
-/** The code of the run: the first table's that failed by itself. */
-function codeOf(failed: readonly FailedEntry[]): ErrorCode {
-  return (failed.find((f) => f.code !== "rolled_back") ?? failed[0]!).code;
 }

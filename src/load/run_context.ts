@@ -14,6 +14,8 @@ export interface RunContext extends AppContext {
   readonly locks: AsyncDisposableStack;
   /** The lock is being taken again. */
   renewal: Promise<void> | undefined;
+  /** W3C Trace Context of the run, where it is traced. */
+  readonly traceparent: string | undefined;
   /** Aborted when the load is to stop. */
   readonly signal: AbortSignal;
   readonly onProgress: (progress: Progress) => void;

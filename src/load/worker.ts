@@ -202,7 +202,7 @@ export class Worker {
         run,
         workerId,
         error,
-        config.tables,
+        config,
       );
       if (event) deliver();
     } catch (reason) {
@@ -314,7 +314,7 @@ export class Worker {
             warehouse,
             log,
             "queued and running",
-            config.tables,
+            config,
           );
           return lock;
         } catch (error) {
@@ -337,6 +337,7 @@ export class Worker {
     const { config, warehouse } = this.#context;
     const { observer, abort } = this.#options;
     const log = this.#context.log.with({ run_id: run.id });
+    observer.runStarted?.(run);
     const context: RunContext = {
       ...this.#context,
       run,
@@ -345,9 +346,9 @@ export class Worker {
       locks,
       renewal: undefined,
       signal: abort,
+      traceparent: observer.traceparent?.(run.id),
       onProgress: (progress) => observer.progress?.(run.id, progress),
     };
-    observer.runStarted?.(run);
     log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
       tables: formatTables(run.tables),
       trigger: run.trigger,

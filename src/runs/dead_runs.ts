@@ -7,10 +7,17 @@ import {
   failedEntry,
   failedEvent,
   failureLine,
+  runUrlOf,
   type TableEntry,
 } from "./event.ts";
-import { closeRun, IS_UNWANTED, loadedByRun, NOW } from "./record.ts";
-import type { TableDeclaration } from "../tables/declaration.ts";
+import {
+  closeRun,
+  eventTime,
+  IS_UNWANTED,
+  loadedByRun,
+  NOW,
+} from "./record.ts";
+import type { Config } from "../config/config.ts";
 
 /**
  * Closes abandoned runs, each with its event. A queued run is abandoned when no
@@ -23,10 +30,11 @@ export async function closeAbandonedRuns(
   queryable: Queryable,
   log: Logger,
   states: "queued" | "queued and running",
-  tables: readonly TableDeclaration[],
+  config: Pick<Config, "tables" | "publicUrl">,
 ): Promise<readonly string[]> {
   const dead = await queryable.query(
-    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now
+    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now,
+       ${eventTime("started_at")} as started_at
      from marketing_data_service.run
      where state = 'queued' and ${IS_UNWANTED} ${
       states === "queued" ? "" : "or state = 'running'"
@@ -35,7 +43,7 @@ export async function closeAbandonedRuns(
   );
   const closed: string[] = [];
   for (const row of dead) {
-    if (!await interruptRun(queryable, row, tables)) continue;
+    if (!await interruptRun(queryable, row, config)) continue;
     closed.push(row.id);
     log.warn("Run {run_id} was abandoned and is now interrupted", {
       run_id: row.id,
@@ -47,7 +55,7 @@ export async function closeAbandonedRuns(
 async function interruptRun(
   queryable: Queryable,
   row: Row,
-  tables: readonly TableDeclaration[],
+  config: Pick<Config, "tables" | "publicUrl">,
 ): Promise<boolean> {
   // A backend of the ended process may still commit. Its result is known when it ends.
   if (row.state === "running") await endBackends(queryable, row.id);
@@ -62,7 +70,7 @@ async function interruptRun(
     table,
   ): TableEntry =>
     loaded.find((entry) => entry.table === table) ??
-      failedEntry(tables, table, error, 1)
+      failedEntry(config.tables, table, error, 1)
   );
   try {
     await closeRun(queryable, row.id, row.state, {
@@ -73,6 +81,8 @@ async function interruptRun(
           trigger: row.trigger,
           timestamp: row.now,
           sourceSnapshotAt: row.source_snapshot_at,
+          startedAt: row.started_at,
+          runUrl: runUrlOf(config, row.id),
         },
         failureLine(entries),
         entries,

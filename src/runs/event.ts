@@ -70,6 +70,21 @@ export interface IntegrityCheck {
   readonly target_count: number;
 }
 
+/** Fields of both events. */
+interface EventBase {
+  /** UTC, six decimals, no offset. */
+  readonly timestamp: string;
+  readonly event_id: string;
+  readonly run_id: string;
+  readonly trigger: Trigger;
+  /** Start of the run. Absent for a run that did not start, and in events of versions before 0.2. */
+  readonly started_at?: string;
+  /** Page of the run. Absent without PUBLIC_URL. */
+  readonly run_url?: string;
+  /** W3C Trace Context of the run. Absent without OTEL_DENO=true. */
+  readonly traceparent?: string;
+}
+
 interface Totals {
   readonly total_tables: number;
   readonly successful_tables: number;
@@ -77,33 +92,27 @@ interface Totals {
 }
 
 /** The event of a run that loaded all its tables. */
-export interface LoadedEvent {
+export interface LoadedEvent extends EventBase {
   readonly event_type: "marketing-data-loaded";
   readonly status: "success";
-  /** UTC, six decimals, no offset. */
-  readonly timestamp: string;
   readonly results: Totals & {
     readonly results: readonly LoadedEntry[];
     readonly integrity_checks: readonly IntegrityCheck[];
   };
-  readonly event_id: string;
-  readonly run_id: string;
-  readonly trigger: Trigger;
   readonly source_snapshot_at: string;
 }
 
 /** The event of a run in which a table failed. `details` names the loaded tables, too. */
-export interface FailedEvent {
+export interface FailedEvent extends EventBase {
   readonly event_type: "marketing-data-load-failed";
   readonly status: "failure";
-  readonly timestamp: string;
   /** One line. */
   readonly error: string;
   readonly details: Totals & { readonly results: readonly TableEntry[] };
-  readonly event_id: string;
-  readonly run_id: string;
-  readonly trigger: Trigger;
   readonly source_snapshot_at?: string;
+  /** Code and remedy of the first table that failed by itself. Absent in events of versions before 0.2. */
+  readonly code?: ErrorCode;
+  readonly remedy?: string;
 }
 
 /** All events of the service. */
@@ -112,6 +121,9 @@ export type LoadEvent = LoadedEvent | FailedEvent;
 /** The channel of the warehouse for notifications of every event. */
 export const EVENT_CHANNEL = "marketing_data_events";
 
+/** Path of the JSON Schema of every event. A version that is not compatible gets another path. */
+export const EVENT_SCHEMA_PATH = "/schemas/event.v1.json";
+
 /** The run of an event. */
 interface EventSubject {
   readonly runId: string;
@@ -119,6 +131,27 @@ interface EventSubject {
   /** Database time, see {@linkcode LoadedEvent.timestamp}. */
   readonly timestamp: string;
   readonly sourceSnapshotAt: string | null;
+  /** Database time. */
+  readonly startedAt?: string | null | undefined;
+  readonly runUrl?: string | undefined;
+  readonly traceparent?: string | undefined;
+}
+
+/** Returns the URL of the page of a run, where the service has a public address. */
+export function runUrlOf(
+  { publicUrl }: { readonly publicUrl: string | undefined },
+  runId: string,
+): string | undefined {
+  return publicUrl && `${publicUrl}/runs/${runId}`;
+}
+
+/** Returns the optional fields of both events. They follow the fields of version 0.1. */
+function addedFields({ startedAt, runUrl, traceparent }: EventSubject) {
+  return {
+    ...(startedAt ? { started_at: startedAt } : {}),
+    ...(runUrl ? { run_url: runUrl } : {}),
+    ...(traceparent ? { traceparent } : {}),
+  };
 }
 
 /** Returns the entry of a loaded table. */
@@ -203,6 +236,7 @@ export function loadedEvent(
     run_id: subject.runId,
     trigger: subject.trigger,
     source_snapshot_at: subject.sourceSnapshotAt ?? "",
+    ...addedFields(subject),
   };
 }
 
@@ -212,6 +246,7 @@ export function failedEvent(
   error: string,
   results: readonly TableEntry[],
 ): FailedEvent {
+  const { code, remedy } = causeOf(results) ?? {};
   return {
     event_type: "marketing-data-load-failed",
     status: "failure",
@@ -224,7 +259,18 @@ export function failedEvent(
     ...(subject.sourceSnapshotAt
       ? { source_snapshot_at: subject.sourceSnapshotAt }
       : {}),
+    ...addedFields(subject),
+    ...(code ? { code } : {}),
+    ...(remedy ? { remedy } : {}),
   };
+}
+
+/** Returns the first table that failed by itself: one that was rolled back with another table is not the cause. */
+export function causeOf(
+  results: readonly TableEntry[],
+): FailedEntry | undefined {
+  const failed = results.filter((entry) => entry.status === "failure");
+  return failed.find(({ code }) => code !== "rolled_back") ?? failed[0];
 }
 
 /** Maximum number of errors in the error of a run. */

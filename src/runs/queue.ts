@@ -5,10 +5,10 @@
  */
 import type { Queryable, Row } from "../postgres/sql.ts";
 import { ServiceError } from "../errors.ts";
-import { failedEntry, failedEvent, type LoadEvent } from "./event.ts";
-import { closeRun, IS_UNWANTED, NOW } from "./record.ts";
+import { failedEntry, failedEvent, type LoadEvent, runUrlOf } from "./event.ts";
+import { closeRun, eventTime, IS_UNWANTED, NOW } from "./record.ts";
 import type { QueuedRun, Run, RunOptions, RunState } from "./run.ts";
-import type { TableDeclaration } from "../tables/declaration.ts";
+import type { Config } from "../config/config.ts";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
@@ -123,7 +123,8 @@ export async function claimRun(
          id in (select value::uuid from json_array_elements_text($2::text::json))
          or ${isUnattended("$3")})
        order by state = 'running' desc, seq limit 1)
-     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate, allow_shrink as "allowShrink"`,
+     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
+       allow_shrink as "allowShrink", ${eventTime("started_at")} as "startedAt"`,
     [workerId, JSON.stringify(awaited), JSON.stringify(tables)],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
@@ -219,12 +220,12 @@ export async function withdrawRun(
   run: Pick<QueuedRun, "id" | "deadline">,
   workerId: string,
   error: ServiceError,
-  tables: readonly TableDeclaration[],
+  config: Pick<Config, "tables" | "publicUrl">,
 ): Promise<LoadEvent | undefined> {
   const row = await withdrawWait(queryable, run, workerId);
   if (!row?.is_unwanted) return undefined;
   const entries = (JSON.parse(row.tables) as string[]).map((table) =>
-    failedEntry(tables, table, error, 0)
+    failedEntry(config.tables, table, error, 0)
   );
   const event = failedEvent(
     {
@@ -232,6 +233,7 @@ export async function withdrawRun(
       trigger: row.trigger,
       timestamp: row.now,
       sourceSnapshotAt: null,
+      runUrl: runUrlOf(config, row.id),
     },
     error.line,
     entries,

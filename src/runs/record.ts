@@ -30,9 +30,12 @@ const SERVER = `(select system_identifier
  */
 const SEQUENCE_JUMP = 1_000_000;
 
+/** Returns SQL for a time in the format of an event. */
+export const eventTime = (time: string) =>
+  `to_char(${time} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
+
 /** SQL for the time of the database in the format of an event. */
-export const NOW =
-  `to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')`;
+export const NOW = eventTime("clock_timestamp()");
 
 /**
  * SQL that is true for a queued run that no caller waits for. A process that ends

@@ -24,6 +24,8 @@ export interface RunOptions {
 export interface Run extends RunOptions {
   readonly id: string;
   readonly trigger: Trigger;
+  /** Start in the format of an event. Absent before it is claimed. */
+  readonly startedAt?: string;
 }
 
 /** A run in the queue, and how long a caller of this process waits for its start. */

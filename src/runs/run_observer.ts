@@ -13,6 +13,8 @@ import type { Run } from "./run.ts";
 export interface RunObserver {
   runStarted?(run: Run): void;
   progress?(runId: string, progress: Progress): void;
+  /** Returns the W3C Trace Context of a run that this observer traces. */
+  traceparent?(runId: string): string | undefined;
   runEnded?(event: LoadEvent): void;
 }
 
@@ -41,6 +43,11 @@ export function combineObservers(
   };
   return {
     runStarted: (run) => notify((observer) => observer.runStarted?.(run)),
+    traceparent: (runId) => {
+      let found: string | undefined;
+      notify((observer) => found ??= observer.traceparent?.(runId));
+      return found;
+    },
     progress: (runId, progress) =>
       notify((observer) => observer.progress?.(runId, progress)),
     runEnded: (event) => notify((observer) => observer.runEnded?.(event)),

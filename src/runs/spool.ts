@@ -12,6 +12,7 @@ import {
   type FailedEvent,
   failedEvent,
   failureLine,
+  runUrlOf,
   timestampOf,
 } from "./event.ts";
 import type { AppContext } from "../context.ts";
@@ -70,7 +71,14 @@ export async function spoolUnrecorded(
   );
   const timestamp = timestampOf(new Date());
   const event = failedEvent(
-    subjectOf({ run_id: run.id, trigger: run.trigger, timestamp }),
+    {
+      runId: run.id,
+      trigger: run.trigger,
+      timestamp,
+      sourceSnapshotAt: null,
+      startedAt: run.startedAt,
+      runUrl: runUrlOf(config, run.id),
+    },
     error.line,
     entries,
   );
@@ -246,10 +254,14 @@ async function insertClosed(
 
 /** Returns the run of an event, for another event of the same run. */
 function subjectOf(
-  { run_id, trigger, timestamp }: Pick<
-    FailedEvent,
-    "run_id" | "trigger" | "timestamp"
-  >,
+  { run_id, trigger, timestamp, started_at, run_url }: FailedEvent,
 ) {
-  return { runId: run_id, trigger, timestamp, sourceSnapshotAt: null };
+  return {
+    runId: run_id,
+    trigger,
+    timestamp,
+    sourceSnapshotAt: null,
+    startedAt: started_at,
+    runUrl: run_url,
+  };
 }

@@ -110,7 +110,7 @@ export class Dispatcher {
           warehouse,
           log,
           "queued",
-          config.tables,
+          config,
         );
         if (closed.length > 0) deliver();
         this.#worker.wake();

@@ -47,6 +47,13 @@ export class RunTracer implements RunObserver {
     });
   }
 
+  traceparent(runId: string): string | undefined {
+    const span = this.#traced.get(runId)?.run.spanContext();
+    if (!span) return undefined;
+    const flags = span.traceFlags.toString(16).padStart(2, "0");
+    return `00-${span.traceId}-${span.spanId}-${flags}`;
+  }
+
   runEnded(event: LoadEvent): void {
     const parent = this.#traced.get(event.run_id);
     this.#traced.delete(event.run_id);

@@ -51,10 +51,11 @@ Deno.test("a new webhook gets only new events, once each, as signed CloudEvents 
   const environment = {
     ...db.environment,
     ...webhookVariables(endpoint.url),
+    PUBLIC_URL: "https://loads.example/prefix/",
   };
   const { json: event } = await load(environment);
   await load(environment);
-  const [post] = endpoint.posts as [Post];
+  const [post, later] = endpoint.posts as [Post, Post];
   assertEquals(endpoint.forged, []);
   assertEquals(endpoint.posts.length, 2);
   assertEquals(post.cloudEvent, {
@@ -65,8 +66,17 @@ Deno.test("a new webhook gets only new events, once each, as signed CloudEvents 
     subject: event.run_id,
     time: `${event.timestamp}Z`,
     datacontenttype: "application/json",
+    dataschema: "https://loads.example/prefix/schemas/event.v1.json",
+    sequence: post.cloudEvent.sequence,
     data: event,
   });
+  assertMatch(post.cloudEvent.sequence, /^\d{19}$/);
+  assert(post.cloudEvent.sequence < later.cloudEvent.sequence);
+  assertEquals(
+    event.run_url,
+    `https://loads.example/prefix/runs/${event.run_id}`,
+  );
+  assert(event.started_at < event.timestamp);
   assertEquals(Object.keys(post.cloudEvent.data), Object.keys(event));
   assertMatch(post.cloudEvent.time, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/);
   assertEquals(

@@ -4,6 +4,7 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
+import Ajv from "ajv/2020";
 import fc from "fast-check";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
@@ -193,6 +194,14 @@ Deno.test("the API answers as documented", async (t) => {
     assert(!metrics.includes(runId));
     const document = await server.json("/openapi.json");
     assertEquals(document.body.openapi, "3.1.0");
+    assertEquals(
+      document.body.webhooks.event.post.requestBody.content,
+      {
+        "application/cloudevents+json": {
+          schema: { $ref: "#/components/schemas/CloudEvent" },
+        },
+      },
+    );
     for (
       const path of [
         "/load",
@@ -206,6 +215,25 @@ Deno.test("the API answers as documented", async (t) => {
     ) {
       assert(document.body.paths[path], path);
     }
+  });
+
+  await t.step("the schema of events holds for every event", async () => {
+    const { body: schema } = await server.json("/schemas/event.v1.json");
+    const ajv = new Ajv.default({ strict: false, validateFormats: false });
+    const validate = ajv.compile(schema);
+    const { events } = (await server.json("/events")).body;
+    const statuses = new Set<string>();
+    for (const { event } of events) {
+      assert(validate(event), ajv.errorsText(validate.errors));
+      statuses.add(event.status);
+      assertMatch(event.started_at, /^\d{4}-\d\d-\d\dT[\d:]{8}\.\d{6}$/);
+      assert(event.started_at < event.timestamp);
+      if (event.status === "success") continue;
+      const [entry] = event.details.results;
+      assertEquals([event.code, event.remedy], [entry.code, entry.remedy]);
+      assert(!validate({ ...event, details: {} }));
+    }
+    assertEquals(statuses, new Set(["success", "failure"]));
   });
 
   await t.step("bad requests get problem documents", async () => {

@@ -4,7 +4,12 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { ALL, contextOf, type Databases } from "../support/databases.ts";
+import {
+  ALL,
+  configOf,
+  contextOf,
+  type Databases,
+} from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
 import { proxied } from "../support/phases.ts";
@@ -20,7 +25,6 @@ import {
   loadedDatabases,
   recover,
 } from "../support/fault_scene.ts";
-import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { assertSound, sourceContent, until } from "../support/soundness.ts";
 
 const SMALL = { deals: 20, leads: 50 };
@@ -346,7 +350,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
     },
   };
   assertEquals(
-    await withdrawRun(slow, run, "one", stop, MARKETING_TABLES),
+    await withdrawRun(slow, run, "one", stop, configOf(db)),
     undefined,
   );
   assertEquals(joined.map(({ id }) => id), [run.id]);
@@ -356,13 +360,13 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
     joined[0]!,
     "two",
     stop,
-    MARKETING_TABLES,
+    configOf(db),
   );
   assertEquals(event?.run_id, run.id);
   assertEquals((await states(db))[0], "interrupted terminated 1");
   // A second time, as after a lost answer.
   assertEquals(
-    await withdrawRun(warehouse, joined[0]!, "two", stop, MARKETING_TABLES),
+    await withdrawRun(warehouse, joined[0]!, "two", stop, configOf(db)),
     undefined,
   );
 });
@@ -377,7 +381,7 @@ Deno.test("withdrawRun() keeps the run for a later caller of the same process", 
   const later = await enqueueRun(warehouse, request, 60, "one");
   assertEquals(later.id, first.id);
   assertEquals(
-    await withdrawRun(warehouse, first, "one", busy, MARKETING_TABLES),
+    await withdrawRun(warehouse, first, "one", busy, configOf(db)),
     undefined,
   );
   assertEquals((await states(db))[0], "queued 0");
@@ -386,7 +390,7 @@ Deno.test("withdrawRun() keeps the run for a later caller of the same process", 
     later,
     "one",
     busy,
-    MARKETING_TABLES,
+    configOf(db),
   );
   assertEquals(event?.run_id, first.id);
   assertEquals((await states(db))[0], "failed busy 1");
@@ -586,7 +590,7 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
       context.warehouse,
       context.log,
       "queued and running",
-      MARKETING_TABLES,
+      context.config,
     ),
     [],
   );

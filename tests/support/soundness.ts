@@ -8,6 +8,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
+import { LoadEvent } from "../../src/http/openapi/schemas.ts";
 import { formatTypeName } from "../../src/tables/column_types.ts";
 import { type Databases, PASSWORD, type Sql } from "./databases.ts";
 import type { Finished } from "./program.ts";
@@ -113,6 +114,10 @@ export async function assertOneEndPerRun(db: Databases): Promise<void> {
      where (entry ->> 'status' = 'success') <> (coalesce(load.state, 'failed') = 'succeeded')`,
   );
   assertEquals([...lies], []);
+  const events = await db.warehouse.unsafe(
+    "select payload::text from marketing_data_service.event",
+  );
+  for (const { payload } of events) LoadEvent.parse(JSON.parse(payload));
 }
 
 /**

@@ -14,8 +14,8 @@ const COOKIE = "marketing_data_session";
 /** Seconds for which a browser stays signed in. */
 const SESSION_SECONDS = 12 * 3600;
 
-/** Paths that need no token: health checks, the sign-in form, and its assets. */
-const OPEN = /^\/health(\/|$)|^\/session$|^\/assets\//;
+/** Paths that need no token: health checks, the sign-in form and its assets, and schemas, which hold no data. */
+const OPEN = /^\/health(\/|$)|^\/session$|^\/assets\/|^\/schemas\//;
 
 /** Requires the token or a session, except on the open paths. */
 export function tokenRequired(

@@ -92,10 +92,16 @@ const totals = {
 };
 
 const announcement = {
-  timestamp: z.string(),
+  timestamp: z.string().openapi({
+    description: "UTC, without an offset",
+    example: "2025-08-26T21:19:33.123456",
+  }),
   event_id: z.uuid(),
   run_id: z.uuid(),
   trigger: z.enum(TRIGGERS),
+  started_at: z.string().optional(),
+  run_url: z.url().optional(),
+  traceparent: z.string().optional(),
 };
 
 export const LoadedEvent = z.looseObject({
@@ -120,9 +126,26 @@ export const FailedEvent = z.looseObject({
     results: z.array(z.union([LoadedEntry, FailedEntry])),
   }),
   source_snapshot_at: z.string().optional(),
+  code: z.string().optional(),
+  remedy: z.string().optional(),
 }).openapi("FailedEvent");
 
-const LoadEvent = z.union([LoadedEvent, FailedEvent]);
+export const LoadEvent = z.union([LoadedEvent, FailedEvent]);
+
+/** What the webhook posts. */
+export const CloudEvent = z.object({
+  specversion: z.literal("1.0"),
+  id: z.uuid(),
+  source: z.string(),
+  type: z.enum(["marketing-data-loaded", "marketing-data-load-failed"]),
+  subject: z.uuid().openapi({ description: "Id of the run" }),
+  time: z.iso.datetime(),
+  datacontenttype: z.literal("application/json"),
+  dataschema: z.url().optional(),
+  sequence: z.string().regex(/^\d{19}$/),
+  traceparent: z.string().optional(),
+  data: LoadEvent,
+}).openapi("CloudEvent");
 
 export const Accepted = z.object({
   run_id: z.uuid(),

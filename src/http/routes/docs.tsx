@@ -1,7 +1,9 @@
 /** The documentation of the API, for programs and people. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { VERSION } from "../../identity.ts";
-import { guarded, json, text } from "../openapi/responses.ts";
+import { EVENT_SCHEMA_PATH } from "../../runs/event.ts";
+import { guarded, json, ownHost, text } from "../openapi/responses.ts";
+import { CloudEvent, LoadEvent } from "../openapi/schemas.ts";
 import { DocsPage } from "../pages/docs_page.tsx";
 import { answerPage } from "../pages/layout.tsx";
 
@@ -15,8 +17,49 @@ const DESCRIPTION = {
   },
 } as const;
 
-/** Adds `/openapi.json` and `/docs`. */
+/** Adds `/openapi.json`, `/docs`, the schema of events, and what the webhook posts. */
 export function addDocumentRoutes(app: OpenAPIHono): void {
+  app.openAPIRegistry.registerWebhook({
+    method: "post",
+    path: "event",
+    summary: "Receives each event at EVENT_WEBHOOK_URL",
+    description:
+      "Signed as Standard Webhooks specify. Each event arrives at least once, in order.",
+    request: {
+      headers: z.object({
+        "webhook-id": z.uuid(),
+        "webhook-timestamp": z.string(),
+        "webhook-signature": z.string(),
+      }),
+      body: {
+        content: { "application/cloudevents+json": { schema: CloudEvent } },
+      },
+    },
+    responses: {
+      "2XX": { description: "The event is delivered" },
+      410: { description: "No further event is sent" },
+      default: { description: "The event is sent again later" },
+    },
+  });
+  const schema = {
+    ...z.toJSONSchema(LoadEvent),
+    title: "Event of a run of marketing-data-service",
+  };
+  app.openapi(
+    createRoute({
+      method: "get",
+      path: EVENT_SCHEMA_PATH,
+      summary: "Returns the JSON Schema of every event",
+      responses: {
+        ...ownHost,
+        200: json(
+          z.looseObject({ $schema: z.string() }),
+          "JSON Schema 2020-12",
+        ),
+      },
+    }),
+    (c) => c.json(schema as unknown as { $schema: string }, 200),
+  );
   let document: ReturnType<typeof app.getOpenAPI31Document> | undefined;
   const openapi = () => document ??= app.getOpenAPI31Document(DESCRIPTION);
   app.openapi(
