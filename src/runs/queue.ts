@@ -124,7 +124,9 @@ export async function claimRun(
          or ${isUnattended("$3")})
        order by state = 'running' desc, seq limit 1)
      returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
-       allow_shrink as "allowShrink", ${eventTime("started_at")} as "startedAt"`,
+       allow_shrink as "allowShrink", ${
+      eventTime("started_at")
+    } as "startedAt"`,
     [workerId, JSON.stringify(awaited), JSON.stringify(tables)],
   );
   return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
