@@ -12,7 +12,11 @@ const DOUBLE_QUOTED = /[ \t]*"((?:\\[^]?|[^"\\])*)"?/y;
 /** The rest of a value, without the blanks around it. */
 const UNQUOTED = /[ \t]*((?:\\[^]?|[^\\\r\n])*?)[ \t]*(?=[\r\n]|$)/y;
 
-/** Returns the variables of a text. Like systemd, it ignores lines that assign nothing. */
+/**
+ * Returns the variables of a text. Like systemd, it ignores lines that assign nothing.
+ *
+ * @throws {Error} for a line of a shell that systemd would ignore.
+ */
 export function parseEnvFile(text: string): Map<string, string> {
   const variables = new Map<string, string>();
   let position = 0;
@@ -26,6 +30,9 @@ export function parseEnvFile(text: string): Map<string, string> {
   while (position < text.length) {
     if (next(OTHER_LINE) !== undefined) continue;
     const name = next(NAME)!;
+    if (/^export\s/.test(name)) {
+      throw new Error(`write ${name.slice(6).trim()}= without export`);
+    }
     let value = "";
     for (;;) {
       const single = next(SINGLE_QUOTED);

@@ -1,4 +1,4 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { parseEnvFile } from "./env_file.ts";
 
 Deno.test("parseEnvFile() keeps #, blanks and quotes inside a value", () => {
@@ -15,7 +15,6 @@ E=mid"quote"d 'x'
 F="multi
 line \\q \\" \\\\ \`\\$end"trailing
 no assignment
-export G=x
 H = spaced
 J=
 K="a"'b' c\\ \x20
@@ -29,7 +28,6 @@ A=last`,
       D: "backslash # and \\ and continued",
       E: `mid"quote"d 'x'`,
       F: 'multi\nline \\q " \\ `$endtrailing',
-      "export G": "x",
       H: "spaced",
       J: "",
       K: "abc ",
@@ -42,4 +40,12 @@ Deno.test("parseEnvFile() ends an open quote at the end of the text", () => {
   for (const text of ["A='x\ny", 'A="x\ny', 'A="x\ny\\', "A='x\ny'\\"]) {
     assertEquals([...parseEnvFile(text)], [["A", "x\ny"]], text);
   }
+});
+
+Deno.test("parseEnvFile() refuses export, which systemd ignores with its variable", () => {
+  assertThrows(
+    () => parseEnvFile("A=x\n export  HOST=y"),
+    Error,
+    "write HOST= without export",
+  );
 });

@@ -78,7 +78,7 @@ Deno.test("the units set only known variables, and a stop leaves time for SHUTDO
     read("systemd/marketing-data-service.service"),
   )!;
   assert(Number(stop) > Number(VARIABLES.SHUTDOWN_GRACE.default));
-  const names = read("systemd/env.example").split("\n")
+  const names = read("env.example").split("\n")
     .filter((line) => /^\w/.test(line)).map((line) => line.split("=")[0]!);
   for (const name of names) assert(name in VARIABLES, name);
 });
