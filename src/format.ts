@@ -21,8 +21,7 @@ const UNPRINTABLES = new RegExp(UNPRINTABLE.source, "gv");
  * every unprintable character becomes its number, such as `\\u{9b}`.
  */
 export function printable(text: string): string {
-  return text.replace(/\s+/g, " ").trim()
-    .replace(UNPRINTABLES, (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`);
+  return escapeCharacters(text.replace(/\s+/g, " ").trim(), UNPRINTABLES);
 }
 
 /** Returns the text with its unprintable characters as numbers. Line breaks and tabs stay. */
@@ -31,6 +30,87 @@ export function printableLines(text: string): string {
     UNPRINTABLES,
     (c) => /[\n\r\t]/.test(c) ? c : `\\u{${c.codePointAt(0)!.toString(16)}}`,
   );
+}
+
+/** Matches characters that {@linkcode formatValue} prints as numbers: spaces of other scripts are confused with spaces. */
+const CONFUSABLES = /[[\p{C}\p{Z}]--[ \u200c\u200d\p{Cn}]]/gv;
+
+/** Returns a value of a table in quotes, on one line and safe to print, with every space visible. */
+export function formatValue(text: string | null): string {
+  return text === null
+    ? "NULL"
+    : escapeCharacters(JSON.stringify(text), CONFUSABLES);
+}
+
+/** Returns the text with the matched characters as numbers, such as `\\u{9b}`. */
+function escapeCharacters(text: string, characters: RegExp): string {
+  return text.replace(
+    characters,
+    (c) => `\\u{${c.codePointAt(0)!.toString(16)}}`,
+  );
+}
+
+/** Two values of a column. Long ones are shortened around the first difference. */
+interface ValueDifference {
+  readonly source: string | null;
+  readonly target: string | null;
+  readonly format: "text" | "hex";
+  /** Number of bytes of the whole value before the first difference. */
+  readonly position: number;
+  readonly source_bytes: number | null;
+  readonly target_bytes: number | null;
+}
+
+/** A printable value: its beginning, the part that differs from the other value, and its end. */
+export type MarkedValue = readonly [string, string, string];
+
+/**
+ * Returns both values as {@linkcode formatValue} does, with the difference marked. An
+ * ellipsis in place of a quote stands for the rest of a shortened value. Where both look
+ * the same, letters beyond ASCII become numbers.
+ */
+export function formatDifference(
+  difference: ValueDifference,
+  mask = (text: string) => text,
+): readonly [source: MarkedValue, target: MarkedValue] {
+  const { source, target, format, position } = difference;
+  const [a, b] = [[...source ?? ""], [...target ?? ""]];
+  const equal = a.slice(0, equalLetters(a, b)).join("");
+  const bytesOf = (text: string) =>
+    new TextEncoder().encode(text).length / (format === "hex" ? 2 : 1);
+  const omitted = position - Math.floor(bytesOf(equal));
+  const show = (text: string | null, bytes: number | null) => {
+    if (text === null) return "NULL";
+    const quoted = formatValue(mask(text));
+    return (omitted > 0 ? "…" : '"') + quoted.slice(1, -1) +
+      (omitted + bytesOf(text) < bytes! ? "…" : '"');
+  };
+  let texts = [
+    show(source, difference.source_bytes),
+    show(target, difference.target_bytes),
+  ];
+  if (texts[0]!.normalize("NFKC") === texts[1]!.normalize("NFKC")) {
+    texts = texts.map((text) => escapeCharacters(text, /[^\0-~…]/gv));
+  }
+  const [ours, theirs] = texts.map((text) => [...text]);
+  const start = equalLetters(ours!, theirs!);
+  const end = equalLetters(
+    ours!.slice(start).reverse(),
+    theirs!.slice(start).reverse(),
+  );
+  const divide = (letters: readonly string[]): MarkedValue => [
+    letters.slice(0, start).join(""),
+    letters.slice(start, letters.length - end).join(""),
+    letters.slice(letters.length - end).join(""),
+  ];
+  return [divide(ours!), divide(theirs!)];
+}
+
+/** Returns the number of letters that both have at their beginning. */
+function equalLetters(a: readonly string[], b: readonly string[]): number {
+  let count = 0;
+  while (count < a.length && a[count] === b[count]) count++;
+  return count;
 }
 
 /** Returns serialized JSON with its unprintable characters escaped. The data stays the same. */

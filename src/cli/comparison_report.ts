@@ -3,6 +3,7 @@ import { equal as holdSame } from "../diff/fingerprint.ts";
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import type { Output } from "./output.ts";
 import { formatCount, MAX_NAMES } from "../format.ts";
+import { rowBlocks } from "./row_report.ts";
 import type { Part, TextTable } from "./terminal_table.ts";
 
 /**
@@ -19,6 +20,11 @@ export function printComparisons(
   const describe = as === "plan" ? describePlan : describeVerdict;
   output.show(
     { equal: isEqual, tables },
+    ...outcomes.flatMap((outcome) =>
+      "comparison" in outcome && outcome.comparison.rows
+        ? rowBlocks(outcome.table, outcome.comparison.rows)
+        : []
+    ),
     ...partsOf(
       outcomes.map((outcome): Result => [
         outcome.table,
@@ -28,6 +34,9 @@ export function printComparisons(
       ]),
       output.isTerminal,
     ),
+    ...(as === "verdict" && outcomes.some(hasUnnamedRows)
+      ? ["Use `verify --rows 20` to see rows that differ."]
+      : []),
   );
   return exitOf(outcomes, as === "plan" || isEqual);
 }
@@ -77,13 +86,20 @@ type Comparison = Extract<ComparisonOutcome, { comparison: unknown }>[
 const isEqual = ({ source, target }: Comparison) =>
   target !== null && holdSame(source, target);
 
+/** Returns whether rows can differ that --rows would name. */
+function hasUnnamedRows(outcome: ComparisonOutcome): boolean {
+  if ("error" in outcome) return false;
+  const { comparison } = outcome;
+  return !isEqual(comparison) && !!comparison.target && !comparison.rows;
+}
+
 function asJson(outcome: ComparisonOutcome) {
   const { table } = outcome;
   if ("error" in outcome) {
     const { line, code } = outcome.error;
     return { table, equal: false, error: line, code };
   }
-  const { source, target, plan, rowsToCopy } = outcome.comparison;
+  const { source, target, plan, rowsToCopy, rows } = outcome.comparison;
   return {
     table,
     equal: isEqual(outcome.comparison),
@@ -93,6 +109,7 @@ function asJson(outcome: ComparisonOutcome) {
     target_checksum: target?.checksum ?? null,
     mode: plan.mode,
     rows_to_copy: rowsToCopy,
+    ...(rows ? { differing_rows: rows } : {}),
   };
 }
 

@@ -3,7 +3,7 @@ import type { Mask } from "../config/secrets.ts";
 import { printable, printableLines } from "../format.ts";
 
 /** The device that shows a text. */
-interface Terminal {
+export interface Terminal {
   /** Number of characters in a line. Infinite for files and pipes. */
   readonly width: number;
   readonly hasColors: boolean;
@@ -39,8 +39,13 @@ export interface TextTable {
   readonly isContinued?: boolean;
 }
 
-/** A part of a text: a table or a line. */
-export type Part = TextTable | Cell | string;
+/** A part of a text that depends on the terminal. Its texts are masked and printable. */
+export interface Block {
+  readonly lines: (terminal: Terminal, mask: Mask) => readonly string[];
+}
+
+/** A part of a text: a table, a block or a line. */
+export type Part = TextTable | Block | Cell | string;
 
 /** Returns the lines of a text, masked and printable. */
 export function textLines(
@@ -58,6 +63,7 @@ export function textLines(
     if (typeof part === "string") {
       return printableLines(mask(part).replace(/[\n\r\t]+/g, " "));
     }
+    if ("lines" in part) return part.lines(terminal, mask);
     if ("text" in part) return cellText(safe(part), terminal.hasColors);
     const rows = part.rows.map((row) => row.map(safe));
     return tableLines({ ...part, rows }, terminal);

@@ -52,6 +52,23 @@ export function castToTarget({ name, type }: Column): string {
 }
 
 /**
+ * Returns the text of the value that the target has, as SQL. A cast to text would trim
+ * a CHAR, and could call a function of the type's owner.
+ */
+export function textOf(column: Column): string {
+  const value = castToTarget(column);
+  return `(case pg_catalog.num_nulls(${value}) when 0 then pg_catalog.format('%s', ${value}) end)`;
+}
+
+/** Returns the bytes of a value that is not NULL as hexadecimal digits, as SQL. */
+export function hexOf(column: Column): string {
+  // The first twelve bytes of the record describe the value.
+  return `pg_catalog.encode(pg_catalog.substr(pg_catalog.record_send(row(${
+    castToTarget(column)
+  })), 13), 'hex')`;
+}
+
+/**
  * Returns the hash of a row as an SQL expression. Equal hashes mean equal bytes.
  * Each column is hashed with its own seed. The hashes of all columns but the first
  * become the seed of the first. So the hash is not linear in its columns. The sum
@@ -127,7 +144,7 @@ function withLength(column: Column): string {
  * Returns the bytes that COPY moves. They are the same on every server. A SQL_ASCII
  * database also has invalid ones.
  */
-function bytesOf(text: string): string {
+export function bytesOf(text: string): string {
   return `pg_catalog.convert_to(${text},
     case pg_catalog.getdatabaseencoding() when 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end)`;
 }

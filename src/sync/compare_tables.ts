@@ -15,6 +15,7 @@ import {
   type Sides,
   wholeFingerprint,
 } from "../diff/find_difference.ts";
+import type { DifferingRows } from "../diff/differing_rows.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
@@ -45,6 +46,8 @@ interface Comparison {
   readonly plan: Plan;
   /** Rows that a load would copy. */
   readonly rowsToCopy: number;
+  /** The rows that differ, where they were asked for and the target exists. */
+  readonly rows?: DifferingRows;
 }
 
 /** The outcome of comparing one table. */
@@ -101,9 +104,25 @@ interface LoadToPlan extends ShrinkLimit {
   readonly recreate: boolean;
 }
 
-/** Returns a comparison as the load would make it. A full load, and one that recreates tables, copies every row. */
-export function comparedForLoad(load: LoadToPlan): CompareTable<Comparison> {
-  return (...parts) => compareTable(...parts, load);
+/** The maximum number of rows that a comparison names for one table. */
+export const MAX_NAMED_ROWS = 1000;
+
+/** The maximum number of values that a comparison reads from each side to name rows. */
+const MAX_NAMED_VALUES = 100_000;
+
+/** Options of a comparison. */
+interface CompareOptions {
+  /** The load that a dry run plans. A full load, and one that recreates tables, copies every row. */
+  readonly load?: LoadToPlan;
+  /** Maximum number of rows to name for each table, at most {@linkcode MAX_NAMED_ROWS}. */
+  readonly rows?: number | undefined;
+}
+
+/** Returns a comparison with these options. */
+export function comparedWith(
+  options: CompareOptions,
+): CompareTable<Comparison> {
+  return (...parts) => compareTable(...parts, options);
 }
 
 /**
@@ -114,7 +133,7 @@ export async function compareTable(
   snapshot: Snapshot,
   declaration: TableDeclaration,
   warehouse: Session,
-  load?: LoadToPlan,
+  { load, rows }: CompareOptions = {},
 ): Promise<Comparison> {
   const { table: resolved } = resolvedIn(snapshot, declaration);
   const isReplaced = load?.recreate ?? false;
@@ -139,7 +158,10 @@ export async function compareTable(
     }
     checkTarget(table, found);
     if (load && !isReplaced) checkWritable(table, found);
-    const compared = await compareSides(sides, load);
+    const maxValues = MAX_NAMED_VALUES / snapshot.tables.size;
+    const maxRows = rows &&
+      Math.min(rows, Math.ceil(maxValues / table.columns.length));
+    const compared = await compareSides(sides, load, maxRows);
     if (load) await checkShrink(load, sides, compared);
     if (load && !isReplaced && compared.plan.mode !== "unchanged") {
       checkDeletable(table, found);
@@ -154,21 +176,30 @@ export async function compareTable(
 async function compareSides(
   sides: Sides,
   load: LoadToPlan | undefined,
+  maxRows: number | undefined,
 ): Promise<Comparison> {
-  if (load?.mode === "full" || load?.recreate) {
+  const copiesAll = load?.mode === "full" || load?.recreate;
+  if (copiesAll && !maxRows) {
     const [source, target] = await Promise.all([
       wholeFingerprint(sides.source, sides),
       wholeFingerprint(sides.target, sides),
     ]);
     return copyingAll(source, target);
   }
-  const { plan, source, target } = await compareContent(sides);
+  const compared = await compareContent(sides);
+  const { plan, source, target } = compared;
   const rowsToCopy = plan.mode === "delta"
     ? plan.selection.rows
     : plan.mode === "full"
     ? source.count
     : 0;
-  return { source, target, plan, rowsToCopy };
+  const planned = copiesAll
+    ? copyingAll(source, target)
+    : { source, target, plan, rowsToCopy };
+  if (!maxRows) return planned;
+  const { findDifferingRows } = await import("../diff/differing_rows.ts");
+  const rows = await findDifferingRows(sides, compared, maxRows);
+  return { ...planned, rows };
 }
 
 /**

@@ -36,6 +36,10 @@ for (
     [["load", "--table"], "--table needs a value"],
     [["load", "--mode", "quick"], "--mode must be one of auto, full"],
     [["load", "--mode", "auto", "--mode", "full"], "given more than once"],
+    [["load", "--rows", "5"], "--rows needs --dry-run"],
+    [["verify", "--rows", "0"], "--rows must be from 1 to 1000, not 0"],
+    [["verify", "--rows", "abc"], "--rows must be a whole number"],
+    [["verify", "--rows", "5", "--against-mara"], "--against-mara"],
     [["load", "now"], `unexpected argument "now"`],
     [["schema", "drop"], "schema takes one of print, ensure, recreate"],
   ] as const

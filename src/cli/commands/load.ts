@@ -1,5 +1,9 @@
 /** `load`: makes the targets equal to the source. */
-import { comparedForLoad, compareTables } from "../../sync/compare_tables.ts";
+import {
+  comparedWith,
+  compareTables,
+  MAX_NAMED_ROWS,
+} from "../../sync/compare_tables.ts";
 import { asServiceError, ERRORS, ServiceError } from "../../errors.ts";
 import type { LoadEvent, TableEntry } from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
@@ -18,9 +22,10 @@ import {
   MAX_NAMES,
 } from "../../format.ts";
 import { describeTally, tallyOf } from "../../runs/describe.ts";
-import { notAllowed } from "../arguments.ts";
+import { notAllowed, usage } from "../arguments.ts";
 import type { Command, CommandContext, ParsedArguments } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
+import { countOf } from "./runs.ts";
 import { startProgress } from "../progress_bars.ts";
 import type { Cell, TextTable } from "../terminal_table.ts";
 
@@ -54,11 +59,20 @@ export const loadCommand: Command = {
     "dry-run": {
       description: "Print what a load would do, and change nothing",
     },
+    rows: {
+      value: "NUMBER",
+      description:
+        `With --dry-run: name rows that differ, at most this number for each table (1 to ${MAX_NAMED_ROWS})`,
+    },
   },
   async run(context) {
-    const config = context.config();
     const { flags, values } = context.arguments;
+    const rows = rowsOf(values);
+    const config = context.config();
     const tables = tablesOf(config.tables, values);
+    if (rows && !flags.has("dry-run")) {
+      throw usage("--rows needs --dry-run", "load");
+    }
     const options: RunOptions = {
       tables: namesOf(tables),
       mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
@@ -71,7 +85,10 @@ export const loadCommand: Command = {
         config,
         tables,
         context.signal,
-        comparedForLoad({ ...options, maxShrink: config.maxShrink }),
+        comparedWith({
+          load: { ...options, maxShrink: config.maxShrink },
+          rows,
+        }),
       );
       return printComparisons(context.output, outcomes, "plan");
     }
@@ -106,6 +123,21 @@ export function tablesOf(
   return table.length + group.length === 0
     ? tables
     : selectTables(tables, table, group);
+}
+
+/**
+ * Returns the value of --rows, if it is given.
+ *
+ * @throws {ServiceError} `usage`.
+ */
+export function rowsOf(
+  { rows: given = [] }: ParsedArguments["values"],
+): number | undefined {
+  const [text] = given;
+  if (text === undefined) return undefined;
+  const rows = countOf("rows", text);
+  if (rows >= 1 && rows <= MAX_NAMED_ROWS) return rows;
+  throw usage(`--rows must be from 1 to ${MAX_NAMED_ROWS}, not ${text}`);
 }
 
 function checkNames(

@@ -1,11 +1,15 @@
 /** `verify`: compares source and target. */
-import { compareTables } from "../../sync/compare_tables.ts";
+import {
+  comparedWith,
+  compareTables,
+  MAX_NAMED_ROWS,
+} from "../../sync/compare_tables.ts";
 import { VARIABLES } from "../../config/variables.ts";
 import { compareWithMara } from "../../mara/comparison.ts";
 import { usage } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
-import { loadCommand, tablesOf } from "./load.ts";
+import { loadCommand, rowsOf, tablesOf } from "./load.ts";
 import { printMaraComparisons } from "../mara_report.ts";
 
 /** The default time zone of Mara. */
@@ -24,6 +28,11 @@ export const verifyCommand: Command = {
       ...loadCommand.flags.group!,
       description: "Compare only the tables of this group",
     },
+    rows: {
+      value: "NUMBER",
+      description:
+        `Name rows that differ, at most this number for each table (1 to ${MAX_NAMED_ROWS})`,
+    },
     "against-mara": {
       description:
         "Explain differences by the habits of the Mara pipeline that loaded the tables. Exits with 1 when others remain",
@@ -34,14 +43,23 @@ export const verifyCommand: Command = {
     },
   },
   async run({ arguments: { values, flags }, output, signal, ...context }) {
+    const rows = rowsOf(values);
     const config = context.config();
     const tables = tablesOf(config.tables, values);
     if (!flags.has("against-mara")) {
       if (values["mara-timezone"]?.length) {
         throw usage("--mara-timezone needs --against-mara", "verify");
       }
-      const outcomes = await compareTables(config, tables, signal);
+      const outcomes = await compareTables(
+        config,
+        tables,
+        signal,
+        comparedWith({ rows }),
+      );
       return printComparisons(output, outcomes, "verdict");
+    }
+    if (rows) {
+      throw usage("--rows cannot be used with --against-mara", "verify");
     }
     const zone = timezoneOf(values["mara-timezone"]?.[0] ?? MARA_TIMEZONE);
     const zones = { mara: zone, service: config.loadTimezone };
