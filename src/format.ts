@@ -62,7 +62,7 @@ interface ValueDifference {
 }
 
 /** A printable value: its beginning, the part that differs from the other value, and its end. */
-export type MarkedValue = readonly [string, string, string];
+type MarkedValue = readonly [string, string, string];
 
 /**
  * Returns both values as {@linkcode formatValue} does, with the difference marked. An
