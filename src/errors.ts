@@ -223,6 +223,12 @@ export const ERRORS = {
     false,
     "Correct the rows in the source, or drop the constraint or trigger of the target that refuses them.",
   ),
+  key_not_unique: kind(
+    1,
+    500,
+    false,
+    "Correct the rows in the source, or name other columns as key in TABLES_FILE.",
+  ),
   verification_failed: kind(
     1,
     500,

@@ -10,6 +10,7 @@ export type Phase =
   | "compare"
   | "delete"
   | "copy"
+  | "update"
   | "verify"
   | "wait"
   | "commit";

@@ -37,12 +37,15 @@ import { checkShrink } from "./shrink_guard.ts";
 import { sourceRelation } from "./source_tables.ts";
 import {
   checkDeletable,
+  checkReferences,
   confirmTarget,
+  deletionError,
   lockTarget,
   lockTargetSql,
   putInPlace,
   type Target,
 } from "./target.ts";
+import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";
 
 /** The surroundings of a table's load. */
 interface SyncContext {
@@ -158,6 +161,7 @@ export async function syncTable(
     const sides = sidesOf(table, snapshot, source, warehouse, target);
 
     clock.enter("compare");
+    await checkKey(sides);
     const compared = await compare(context, sides, target);
     await guard(context, sides, target, compared);
     const applied = await apply(context, sides, target, compared, clock);
@@ -329,6 +333,8 @@ interface Applied {
   readonly rowsInserted: number;
   readonly rowsDeleted: number;
   readonly bytesCopied: number;
+  /** Number of rows of the target before, where all were written or compared. */
+  readonly rowsBefore?: number;
   readonly source: Fingerprint;
   /** The fingerprint of the deleted rows, where the delete returned it. */
   readonly deleted?: Fingerprint | undefined;
@@ -338,7 +344,7 @@ async function apply(
   { config }: SyncContext,
   sides: Sides,
   target: Target,
-  { plan, source: known }: Decided,
+  { plan, source: known, target: held }: Decided,
   clock: PhaseClock,
 ): Promise<Applied> {
   if (plan.mode === "unchanged") {
@@ -346,41 +352,85 @@ async function apply(
     return { ...nothing, source: known! };
   }
   const { table, source } = sides;
+  const { session } = sides.target;
   const selected = plan.mode === "delta" ? plan.selection : undefined;
+  const isEmpty = target.isNew || held?.count === 0;
+  const isInPlace = table.key !== undefined && !isEmpty;
 
   if (!target.isNew) checkDeletable(table, target);
-  clock.enter("delete");
+  if (!isEmpty) await checkSelected(session, target, selected);
+  // A row that is deleted and inserted again then keeps a deferrable foreign key.
+  if (target.callsFunctions) {
+    await session.query("set constraints all deferred");
+  }
   // The source hashes its rows while the warehouse deletes.
   const needsFingerprint = !known && config.verify === "content";
-  const [deleted, measured] = await Promise.all([
-    writeTo(
-      sides.target.session,
+  const measure = async () =>
+    needsFingerprint ? await wholeFingerprint(source, sides) : known;
+  const copy = async (relation: string, measured: Fingerprint | undefined) => {
+    clock.enter("copy", selected?.rows ?? measured?.count ?? null);
+    const copied = await writeTo(session, target, () =>
+      copyRows(
+        source.session,
+        `select ${table.columns.map(castToTarget)} from ${source.relation}${
+          selected ? ` where ${selected.source}` : ""
+        }`,
+        session,
+        `${relation} (${table.columns.map((c) => identifier(c.name))})`,
+        table.columns.some(({ isText }) => isText) ? "text" : "binary",
+        clock.moved,
+      ));
+    return {
+      bytesCopied: copied.bytes,
+      rowsInserted: copied.rows,
+      source: measured ?? countAs(copied.sourceRows),
+    };
+  };
+  if (isInPlace) {
+    const staged = await createStaging(session, target);
+    const copied = await copy(staged, await measure());
+    clock.enter("update", copied.rowsInserted);
+    const updated = await writeTo(
+      session,
       target,
-      () => deleteRows(sides, target, selected),
-    ),
-    needsFingerprint ? wholeFingerprint(source, sides) : known,
+      () => updateInPlace(sides, target, staged, selected?.target),
+    );
+    return { ...copied, ...updated };
+  }
+  clock.enter("delete");
+  const [deleted, measured] = await Promise.all([
+    writeTo(session, target, () => deleteRows(sides, target, selected))
+      .catch((error) => {
+        throw deletionError(error, target);
+      }),
+    measure(),
   ]);
-
-  clock.enter("copy", selected?.rows ?? measured?.count ?? null);
-  const columns = table.columns.map((c) => identifier(c.name));
-  const copied = await writeTo(sides.target.session, target, () =>
-    copyRows(
-      source.session,
-      `select ${table.columns.map(castToTarget)} from ${source.relation}${
-        selected ? ` where ${selected.source}` : ""
-      }`,
-      sides.target.session,
-      `${target.relation} (${columns})`,
-      table.columns.some(({ isText }) => isText) ? "text" : "binary",
-      clock.moved,
-    ));
+  const copied = await copy(target.relation, measured);
   return {
-    rowsInserted: copied.rows,
+    ...copied,
     rowsDeleted: deleted.rows,
-    bytesCopied: copied.bytes,
-    source: measured ?? countAs(copied.sourceRows),
+    rowsBefore: deleted.rows,
     deleted: deleted.fingerprint,
   };
+}
+
+/**
+ * Checks that the selected rows, or all rows, can be replaced without changes of rows
+ * that refer to them.
+ */
+async function checkSelected(
+  warehouse: Session,
+  target: Target,
+  selected: Selection | undefined,
+): Promise<void> {
+  const { table, relation, references } = target;
+  if (references.length === 0) return;
+  const [row] = await warehouse.scan(
+    `select exists (select from ${relation}${
+      selected ? ` where ${selected.target}` : ""
+    }) as found`,
+  );
+  if (row!.found) checkReferences(table, target);
 }
 
 /** Writes to the target, with the search path that functions called by it may need. */
@@ -425,7 +475,7 @@ async function verify(
   sides: Sides,
   target: Target,
   { plan, target: before }: Decided,
-  { source, deleted, rowsInserted, rowsDeleted }: Applied,
+  { source, deleted, rowsInserted, rowsDeleted, rowsBefore }: Applied,
 ): Promise<Pick<TableResult, "sourceCount" | "targetCount" | "checksum">> {
   if (plan.mode === "unchanged") {
     // The comparison is the verification.
@@ -438,7 +488,7 @@ async function verify(
   const byContent = context.config.verify === "content";
   const held = !byContent && target.hasNoSideEffects
     // Nothing else changes the rows, so the counts of the server are exact.
-    ? countAs((before?.count ?? rowsDeleted) - rowsDeleted + rowsInserted)
+    ? countAs((before?.count ?? rowsBefore!) - rowsDeleted + rowsInserted)
     : (byContent && before && deleted &&
       await heldAfterDelta(sides, before, deleted)) ||
       await measure(context, sides.target, sides);

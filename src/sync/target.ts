@@ -44,11 +44,26 @@ export interface Target {
   readonly hasNoSideEffects: boolean;
   /** Whether writing to it may call functions of others. They may need the role's own search path. */
   readonly callsFunctions: boolean;
-  /** Whether it is published without the replica identity that a DELETE then needs. */
+  /** Whether it is published without the replica identity that its writes need. */
   readonly lacksReplicaIdentity: boolean;
+  /** Columns that are GENERATED ALWAYS AS IDENTITY, which no UPDATE can set. */
+  readonly identityColumns: readonly string[];
+  readonly references: readonly Reference[];
   /** The table with the columns that a load writes. */
   readonly table: Table;
   readonly warnings: readonly string[];
+}
+
+/** A foreign key that refers to the target. */
+interface Reference {
+  readonly name: string;
+  /** Quoted, qualified name of the table that refers to the target. */
+  readonly from: string;
+  /** The columns that it refers to. */
+  readonly columns: readonly string[];
+  /** Whether a deletion changes the referring rows: CASCADE, SET NULL, SET DEFAULT. */
+  readonly actsOnDelete: boolean;
+  readonly actsOnUpdate: boolean;
 }
 
 /** A column of the warehouse table. */
@@ -59,6 +74,8 @@ interface FoundColumn {
   /** Stored type: the base type of a domain. */
   readonly type: string;
   readonly isGenerated: boolean;
+  /** Whether it is GENERATED ALWAYS AS IDENTITY. */
+  readonly isIdentity: boolean;
   readonly isNotNull: boolean;
 }
 
@@ -79,8 +96,9 @@ export interface FoundTarget {
   readonly children: readonly string[];
   /** Quoted, qualified names of its foreign partitions. */
   readonly foreignParts: readonly string[];
-  /** Rules that replace a DELETE. */
-  readonly insteadRules: readonly string[];
+  /** Rules that keep a load from writing. */
+  readonly obstructingRules: readonly string[];
+  readonly references: readonly Reference[];
   readonly lacksReplicaIdentity: boolean;
   /** The role of the session. */
   readonly role: string;
@@ -141,7 +159,8 @@ export async function findTarget(
   const rows = await warehouse.query(
     `select c.oid, coalesce(c.relkind::text, case when standalone.oid is not null then 'T' end) as kind,
        a.attname as name, pg_catalog.format_type(a.atttypid, a.atttypmod) as declared,
-       pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attnotnull as notnull,
+       pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attidentity = 'a' as identity,
+       a.attnotnull as notnull,
        ${HASH_PROBE} as probe, ${HAS_STABLE_CTID} as rowids,
        ${CALLS_FUNCTIONS} as calls_functions,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
@@ -154,8 +173,12 @@ export async function findTarget(
         where c.relkind = 'p' and part.relkind = 'f') as foreign_parts,
        (select pg_catalog.json_agg(pg_catalog.quote_ident(w.rulename) order by w.rulename)
         from pg_catalog.pg_rewrite w
-        where w.ev_class = c.oid and w.ev_type = '4' and w.is_instead and w.ev_enabled <> 'D') as instead_rules,
-       ${LACKS_REPLICA_IDENTITY} as lacks_identity,
+        where w.ev_class = c.oid and w.ev_enabled <> 'D'
+          and ${
+      table.key ? "w.ev_type <> '1'" : "w.ev_type = '4' and w.is_instead"
+    }) as rules,
+       ${REFERENCES} as references,
+       ${lacksReplicaIdentity(table)} as lacks_identity,
        exists (select from pg_catalog.pg_locks l where l.pid = pg_catalog.pg_backend_pid()
          and l.locktype = 'relation' and l.relation = c.oid and l.mode = 'ShareRowExclusiveLock'
          and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
@@ -167,6 +190,7 @@ export async function findTarget(
        pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select,
        pg_catalog.has_table_privilege(c.oid, 'DELETE') as may_delete,
        pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT') as may_insert,
+       pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE') as may_update,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security
      from (select 1) one
        left join pg_catalog.pg_namespace n on n.nspname = ${literal(schema)}
@@ -187,18 +211,21 @@ export async function findTarget(
     // Not false but null is the answer about a table that was dropped meanwhile.
     SELECT: first?.may_select === false,
     INSERT: columns.some(({ may_insert }) => may_insert === false),
+    UPDATE: table.key !== undefined &&
+      columns.some(({ may_update }) => may_update === false),
     DELETE: first?.may_delete === false,
   };
   return {
     exists: Boolean(first?.kind),
     oid: first?.oid ?? null,
     kind: first?.kind ?? "",
-    columns: columns.map(({ name, declared, type, generated, notnull }) => ({
+    columns: columns.map(({ name, declared, type, ...column }) => ({
       name,
       declared,
       type,
-      isGenerated: generated,
-      isNotNull: notnull,
+      isGenerated: column.generated,
+      isIdentity: column.identity,
+      isNotNull: column.notnull,
     })),
     isLocked: first?.is_locked ?? false,
     hashProbe: first?.probe,
@@ -206,7 +233,8 @@ export async function findTarget(
     callsFunctions: first?.calls_functions ?? false,
     children: first?.children ?? [],
     foreignParts: first?.foreign_parts ?? [],
-    insteadRules: first?.instead_rules ?? [],
+    obstructingRules: first?.rules ?? [],
+    references: first?.references ?? [],
     lacksReplicaIdentity: first?.lacks_identity ?? false,
     role: first?.role,
     mayUseSchema: first?.may_use ?? true,
@@ -217,14 +245,30 @@ export async function findTarget(
   };
 }
 
-/** SQL over `pg_class c`: whether a DELETE fails because the table is published without a replica identity. */
-const LACKS_REPLICA_IDENTITY =
+/** SQL over `pg_class c` of each {@linkcode Reference}. A constraint without triggers is not enforced. */
+const REFERENCES = `(select pg_catalog.json_agg(pg_catalog.json_build_object(
+       'name', pg_catalog.quote_ident(f.conname), 
+       'actsOnDelete', f.confdeltype in ('c', 'n', 'd'), 'actsOnUpdate', f.confupdtype in ('c', 'n', 'd'),
+       'from', (select pg_catalog.format('%I.%I', rn.nspname, r.relname) from pg_catalog.pg_class r
+         join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace where r.oid = f.conrelid),
+       'columns', (select pg_catalog.json_agg(k.attname order by k.attnum) from pg_catalog.pg_attribute k
+         where k.attrelid = f.confrelid and k.attnum = any (f.confkey))) order by f.conname)
+   from pg_catalog.pg_constraint f
+   where f.contype = 'f' and (f.confrelid = c.oid or f.conparentid = 0 and f.confrelid in (
+       select relid from pg_catalog.pg_partition_tree(c.oid)))
+     and exists (select from pg_catalog.pg_trigger g
+       where g.tgconstraint = f.oid and g.tgrelid = f.confrelid and g.tgenabled <> 'D'))`;
+
+/** Returns SQL over `pg_class c`: whether a write fails because the table is published without a replica identity. */
+const lacksReplicaIdentity = ({ key }: TableDeclaration) =>
   `(c.relkind = 'r' and (c.relreplident = 'n' or c.relreplident in ('d', 'i') and not exists (
       select from pg_catalog.pg_index x where x.indrelid = c.oid and x.indisvalid
         and case c.relreplident when 'd' then x.indisprimary else x.indisreplident end))
     and exists (select from pg_catalog.pg_publication p
         join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
-      where p.pubdelete and t.schemaname = n.nspname and t.tablename = c.relname))`;
+      where (p.pubdelete${
+    key ? " or p.pubupdate" : ""
+  }) and t.schemaname = n.nspname and t.tablename = c.relname))`;
 
 /** Returns SQL that blocks writers and DDL, but no reader. */
 export function lockTargetSql({ target }: TableDeclaration): string {
@@ -262,8 +306,14 @@ export async function lockTarget(
   if (fitted.hasAdded) found = await findTarget(table, warehouse);
   checkTarget(fitted.table, found);
   checkWritable(table, found);
-  const { hashProbe, hasStableCtid, callsFunctions, lacksReplicaIdentity } =
-    found;
+  const {
+    columns,
+    references,
+    hashProbe,
+    hasStableCtid,
+    callsFunctions,
+    lacksReplicaIdentity,
+  } = found;
   const hasNoSideEffects = hasStableCtid && !callsFunctions;
   return {
     relation,
@@ -274,6 +324,9 @@ export async function lockTarget(
     hasNoSideEffects,
     callsFunctions,
     lacksReplicaIdentity,
+    identityColumns: columns.filter(({ isIdentity }) => isIdentity)
+      .map(({ name }) => name),
+    references,
     table: fitted.table,
     warnings: fitted.warnings,
   };
@@ -326,6 +379,8 @@ async function createTarget(
     hasNoSideEffects: !callsFunctions,
     callsFunctions,
     lacksReplicaIdentity: false,
+    identityColumns: [],
+    references: [],
     table,
     warnings: [],
   };
@@ -554,11 +609,13 @@ export function checkWritable(
       },
     );
   }
-  if (found.insteadRules.length > 0) {
-    const rules = found.insteadRules.join(", ");
+  if (found.obstructingRules.length > 0) {
+    const rules = found.obstructingRules.join(", ");
     throw new ServiceError(
       "target_incompatible",
-      `a rule of ${schema}.${name} in the warehouse runs in place of DELETE: ${rules}`,
+      table.key
+        ? `an update by key does not support rules, and ${schema}.${name} in the warehouse has: ${rules}`
+        : `a rule of ${schema}.${name} in the warehouse runs in place of DELETE: ${rules}`,
       {
         table: table.name,
         remedy: `Drop the rule, or use a trigger: DROP RULE … ON ${
@@ -575,9 +632,9 @@ export function checkWritable(
       } on ${schema}.${name} in the warehouse`,
       {
         table: table.name,
-        remedy: `Run GRANT SELECT, INSERT, DELETE ON ${
-          qualified(table.target)
-        } TO ${identifier(found.role)};`,
+        remedy: `Run GRANT SELECT, INSERT, ${
+          table.key ? "UPDATE, " : ""
+        }DELETE ON ${qualified(table.target)} TO ${identifier(found.role)};`,
       },
     );
   }
@@ -604,6 +661,69 @@ export function checkDeletable(
       } REPLICA IDENTITY FULL;, or give it a primary key.`,
     },
   );
+}
+
+/**
+ * Checks that no foreign key changes other rows because a row is deleted and inserted
+ * again, or because an update moves a value to another row. Neither happens where the
+ * key has exactly the columns that it refers to.
+ *
+ * @param isReplaced whether a row with the same key is deleted and inserted.
+ * @throws {ServiceError} `target_incompatible`.
+ */
+export function checkReferences(
+  table: TableDeclaration,
+  { references }: Pick<Target, "references">,
+  isReplaced = false,
+): void {
+  const { target, key } = table;
+  const acting = references.find(({ columns, actsOnDelete, actsOnUpdate }) => {
+    if (!key || isReplaced) return actsOnDelete;
+    const isKey = columns.length === key.length &&
+      columns.every((column) => key.includes(column));
+    return !isKey && (actsOnDelete || actsOnUpdate);
+  });
+  if (!acting) return;
+  throw new ServiceError(
+    "target_incompatible",
+    `foreign key ${acting.name} of ${acting.from} changes rows that refer to a replaced row of ${target.schema}.${target.name}`,
+    {
+      table: table.name,
+      remedy: isReplaced
+        ? "Make the unique constraint whose values the rows exchange DEFERRABLE."
+        : keyRemedy(acting),
+    },
+  );
+}
+
+function keyRemedy({ columns }: Reference): string {
+  return `Declare the table in TABLES_FILE with \`key: [${
+    columns.join(", ")
+  }]\`, so that a load updates rows in place.`;
+}
+
+/**
+ * Returns the error of a deletion of rows. Where a foreign key refers to such a row,
+ * the remedy is a key with its columns.
+ */
+export function deletionError(
+  error: unknown,
+  { references, table }: Target,
+): unknown {
+  // 23503 and 23001: NO ACTION and RESTRICT.
+  if (
+    !(error instanceof ServiceError) ||
+    !["23503", "23001"].includes(error.sqlstate ?? "")
+  ) return error;
+  const { code, reason, server, sqlstate } = error;
+  const reference = references.find(({ name }) => reason.includes(name));
+  return new ServiceError(code, reason, {
+    server,
+    sqlstate,
+    table: table.name,
+    remedy: reference && keyRemedy(reference),
+    cause: error,
+  });
 }
 
 /** Kinds of objects by `pg_class.relkind`. */

@@ -100,6 +100,8 @@ const TYPES: readonly {
 interface Scene {
   readonly table: TableDeclaration;
   readonly types: readonly (typeof TYPES)[number][];
+  /** Constraints of the source column `id`. */
+  readonly id: string;
 }
 
 function randomScene(random: Random, number: number): Scene {
@@ -120,13 +122,25 @@ function randomScene(random: Random, number: number): Scene {
         expression: `case when id % 7 = 0 then null else "${from}" end`,
       };
   });
+  const hasKey = random.chance(0.5);
+  if (hasKey) {
+    const type = random.pick(["integer", "bigint", "numeric", "float8"]);
+    columns.splice(random.below(columns.length + 1), 0, {
+      name: "K",
+      type: parseTypeName(type),
+      from: "id",
+    });
+  }
   return {
     types,
+    // Only the primary key proves that no two rows share a key.
+    id: hasKey ? random.pick(["primary key", "unique"]) : "",
     table: {
       name: `t${number}`,
       source: { schema: "rnd", name: `t${number}` },
       target: { schema: "raw", name: `t${number}` },
       columns,
+      ...(hasKey ? { key: ["K"] } : {}),
       ...(random.chance(0.4) ? { where: "id % 3 <> 1 -1 or id is null" } : {}),
     },
   };
@@ -152,7 +166,7 @@ async function insertRows(
       })`,
   );
   await source.unsafe(
-    `insert into rnd.${table.name} values ${rows}`,
+    `insert into rnd.${table.name} values ${rows} on conflict do nothing`,
   );
 }
 
@@ -175,10 +189,24 @@ async function changeRows(
     await db.source.unsafe(`delete from rnd.${table.name} where ${some()}`);
   }
   if (random.chance(0.4)) await insertRows(db, random, scene, random.below(50));
+  if (table.key && random.chance(0.3)) {
+    await db.source.unsafe(
+      `update rnd.${table.name} set id = -id where ${some()}`,
+    );
+  }
   if (random.chance(0.3)) {
     await db.warehouse.unsafe(
-      `delete from raw.${table.name} where random() < 0.1`,
+      `delete from raw.${table.name} where random() < 0.1;
+       insert into raw.${table.name} select * from raw.${table.name} where random() < 0.1
+         on conflict do nothing`,
     );
+  }
+  if (table.key && random.chance(0.3)) {
+    await db.warehouse.unsafe(
+      `delete from raw.${table.name} t using raw.${table.name} other
+       where t."K" = other."K" and t.ctid > other.ctid;
+       alter table raw.${table.name} add primary key ("K")`,
+    ).catch(() => {});
   }
 }
 
@@ -196,7 +224,7 @@ Deno.test(`load makes random tables equal for random declarations (RANDOM_SEED=$
     const scene = randomScene(random, number);
     const { table, types } = scene;
     await db.source.unsafe(
-      `create table rnd.${table.name} (id int, ${
+      `create table rnd.${table.name} (id int ${scene.id}, ${
         types.map(({ source }, i) => `"c ${i}" ${source}`)
       });
        grant usage on schema rnd to "${db.reader}";

@@ -1,0 +1,410 @@
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import type { AppContext } from "../../src/context.ts";
+import { load } from "../../src/load/load.ts";
+import type { TableEntry } from "../../src/runs/event.ts";
+import { parseTypeName } from "../../src/tables/column_types.ts";
+import type { TableDeclaration } from "../../src/tables/declaration.ts";
+import {
+  ALL,
+  contextOf,
+  createDatabases,
+  type Databases,
+} from "../support/databases.ts";
+
+/** Returns the declaration that loads `ec.<name>` into `raw.<name>`. */
+function declare(
+  name: string,
+  columns: Readonly<Record<string, string>>,
+  key?: readonly string[],
+): TableDeclaration {
+  return {
+    name,
+    source: { schema: "ec", name },
+    target: { schema: "raw", name },
+    columns: Object.entries(columns).map(([name, type]) => ({
+      name,
+      type: parseTypeName(type),
+    })),
+    ...(key ? { key } : {}),
+  };
+}
+
+/** Loads the tables, and returns the entry of each. */
+async function loadTables(
+  context: AppContext,
+  tables: readonly TableDeclaration[],
+  mode: "auto" | "full" = "auto",
+): Promise<readonly TableEntry[]> {
+  const event = await load(
+    { ...context, config: { ...context.config, tables } },
+    "cli",
+    { ...ALL, mode, tables: tables.map(({ name }) => name) },
+  );
+  return event.status === "success"
+    ? event.results.results
+    : event.details.results;
+}
+
+/** Runs a script in the source, and lets the program read its tables. */
+async function inSource(db: Databases, sql: string): Promise<void> {
+  await db.source.unsafe(
+    `create schema if not exists ec; ${sql};
+     grant usage on schema ec to "${db.reader}";
+     grant select on all tables in schema ec to "${db.reader}"`,
+  );
+}
+
+/** Checks that a target has the rows of its source, and returns the counts of the entry. */
+async function checkLoaded(
+  db: Databases,
+  name: string,
+  entry: TableEntry,
+): Promise<readonly unknown[]> {
+  assertEquals(entry.status, "success", JSON.stringify(entry));
+  const rows = (sql: Databases["source"], relation: string) =>
+    sql.unsafe(`select r::text as row from ${relation} r order by 1`);
+  assertEquals(
+    (await rows(db.warehouse, `raw.${name}`)).map(({ row }) => row),
+    (await rows(db.source, `ec.${name}`)).map(({ row }) => row),
+  );
+  return entry.status === "success"
+    ? [entry.mode, entry.rows_inserted, entry.rows_deleted]
+    : [];
+}
+
+Deno.test("load updates the rows of a table with a key in place", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  await using context = contextOf(db);
+  await inSource(
+    db,
+    `create type ec.mood as enum ('sad', 'ok');
+     create table ec.item (id int primary key, code text, amount numeric, moods ec.mood[], number int);
+     insert into ec.item select i, 'c' || i, i, '{ok,null}', i from generate_series(1, 1000) i`,
+  );
+  await db.warehouse.unsafe(
+    `create schema ec; create type ec.mood as enum ('ok', 'sad'); grant usage on schema ec to "${db.loader}";
+     create schema raw; alter schema raw owner to "${db.loader}";
+     create table raw.item (id int, code text unique, amount numeric, moods ec.mood[],
+       number int generated always as identity);
+     alter table raw.item owner to "${db.loader}";
+     create table raw.log (write text); grant all on raw.log to public;
+     create function raw.note() returns trigger language plpgsql as
+       $$ begin insert into raw.log values (tg_op || coalesce(old.id, new.id)); return null; end $$;
+     create trigger note after insert or update or delete on raw.item for each row execute function raw.note()`,
+  );
+  const item = declare("item", {
+    id: "int",
+    code: "text",
+    amount: "numeric",
+    moods: "ec.mood[]",
+    number: "int",
+  }, ["id"]);
+  /** Changes the source, loads, and returns the counts and the writes of the target. */
+  const loadAfter = async (sql: string, mode?: "full") => {
+    await db.source.unsafe(sql);
+    await db.warehouse.unsafe("truncate raw.log");
+    const [entry] = await loadTables(context, [item], mode);
+    const counts = await checkLoaded(db, "item", entry!);
+    const log = await db.warehouse.unsafe(
+      "select write from raw.log order by 1",
+    );
+    return [...counts, log.map(({ write }) => write).join(" ")];
+  };
+  const [first] = await loadTables(context, [item]);
+  assertEquals(await checkLoaded(db, "item", first!), ["full", 1000, 0]);
+  const change = (first: number) =>
+    `update ec.item set amount = -1, moods = '{sad}' where id = ${first};
+     update ec.item set amount = ${first}.00 where id = ${first} + 1;
+     delete from ec.item where id = ${first} + 2;
+     insert into ec.item values (${first} + 1000, 'new${first}', 1, null, 1)`;
+
+  await t.step(
+    "a delta and a full load write the changed rows only",
+    async () => {
+      for (const [id, mode] of [[10, undefined], [20, "full"]] as const) {
+        assertEquals(await loadAfter(change(id), mode), [
+          mode ?? "delta",
+          3,
+          3,
+          `DELETE${id + 2} INSERT${id + 1000} UPDATE${id} UPDATE${id + 1}`,
+        ]);
+      }
+    },
+  );
+  await t.step("keys that exchange their values are updates", async () => {
+    assertEquals(
+      await loadAfter(
+        `update ec.item set id = -id where id in (30, 31);
+         update ec.item set id = case id when -30 then 31 else 30 end where id < 0;
+         update ec.item c set code = 'c' || id, number = id where id in (30, 31)`,
+      ),
+      ["delta", 2, 2, "UPDATE30 UPDATE31"],
+    );
+  });
+  await t.step(
+    "rows that exchange unique values are replaced, others are updated",
+    async () => {
+      assertEquals(
+        await loadAfter(
+          `update ec.item set code = case id when 40 then 'c41' else 'c40' end where id in (40, 41);
+         update ec.item set amount = 0 where id = 42`,
+        ),
+        ["delta", 3, 3, "DELETE40 DELETE41 INSERT40 INSERT41 UPDATE42"],
+      );
+    },
+  );
+  await t.step("a row whose identity column differs is replaced", async () => {
+    assertEquals(
+      await loadAfter("update ec.item set number = -1 where id = 50"),
+      ["delta", 1, 1, "DELETE50 INSERT50"],
+    );
+  });
+  await t.step(
+    "a damaged target is repaired, with and without comparison",
+    async () => {
+      await db.warehouse.unsafe(
+        "alter table raw.item drop constraint item_code_key",
+      );
+      for (const mode of [undefined, "full"] as const) {
+        await db.warehouse.unsafe(
+          `insert into raw.item select id, code, amount, moods from raw.item where id in (60, 61);
+         insert into raw.item values (61, 'other'), (null, 'no key'), (70000, 'not in the source');
+         delete from raw.item where id = 62`,
+        );
+        const [, inserted, deleted, log] = await loadAfter("select", mode);
+        assertMatch(String(log), /^DELETE(?!\d)? ?.*DELETE70000 INSERT62/);
+        assertEquals(Number(deleted) - Number(inserted), 4);
+      }
+    },
+  );
+  await t.step("VERIFY=count counts the rows", async () => {
+    await using counting = contextOf(db, { VERIFY: "count" });
+    for (const [id, mode] of [[80, "auto"], [90, "full"]] as const) {
+      await db.source.unsafe(change(id));
+      const [entry] = await loadTables(counting, [item], mode);
+      await checkLoaded(db, "item", entry!);
+    }
+  });
+});
+
+Deno.test("load refuses a key that does not identify the rows of the snapshot", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await using context = contextOf(db);
+  await inSource(
+    db,
+    `create table ec.twice (id int, text text);
+     insert into ec.twice select i, 'x' from generate_series(1, 20) i;
+     create table ec.empty (id int unique, text text); insert into ec.empty values (1, 'x');
+     create table ec.document (id json); insert into ec.document values ('1');
+     create table ec.parent (id int primary key, text text); create table ec.child () inherits (ec.parent)`,
+  );
+  const columns = { id: "int", text: "text" };
+  const tables = [
+    declare("twice", columns, ["text", "id"]),
+    declare("empty", columns, ["id"]),
+    declare("document", { id: "json" }, ["id"]),
+    declare("parent", columns, ["id"]),
+  ];
+  const first = await loadTables(context, tables);
+  assertEquals(first.map(({ status }) => status), [
+    "success",
+    "success",
+    "failure",
+    "success",
+  ]);
+  await inSource(
+    db,
+    `insert into ec.twice select id, text from ec.twice where id < 8;
+     insert into ec.empty values (null, 'y'); insert into ec.parent values (1, 'a');
+     insert into ec.child values (1, 'b')`,
+  );
+  const told = await loadTables(context, tables);
+  const [twice, ...others] = told.map((entry) =>
+    entry.status === "failure" ? `${entry.code}: ${entry.error}` : ""
+  );
+  assertMatch(
+    twice!,
+    /^key_not_unique: .*the key \("text", "id"\) .* of ec\.twice: (\(x, \d\), ){5}…/,
+  );
+  assertStringIncludes(
+    others[0]!,
+    '("id") does not identify the rows of ec.empty: (NULL).',
+  );
+  assertMatch(others[1]!, /^configuration: .*equality operator for type json/);
+  assertStringIncludes(others[2]!, "ec.parent: (1).");
+  const [row] = await db.warehouse.unsafe(
+    "select (select count(*) from raw.twice)::int as twice, (select count(*) from raw.empty)::int as empty",
+  );
+  assertEquals({ ...row }, { twice: 20, empty: 1 });
+});
+
+Deno.test("load updates a row that moves to another partition", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await using context = contextOf(db);
+  await inSource(
+    db,
+    `create table ec.sale (id int primary key, region text);
+     insert into ec.sale select i, case when i % 2 = 0 then 'a' else 'b' end from generate_series(1, 100) i`,
+  );
+  await db.warehouse.unsafe(
+    `create schema raw;
+     create table raw.sale (id int, region text) partition by list (region);
+     create table raw.sale_a partition of raw.sale for values in ('a');
+     create table raw.sale_b partition of raw.sale for values in ('b');
+     alter table raw.sale owner to "${db.loader}"; grant usage on schema raw to "${db.loader}"`,
+  );
+  const sale = declare("sale", { id: "int", region: "text" }, ["id"]);
+  await loadTables(context, [sale]);
+  for (const mode of ["auto", "full"] as const) {
+    await db.source.unsafe(
+      `update ec.sale set region = case region when 'a' then 'b' else 'a' end where id in (1, 2, 3);
+       delete from ec.sale where id = (select max(id) from ec.sale)`,
+    );
+    const [entry] = await loadTables(context, [sale], mode);
+    assertEquals(
+      await checkLoaded(db, "sale", entry!),
+      [mode === "auto" ? "delta" : mode, 3, 4],
+    );
+  }
+});
+
+const ACTIONS = ["no action", "restrict", "cascade", "set null", "set default"];
+const TIMES = [
+  "not deferrable",
+  "deferrable initially immediate",
+  "deferrable initially deferred",
+];
+
+Deno.test("load keeps the rows that refer to a changed row, whatever the foreign key does", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  await using context = contextOf(db);
+  const cases = ACTIONS.flatMap((action) =>
+    TIMES.flatMap((time) =>
+      [true, false].map((hasKey) => ({ action, time, hasKey }))
+    )
+  ).map((scene, i) => ({
+    ...scene,
+    name: `parent_${i}`,
+    child: `raw.child_${i}`,
+  }));
+  await inSource(
+    db,
+    cases.map(({ name }) =>
+      `create table ec.${name} (id int primary key, text text);
+       insert into ec.${name} select i, 'old' from generate_series(0, 5) i`
+    ).join(";"),
+  );
+  const tables = cases.map(({ name, hasKey }) =>
+    declare(name, { id: "int", text: "text" }, hasKey ? ["id"] : undefined)
+  );
+  await loadTables(context, tables);
+  await db.warehouse.unsafe(
+    cases.map(({ name, child, action, time }) =>
+      `alter table raw.${name} add primary key (id);
+       create table ${child} (parent int default 0 references raw.${name} on delete ${action} on update ${action} ${time});
+       insert into ${child} values (1), (2)`
+    ).join(";"),
+  );
+  const children = async (child: string) =>
+    (await db.warehouse.unsafe(`select parent from ${child} order by ctid`))
+      .map(({ parent }) => parent);
+
+  await t.step(
+    "a changed row is updated, or the load names the key",
+    async () => {
+      for (const { name } of cases) {
+        await db.source.unsafe(
+          `update ec.${name} set text = 'new' where id = 1`,
+        );
+      }
+      const entries = await loadTables(context, tables);
+      for (
+        const [i, { name, child, action, time, hasKey }] of cases.entries()
+      ) {
+        const entry = entries[i]!;
+        const what = JSON.stringify([cases[i], entry]);
+        assertEquals(await children(child), [1, 2], what);
+        const isDeferrable = action === "no action" &&
+          time !== "not deferrable";
+        if (hasKey || isDeferrable) {
+          assertEquals(await checkLoaded(db, name, entry), ["delta", 1, 1]);
+        } else {
+          assertStringIncludes(
+            entry.status === "failure" ? entry.error : "",
+            "`key: [id]`",
+            what,
+          );
+        }
+      }
+    },
+  );
+  await t.step(
+    "a row that is gone is deleted as the foreign key says",
+    async () => {
+      const keyed = cases.filter(({ hasKey }) => hasKey);
+      for (const { name } of keyed) {
+        await db.source.unsafe(`delete from ec.${name} where id = 1`);
+      }
+      const entries = await loadTables(
+        context,
+        tables.filter(({ key }) => key !== undefined),
+      );
+      const after: Record<string, unknown[]> = {
+        cascade: [2],
+        "set null": [2, null],
+        "set default": [2, 0],
+      };
+      for (const [i, { child, action, name }] of keyed.entries()) {
+        const entry = entries[i]!;
+        assertEquals(await children(child), after[action] ?? [1, 2]);
+        if (action in after) await checkLoaded(db, name, entry);
+        else {assertEquals(
+            entry.status === "failure" && entry.code,
+            "constraint_violated",
+          );}
+      }
+    },
+  );
+  await t.step(
+    "a key other than the columns of the foreign key is refused",
+    async () => {
+      await inSource(
+        db,
+        `create table ec.other (id int, code text);
+       insert into ec.other values (1, 'a'), (2, 'b')`,
+      );
+      const other = declare("other", { id: "int", code: "text" }, ["id"]);
+      await loadTables(context, [other]);
+      await db.warehouse.unsafe(
+        `alter table raw.other add unique (code);
+       create table raw.child (code text references raw.other (code) on delete cascade);
+       insert into raw.child values ('a'), ('b')`,
+      );
+      await db.source.unsafe("update ec.other set id = id + 1");
+      for (const mode of ["auto", "full"] as const) {
+        const [entry] = await loadTables(context, [other], mode);
+        assertStringIncludes(
+          entry!.status === "failure" ? entry!.error : "",
+          "`key: [code]`",
+        );
+      }
+      const [entry] = await loadTables(context, [{ ...other, key: ["code"] }]);
+      assertEquals(await checkLoaded(db, "other", entry!), ["full", 2, 2]);
+      const [row] = await db.warehouse.unsafe(
+        "select count(*)::int as n from raw.child",
+      );
+      assertEquals(row!.n, 2);
+      // Both columns are unique, and a foreign key acts on the replaced rows.
+      await db.warehouse.unsafe("alter table raw.other add unique (id)");
+      await db.source.unsafe("update ec.other set id = 5 - id");
+      const [refused] = await loadTables(context, [{
+        ...other,
+        key: ["code"],
+      }]);
+      assertStringIncludes(
+        refused!.status === "failure" ? refused!.error : "",
+        "DEFERRABLE",
+      );
+    },
+  );
+});
