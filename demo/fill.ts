@@ -20,11 +20,11 @@ async function main(): Promise<number> {
     (path) => Deno.readTextFileSync(path),
   );
   const sql = postgres({
-    host: olist.host,
-    port: olist.port,
+    host: olist.servers[0]!.host,
+    port: olist.servers[0]!.port,
     database: olist.database,
     username: olist.user,
-    password: olist.password ?? "",
+    password: olist.password.read() ?? "",
     max: 1,
     fetch_types: false,
     onnotice: () => {},

@@ -56,6 +56,42 @@ An empty secret file is a mistake, because treating it as unset would silently d
 Secrets of fewer than 8 characters, and secrets that are words of the output, are not masked.
 A value that looks like a connection string or a key is never printed.
 
+Password and certificate files are read again for each connection, so a new secret needs no restart.
+If such a file is empty or unreadable then, the connection fails and names the file.
+\`API_TOKEN_FILE\` and \`EVENT_WEBHOOK_SECRET_FILE\` are read once.
+A password with non-ASCII characters is prepared as libpq does it (SASLprep).
+
+## Several servers
+
+\`DWH_DB_HOST=a,b\` with \`DWH_DB_PORT=5432,5433\` names two servers, as in libpq. One port stands for all hosts.
+A connection tries the servers in order, each for at most \`CONNECT_TIMEOUT\`. It takes the first one that \`*_DB_TARGET_SESSION_ATTRS\` allows.
+A process tries a server that does not answer last, until it answers again.
+A server that refuses the login ends the search.
+
+| \`*_DB_TARGET_SESSION_ATTRS\` | server |
+| --- | --- |
+| \`any\` | any server |
+| \`read-write\` | accepts writes, the default of several warehouses |
+| \`primary\` | is not a standby |
+| \`standby\` | is a standby |
+| \`prefer-standby\` | is a standby, or any server if none is |
+
+All warehouse connections of a run use the server of its lock. All source connections use the server of its snapshot.
+
+## TLS
+
+| \`*_DB_SSLMODE\` | encrypted | checks |
+| --- | --- | --- |
+| \`disable\` | no | nothing |
+| \`prefer\` | where the server allows it | nothing |
+| \`require\` | yes | nothing, or the authority where \`*_DB_SSLROOTCERT\` is set |
+| \`verify-ca\` | yes | the authority |
+| \`verify-full\` | yes | the authority and the name of the host |
+
+As in libpq, \`prefer\` continues without TLS if the handshake fails, or if the server's pg_hba.conf refuses TLS.
+Unset, \`*_DB_SSLROOTCERT\` stands for the authorities of Deno.
+The key of a client certificate must not be encrypted: \`openssl pkey -in encrypted.key -out client.key\`.
+
 ## Login methods
 
 \`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`. A server that asks for another login method is refused, and gets no password.

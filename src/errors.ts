@@ -83,7 +83,7 @@ export const ERRORS = {
     69,
     503,
     false,
-    "Check *_DB_SSLMODE and *_DB_SSLROOTCERT against the server's certificate.",
+    "Check *_DB_SSLMODE and *_DB_SSLROOTCERT against the server's certificate, and *_DB_SSLCERT and *_DB_SSLKEY.",
   ),
   database_missing: kind(
     69,

@@ -13,6 +13,7 @@ import {
   defaultAuthMethods,
   type LOG_LEVELS,
   type SSL_MODES,
+  type TargetSessionAttrs,
   type Variable,
 } from "./parsers.ts";
 import {
@@ -23,18 +24,42 @@ import {
   VARIABLES,
 } from "./variables.ts";
 
+/** The address of a server. */
+export interface ServerAddress {
+  /** A name, an address, or the absolute path of a socket folder. */
+  readonly host: string;
+  readonly port: number;
+}
+
+/** A file whose content may change. Each call reads it. Throws an `Error` that names the variable. */
+type ReadFile = () => string;
+
+/** A password that may change. */
+export interface Password {
+  /** Reads it. Throws an `Error` that names the variable of its file. */
+  readonly read: () => string | undefined;
+  /** The newest values that were read. No output may contain them. */
+  readonly known: ReadonlySet<string>;
+}
+
 /** The address of a database, and how to log in. */
 export interface DatabaseConfig {
   /** The name of the connection in messages. */
   readonly label: "olist" | "dwh";
-  readonly host: string;
-  readonly port: number;
+  /** The servers, in the order in which a connection tries them. */
+  readonly servers: readonly ServerAddress[];
+  /** The server that a connection needs. */
+  readonly targetSessionAttrs: TargetSessionAttrs;
   readonly user: string;
   readonly database: string;
-  readonly password: string | undefined;
+  readonly password: Password;
   readonly sslMode: (typeof SSL_MODES)[number];
-  /** PEM text of the trusted authority, or `undefined` for the authorities of the system. */
-  readonly sslRootCertificate: string | undefined;
+  /** Reads the PEM text of the trusted authority. `undefined` for the authorities of the system. */
+  readonly sslRootCertificate: ReadFile | undefined;
+  /** Read the PEM texts of the client's certificate and of its key. */
+  readonly sslClient:
+    | { readonly certificate: ReadFile; readonly key: ReadFile }
+    | undefined;
   /** The authentication methods that the server may ask for. */
   readonly requireAuth: ReadonlySet<AuthMethod>;
 }
@@ -78,6 +103,9 @@ export interface Config {
   readonly logLevel: (typeof LOG_LEVELS)[number];
   readonly logFormat: "auto" | "text" | "json";
 }
+
+/** Number of values of a changing password that are masked. Old ones are of no use. */
+const MAX_KNOWN = 16;
 
 /** Matches parts of a connection string, a URL with a password, and a PEM file. */
 const SECRET_LOOKING =
@@ -134,39 +162,72 @@ export function parseConfig(
     }
   }
 
-  function fileOf(name: FileVariable): string | undefined {
+  /** Returns the reader, and reports its failure. */
+  function checked<R extends () => unknown>(reader: R): R {
+    try {
+      reader();
+    } catch (error) {
+      problems.push((error as Error).message);
+    }
+    return reader;
+  }
+
+  function readerOf(name: FileVariable): ReadFile | undefined {
     const path = read(name);
     if (path === undefined) return undefined;
     const shown = `${name}=${JSON.stringify(path)}`;
-    try {
-      const text = readFile(path);
+    return () => {
+      let text: string;
+      try {
+        text = readFile(path);
+      } catch (error) {
+        throw new Error(`${shown} cannot be read: ${(error as Error).message}`);
+      }
       if (text.trim() !== "") return text;
       // Treating an empty secret file as unset would silently disable authentication.
-      problems.push(
+      throw new Error(
         `${shown} is an empty file: write the value into it, or unset ${name}`,
       );
-    } catch (error) {
-      problems.push(`${shown} cannot be read: ${(error as Error).message}`);
-    }
-    return undefined;
+    };
   }
 
-  function secretOf(name: SecretVariable): string | undefined {
+  function fileOf(name: FileVariable): ReadFile | undefined {
+    const reader = readerOf(name);
+    return reader && checked(reader);
+  }
+
+  function secretOf(name: SecretVariable): Password {
     const fileName = `${name}_FILE` as const;
     if (environment[name] && environment[fileName]) {
       problems.push(`${name} and ${fileName} are both set: keep one of them`);
     }
-    // Editors add a newline at the end that is not part of the secret.
-    const text = fileOf(fileName)?.replace(/\r?\n$/, "");
-    if (text === undefined) return read(name);
-    try {
-      return VARIABLES[name].parse(text);
-    } catch (error) {
-      problems.push(
-        `the content of ${fileName} ${(error as Error).message}`,
-      );
-      return undefined;
-    }
+    const known = new Set<string>();
+    const file = readerOf(fileName);
+    const value = file ? undefined : read(name);
+    return {
+      known,
+      read: checked(() => {
+        // Editors add a newline at the end that is not part of the secret.
+        const text = file ? file().replace(/\r?\n$/, "") : value;
+        if (!text) return text;
+        known.delete(text);
+        known.add(text);
+        if (known.size > MAX_KNOWN) known.delete([...known][0]!);
+        try {
+          return VARIABLES[name].parse(text);
+        } catch (error) {
+          throw new Error(
+            `the content of ${fileName} ${(error as Error).message}`,
+          );
+        }
+      }),
+    };
+  }
+
+  /** Returns a secret that is read once. */
+  function constantOf(name: SecretVariable): string | undefined {
+    const [value] = secretOf(name).known;
+    return value;
   }
 
   function database(
@@ -174,10 +235,28 @@ export function parseConfig(
     prefix: "OLIST_DB" | "DWH_DB",
   ): DatabaseConfig {
     const sslMode = read(`${prefix}_SSLMODE`);
+    const hosts = read(`${prefix}_HOST`) ?? [];
+    const ports = read(`${prefix}_PORT`) ?? [];
+    if (ports.length > 1 && hosts.length > 0 && ports.length !== hosts.length) {
+      problems.push(
+        `${prefix}_PORT lists ${ports.length} ports, and ${prefix}_HOST ${hosts.length} ${
+          hosts.length === 1 ? "host" : "hosts"
+        }: set one port, or one for each host`,
+      );
+    }
+    const certificate = fileOf(`${prefix}_SSLCERT`);
+    const key = fileOf(`${prefix}_SSLKEY`);
+    if (!certificate !== !key) {
+      problems.push(
+        `${prefix}_SSLCERT and ${prefix}_SSLKEY belong together: set both or none`,
+      );
+    }
+    const needsWrites = label === "dwh" && hosts.length > 1;
     return {
       label,
-      host: read(`${prefix}_HOST`),
-      port: read(`${prefix}_PORT`),
+      servers: hosts.map((host, i) => ({ host, port: ports[i] ?? ports[0]! })),
+      targetSessionAttrs: read(`${prefix}_TARGET_SESSION_ATTRS`) ??
+        (needsWrites ? "read-write" : "any"),
       user: read(`${prefix}_USER`),
       database: read(`${prefix}_NAME`),
       password: secretOf(`${prefix}_PASSWORD`),
@@ -185,6 +264,7 @@ export function parseConfig(
       requireAuth: read(`${prefix}_REQUIRE_AUTH`) ??
         defaultAuthMethods(sslMode),
       sslRootCertificate: fileOf(`${prefix}_SSLROOTCERT`),
+      sslClient: certificate && key && { certificate, key },
     };
   }
 
@@ -209,11 +289,11 @@ export function parseConfig(
     eventFile: read("EVENT_FILE"),
     eventSpoolFile: read("EVENT_SPOOL_FILE"),
     eventWebhookUrl: read("EVENT_WEBHOOK_URL"),
-    eventWebhookSecret: secretOf("EVENT_WEBHOOK_SECRET"),
+    eventWebhookSecret: constantOf("EVENT_WEBHOOK_SECRET"),
     publicUrl: read("PUBLIC_URL"),
     host: read("HOST"),
     port: read("PORT"),
-    apiToken: secretOf("API_TOKEN"),
+    apiToken: constantOf("API_TOKEN"),
     allowUnauthenticated: read("ALLOW_UNAUTHENTICATED"),
     loadSchedule: read("LOAD_SCHEDULE"),
     listenChannel: read("LISTEN_CHANNEL"),

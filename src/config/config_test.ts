@@ -16,15 +16,17 @@ const noFile = (path: string): string => {
 
 Deno.test("parseConfig() has the documented defaults", () => {
   const config = parseConfig({}, noFile);
-  assertEquals(config.olist, {
+  const { password, ...olist } = config.olist;
+  assertEquals(password.read(), undefined);
+  assertEquals(olist, {
     label: "olist",
-    host: "localhost",
-    port: 5432,
+    servers: [{ host: "localhost", port: 5432 }],
+    targetSessionAttrs: "any",
     user: "root",
     database: "olist_ecommerce",
-    password: undefined,
     sslMode: "prefer",
     sslRootCertificate: undefined,
+    sslClient: undefined,
     requireAuth: new Set(["scram-sha-256", "none"] as const),
   });
   assertEquals(config.dwh.database, "example_project_1_dwh");
@@ -85,8 +87,8 @@ Deno.test("parseConfig() reports all mistakes together, with the value and the a
 
 Deno.test("parseConfig() treats an empty variable as unset", () => {
   assertEquals(
-    parseConfig({ OLIST_DB_PORT: "", LOAD_TIMEZONE: "" }, noFile).olist.port,
-    5432,
+    parseConfig({ OLIST_DB_PORT: "", LOAD_TIMEZONE: "" }, noFile).olist.servers,
+    [{ host: "localhost", port: 5432 }],
   );
 });
 
@@ -95,7 +97,7 @@ Deno.test("parseConfig() reads a password from a file without its last newline",
     { DWH_DB_PASSWORD_FILE: "/run/secret" },
     () => "p w\n\n",
   );
-  assertEquals(config.dwh.password, "p w\n");
+  assertEquals(config.dwh.password.read(), "p w\n");
 });
 
 Deno.test("parseConfig() refuses an empty secret file", () => {
@@ -106,6 +108,8 @@ Deno.test("parseConfig() refuses an empty secret file", () => {
     "DWH_DB_PASSWORD_FILE",
     "OLIST_DB_SSLROOTCERT",
     "DWH_DB_SSLROOTCERT",
+    "OLIST_DB_SSLCERT",
+    "DWH_DB_SSLKEY",
   ];
   for (const name of names) {
     for (const text of ["", "\n", " \t\r\n\n"]) {
@@ -251,7 +255,8 @@ Deno.test("maskOf() masks every form of every secret", () => {
     DWH_DB_PASSWORD: `a"b\\ c'd`,
   }, noFile);
   const mask = maskOf(secretsOf(config));
-  for (const password of [config.olist.password!, config.dwh.password!]) {
+  for (const { password: { read } } of [config.olist, config.dwh]) {
+    const password = read()!;
     for (
       const form of [
         password,
@@ -301,6 +306,71 @@ Deno.test("maskStrings() masks string values and leaves keys, numbers and dates"
   );
 });
 
+Deno.test("parseConfig() pairs hosts with ports, as libpq does", () => {
+  const serversOf = (host: string, port: string) =>
+    parseConfig({ DWH_DB_HOST: host, DWH_DB_PORT: port }, noFile).dwh;
+  const list = serversOf("a,::1,/run/pg", "5432,5433,5434");
+  assertEquals(list.servers, [
+    { host: "a", port: 5432 },
+    { host: "::1", port: 5433 },
+    { host: "/run/pg", port: 5434 },
+  ]);
+  assertEquals(list.targetSessionAttrs, "read-write");
+  assertEquals(serversOf("a", "1").targetSessionAttrs, "any");
+  assertEquals(serversOf("a,b", "1").servers.map(({ port }) => port), [1, 1]);
+  for (
+    const [host, port] of [["a", "1,2"], ["a,b", "1,2,3"], ["a,b,c", "1,2"]]
+  ) {
+    assertThrows(
+      () => serversOf(host!, port!),
+      ServiceError,
+      "set one port, or one for each host",
+    );
+  }
+  for (const port of ["1,", ",", "1,,2", "1;2", "1, 2", "1,70000"]) {
+    assertThrows(
+      () => serversOf("a,b", port),
+      ServiceError,
+      `DWH_DB_PORT=${JSON.stringify(port)} must be a whole number`,
+    );
+  }
+});
+
+Deno.test("parseConfig() needs a client certificate and its key together", () => {
+  for (const name of ["DWH_DB_SSLCERT", "DWH_DB_SSLKEY"]) {
+    assertThrows(
+      () => parseConfig({ [name]: "/file" }, () => "PEM"),
+      ServiceError,
+      "DWH_DB_SSLCERT and DWH_DB_SSLKEY belong together",
+    );
+  }
+});
+
+Deno.test("a password file is read again, and its values are masked", () => {
+  let text = "first password\n";
+  const config = parseConfig(
+    { DWH_DB_PASSWORD_FILE: "/run/secret" },
+    () => text,
+  );
+  const mask = maskOfConfig(config);
+  const { password } = config.dwh;
+  text = "next password";
+  assertEquals(password.read(), "next password");
+  assertEquals(mask("first password, next password"), "***, ***");
+  text = "\n";
+  assertThrows(
+    () => password.read(),
+    Error,
+    'DWH_DB_PASSWORD_FILE="/run/secret" is an empty file',
+  );
+  for (let i = 0; i < 100; i++) {
+    text = `password ${i}`;
+    password.read();
+  }
+  assertEquals(password.known.size, 16);
+  assertEquals(mask("password 99"), "***");
+});
+
 Deno.test("parseConfig() refuses an invalid host, without showing it", () => {
   const allowed = [
     "localhost",
@@ -313,14 +383,19 @@ Deno.test("parseConfig() refuses an invalid host, without showing it", () => {
     "bücher.example",
   ];
   for (const host of allowed) {
-    assertEquals(parseConfig({ DWH_DB_HOST: host }, noFile).dwh.host, host);
+    assertEquals(
+      parseConfig({ DWH_DB_HOST: host }, noFile).dwh.servers[0]!.host,
+      host,
+    );
   }
   for (
     const host of [
       "postgres://me:hunter2@db/x",
       "me:hunter2@db",
       "db:5432",
-      "a,b",
+      "a,,b",
+      "a,",
+      "a, b",
       "host=db password=hunter2",
       "db hunter2",
       "db/hunter2",

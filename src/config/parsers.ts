@@ -59,31 +59,36 @@ const HOST_NAME = /^[\p{L}\p{N}_]([\p{L}\p{N}_.-]{0,252})$/u;
 /** Matches the absolute path of a folder with the socket of a server. */
 const SOCKET_FOLDER = /^\/[^\0,\n]*$/;
 
-/** Returns a kind of host. Messages never show an invalid one, because it may be a connection URL. */
-const hostMatching =
-  (allowed: string, ...patterns: readonly RegExp[]) =>
-  (fallback: string, description: string) => ({
-    ...variable(
-      fallback,
-      allowed,
-      description,
-      (value) => patterns.some((p) => p.test(value)) ? value : undefined,
-    ),
-    isHidden: true,
-  });
+export const host = (fallback: string, description: string) => ({
+  ...variable(
+    fallback,
+    "one host name or one address",
+    description,
+    (value) => isHost(value) ? value : undefined,
+  ),
+  isHidden: true,
+});
 
-export const host = hostMatching(
-  "one host name or one address",
-  IPV6,
-  HOST_NAME,
-);
+/** The hosts of a database. Messages never show an invalid one, because it may be a connection URL. */
+export const databaseHosts = (fallback: string, description: string) => ({
+  ...variable(
+    fallback,
+    "one host name, one address, or the absolute path of a socket folder, or a list of them, separated by commas without spaces",
+    description,
+    (value) => {
+      const hosts = value.split(",");
+      const isValid = hosts.every((host) =>
+        isHost(host) || SOCKET_FOLDER.test(host)
+      );
+      return isValid ? hosts : undefined;
+    },
+  ),
+  isHidden: true,
+});
 
-export const databaseHost = hostMatching(
-  "one host name, one address, or the absolute path of a socket folder",
-  IPV6,
-  HOST_NAME,
-  SOCKET_FOLDER,
-);
+function isHost(text: string): boolean {
+  return IPV6.test(text) || HOST_NAME.test(text);
+}
 
 /**
  * A file that the program writes. Deno splits lists of permitted paths at commas,
@@ -204,6 +209,23 @@ export const number = numeric("a number", /^\d+(\.\d+)?$/);
 
 export const integer = numeric("a whole number", /^\d+$/);
 
+/** The ports of the hosts of a database: one for all, or one for each. */
+export const ports = (fallback: string, description: string) => {
+  const port = integer(fallback, 1, 65535, description);
+  return variable(
+    fallback,
+    `${port.allowed}, or one for each host, separated by commas`,
+    description,
+    (value) => {
+      try {
+        return value.split(",").map(port.parse);
+      } catch {
+        return undefined;
+      }
+    },
+  );
+};
+
 const BOOLEANS: Readonly<Record<string, boolean>> = {
   true: true,
   yes: true,
@@ -264,8 +286,20 @@ export const SSL_MODES = [
   "disable",
   "prefer",
   "require",
+  "verify-ca",
   "verify-full",
 ] as const;
+
+/** The servers that a connection may need, in the words of libpq. */
+export const TARGET_SESSION_ATTRS = [
+  "any",
+  "read-write",
+  "primary",
+  "standby",
+  "prefer-standby",
+] as const;
+
+export type TargetSessionAttrs = (typeof TARGET_SESSION_ATTRS)[number];
 
 /** Authentication methods that a server may ask for. `none` stands for a server that asks for nothing. */
 const AUTH_METHODS = [

@@ -76,36 +76,46 @@ export function maskStrings(data: unknown, mask: Mask): unknown {
   );
 }
 
-/** Returns the mask for all secrets of the configuration. */
+/** Returns the mask for all secrets of the configuration, and for each password that is read later. */
 export function maskOfConfig(config: Config): Mask {
-  return maskOf(secretsOf(config), [
+  const shown = [
     ...shownOf(config.olist),
     ...shownOf(config.dwh),
     config.eventFile,
     config.eventSpoolFile,
     config.host,
     config.listenChannel ?? "",
-  ]);
+  ];
+  let key: string | undefined;
+  let mask: Mask;
+  return (text) => {
+    const passwords = passwordsOf(config).join("\0");
+    if (passwords !== key) {
+      key = passwords;
+      mask = maskOf(secretsOf(config), shown);
+    }
+    return mask(text);
+  };
 }
 
 /** Returns the mask for the messages of one server. */
 export function maskOfDatabase(config: DatabaseConfig): Mask {
-  return maskOf(
-    config.password === undefined ? [] : [config.password],
-    shownOf(config),
-  );
+  return maskOf([...config.password.known], shownOf(config));
 }
 
-function shownOf({ host, user, database }: DatabaseConfig): string[] {
-  return [host, user, database];
+function shownOf({ servers, user, database }: DatabaseConfig): string[] {
+  return [...servers.map(({ host }) => host), user, database];
+}
+
+function passwordsOf({ olist, dwh }: Config): string[] {
+  return [...olist.password.known, ...dwh.password.known];
 }
 
 /** Returns the secret values of a configuration. No output may contain them. */
 export function secretsOf(config: Config): readonly string[] {
-  const { olist, dwh, apiToken, eventWebhookSecret, eventWebhookUrl } = config;
+  const { apiToken, eventWebhookSecret, eventWebhookUrl } = config;
   return [
-    olist.password,
-    dwh.password,
+    ...passwordsOf(config),
     apiToken,
     eventWebhookSecret,
     // The key, without its prefix.

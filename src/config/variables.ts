@@ -8,7 +8,7 @@ import {
   bearerToken,
   boolean,
   cron,
-  databaseHost,
+  databaseHosts,
   host,
   identifier,
   integer,
@@ -17,10 +17,12 @@ import {
   oneOf,
   optional,
   path,
+  ports,
   publicUrl,
   secret,
   signingSecret,
   SSL_MODES,
+  TARGET_SESSION_ATTRS,
   timezone,
   type Variable,
   webhookUrl,
@@ -33,8 +35,18 @@ const databaseVariables = <P extends string>(
   name: string,
 ) => {
   const variables = {
-    HOST: databaseHost("localhost", `Host of the ${what}`),
-    PORT: integer("5432", 1, 65535, `Port of the ${what}`),
+    HOST: databaseHosts(
+      "localhost",
+      `Host of the ${what}, or several hosts, which a connection tries in order`,
+    ),
+    PORT: ports("5432", `Port of the ${what}, or one port for each host`),
+    TARGET_SESSION_ATTRS: optional(oneOf(
+      TARGET_SESSION_ATTRS,
+      "any",
+      `The server that a connection to the ${what} needs. Unset, ${
+        what === "warehouse" ? "several hosts need read-write" : "any server"
+      }`,
+    )),
     USER: identifier("root", `Role in the ${what}`),
     NAME: identifier(name, `Database of the ${what}`),
     PASSWORD: secret(`Password of the role in the ${what}`),
@@ -47,7 +59,11 @@ const databaseVariables = <P extends string>(
       `TLS mode for the ${what}. Only verify-full authenticates the server`,
     ),
     SSLROOTCERT: path(
-      `PEM file of the certificate authority that verify-full trusts for the ${what}`,
+      `PEM file of the certificate authority that verify-ca and verify-full trust for the ${what}`,
+    ),
+    SSLCERT: path(`PEM file of the client certificate for the ${what}`),
+    SSLKEY: path(
+      `PEM file of the unencrypted key of the client certificate for the ${what}`,
     ),
     REQUIRE_AUTH: authMethods(
       `Authentication methods that the ${what} may ask for: password, md5, scram-sha-256, none`,
@@ -184,8 +200,7 @@ export type SecretVariable =
   | "EVENT_WEBHOOK_SECRET";
 export type FileVariable =
   | `${SecretVariable}_FILE`
-  | "OLIST_DB_SSLROOTCERT"
-  | "DWH_DB_SSLROOTCERT";
+  | `${"OLIST" | "DWH"}_DB_${"SSLROOTCERT" | "SSLCERT" | "SSLKEY"}`;
 export type Values = {
   readonly [K in VariableName]: ReturnType<(typeof VARIABLES)[K]["parse"]>;
 };

@@ -1,10 +1,12 @@
 /**
- * Opens connections for the clients of the driver, and limits their time.
+ * Connects to the first suitable server of a database, and keeps the connections of
+ * the clients of the driver.
  *
  * @module
  */
 import type net from "node:net";
-import type { DatabaseConfig } from "../config/config.ts";
+import type { DatabaseConfig, ServerAddress } from "../config/config.ts";
+import { ServiceError } from "../errors.ts";
 import {
   closeNow,
   createClient,
@@ -12,68 +14,215 @@ import {
   send,
   type ServerErrorFields,
 } from "./driver.ts";
-import { Line } from "./line.ts";
+import { address, isOtherServerNeeded, readOnlyError } from "./errors.ts";
+import { Line, type LineOptions } from "./line.ts";
+import { type Credentials, credentialsOf } from "./login_check.ts";
 import type { Row } from "./sql.ts";
 
-/** The lines of one client. Needed because the driver does not close a socket that is still connecting. */
+/** Servers that did not answer the last connection. */
+const silent = new WeakSet<ServerAddress>();
+
+/**
+ * Connects to the first server that answers and that `targetSessionAttrs` allows.
+ * As in libpq, a server that refuses the login ends the search.
+ *
+ * A server that did not answer is tried last until it answers again. Otherwise
+ * each connection would wait for it.
+ *
+ * @throws {ServiceError} that names each server and its failure, or the reason of the signal.
+ */
+export async function connect(
+  config: DatabaseConfig,
+  options: LineOptions,
+): Promise<Line> {
+  const credentials = await readCredentials(config);
+  const failures: Failure[] = [];
+  let spare: Line | undefined;
+  const isSilent = (server: ServerAddress) => Number(silent.has(server));
+  const servers = config.servers
+    .toSorted((a, b) => isSilent(a) - isSilent(b));
+  for (const server of servers) {
+    const one = { ...config, servers: [server] };
+    try {
+      const line = await Line.open(one, credentials, options);
+      silent.delete(server);
+      const reason = unsuitable(line);
+      if (!reason) {
+        spare?.close();
+        recheckSilent(config, credentials, options);
+        return line;
+      }
+      if (config.targetSessionAttrs === "prefer-standby") spare ??= line;
+      else line.close();
+      failures.push({ of: one, error: reason });
+    } catch (error) {
+      const isKnown = error instanceof ServiceError && !options.signal?.aborted;
+      const isAnswer = isKnown && isRefusal(error);
+      if (!isAnswer) silent.add(server);
+      if (!isKnown) {
+        spare?.close();
+        throw error;
+      }
+      failures.push({ of: one, error });
+      if (isAnswer) break;
+    }
+  }
+  if (spare && !spare.raw.destroyed) return spare;
+  throw allOf(failures, config);
+}
+
+/** Servers that are being rechecked. */
+const rechecked = new WeakSet<ServerAddress>();
+
+/** Finds out whether the silent servers answer again. Does not wait. */
+function recheckSilent(
+  config: DatabaseConfig,
+  credentials: Credentials,
+  { applicationName, connectTimeoutSeconds }: LineOptions,
+): void {
+  for (const server of config.servers) {
+    if (!silent.has(server) || rechecked.has(server)) continue;
+    rechecked.add(server);
+    const one = { ...config, servers: [server] };
+    Line.open(one, credentials, { applicationName, connectTimeoutSeconds })
+      .then((line) => {
+        line.close();
+        silent.delete(server);
+      })
+      .catch((error) => {
+        if (isRefusal(error)) silent.delete(server);
+      })
+      .finally(() => rechecked.delete(server));
+  }
+}
+
+/** Reads the password. Its file may have been replaced. */
+async function readCredentials(config: DatabaseConfig): Promise<Credentials> {
+  let password: string | undefined;
+  try {
+    password = config.password.read();
+  } catch (error) {
+    throw new ServiceError(
+      "authentication_failed",
+      `Cannot log in to ${address(config)}: ${(error as Error).message}`,
+      { cause: error },
+    );
+  }
+  return await credentialsOf(password);
+}
+
+/**
+ * Returns why the server is not the one that is needed. PostgreSQL reports its state
+ * with the login. A pooler may not, and then every server is suitable.
+ */
+function unsuitable({ config, guard }: Line): ServiceError | undefined {
+  const { label, targetSessionAttrs } = config;
+  const isStandby = guard.parameter("in_hot_standby") === "on";
+  const isReadOnly = guard.parameter("default_transaction_read_only") === "on";
+  const failed = {
+    any: false,
+    "read-write": isStandby || isReadOnly,
+    primary: isStandby,
+    standby: guard.parameter("in_hot_standby") === "off",
+    "prefer-standby": guard.parameter("in_hot_standby") === "off",
+  }[targetSessionAttrs];
+  if (!failed) return undefined;
+  const isForWrites = isStandby || isReadOnly;
+  if (label === "dwh" && isForWrites) return readOnlyError(config, isStandby);
+  const state = isStandby
+    ? "is a standby"
+    : isReadOnly
+    ? "is read-only"
+    : "is not a standby";
+  return new ServiceError(
+    "connection_failed",
+    `Cannot use ${address(config)}: the server ${state}`,
+    {
+      remedy:
+        `Check ${label.toUpperCase()}_DB_TARGET_SESSION_ATTRS=${targetSessionAttrs} against the servers.`,
+    },
+  );
+}
+
+/** Returns whether the server answered with a refusal. A server that starts or stops does not. */
+function isRefusal({ code, sqlstate }: ServiceError): boolean {
+  return code === "authentication_failed" ||
+    sqlstate !== undefined && !isOtherServerNeeded(sqlstate);
+}
+
+/** The failure of one server. */
+interface Failure {
+  readonly of: DatabaseConfig;
+  readonly error: ServiceError;
+}
+
+/** Returns one failure for all. Its code is that of a failure that a retry may heal, unless the last one is a refusal. */
+function allOf(
+  failures: readonly Failure[],
+  config: DatabaseConfig,
+): ServiceError {
+  const last = failures.at(-1)!.error;
+  if (config.servers.length === 1) return last;
+  const errors = failures.map(({ error }) => error);
+  const { code, remedy, cause } = isRefusal(last)
+    ? last
+    : errors.find(({ kind }) => kind.transient) ?? last;
+  const reasons = failures.map(({ of, error: { reason } }) => {
+    const prefix = `Cannot connect to ${address(of)}: `;
+    const { host, port } = of.servers[0]!;
+    return `${host}:${port}: ${
+      reason.startsWith(prefix) ? reason.slice(prefix.length) : reason
+    }`;
+  });
+  return new ServiceError(
+    code,
+    `Cannot connect to ${address(config)}: ${reasons.join("; ")}`,
+    { remedy, cause },
+  );
+}
+
+/** The lines of one client. */
 export class Lines {
   readonly #config: DatabaseConfig;
-  readonly #timeoutSeconds: number;
+  readonly #options: LineOptions;
   readonly #open = new Set<Line>();
-  #fruitless = 0;
-  #isDestroyed = false;
+  readonly #destroyed = new AbortController();
   /** Whether at least one of the lines was ready for a statement. */
   isReady = false;
   /** The last error with which the server ended a session. */
   fatal: ServerErrorFields | undefined;
 
-  constructor(config: DatabaseConfig, timeoutSeconds: number) {
+  constructor(config: DatabaseConfig, options: LineOptions) {
     this.#config = config;
-    this.#timeoutSeconds = timeoutSeconds;
+    this.#options = { ...options, signal: this.#destroyed.signal };
   }
 
-  /**
-   * Opens another line.
-   *
-   * When a server closes the connection before it is ready, the driver redials
-   * immediately and without limit. So the fourth attempt in a row fails.
-   */
+  /** Opens another line. */
   dial = async (): Promise<net.Socket> => {
-    // The driver dials in a later turn, when the client may already be closed.
-    if (this.#isDestroyed) {
-      throw Object.assign(new Error("the client is closed"), {
-        code: "CONNECTION_DESTROYED",
-      });
-    }
-    if (this.#fruitless >= 3) {
-      this.#fruitless = 0;
-      throw Object.assign(
-        new Error("the server accepts connections and closes them"),
-        { code: "ECONNRESET" },
-      );
-    }
-    this.#fruitless++;
     this.fatal = undefined;
-    const line = new Line(
-      this.#config,
-      this.#timeoutSeconds,
-      () => {
-        this.#fruitless = 0;
-        this.isReady = true;
-      },
-    );
+    // The driver dials in a later turn, when the client may already be closed.
+    const line = await connect(this.#config, this.#options);
+    if (this.#destroyed.signal.aborted) {
+      line.destroy();
+      throw this.#destroyed.signal.reason;
+    }
+    this.isReady = true;
     this.#open.add(line);
     // This listener runs before that of the driver, which is added later.
     line.raw.once("close", () => {
       this.#open.delete(line);
       this.fatal = line.guard.fatal ?? this.fatal;
     });
-    return await line.socket;
+    return line.socket;
   };
 
   /** Closes all lines immediately. */
   destroy(): void {
-    this.#isDestroyed = true;
+    this.#destroyed.abort(
+      Object.assign(new Error("the client is closed"), {
+        code: "CONNECTION_DESTROYED",
+      }),
+    );
     for (const line of this.#open) line.destroy();
   }
 }
@@ -89,12 +238,12 @@ interface Probed {
 /** Runs a script on a new connection and closes it. Never throws. */
 export async function probe(
   config: DatabaseConfig,
-  options: { applicationName: string; connectTimeoutSeconds: number },
+  options: LineOptions,
   script: string,
 ): Promise<Probed> {
-  const { connectTimeoutSeconds } = options;
-  const lines = new Lines(config, connectTimeoutSeconds);
-  const client = createClient(config, { ...options, max: 1 }, lines.dial);
+  const { applicationName, connectTimeoutSeconds } = options;
+  const lines = new Lines(config, { applicationName, connectTimeoutSeconds });
+  const client = createClient({ max: 1 }, lines.dial);
   try {
     const { rows } = await withTimeout(
       send(client, script),

@@ -5,11 +5,10 @@
  *
  * @module
  */
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import type net from "node:net";
 import type { Duplex, Readable, Writable } from "node:stream";
 import postgres from "postgres";
-import type { DatabaseConfig } from "../config/config.ts";
 import type { Row } from "./sql.ts";
 
 /** A client of the driver: connections to one database. */
@@ -17,8 +16,6 @@ export type Client = ReturnType<typeof postgres>;
 
 /** Options of a client. Durations are seconds. */
 interface ClientOptions {
-  readonly applicationName: string;
-  readonly connectTimeoutSeconds: number;
   readonly max: number;
   /** Maximum lifetime of a connection. Unlimited by default. */
   readonly lifetimeSeconds?: number;
@@ -26,29 +23,28 @@ interface ClientOptions {
 }
 
 /**
- * Creates a client whose sockets come from `dial`. It sets every option, so that
- * the driver reads no PG* variable.
+ * Creates a client whose connections come from `dial`, which has logged in. The
+ * client sets every option, so that the driver reads no PG* variable.
  *
  * Relies on the undocumented option `socket`: the driver calls it for each
- * connection, in a later turn, and again at once when the socket closes before
- * the server is ready. It does not close a socket that is still connecting.
+ * connection, in a later turn. When it fails, the statement fails with its error.
  */
 export function createClient(
-  config: DatabaseConfig,
   options: ClientOptions,
   dial: () => Promise<Duplex>,
 ): Client {
   const driverOptions = {
-    host: config.host,
-    port: config.port,
-    user: config.user,
-    database: config.database,
+    // Only for texts of the driver. It splits a name with a comma, and would wait for the other host.
+    host: "server",
+    port: 5432,
+    user: "user",
+    database: "database",
     // A function, because the driver reads PGPASSWORD where the password is empty.
-    password: () => config.password ?? "",
+    password: () => "",
     // The sockets already use TLS where it is configured.
     ssl: false,
     max: options.max,
-    connect_timeout: options.connectTimeoutSeconds,
+    connect_timeout: 0,
     idle_timeout: options.lifetimeSeconds ? 30 : 0,
     max_lifetime: options.lifetimeSeconds ?? null,
     max_pipeline: 100,
@@ -58,7 +54,7 @@ export function createClient(
     fetch_types: false,
     debug: false,
     publications: "none",
-    connection: { application_name: options.applicationName },
+    connection: { application_name: "client" },
     onnotice: () => {},
     types: {
       json: {
@@ -69,7 +65,7 @@ export function createClient(
       },
     },
     ...(options.onNotify ? { onnotify: options.onNotify } : {}),
-    socket: dial,
+    socket: async () => skipStartup(await dial()),
   };
   return postgres(
     driverOptions as unknown as postgres.Options<Record<string, never>>,
@@ -86,13 +82,46 @@ function parseJson(text: string): unknown {
   return JSON.parse(text);
 }
 
-/** Maximum length of a setting that messages may contain, in characters. */
-const MAX_PARAMETER_LENGTH = 100;
+/** ReadyForQuery outside of a transaction. */
+const READY = Buffer.from("Z\0\0\0\x05I");
 
-/** Returns a setting that the server reported. Shortens a forged one. */
-export function parameterOf(client: Client, name: string): string {
-  const parameters = client.parameters as Record<string, string | undefined>;
-  return (parameters[name] ?? "").slice(0, MAX_PARAMETER_LENGTH);
+/**
+ * Makes the driver skip its own login on a paused socket. Returns the socket.
+ *
+ * Relies on the driver: it listens for data and then queues its StartupMessage in
+ * the same turn, and writes it together with the first statement. ReadyForQuery
+ * is enough to begin.
+ */
+function skipStartup<S extends Duplex>(socket: S): S {
+  const { write } = socket;
+  socket.write = function (chunk: Buffer, ...rest: unknown[]) {
+    socket.write = write;
+    const statement = chunk.subarray(chunk.readUInt32BE());
+    return Reflect.apply(write, socket, [statement, ...rest]);
+  } as typeof write;
+  const begin = (event: string | symbol) => {
+    if (event !== "data") return;
+    socket.off("newListener", begin);
+    queueMicrotask(() => {
+      // The driver listens too late for the end of this socket.
+      if (socket.destroyed) {
+        socket.emit("error", socket.errored ?? closedError());
+      }
+      for (const listener of socket.listeners("data")) {
+        listener.call(socket, READY);
+      }
+      socket.resume();
+    });
+  };
+  socket.on("newListener", begin);
+  return socket;
+}
+
+/** Returns the error of a connection that the server closed. */
+export function closedError(): Error {
+  return Object.assign(new Error("the server closed the connection"), {
+    code: "ECONNRESET",
+  });
 }
 
 /** Errors of the driver when it cannot read a message. */
@@ -198,8 +227,8 @@ interface SocketGuard {
  * driver. A violation closes the socket with its error.
  *
  * Relies on streams: all data reach listeners through `emit`, and `destroy` emits
- * its error as `error`. Relies on the driver: it sends its first SCRAM message,
- * and each statement, in one `write`.
+ * its error as `error`. Relies on the driver: it sends each statement in one
+ * `write`.
  */
 export function guardSocket(socket: Duplex, guard: SocketGuard): void {
   const emit = socket.emit;

@@ -314,7 +314,8 @@ const POOLER_REFUSALS: readonly (readonly [
   [
     /SSL required/,
     "tls_failed",
-    (config) => `Set ${variable(config, "SSLMODE")}=require or verify-full.`,
+    (config) =>
+      `Set ${variable(config, "SSLMODE")}=require, verify-ca or verify-full.`,
   ],
 ];
 
@@ -328,8 +329,9 @@ function quoted(name: string): string {
 }
 
 /** Returns the address of a database for messages. Contains no secret. */
-export function address(config: DatabaseConfig): string {
-  return `database "${config.database}" on ${config.host}:${config.port} (${config.label})`;
+export function address({ database, servers, label }: DatabaseConfig): string {
+  const hosts = servers.map(({ host, port }) => `${host}:${port}`).join(",");
+  return `database "${database}" on ${hosts} (${label})`;
 }
 
 /** @throws {ServiceError} `server_too_old` for a server older than PostgreSQL 14. */

@@ -2,18 +2,17 @@
  * Checks the messages of a server before the driver reads them.
  *
  * The driver (postgres.js 3.4) trusts the server. A malformed message can end
- * the process. A length or an iteration count can freeze it, and endless rows
- * fill its memory. The driver also sends the password in clear text when the
- * server asks for it. The guard reads the same bytes first and refuses all that.
+ * the process. A length can freeze it, and endless rows fill its memory. The
+ * guard reads the same bytes first and refuses all that.
  *
  * @module
  */
 import { Buffer } from "node:buffer";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
-import type { ServerErrorFields } from "./driver.ts";
+import { serverError, type ServerErrorFields } from "./driver.ts";
 import { address } from "./errors.ts";
-import { LoginCheck } from "./login_check.ts";
+import { type Credentials, Login } from "./login_check.ts";
 
 /** Bytes of a message's type and length. */
 const HEADER_BYTES = 5;
@@ -71,6 +70,9 @@ const MAX_LENGTHS = new Map([
 /** Messages that the guard reads whole. The driver loops without end, or throws outside a promise, where they are malformed. */
 const INSPECTED = new Set([..."AERST"].map(type));
 
+/** Maximum length of a setting that messages may contain, in characters. */
+const MAX_PARAMETER_LENGTH = 100;
+
 /** Messages that may come before the first statement. */
 const STARTUP = new Set([..."EKNRSZ"].map(type));
 
@@ -86,15 +88,16 @@ const NOT_KEPT = new Set([..."ANSc"].map(type));
 /** Checks the messages of one server on one connection. */
 export class ServerGuard {
   readonly #config: DatabaseConfig;
+  readonly #answer: (bytes: Buffer) => void;
   readonly #onReady: () => void;
   #isReady = false;
-  readonly #login: LoginCheck;
+  readonly #login: Login;
   #bytes = 0;
   /** Statements that the server has not answered. */
   #awaited = 0;
   /** Number of columns that the answer describes. */
   #columns: number | undefined;
-  readonly #parameters = new Set<string>();
+  readonly #parameters = new Map<string, string>();
   /** The COPY that the server may answer with, or is sending. */
   #copy: "none" | "in" | "out" | "sending" = "none";
   /** Missing bytes of the current message. */
@@ -107,10 +110,34 @@ export class ServerGuard {
   #received = 0;
   #fatal: ServerErrorFields | undefined;
 
-  constructor(config: DatabaseConfig, onReady: () => void) {
+  /**
+   * `answer` sends an answer to an authentication request, and `onReady` learns that
+   * the server is ready for the first statement.
+   */
+  constructor(
+    config: DatabaseConfig,
+    credentials: Credentials,
+    answer: (bytes: Buffer) => void,
+    onReady: () => void,
+  ) {
     this.#config = config;
-    this.#login = new LoginCheck(config, (what) => this.#violation(what));
+    this.#login = new Login(
+      config,
+      credentials,
+      (what) => this.#violation(what),
+    );
+    this.#answer = answer;
     this.#onReady = onReady;
+  }
+
+  /** Returns a setting that the server reported. Shortens a forged one. */
+  parameter(name: string): string | undefined {
+    return this.#parameters.get(name)?.slice(0, MAX_PARAMETER_LENGTH);
+  }
+
+  /** Whether the last byte so far ended a message. */
+  get isBetweenMessages(): boolean {
+    return this.#missing === 0 && this.#cutBytes === 0;
   }
 
   /** Whether the server was ready for a statement. */
@@ -139,7 +166,6 @@ export class ServerGuard {
     const isStatement = chunk[0] === QUERY && chunk.length > HEADER_BYTES &&
       chunk.readUInt32BE(1) === chunk.length - 1;
     if (this.#isReady && isStatement) this.#awaited++;
-    if (!this.#login.isComplete) this.#login.checkClient(chunk);
   }
 
   /** Allows the server to answer the next statement with COPY. */
@@ -153,6 +179,7 @@ export class ServerGuard {
    * @throws {ServiceError} `connection_failed` or `connection_lost` when they
    * violate the protocol or its limits. `authentication_failed` when the server
    * asks for an authentication method that is not allowed.
+   * @throws {Error} of the server, when it refuses the login.
    */
   check(chunk: Buffer): void {
     let at = 0;
@@ -261,8 +288,10 @@ export class ServerGuard {
           throw this.#violation("ReadyForQuery without authentication");
         }
         if (this.#isReady) this.#awaited--;
-        else this.#onReady();
-        this.#isReady = true;
+        else {
+          this.#isReady = true;
+          this.#onReady();
+        }
         this.#bytes = 0;
         this.#columns = undefined;
         if (this.#copy === "sending") this.#copy = "none";
@@ -309,15 +338,18 @@ export class ServerGuard {
   /** Checks the body of a message. `hasMore` means that the server did not wait for an answer. */
   #inspect(kind: number, body: Buffer, hasMore: boolean): void {
     switch (kind) {
-      case type("R"):
-        return this.#login.check(body, hasMore);
+      case type("R"): {
+        const answer = this.#login.answer(body, hasMore);
+        if (answer) this.#answer(answer);
+        return;
+      }
       case type("S"): {
-        const [name, , end, ...more] = body.toString("latin1").split("\0");
+        const [name, value, end, ...more] = body.toString("latin1").split("\0");
         const isWhole = end === "" && more.length === 0;
         if (!name || name.length > MAX_NAME_BYTES || !isWhole) {
           throw this.#violation("a malformed setting");
         }
-        this.#parameters.add(name);
+        this.#parameters.set(name, value!);
         if (this.#parameters.size > MAX_PARAMETERS) {
           throw this.#violation(`more than ${MAX_PARAMETERS} settings`);
         }
@@ -336,13 +368,13 @@ export class ServerGuard {
     }
   }
 
-  /** Checks that an error has its code and message, and keeps one that ends the session. */
+  /** Checks that an error has its code and message, and keeps one that ends the session. Throws one that refuses the login. */
   #inspectError(body: Buffer): void {
     const error = readError(body);
     if (!/^[0-9A-Z]{5}$/.test(error.code) || !error.message) {
       throw this.#violation("a malformed error");
     }
-    if (!this.#isReady) return;
+    if (!this.#isReady) throw serverError(error);
     const severity = error.severity ?? error.severity_local;
     if (severity === "FATAL" || severity === "PANIC") this.#fatal ??= error;
   }

@@ -1,6 +1,7 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { parseConfig } from "../config/config.ts";
+import type { AuthMethod } from "../config/parsers.ts";
 import { ServerGuard } from "./guard.ts";
 
 const { dwh } = parseConfig({}, () => "");
@@ -19,11 +20,23 @@ function authentication(request: number, body = ""): Buffer {
 
 const SASL = authentication(10, "SCRAM-SHA-256\0\0");
 
-function readyGuard(): ServerGuard {
+/** Returns a guard, and the answers that it sends to authentication requests. */
+function guardOf(
+  method: AuthMethod,
+  credentials = { password: "", prepared: "" },
+): { guard: ServerGuard; answers: string[] } {
+  const answers: string[] = [];
   const guard = new ServerGuard(
-    { ...dwh, requireAuth: new Set(["none"]) },
+    { ...dwh, requireAuth: new Set([method]) },
+    credentials,
+    (bytes) => answers.push(bytes.toString("latin1")),
     () => {},
   );
+  return { guard, answers };
+}
+
+function readyGuard(): ServerGuard {
+  const { guard } = guardOf("none");
   guard.check(Buffer.concat([authentication(0), message("Z", "I")]));
   guard.checkClient(message("Q", "select 1\0"));
   return guard;
@@ -56,18 +69,26 @@ Deno.test("ServerGuard.fatal is only the error that ends a session", () => {
 });
 
 Deno.test("ServerGuard refuses a SCRAM challenge that does not extend the client's nonce", () => {
-  const challenge = (nonce: string) => {
-    const guard = new ServerGuard(
-      { ...dwh, requireAuth: new Set(["scram-sha-256"]) },
-      () => {},
-    );
+  const challenge = (change: (nonce: string) => string) => {
+    const { guard, answers } = guardOf("scram-sha-256");
     guard.check(SASL);
-    guard.checkClient(Buffer.from("p\0\0\0\x20SCRAM-SHA-256\0n,,n=*,r=mine"));
-    guard.check(authentication(11, `r=${nonce},s=c2FsdA==,i=4096`));
+    const [, nonce] = /^p....SCRAM-SHA-256\0\0\0\0 n,,n=,r=(.{24})$/s
+      .exec(answers[0]!)!;
+    guard.check(authentication(11, `r=${change(nonce!)},s=c2FsdA==,i=4096`));
+    return answers[1]!;
   };
-  challenge("mineAndTheirs");
-  for (const nonce of ["mine", "theirs", "min"]) {
-    assertThrows(() => challenge(nonce), Error, "for another client");
+  assertMatch(
+    challenge((nonce) => `${nonce}Theirs`),
+    /^p....c=biws,r=.{24}Theirs,p=[A-Za-z0-9+\/]{43}=$/s,
+  );
+  for (
+    const change of [
+      (nonce: string) => nonce,
+      () => "theirs",
+      (nonce: string) => nonce.slice(1),
+    ]
+  ) {
+    assertThrows(() => challenge(change), Error, "for another client");
   }
 });
 

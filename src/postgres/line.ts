@@ -1,95 +1,167 @@
 /**
- * Connects to a server: a socket, TLS over it, and the guard in front of the driver.
+ * Connects to a server: a socket, TLS over it, the login, and the guard in front of
+ * the driver.
  *
- * This module negotiates TLS instead of the driver. The driver treats every unknown
- * answer as a refusal of TLS. It reads the bytes after the answer, and removes the
- * listeners of the socket.
+ * This module negotiates TLS and logs in instead of the driver. The driver treats
+ * every unknown answer as a refusal of TLS, and trusts every request for the
+ * password. It cannot try another server, or the same one without TLS.
  *
  * @module
  */
 import { Buffer } from "node:buffer";
+import { createPrivateKey, X509Certificate } from "node:crypto";
 import net from "node:net";
 import tls from "node:tls";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
-import { guardSocket } from "./driver.ts";
-import { address } from "./errors.ts";
+import { closedError, guardSocket } from "./driver.ts";
+import { address, asConnectFailure, checkVersion } from "./errors.ts";
 import { NOT_POSTGRES, ServerGuard } from "./guard.ts";
+import type { Credentials } from "./login_check.ts";
 
 /** The SSLRequest message: its length and its code. */
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
 
-/** One connection to a server, from its first packet to its last. */
+/** The Terminate message. */
+const TERMINATE = Buffer.from("X\0\0\0\x04");
+
+/** Options of a line. */
+export interface LineOptions {
+  readonly applicationName: string;
+  /** The server must be ready for a statement within this time, in seconds. */
+  readonly connectTimeoutSeconds: number;
+  /** Ends the attempt. */
+  readonly signal?: AbortSignal;
+}
+
+/** One connection to a server, logged in. */
 export class Line {
+  /** The configuration, with this server alone. */
+  readonly config: DatabaseConfig;
   /** The TCP or Unix socket. Nagle's algorithm stays on, because COPY takes twice as long without it. */
   readonly raw: net.Socket;
   readonly guard: ServerGuard;
-  /** The socket that carries the protocol: `raw`, or TLS over it. */
-  readonly socket: Promise<net.Socket>;
-  readonly #config: DatabaseConfig;
-  readonly #timer: ReturnType<typeof setTimeout>;
+  readonly #ready = Promise.withResolvers<void>();
   #secure: tls.TLSSocket | undefined;
 
-  /** Begins to connect. The server must be ready for a statement within `timeoutSeconds`. */
-  constructor(
-    config: DatabaseConfig,
-    timeoutSeconds: number,
-    onReady: () => void = () => {},
-  ) {
-    this.#config = config;
-    this.raw = config.host.startsWith("/")
-      ? net.connect(`${config.host}/.s.PGSQL.${config.port}`)
-      : net.connect(config.port, config.host);
-    // The waiting code handles every error. An error without a listener would end the process.
-    this.raw.on("error", () => {});
-    this.#timer = setTimeout(
-      () =>
-        this.destroy(
-          new ServiceError(
-            "connection_failed",
-            `Cannot connect to ${
-              address(config)
-            }: no answer within ${timeoutSeconds} s`,
-          ),
-        ),
-      timeoutSeconds * 1000,
+  private constructor(config: DatabaseConfig, credentials: Credentials) {
+    this.config = config;
+    const { host, port } = config.servers[0]!;
+    this.raw = host.startsWith("/")
+      ? net.connect(`${host}/.s.PGSQL.${port}`)
+      : net.connect(port, host);
+    this.#watch(this.raw);
+    this.#ready.promise.catch(() => {});
+    this.guard = new ServerGuard(
+      config,
+      credentials,
+      (bytes) => this.socket.write(bytes),
+      () => {
+        // The driver resumes it.
+        this.socket.pause();
+        this.#ready.resolve();
+      },
     );
-    this.raw.once("close", () => clearTimeout(this.#timer));
-    this.guard = new ServerGuard(config, () => {
-      clearTimeout(this.#timer);
-      onReady();
-    });
-    this.socket = this.#open();
-    this.socket.catch(() => this.destroy());
   }
 
-  /** Whether the connection uses TLS, or is about to. */
+  /**
+   * Connects to the only server of the configuration, and logs in.
+   *
+   * As libpq does, `prefer` continues without TLS where the handshake fails, or
+   * where the server's pg_hba.conf refuses TLS.
+   *
+   * @throws {ServiceError} `connection_failed`, `authentication_failed`,
+   * `tls_failed`, `database_missing`, `server_too_old`, or the reason of the signal.
+   */
+  static async open(
+    config: DatabaseConfig,
+    credentials: Credentials,
+    options: LineOptions,
+  ): Promise<Line> {
+    const { connectTimeoutSeconds: seconds, signal } = options;
+    signal?.throwIfAborted();
+    const ending = Promise.withResolvers<never>();
+    ending.promise.catch(() => {});
+    const onAbort = () => ending.reject(signal!.reason);
+    signal?.addEventListener("abort", onAbort);
+    const timer = setTimeout(() => {
+      const reason = `Cannot connect to ${
+        address(config)
+      }: no answer within ${seconds} s`;
+      ending.reject(new ServiceError("connection_failed", reason));
+    }, seconds * 1000);
+    const attempt = async (withTls: boolean) => {
+      const line = new Line(config, credentials);
+      try {
+        const started = line.#start(options.applicationName, withTls);
+        await Promise.race([started, ending.promise]);
+        checkVersion(config, line.guard.parameter("server_version"));
+        return line;
+      } catch (error) {
+        line.destroy();
+        throw signal?.aborted ? signal.reason : asConnectFailure(error, config);
+      }
+    };
+    try {
+      return await attempt(config.sslMode !== "disable");
+    } catch (first) {
+      if (config.sslMode !== "prefer" || !isTlsRefusal(first)) throw first;
+      return await attempt(false).catch((second) => {
+        throw isTlsRefusal(second) ? first : second;
+      });
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+    }
+  }
+
+  /** The socket that carries the protocol: `raw`, or TLS over it. */
+  get socket(): net.Socket {
+    return this.#secure ?? this.raw;
+  }
+
+  /** Whether the connection uses TLS. */
   get isEncrypted(): boolean {
     return this.#secure !== undefined;
   }
 
+  /** Ends a connection that no client uses. */
+  close(): void {
+    this.socket.end(TERMINATE, () => this.destroy());
+  }
+
   /** Closes the connection at once. Pending work fails with `error`. */
   destroy(error?: Error): void {
-    clearTimeout(this.#timer);
     this.#secure?.destroy(error);
     this.raw.destroy(error);
   }
 
-  async #open(): Promise<net.Socket> {
-    const socket = this.#config.sslMode === "disable"
-      ? this.raw
-      : await this.#negotiate();
-    guardSocket(socket, this.guard);
-    return socket;
+  /** Fails the start with the error of the socket. An error without a listener would end the process. */
+  #watch(socket: net.Socket): void {
+    socket.on("error", this.#ready.reject);
+    socket.once("close", () => this.#ready.reject(closedError()));
   }
 
-  async #negotiate(): Promise<net.Socket> {
-    const { raw } = this;
-    const config = this.#config;
+  async #start(applicationName: string, withTls: boolean): Promise<void> {
+    if (withTls) await this.#negotiate();
+    const { socket } = this;
+    guardSocket(socket, this.guard);
+    socket.resume();
+    socket.write(startupMessage(this.config, applicationName));
+    await this.#ready.promise;
+    if (socket.destroyed || !this.guard.isBetweenMessages) {
+      throw socket.errored ?? closedError();
+    }
+  }
+
+  async #negotiate(): Promise<void> {
+    const { raw, config } = this;
     const where = address(config);
     raw.write(SSL_REQUEST);
-    const answer = await firstData(raw);
-    if (answer.length !== 1 || answer[0] !== 0x53 && answer[0] !== 0x4e) {
+    const data = Promise.withResolvers<Buffer>();
+    raw.once("data", data.resolve);
+    const answer = await Promise.race([data.promise, this.#ready.promise]);
+    if (answer?.length !== 1 || answer[0] !== 0x53 && answer[0] !== 0x4e) {
       throw new ServiceError(
         "connection_failed",
         `Cannot connect to ${where}: the server's answer to the TLS request is not PostgreSQL's`,
@@ -97,7 +169,7 @@ export class Line {
       );
     }
     if (answer[0] === 0x4e) {
-      if (config.sslMode === "prefer") return raw;
+      if (config.sslMode === "prefer") return;
       const variable = `${config.label.toUpperCase()}_DB_SSLMODE`;
       throw new ServiceError(
         "tls_failed",
@@ -105,49 +177,101 @@ export class Line {
         { remedy: `Turn on TLS at the server, or lower ${variable}.` },
       );
     }
-    const secure = this.#secure = tls.connect({
-      socket: raw,
-      ...tlsOptions(config),
-    });
-    const { promise, resolve, reject } = Promise.withResolvers<net.Socket>();
-    secure.once("secureConnect", () => resolve(secure));
-    secure.once("close", () => reject(closed()));
-    secure.on("error", reject);
-    return await promise;
+    const secured = Promise.withResolvers<void>();
+    const secure = this.#secure = tls.connect(
+      { socket: raw, ...tlsOptions(config) },
+      secured.resolve,
+    );
+    this.#watch(secure);
+    await Promise.race([secured.promise, this.#ready.promise]);
   }
 }
 
-function tlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
-  const servername = net.isIP(config.host) ? {} : { servername: config.host };
-  if (config.sslMode !== "verify-full") {
-    return { ...servername, rejectUnauthorized: false };
-  }
-  return {
-    ...servername,
-    rejectUnauthorized: true,
-    host: config.host,
-    ...(config.sslRootCertificate ? { ca: config.sslRootCertificate } : {}),
-  };
+/** Returns whether a server may accept the same login without TLS. */
+function isTlsRefusal(error: unknown): boolean {
+  return error instanceof ServiceError &&
+    (error.code === "tls_failed" || error.sqlstate === "28000");
 }
 
-/** Waits for the first bytes, and removes its listeners. */
-async function firstData(socket: net.Socket): Promise<Buffer> {
-  const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
-  const onClose = () => reject(closed());
-  socket.once("data", resolve);
-  socket.once("error", reject);
-  socket.once("close", onClose);
-  try {
-    return await promise;
-  } finally {
-    socket.off("data", resolve);
-    socket.off("error", reject);
-    socket.off("close", onClose);
-  }
-}
-
-function closed(): Error {
-  return Object.assign(new Error("the server closed the connection"), {
-    code: "ECONNRESET",
+/** Returns the message that starts a session. */
+function startupMessage(
+  { user, database }: DatabaseConfig,
+  applicationName: string,
+): Buffer {
+  const settings = Object.entries({
+    user,
+    database,
+    client_encoding: "UTF8",
+    application_name: applicationName,
   });
+  // The version of the protocol is 3.0.
+  const message = Buffer.from(
+    `\0\0\0\0\0\x03\0\0${settings.flat().join("\0")}\0\0`,
+  );
+  message.writeUInt32BE(message.length);
+  return message;
+}
+
+/**
+ * Returns the options of TLS. Reads the files again, because they may be replaced.
+ *
+ * @throws {ServiceError} `tls_failed`.
+ */
+function tlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
+  const { sslMode, sslRootCertificate } = config;
+  const { host } = config.servers[0]!;
+  try {
+    return {
+      ...(net.isIP(host) ? {} : { servername: host }),
+      ...clientOptions(config),
+      // As in libpq, an authority turns `require` into `verify-ca`.
+      rejectUnauthorized: sslMode.startsWith("verify") ||
+        sslMode === "require" && sslRootCertificate !== undefined,
+      ...(sslMode === "verify-full"
+        ? { host }
+        : { checkServerIdentity: () => undefined }),
+      ...(sslRootCertificate ? { ca: sslRootCertificate() } : {}),
+    };
+  } catch (error) {
+    throw new ServiceError(
+      "tls_failed",
+      `Cannot connect to ${address(config)}: ${(error as Error).message}`,
+      { cause: error },
+    );
+  }
+}
+
+/** Returns the client's certificate and its key. The library sends none where the key does not fit. */
+function clientOptions(
+  { label, sslClient }: DatabaseConfig,
+): tls.ConnectionOptions {
+  if (!sslClient) return {};
+  const prefix = `${label.toUpperCase()}_DB_`;
+  const cert = sslClient.certificate();
+  const key = sslClient.key();
+  const certificate = parsed(
+    () => new X509Certificate(cert),
+    `${prefix}SSLCERT holds no certificate in PEM format`,
+  );
+  const privateKey = parsed(
+    () => createPrivateKey(key),
+    /ENCRYPTED/.test(key)
+      ? `the key in ${prefix}SSLKEY is encrypted: decrypt it with openssl pkey`
+      : `${prefix}SSLKEY holds no private key in PEM format`,
+  );
+  if (!certificate.checkPrivateKey(privateKey)) {
+    throw new Error(
+      `the key in ${prefix}SSLKEY does not belong to the certificate in ${prefix}SSLCERT`,
+    );
+  }
+  return { cert, key };
+}
+
+/** Returns the result, or fails with `problem`. The library's own errors may show parts of a key. */
+function parsed<T>(parse: () => T, problem: string): T {
+  try {
+    return parse();
+  } catch {
+    throw new Error(problem);
+  }
 }

@@ -7,16 +7,9 @@ import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { Lines, probe, withTimeout } from "./client.ts";
-import {
-  type Client,
-  closeNow,
-  createClient,
-  parameterOf,
-  send,
-} from "./driver.ts";
+import { type Client, closeNow, createClient, send } from "./driver.ts";
 import {
   asConnectFailure,
-  checkVersion,
   endingOf,
   isOtherServerNeeded,
   noAnswerError,
@@ -79,7 +72,7 @@ export class Pool implements AsyncDisposable {
   readonly config: DatabaseConfig;
   readonly #max: number;
   readonly #connectTimeoutSeconds: number;
-  readonly #stallTimeoutSeconds: number;
+  readonly #timeoutSeconds: number;
   readonly #settings: string;
   #current: Connected | undefined;
   #holder: ServerHolder | undefined;
@@ -98,7 +91,8 @@ export class Pool implements AsyncDisposable {
     this.config = config;
     this.#max = options.max;
     this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
-    this.#stallTimeoutSeconds = options.stallTimeoutSeconds;
+    this.#timeoutSeconds = options.stallTimeoutSeconds +
+      config.servers.length * options.connectTimeoutSeconds;
     this.#settings = `${SETTINGS};\n${
       limitHistoryLocks(options.lockTimeoutSeconds ?? MAX_LOCK_SECONDS)
     }`;
@@ -116,7 +110,8 @@ export class Pool implements AsyncDisposable {
    * transaction. That also works behind a pooler that gives each transaction
    * another connection.
    *
-   * `timeoutSeconds` defaults to the sum of the connection and stall timeouts.
+   * `timeoutSeconds` defaults to the sum of the stall timeout and of the connection
+   * timeouts of all servers.
    *
    * @throws {ServiceError} `connection_failed` when the server does not answer
    * in time, `read_only` when it does not accept writes, `lock_lost` when the
@@ -125,7 +120,7 @@ export class Pool implements AsyncDisposable {
   async query<T extends Row = Row>(
     text: string,
     parameters: readonly Parameter[] = [],
-    timeoutSeconds = this.#connectTimeoutSeconds + this.#stallTimeoutSeconds,
+    timeoutSeconds = this.#timeoutSeconds,
   ): Promise<T[]> {
     const statement = withParameters(text, parameters);
     const holder = this.#holder;
@@ -200,7 +195,6 @@ export class Pool implements AsyncDisposable {
         timeoutSeconds,
         lines,
       );
-      checkVersion(this.config, parameterOf(client, "server_version"));
       return rows;
     } catch (cause) {
       const ending = endingOf(cause, lines.fatal);
@@ -268,15 +262,12 @@ export class Pool implements AsyncDisposable {
   }
 
   #connect(): Connected {
-    const lines = new Lines(this.config, this.#connectTimeoutSeconds);
+    const lines = new Lines(this.#holder?.config ?? this.config, {
+      applicationName: APPLICATION_NAME,
+      connectTimeoutSeconds: this.#connectTimeoutSeconds,
+    });
     const client = createClient(
-      this.config,
-      {
-        applicationName: APPLICATION_NAME,
-        connectTimeoutSeconds: this.#connectTimeoutSeconds,
-        max: this.#max,
-        lifetimeSeconds: LIFETIME_SECONDS,
-      },
+      { max: this.#max, lifetimeSeconds: LIFETIME_SECONDS },
       lines.dial,
     );
     return { client, lines };

@@ -33,6 +33,8 @@ export function assertServer(server: string): string {
 /** A connection whose server the others must share, such as that of the lock. */
 export interface ServerHolder {
   readonly server: string;
+  /** The configuration, with the holder's server alone. */
+  readonly config: DatabaseConfig;
   /** Closes the connection, because the address leads to another server. */
   giveUp(reason: ServiceError): void;
 }

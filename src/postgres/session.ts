@@ -9,26 +9,25 @@ import type net from "node:net";
 import type { Readable, Writable } from "node:stream";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
-import { probe, withTimeout } from "./client.ts";
+import { connect, probe, withTimeout } from "./client.ts";
 import {
   type Answer,
   type Client,
+  closedError,
   closeNow,
   createClient,
-  parameterOf,
   send,
   sendCopy,
 } from "./driver.ts";
 import {
   address,
   asConnectFailure,
-  checkVersion,
   endingOf,
   mayLackConnections,
   noAnswerError,
   toServiceError,
 } from "./errors.ts";
-import { Line } from "./line.ts";
+import type { Line } from "./line.ts";
 import {
   otherServerError,
   SERVER_EXPRESSION,
@@ -86,13 +85,14 @@ interface CopyStream<S> {
 
 /** One physical connection. A failed session stays failed and never opens a second connection. */
 export class Session implements AsyncDisposable, Disposable {
+  /** The configuration, with the server of the session alone. */
   readonly config: DatabaseConfig;
   /** Destroys the session when it stalls. */
   readonly watch: StallWatch;
   readonly #options: ConnectionOptions;
   readonly #client: Client;
   readonly #heart: ReturnType<typeof setInterval>;
-  #line: Line | undefined;
+  readonly #line: Line;
   #failure: ServiceError | undefined;
   readonly #lost = new AbortController();
   readonly #rejectors = new Set<(error: ServiceError) => void>();
@@ -112,41 +112,25 @@ export class Session implements AsyncDisposable, Disposable {
   #closing: Promise<void> | undefined;
   readonly #ended = Promise.withResolvers<void>();
 
-  private constructor(config: DatabaseConfig, options: ConnectionOptions) {
-    this.config = config;
+  private constructor(line: Line, options: ConnectionOptions) {
+    this.config = line.config;
+    this.#line = line;
     this.#options = options;
-    this.#client = createClient(config, { ...options, max: 1 }, async () => {
-      // The driver dials in a later turn, when the session may already be closed.
-      if (this.#failure) throw this.#failure;
-      if (this.#line) {
-        throw Object.assign(new Error("the server closed the connection"), {
-          code: "ECONNRESET",
-        });
-      }
-      const line = this.#line = new Line(
-        config,
-        options.connectTimeoutSeconds,
-      );
-      // Detects a closed connection immediately, even without a running query.
-      let cause: unknown = {
-        code: "ECONNRESET",
-        message: "the connection was closed",
-      };
-      line.raw.once("error", (error) => cause = error);
-      line.raw.once(
-        "close",
-        () => this.destroy(this.#explain(cause)),
-      );
-      const socket = await line.socket;
-      if (line.isEncrypted) {
-        socket.once("error", (error) => cause = error);
-        socket.once(
-          "close",
-          () => this.destroy(this.#explain(cause)),
-        );
-      }
-      return socket;
+    let isDialed = false;
+    this.#client = createClient({ ...options, max: 1 }, () => {
+      if (isDialed) throw this.#failure ?? closedError();
+      isDialed = true;
+      return Promise.resolve(line.socket);
     });
+    // Detects a closed connection immediately, even without a running query.
+    let cause: unknown = {
+      code: "ECONNRESET",
+      message: "the connection was closed",
+    };
+    for (const socket of new Set([line.raw, line.socket])) {
+      socket.once("error", (error) => cause = error);
+      socket.once("close", () => this.destroy(this.#explain(cause)));
+    }
     options.signal?.addEventListener("abort", this.#abort, { once: true });
     this.watch = new StallWatch(this, options);
     this.#heart = setInterval(this.#heartbeat, HEARTBEAT_SECONDS * 1000 / 3);
@@ -163,22 +147,18 @@ export class Session implements AsyncDisposable, Disposable {
     config: DatabaseConfig,
     options: ConnectionOptions,
   ): Promise<Session> {
-    options.signal?.throwIfAborted();
-    const session = new Session(config, options);
+    const target = options.holder?.config ?? config;
+    const session = new Session(await connect(target, options), options);
     try {
-      // The timer of the driver does not cover TLS and startup.
       await withTimeout(
         session.#learnSettings(),
         options.connectTimeoutSeconds,
         () => session.#noAnswer(),
       );
-      checkVersion(config, session.serverVersion);
       return session;
     } catch (error) {
       session.destroy();
-      // An old server may not even support the query.
-      checkVersion(config, session.serverVersion);
-      throw asConnectFailure(error, config);
+      throw asConnectFailure(error, session.config);
     }
   }
 
@@ -186,7 +166,7 @@ export class Session implements AsyncDisposable, Disposable {
     return noAnswerError(
       this.config,
       this.#options.connectTimeoutSeconds,
-      this.#line?.guard.isReady ?? false,
+      true,
     );
   }
 
@@ -212,12 +192,12 @@ export class Session implements AsyncDisposable, Disposable {
 
   /** `server_version` of the server, such as `15.18 (Debian …)`. */
   get serverVersion(): string {
-    return parameterOf(this.#client, "server_version");
+    return this.#line.guard.parameter("server_version") ?? "";
   }
 
   /** `server_encoding` of the database. */
   get serverEncoding(): string {
-    return parameterOf(this.#client, "server_encoding");
+    return this.#line.guard.parameter("server_encoding") ?? "";
   }
 
   /** Process id of the backend. During a transaction, that of the transaction's backend. */
@@ -403,19 +383,19 @@ export class Session implements AsyncDisposable, Disposable {
   }
 
   /**
-   * Checks that the address still leads to the server of the session. An address
+   * Checks that a new connection would reach the server of the session. An address
    * that does not answer passes the check.
    *
    * @throws {ServiceError} `connection_lost` when it leads to another server.
    */
-  async checkAddress(): Promise<void> {
+  async checkAddress(config: DatabaseConfig): Promise<void> {
     const script = `select ${SERVER_EXPRESSION} as server`;
     const own = await this.#queryRow(script);
-    const { rows } = await probe(this.config, this.#options, script);
+    const { rows } = await probe(config, this.#options, script);
     if (!rows || rows[0]?.server === own.server) return;
     throw new ServiceError(
       "connection_lost",
-      `${address(this.config)} now leads to another server`,
+      `${address(config)} now leads to another server`,
     );
   }
 
@@ -439,7 +419,7 @@ export class Session implements AsyncDisposable, Disposable {
    * The socket that carries the protocol unencrypted, or `undefined` under TLS.
    */
   get plainSocket(): net.Socket | undefined {
-    return this.#line?.isEncrypted ? undefined : this.#line?.raw;
+    return this.#line.isEncrypted ? undefined : this.#line.raw;
   }
 
   /** Whether it waits for an answer. */
@@ -449,8 +429,7 @@ export class Session implements AsyncDisposable, Disposable {
 
   /** Bytes sent, and bytes of answers received, so far. */
   get bytesMoved(): number {
-    return (this.#line?.guard.received ?? 0) +
-      (this.#line?.raw.bytesWritten ?? 0);
+    return this.#line.guard.received + this.#line.raw.bytesWritten;
   }
 
   /**
@@ -470,7 +449,7 @@ export class Session implements AsyncDisposable, Disposable {
     );
     this.#release();
     await this.#client.end({ timeout: 1 });
-    this.#line?.destroy();
+    this.#line.destroy();
     this.#ended.resolve();
   }
 
@@ -484,7 +463,7 @@ export class Session implements AsyncDisposable, Disposable {
     for (const reject of this.#rejectors) reject(reason);
     this.#lost.abort(reason);
     closeNow(this.#client);
-    this.#line?.destroy();
+    this.#line.destroy();
     this.#ended.resolve();
   }
 
@@ -499,7 +478,7 @@ export class Session implements AsyncDisposable, Disposable {
 
   /** Translates the error. Prefers the error that the server sent before it closed the connection. */
   #explain(error: unknown): ServiceError {
-    const cause = endingOf(error, this.#line?.guard.fatal);
+    const cause = endingOf(error, this.#line.guard.fatal);
     return toServiceError(cause, this.config);
   }
 
@@ -548,7 +527,7 @@ export class Session implements AsyncDisposable, Disposable {
     text: string,
     direction: "in" | "out",
   ): Promise<CopyStream<S>> {
-    this.#line?.guard.expectCopy(direction);
+    this.#line.guard.expectCopy(direction);
     const { stream, done } = sendCopy<S>(this.#client, text);
     const finished = this.#run(() => done);
     finished.catch(() => {});

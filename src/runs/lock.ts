@@ -78,6 +78,7 @@ export async function acquireLock(
     );
     const holder: ServerHolder = {
       server: session.server,
+      config: session.config,
       giveUp: (reason) => session.destroy(reason),
     };
     const stay = warehouse.stayWith(holder);

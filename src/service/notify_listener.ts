@@ -40,7 +40,7 @@ export async function listenForTriggers(
         await delay(HEARTBEAT_SECONDS * 1000, { signal: ended })
           .catch(() => {});
         // After a failover, the old primary may keep the connection open.
-        if (!ended.aborted) await session.checkAddress();
+        if (!ended.aborted) await session.checkAddress(config.dwh);
       }
       if (!signal.aborted) throw session.failure;
     } catch (error) {

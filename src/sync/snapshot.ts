@@ -212,7 +212,7 @@ export async function openSnapshot(
           } catch (error) {
             if (!isLost(error)) throw error;
             // The readers hold their own locks.
-            const other = await Session.open(config.olist, connection);
+            const other = await Session.open(holder.config, connection);
             sessions.push(other);
             await confirmDependencies(other, table, reads);
           }
@@ -379,7 +379,7 @@ async function openReader(
   holder: Session,
   snapshotId: string,
 ): Promise<Session> {
-  const session = await Session.open(config.olist, connection);
+  const session = await Session.open(holder.config, connection);
   const lock = lockSql(table);
   const adopt = `set transaction snapshot ${literal(snapshotId)}`;
   const isLockedFirst = isLockable(table.kind);

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { VARIABLES } from "../../src/config/variables.ts";
-import { createDatabases, PASSWORD } from "../support/databases.ts";
+import { Session } from "../../src/postgres/session.ts";
+import { configOf, createDatabases, PASSWORD } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
@@ -146,4 +147,43 @@ Deno.test("load logs in with a password that the server hashed", async () => {
   assertEquals(row!.hashed, true);
   const { code, stderr } = await runProgram(["load"], db.environment);
   assertEquals(code, 0, stderr);
+});
+
+Deno.test("a session logs in with every password that the server hashed", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  const passwords = [
+    // Composed and decomposed.
+    "Pa\u0308ss",
+    "P\u00e4ss",
+    // A space, a soft hyphen, a ligature and a number that SASLprep maps.
+    "a\u00a0b",
+    "I\u00adX",
+    "\ufb03\u2168",
+    // SASLprep prohibits them: a control character, an unassigned one, mixed directions, nothing.
+    "\ufb03\u0080",
+    "\ufb03\u0007",
+    "\ufb03\u{1f600}",
+    "\ufb03\u0627\u0031",
+    "\u0627\u0031",
+    "\u00ad",
+    "\u0627\u00adb\u0627",
+    "密码\u3000\u{1d43a}",
+    // Characters that Unicode 3.2 lacks, and that NFKC replaces.
+    "\ufb03\u1d43",
+    "\u32ff\u{1f130}",
+  ];
+  for (const password of passwords) {
+    await t.step(JSON.stringify(password), async () => {
+      await db.warehouse.unsafe(
+        `alter role "${db.loader}" password '${password}'`,
+      );
+      const { dwh } = configOf(db, { DWH_DB_PASSWORD: password });
+      await using session = await Session.open(dwh, {
+        applicationName: "login",
+        connectTimeoutSeconds: 5,
+        stallTimeoutSeconds: 5,
+      });
+      assertEquals(session.failure, undefined);
+    });
+  }
 });
