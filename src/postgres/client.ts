@@ -16,7 +16,7 @@ import {
 } from "./driver.ts";
 import { address, isOtherServerNeeded, readOnlyError } from "./errors.ts";
 import { Line, type LineOptions } from "./line.ts";
-import { type Credentials, credentialsOf } from "./login_check.ts";
+import { type Credentials, credentialsOf } from "./login.ts";
 import type { Row } from "./sql.ts";
 
 /** Servers that did not answer the last connection. */

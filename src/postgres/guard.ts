@@ -12,7 +12,7 @@ import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { serverError, type ServerErrorFields } from "./driver.ts";
 import { address } from "./errors.ts";
-import { type Credentials, Login } from "./login_check.ts";
+import { type Credentials, Login } from "./login.ts";
 
 /** Bytes of a message's type and length. */
 const HEADER_BYTES = 5;

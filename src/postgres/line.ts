@@ -17,7 +17,7 @@ import { ServiceError } from "../errors.ts";
 import { closedError, guardSocket } from "./driver.ts";
 import { address, asConnectFailure, checkVersion } from "./errors.ts";
 import { NOT_POSTGRES, ServerGuard } from "./guard.ts";
-import type { Credentials } from "./login_check.ts";
+import type { Credentials } from "./login.ts";
 
 /** The SSLRequest message: its length and its code. */
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
