@@ -27,13 +27,17 @@ Deno.test("health --service exits with 69 for an unhealthy and for a missing ser
     const { port } = new URL(server.url);
     const ill = await runJson(["health", "--service"], { PORT: port });
     assertEquals([ill.code, ill.json.status], [69, "unhealthy"]);
+    const live = await runJson(["health", "--live"], { PORT: port });
+    assertEquals([live.code, live.json.status], [0, "live"], live.stderr);
   }
-  const none = await runProgram(["health", "--service"], {
-    PORT: String(freePort()),
-  });
-  assertEquals(none.code, 69);
-  assertStringIncludes(
-    none.stderr,
-    "Cannot reach the service on http://127.0.0.1:",
-  );
+  for (const flag of ["--service", "--live"]) {
+    const none = await runProgram(["health", flag], {
+      PORT: String(freePort()),
+    });
+    assertEquals(none.code, 69);
+    assertStringIncludes(
+      none.stderr,
+      "Cannot reach the service on http://127.0.0.1:",
+    );
+  }
 });

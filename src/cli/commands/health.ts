@@ -8,8 +8,10 @@ import type { Command } from "../command.ts";
 /** Seconds within which a running service must answer. Its checks take up to 2. */
 const SERVICE_TIMEOUT_SECONDS = 4;
 
-/** The answer of a service. Without the token it has no checks. */
-type ServiceHealth = Pick<Health, "status"> & Partial<Health>;
+/** The answer of a service. Without the token, and without databases, it has no checks. */
+interface ServiceHealth extends Partial<Pick<Health, "checks">> {
+  readonly status: Health["status"] | "live";
+}
 
 export const healthCommand: Command = {
   name: "health",
@@ -19,10 +21,18 @@ export const healthCommand: Command = {
     service: {
       description: "Ask the service that listens on HOST and PORT instead",
     },
+    live: {
+      description: "Ask only whether that service runs, without the databases",
+    },
   },
   async run({ arguments: { flags }, config, output, signal }) {
-    const health: ServiceHealth = flags.has("service")
-      ? await askService(config(), signal)
+    const path = flags.has("live")
+      ? "/health/live"
+      : flags.has("service")
+      ? "/health"
+      : undefined;
+    const health: ServiceHealth = path
+      ? await askService(path, config(), signal)
       : await checkDatabases(config());
     output.show(health, {
       columns: [{ width: 7 }, { width: 9 }, {}, {}],
@@ -39,7 +49,7 @@ export const healthCommand: Command = {
         ])
         : [[health.status]],
     });
-    return health.status === "healthy" ? 0 : ERRORS.connection_failed.exit;
+    return health.status === "unhealthy" ? ERRORS.connection_failed.exit : 0;
   },
 };
 
@@ -57,13 +67,14 @@ async function checkDatabases(config: Config): Promise<Health> {
  * @throws {ServiceError} `connection_failed` when no service answers.
  */
 async function askService(
+  path: string,
   { host, port, apiToken }: Config,
   signal: AbortSignal,
 ): Promise<ServiceHealth> {
   const address = host === "0.0.0.0" || host === "::" ? "localhost" : host;
   const url = `http://${
     address.includes(":") ? `[${address}]` : address
-  }:${port}/health`;
+  }:${port}${path}`;
   try {
     const health = JSON.parse(
       await getDirectly(
