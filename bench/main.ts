@@ -16,9 +16,9 @@ const SETTINGS = {
   max_wal_size: "8GB",
   checkpoint_timeout: "30min",
 };
-const ROOT = new URL("..", import.meta.url);
+export const ROOT = new URL("..", import.meta.url);
 
-interface Measured {
+export interface Measured {
   readonly seconds: number;
   /** Peak resident memory in MB, or 0 when the system does not report it. */
   readonly peak: number;
@@ -160,7 +160,7 @@ async function changeSource(
   }
 }
 
-async function measure(
+export async function measure(
   command: string,
   args: string[],
   env: Record<string, string> = {},
@@ -224,6 +224,6 @@ function report(
   }
 }
 
-function print(text: string): void {
+export function print(text: string): void {
   Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 }
