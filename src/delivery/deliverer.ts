@@ -209,12 +209,12 @@ export class Deliverer {
   }
 
   /** Logs once until the publisher is resumed. */
-  #logStopped({ name, label }: Publisher, error: string): void {
+  #logStopped({ name, label, variable }: Publisher, error: string): void {
     if (this.#stopped.has(name)) return;
     this.#stopped.add(name);
     this.#context.log.error(
-      "Stopped deliveries to {label}: {error}. Change EVENT_WEBHOOK_URL, or run `events --resume-webhook`",
-      { label, error },
+      "Stopped deliveries to {label}: {error}. Change {variable}, or run `events --resume-webhook`",
+      { label, error, variable },
     );
   }
 }

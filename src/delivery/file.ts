@@ -31,6 +31,7 @@ const RETRY_SECONDS = 30;
 export function filePublisher(path: string): Publisher {
   return {
     name: "file",
+    variable: "EVENT_FILE",
     target: null,
     label: "the event file",
     delaySeconds: () => RETRY_SECONDS,

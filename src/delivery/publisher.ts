@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { VariableName } from "../config/variables.ts";
 import type { PublisherName } from "../runs/event.ts";
 
 /** An event to deliver. */
@@ -35,6 +36,8 @@ export type Outcome =
 /** Delivers events to one destination. */
 export interface Publisher {
   readonly name: PublisherName;
+  /** Variable that names the destination. */
+  readonly variable: VariableName;
   /** Digest of the destination. Another digest means a new receiver. */
   readonly target: string | null;
   /** Name of the destination in logs. */
