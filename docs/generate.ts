@@ -51,14 +51,14 @@ All mistakes are reported together, with exit code 78, before any connection is 
 const CONFIGURATION_NOTES = `
 ## Secrets
 
-\`*_PASSWORD_FILE\`, \`API_TOKEN_FILE\` and \`EVENT_WEBHOOK_SECRET_FILE\` name files with the secret.
+\`*_PASSWORD_FILE\`, \`API_TOKEN_FILE\`, \`EVENT_WEBHOOK_SECRET_FILE\`, \`ALERT_SLACK_URL_FILE\` and \`ALERT_TEAMS_URL_FILE\` name files with the secret.
 An empty secret file is a mistake, because treating it as unset would silently disable authentication.
 Secrets of fewer than 8 characters, and secrets that are words of the output, are not masked.
 A value that looks like a connection string or a key is never printed.
 
 Password and certificate files are read again for each connection, so a new secret needs no restart.
 If such a file is empty or unreadable then, the connection fails and names the file.
-\`API_TOKEN_FILE\` and \`EVENT_WEBHOOK_SECRET_FILE\` are read once.
+All other files are read once.
 A password with non-ASCII characters is prepared as libpq does it (SASLprep).
 
 ## Several servers

@@ -88,6 +88,9 @@ export interface Config {
   /** Its path can be a secret, so only its origin is printed. */
   readonly eventWebhookUrl: string | undefined;
   readonly eventWebhookSecret: string | undefined;
+  /** Secret like a password, as is that of Teams. */
+  readonly alertSlackUrl: string | undefined;
+  readonly alertTeamsUrl: string | undefined;
   /** Without a slash at its end. */
   readonly publicUrl: string | undefined;
   readonly host: string;
@@ -290,6 +293,8 @@ export function parseConfig(
     eventSpoolFile: read("EVENT_SPOOL_FILE"),
     eventWebhookUrl: read("EVENT_WEBHOOK_URL"),
     eventWebhookSecret: constantOf("EVENT_WEBHOOK_SECRET"),
+    alertSlackUrl: constantOf("ALERT_SLACK_URL"),
+    alertTeamsUrl: constantOf("ALERT_TEAMS_URL"),
     publicUrl: read("PUBLIC_URL"),
     host: read("HOST"),
     port: read("PORT"),

@@ -1,6 +1,7 @@
 import {
   assert,
   assertEquals,
+  assertMatch,
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
@@ -104,6 +105,8 @@ Deno.test("parseConfig() refuses an empty secret file", () => {
   const names = [
     "API_TOKEN_FILE",
     "EVENT_WEBHOOK_SECRET_FILE",
+    "ALERT_SLACK_URL_FILE",
+    "ALERT_TEAMS_URL_FILE",
     "OLIST_DB_PASSWORD_FILE",
     "DWH_DB_PASSWORD_FILE",
     "OLIST_DB_SSLROOTCERT",
@@ -232,6 +235,25 @@ Deno.test("effectiveVariables() shows only the origin of a webhook URL, and mask
   assertEquals(mask(WEBHOOK.EVENT_WEBHOOK_URL), "***");
   assertEquals(mask("part T0123456789AB"), "part ***");
   assertEquals(mask("https://hooks.example"), "https://hooks.example");
+});
+
+Deno.test("parseConfig() accepts a public URL with a path, and refuses user, query and fragment", () => {
+  const { publicUrl } = parseConfig(
+    { PUBLIC_URL: "https://loads.example/a/" },
+    noFile,
+  );
+  assertEquals(publicUrl, "https://loads.example/a");
+  for (const rest of ["me@h/", "me:pw@h/", "h/?", "h/#a", "", ":80"]) {
+    const error = assertThrows(
+      () => parseConfig({ PUBLIC_URL: `https://${rest}` }, noFile),
+      ServiceError,
+    );
+    assertMatch(
+      error.message,
+      /PUBLIC_URL(="[^"]*")? must be an http or https/,
+    );
+    assert(!error.message.includes("pw"), error.message);
+  }
 });
 
 Deno.test("effectiveVariables() masks secrets and reports which variables are set", () => {

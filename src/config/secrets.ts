@@ -113,14 +113,19 @@ function passwordsOf({ olist, dwh }: Config): string[] {
 
 /** Returns the secret values of a configuration. No output may contain them. */
 export function secretsOf(config: Config): readonly string[] {
-  const { apiToken, eventWebhookSecret, eventWebhookUrl } = config;
+  const { apiToken, eventWebhookSecret } = config;
+  const urls = [
+    config.eventWebhookUrl,
+    config.alertSlackUrl,
+    config.alertTeamsUrl,
+  ];
   return [
     ...passwordsOf(config),
     apiToken,
     eventWebhookSecret,
     // The key, without its prefix.
     eventWebhookSecret?.replace(/^whsec_/, ""),
-    ...(eventWebhookUrl ? secretPartsOf(new URL(eventWebhookUrl)) : []),
+    ...urls.flatMap((url) => url ? secretPartsOf(new URL(url)) : []),
   ]
     .filter((value): value is string => value !== undefined && value !== "");
 }

@@ -153,8 +153,16 @@ export const VARIABLES = {
     "Signing key in the format of Standard Webhooks: whsec_…",
   ),
   EVENT_WEBHOOK_SECRET_FILE: path("File that contains the signing key"),
+  ALERT_SLACK_URL: webhookUrl(
+    "Incoming webhook of Slack that receives failures and recoveries",
+  ),
+  ALERT_SLACK_URL_FILE: path("File that contains the URL of Slack"),
+  ALERT_TEAMS_URL: webhookUrl(
+    "Workflow of Microsoft Teams that receives failures and recoveries",
+  ),
+  ALERT_TEAMS_URL_FILE: path("File that contains the URL of Teams"),
   PUBLIC_URL: publicUrl(
-    "URL at which browsers reach the service, for links in events",
+    "URL at which browsers reach the service, for links in events and alerts",
   ),
   HOST: host("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
@@ -197,7 +205,9 @@ export type SecretVariable =
   | "OLIST_DB_PASSWORD"
   | "DWH_DB_PASSWORD"
   | "API_TOKEN"
-  | "EVENT_WEBHOOK_SECRET";
+  | "EVENT_WEBHOOK_SECRET"
+  | "ALERT_SLACK_URL"
+  | "ALERT_TEAMS_URL";
 export type FileVariable =
   | `${SecretVariable}_FILE`
   | `${"OLIST" | "DWH"}_DB_${"SSLROOTCERT" | "SSLCERT" | "SSLKEY"}`;

@@ -13,7 +13,7 @@ import { Session } from "../postgres/session.ts";
 import { asServiceError } from "../errors.ts";
 import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
 import { filePublisher } from "./file.ts";
-import type { Publisher } from "./publisher.ts";
+import type { Outcome, Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
 
 /** Seconds between two queries for events that other processes added. */
@@ -44,6 +44,8 @@ export function publisherNames(config: Config): readonly PublisherName[] {
   return [
     ...(config.eventPublisherType === "file" ? ["file"] as const : []),
     ...(config.eventWebhookUrl ? ["webhook"] as const : []),
+    ...(config.alertSlackUrl ? ["slack"] as const : []),
+    ...(config.alertTeamsUrl ? ["teams"] as const : []),
   ];
 }
 
@@ -57,6 +59,10 @@ async function publishersOf(config: Config): Promise<readonly Publisher[]> {
     // Load its library only when it is configured.
     const { webhookPublisher } = await import("./webhook.ts");
     publishers.push(await webhookPublisher({ ...config, url, secret }));
+  }
+  if (config.alertSlackUrl || config.alertTeamsUrl) {
+    const { alertPublishers } = await import("./alert_publishers.ts");
+    publishers.push(...await alertPublishers(config));
   }
   return publishers;
 }
@@ -163,7 +169,8 @@ export class Deliverer {
       const options = { signal, lockTimeoutSeconds };
       const attempt = await deliverNext(session, publisher, options);
       if (!attempt) break;
-      this.#report(publisher, attempt);
+      if (attempt.outcome.kind === "skipped") continue;
+      this.#report(publisher, attempt, attempt.outcome);
       if (attempt.outcome.kind === "gone") break;
       if (attempt.outcome.kind === "failed") {
         return publisher.isRemote
@@ -174,10 +181,14 @@ export class Deliverer {
     return POLL_SECONDS;
   }
 
-  #report(publisher: Publisher, attempt: Attempt): void {
+  #report(
+    publisher: Publisher,
+    attempt: Attempt,
+    outcome: Exclude<Outcome, { kind: "skipped" }>,
+  ): void {
     const { log } = this.#context;
     const { name, label } = publisher;
-    const { outcome, eventId, attempts, delaySeconds, givenUp } = attempt;
+    const { eventId, attempts, delaySeconds, givenUp } = attempt;
     if (outcome.kind === "delivered") {
       this.#onOutcome?.(name, "delivered", 1);
       log.debug("Delivered event {event_id} to {label}", {
@@ -213,7 +224,7 @@ export class Deliverer {
     if (this.#stopped.has(name)) return;
     this.#stopped.add(name);
     this.#context.log.error(
-      "Stopped deliveries to {label}: {error}. Change {variable}, or run `events --resume-webhook`",
+      "Stopped deliveries to {label}: {error}. Change {variable}, or run `events --resume`",
       { label, error, variable },
     );
   }

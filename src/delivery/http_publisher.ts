@@ -29,14 +29,16 @@ interface HttpPublisherOptions extends Pick<Publisher, "name" | "variable"> {
   readonly label: string;
   /** Seconds before the second attempt, doubled for each one after it. */
   readonly retryDelaySeconds: number;
-  /** Returns the request for an event. */
-  readonly requestOf: (event: OutgoingEvent) => HttpRequest;
+  /** Returns the request for an event, or `undefined` for an event that is not posted. */
+  readonly requestOf: (event: OutgoingEvent) => HttpRequest | undefined;
 }
 
 /** What is posted. */
 interface HttpRequest {
   readonly headers: Readonly<Record<string, string>>;
   readonly body: string;
+  /** What the outcome of the delivery has. */
+  readonly failingTables?: readonly string[];
 }
 
 /** Returns a publisher that posts to the URL. */
@@ -57,13 +59,16 @@ export async function httpPublisher(
       // A jitter of a quarter spreads senders that failed together.
       return delay * (0.75 + Math.random() / 2);
     },
-    publish: (event, signal) => post(url, options.requestOf(event), signal),
+    async publish(event, signal) {
+      const request = options.requestOf(event);
+      return request ? await post(url, request, signal) : { kind: "skipped" };
+    },
   };
 }
 
 async function post(
   url: URL,
-  { headers, body }: HttpRequest,
+  { headers, body, failingTables }: HttpRequest,
   signal: AbortSignal,
 ): Promise<Outcome> {
   const timeout = AbortSignal.timeout(TIMEOUT_SECONDS * 1000);
@@ -91,7 +96,10 @@ async function post(
   }
   // Only the status counts: a body may be long or endless.
   response.body?.cancel().catch(() => {});
-  return outcomeOf(response);
+  const outcome = outcomeOf(response);
+  return outcome.kind === "delivered" && failingTables
+    ? { ...outcome, failingTables }
+    : outcome;
 }
 
 /** Returns the outcome for a status. */

@@ -16,7 +16,7 @@ import type { PublisherName } from "../runs/event.ts";
 
 /**
  * Records new publishers. The file receives every event of the history. The
- * webhook receives only later events.
+ * others receive only later events.
  */
 export async function registerPublishers(
   queryable: Queryable,
@@ -94,8 +94,10 @@ export async function deliverNext(
     next,
     AbortSignal.any([options.signal, session.signal]),
   );
-  const attempt = outcome.kind === "delivered"
-    ? await recordDelivery(session, publisher, next)
+  const attempt = outcome.kind === "skipped"
+    ? await recordSkip(session, publisher, next)
+    : outcome.kind === "delivered"
+    ? await recordDelivery(session, publisher, next, outcome)
     : await recordFailure(session, publisher, next, outcome);
   await session.commit();
   return { eventId: next.eventId, outcome, ...attempt };
@@ -124,7 +126,8 @@ async function claimNext(
        where ${own} and target is distinct from ${aim};
      select event.seq::text as seq, event_id as "eventId", run_id as "runId",
        event_type as "eventType", payload ->> 'timestamp' as timestamp,
-       payload ->> 'traceparent' as traceparent, payload::text, failures
+       payload ->> 'traceparent' as traceparent, payload::text, failures,
+       failing_tables as "failingTables"
      from marketing_data_service.publisher, marketing_data_service.event
      where ${own} and stopped_at is null and event.seq > cursor
        and (next_attempt_at is null or next_attempt_at <= clock_timestamp())
@@ -133,10 +136,24 @@ async function claimNext(
   return row as ClaimedEvent | undefined;
 }
 
+/** Moves the cursor. The event gets no delivery. */
+async function recordSkip(
+  session: Session,
+  { name }: Publisher,
+  { seq }: ClaimedEvent,
+) {
+  await session.query(
+    "update marketing_data_service.publisher set cursor = $1::text::bigint where name = $2",
+    [seq, name],
+  );
+  return { attempts: 0, delaySeconds: 0, givenUp: 0 };
+}
+
 async function recordDelivery(
   session: Session,
   { name }: Publisher,
   { seq }: ClaimedEvent,
+  { failingTables }: Extract<Outcome, { kind: "delivered" }>,
 ) {
   const [row] = await session.query(
     `with done as (
@@ -146,9 +163,10 @@ async function recordDelivery(
          set attempts = d.attempts + 1, delivered_at = excluded.delivered_at, given_up_at = null
        returning attempts)
      update marketing_data_service.publisher
-     set cursor = $1::text::bigint, failures = 0, failing_since = null, next_attempt_at = null, last_error = null
+     set cursor = $1::text::bigint, failures = 0, failing_since = null, next_attempt_at = null, last_error = null,
+       failing_tables = coalesce($3::text::json, failing_tables)
      from done where name = $2 returning attempts`,
-    [seq, name],
+    [seq, name, failingTables ? JSON.stringify(failingTables) : null],
   );
   return { attempts: row!.attempts as number, delaySeconds: 0, givenUp: 0 };
 }
@@ -157,7 +175,7 @@ async function recordFailure(
   session: Session,
   publisher: Publisher,
   { seq, failures }: ClaimedEvent,
-  outcome: Exclude<Outcome, { kind: "delivered" }>,
+  outcome: Extract<Outcome, { kind: "failed" | "gone" }>,
 ) {
   const { name, giveUpAfter } = publisher;
   const isGone = outcome.kind === "gone";
@@ -225,21 +243,19 @@ async function giveUp(
 }
 
 /**
- * Resumes a publisher that its receiver stopped. All waiting events follow.
+ * Resumes the publishers that their receivers stopped. All waiting events follow.
  *
- * @returns whether it was stopped.
+ * @returns their names.
  */
-export async function resumePublisher(
+export async function resumePublishers(
   queryable: Queryable,
-  name: PublisherName,
-): Promise<boolean> {
+): Promise<readonly PublisherName[]> {
   const rows = await queryable.query(
     `update marketing_data_service.publisher
      set stopped_at = null, failures = 0, failing_since = null, next_attempt_at = null, last_error = null
-     where name = $1 and stopped_at is not null returning 1`,
-    [name],
+     where stopped_at is not null returning name`,
   );
-  return rows.length > 0;
+  return rows.map(({ name }) => name);
 }
 
 /** Returns the number of unsettled events by publisher. */

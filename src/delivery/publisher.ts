@@ -17,13 +17,21 @@ export interface OutgoingEvent {
   readonly timestamp: string;
   /** W3C Trace Context of the run. */
   readonly traceparent: string | null;
+  /** Tables whose failure this publisher has reported, and that have not loaded since. */
+  readonly failingTables: readonly string[];
   /** The event exactly as it is stored. */
   readonly payload: string;
 }
 
 /** Outcome of one attempt. Texts hold no secret. */
 export type Outcome =
-  | { readonly kind: "delivered" }
+  | {
+    readonly kind: "delivered";
+    /** What {@linkcode OutgoingEvent.failingTables} is for the next event, where it changes. */
+    readonly failingTables?: readonly string[];
+  }
+  /** The event is not one for this publisher. */
+  | { readonly kind: "skipped" }
   | {
     readonly kind: "failed";
     readonly error: string;

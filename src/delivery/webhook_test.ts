@@ -7,6 +7,7 @@ Deno.test("cloudEvent() keeps the stored text, including numbers that JavaScript
   const event = {
     seq: "42",
     traceparent: null,
+    failingTables: [],
     eventId: "e",
     runId: "r",
     eventType: "marketing-data-loaded",

@@ -18,8 +18,11 @@ export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
 /** The trigger of a run, stored verbatim. */
 export type Trigger = (typeof TRIGGERS)[number];
 
+/** The publishers, of which each is a destination of events. */
+export const PUBLISHERS = ["file", "webhook", "slack", "teams"] as const;
+
 /** Name of a publisher, stored verbatim. */
-export type PublisherName = "file" | "webhook";
+export type PublisherName = (typeof PUBLISHERS)[number];
 
 /** One table in the event of a run. */
 export type TableEntry = LoadedEntry | FailedEntry;

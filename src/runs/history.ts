@@ -63,7 +63,7 @@ export interface StoredEvent {
 /** The delivery of an event to one publisher. */
 interface EventDelivery {
   readonly publisher: PublisherName;
-  /** `stopped` means that the receiver refuses events, see {@linkcode resumePublisher}. */
+  /** `stopped` means that the receiver refuses events, see {@linkcode resumePublishers}. */
   readonly status: "pending" | "delivered" | "given_up" | "stopped";
   readonly attempts: number;
   readonly delivered_at: string | null;

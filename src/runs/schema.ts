@@ -21,6 +21,7 @@ const MIGRATIONS = [
   "0007_many_tables.sql",
   "0008_last_failure.sql",
   "0009_allow_shrink.sql",
+  "0010_alerts.sql",
 ] as const;
 
 /** Seconds to wait for another process that migrates, and for locks on the history's tables. */

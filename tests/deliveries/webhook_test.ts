@@ -268,10 +268,10 @@ Deno.test("410 stops the deliveries until the URL changes or they are resumed, a
   };
   const { stderr } = await load(environment);
   assertStringIncludes(stderr, "410 Gone");
-  assertStringIncludes(stderr, "events --resume-webhook");
+  assertStringIncludes(stderr, "events --resume");
   endpoint.answer = taken;
   const second = await load(environment);
-  assertStringIncludes(second.stderr, "events --resume-webhook");
+  assertStringIncludes(second.stderr, "events --resume");
   assertEquals(endpoint.posts.length, 1);
   assertEquals(
     (await storedEvents(environment)).map((e) => e.deliveries[0].status),
@@ -286,8 +286,8 @@ Deno.test("410 stops the deliveries until the URL changes or they are resumed, a
   endpoint.answer = () => new Response(null, { status: 410 });
   await load(environment);
   endpoint.answer = taken;
-  const resumed = await runJson(["events", "--resume-webhook"], environment);
-  assertEquals(resumed.json, { resumed: true });
+  const resumed = await runJson(["events", "--resume"], environment);
+  assertEquals(resumed.json, { resumed: ["webhook"] });
   await load(environment);
   assertEquals(
     new Set(

@@ -8,7 +8,12 @@ import { runProgram } from "../support/program_here.ts";
 const TOKEN = "t0ken-Recognisable\"'&-8265";
 const KEY = "recognisable key of webhook signatures";
 const WEBHOOK_SECRET = `whsec_${btoa(KEY)}`;
-const URL_SECRETS = ["T0Recognisable-Path-Part", "Recognisable-Query-77"];
+const URL_SECRETS = [
+  "T0Recognisable-Path-Part",
+  "Recognisable-Query-77",
+  "SlackRecognisable-Path-Part",
+  "Teams/Recognisable+Signature",
+];
 const PATH = `/services/${URL_SECRETS[0]}?key=${URL_SECRETS[1]}`;
 const WRONG = "wr0ng-recognisable-password";
 const SECRETS = [PASSWORD, TOKEN, WEBHOOK_SECRET, KEY, WRONG, ...URL_SECRETS];
@@ -56,12 +61,22 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
       API_TOKEN: TOKEN,
       EVENT_WEBHOOK_URL: `http://127.0.0.1:${endpoint.port}${PATH}`,
       EVENT_WEBHOOK_SECRET: WEBHOOK_SECRET,
+      ALERT_SLACK_URL: `http://127.0.0.1:${endpoint.port}/services/T0/B0/${
+        URL_SECRETS[2]
+      }`,
+      ALERT_TEAMS_URL_FILE: `${folder}/teams`,
       EVENT_PUBLISHER_TYPE: "file",
       EVENT_FILE: `${folder}/events.jsonl`,
       EVENT_SPOOL_FILE: `${folder}/spool.jsonl`,
       LOG_LEVEL: "TRACE",
       RETRY_ATTEMPTS: "1",
     };
+    await Deno.writeTextFile(
+      `${folder}/teams`,
+      `http://127.0.0.1:${endpoint.port}/workflows?sig=${
+        encodeURIComponent(URL_SECRETS[3]!)
+      }\n`,
+    );
     // The next attempt overwrites the traces of this one.
     const keepTables = async () => {
       for (
@@ -96,6 +111,7 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
       [78, ["load"], {
         EVENT_WEBHOOK_URL: `https://user:${WRONG}@hooks.example${PATH}`,
       }],
+      [78, ["load"], { ALERT_SLACK_URL: `hooks.example/${WRONG}` }],
       [78, ["config"], {
         DWH_DB_PASSWORD_FILE: "/gone",
       }],
@@ -120,6 +136,10 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
       await keepTables();
     }
     assert(endpoint.posts.length + endpoint.forged.length > 0);
+    const text = outputs.map(([, text]) => text).join("\n");
+    for (const name of ["Slack", "Teams"]) {
+      assert(text.includes(`${name} at http://127.0.0.1:${endpoint.port}`));
+    }
 
     await using server = await startServer(
       { environment },

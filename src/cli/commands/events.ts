@@ -2,7 +2,7 @@
 import { delay } from "@std/async/delay";
 import { listEvents, type StoredEvent } from "../../runs/history.ts";
 import { requireHistory } from "../../runs/schema.ts";
-import { resumePublisher } from "../../delivery/outbox.ts";
+import { resumePublishers } from "../../delivery/outbox.ts";
 import { formatMoment } from "../../format.ts";
 import { describeOutcome } from "../../runs/describe.ts";
 import type { Command } from "../command.ts";
@@ -22,8 +22,9 @@ export const eventsCommand: Command = {
       value: "NUMBER",
       description: "Maximum number of events (default: 100)",
     },
-    "resume-webhook": {
-      description: "Resume a webhook that answered 410, and exit",
+    resume: {
+      description:
+        "Resume deliveries that the receiver ended with 410, and exit",
     },
     follow: { description: "Wait for new events and print them" },
   },
@@ -35,9 +36,8 @@ export const eventsCommand: Command = {
     const limit = countOf("limit", values.limit?.[0] ?? "100");
     const { warehouse } = context.app();
     await requireHistory(warehouse);
-    if (flags.has("resume-webhook")) {
-      const resumed = await resumePublisher(warehouse, "webhook");
-      output.json({ resumed });
+    if (flags.has("resume")) {
+      output.json({ resumed: await resumePublishers(warehouse) });
       return 0;
     }
     let isContinued = false;

@@ -1,6 +1,6 @@
 /** Schemas of requests and responses. They validate requests and define the OpenAPI document. */
 import { z } from "@hono/zod-openapi";
-import { TRIGGERS } from "../../runs/event.ts";
+import { PUBLISHERS, TRIGGERS } from "../../runs/event.ts";
 
 const MODES = ["unchanged", "delta", "full"] as const;
 
@@ -195,7 +195,7 @@ export const EventList = z.object({
     seq: z.int(),
     event: LoadEvent,
     deliveries: z.array(z.object({
-      publisher: z.enum(["file", "webhook"]),
+      publisher: z.enum(PUBLISHERS),
       status: z.enum(["pending", "delivered", "given_up", "stopped"]),
       attempts: z.int(),
       delivered_at: z.string().nullable(),
