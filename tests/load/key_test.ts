@@ -1,4 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { startPostgres } from "../../demo/postgres.ts";
 import type { AppContext } from "../../src/context.ts";
 import { load } from "../../src/load/load.ts";
 import type { TableEntry } from "../../src/runs/event.ts";
@@ -6,10 +7,12 @@ import { parseTypeName } from "../../src/tables/column_types.ts";
 import type { TableDeclaration } from "../../src/tables/declaration.ts";
 import {
   ALL,
+  connectAs,
   contextOf,
   createDatabases,
   type Databases,
 } from "../support/databases.ts";
+import { until } from "../support/server.ts";
 
 /** Returns the declaration that loads `ec.<name>` into `raw.<name>`. */
 function declare(
@@ -407,4 +410,98 @@ Deno.test("load keeps the rows that refer to a changed row, whatever the foreign
       );
     },
   );
+});
+
+Deno.test("load shows a subscriber of its publication complete loads only, with updates", async () => {
+  await using server = await startPostgres({
+    settings: { wal_level: "logical" },
+  });
+  const url = server.url();
+  await using db = await createDatabases({
+    withoutTables: true,
+    servers: { source: url, warehouse: url },
+  });
+  await using context = contextOf(db);
+  await inSource(
+    db,
+    `create table ec.keyed (id int primary key, text text); create table ec.plain (id int, text text);
+     insert into ec.keyed select i, 'old' from generate_series(1, 2000) i; insert into ec.plain table ec.keyed`,
+  );
+  const columns = { id: "int", text: "text" };
+  const tables = [declare("keyed", columns, ["id"]), declare("plain", columns)];
+  await loadTables(context, tables);
+  await db.warehouse.unsafe(
+    `alter table raw.keyed add primary key (id); alter table raw.plain replica identity full;
+     create publication targets for table raw.keyed, raw.plain`,
+  );
+  // On one server, CREATE SUBSCRIPTION would wait for itself if it created the slot.
+  await db.warehouse.unsafe(
+    "select pg_create_logical_replication_slot('subscriber', 'pgoutput')",
+  );
+  await using other = Object.assign(connectAs(new URL(url), "postgres"), {
+    async [Symbol.asyncDispose]() {
+      await other.unsafe("drop subscription subscriber");
+      await other.end();
+    },
+  });
+  await other.unsafe(
+    `create schema raw; create table raw.keyed (id int primary key, text text); create table raw.plain (id int, text text);
+     alter table raw.plain replica identity full;
+     create table raw.log (name text, id int, write text, transaction bigint);
+     create function raw.note() returns trigger language plpgsql as $$ begin
+       insert into raw.log values (tg_table_name, coalesce(new.id, old.id), tg_op, txid_current()); return null; end $$;
+     create trigger note after insert or update or delete on raw.keyed for each row execute function raw.note();
+     create trigger note after insert or update or delete on raw.plain for each row execute function raw.note();
+     alter table raw.keyed enable always trigger note; alter table raw.plain enable always trigger note`,
+  );
+  await other.unsafe(
+    `create subscription subscriber connection 'host=127.0.0.1 port=${
+      new URL(url).port
+    } user=postgres dbname=${db.environment.DWH_DB_NAME}'
+       publication targets with (create_slot = false, slot_name = 'subscriber')`,
+  );
+  const rows = (sql: Databases["source"], relation: string) =>
+    sql.unsafe(`select r::text as row from ${relation} r order by 1`);
+  const expected = async (name: string) =>
+    (await rows(db.source, `ec.${name}`)).map(({ row }) => row).join();
+  const arrived = (name: string) =>
+    until(
+      `raw.${name} arrives at the subscriber`,
+      async () =>
+        (await rows(other, `raw.${name}`)).map(({ row }) => row).join() ===
+          await expected(name),
+    );
+  for (const { name } of tables) await arrived(name);
+
+  for (const mode of ["auto", "full"] as const) {
+    await other.unsafe("truncate raw.log");
+    for (const { name } of tables) {
+      await db.source.unsafe(
+        `update ec.${name} set text = '${mode}' where id <= 300;
+         delete from ec.${name} where id between 301 and 350;
+         insert into ec.${name} select i, 'new' from generate_series(301, 350) i where i % 2 = 0;
+         delete from ec.${name} where id between 400 and 500 and id % 2 = ${
+          mode === "auto" ? 0 : 1
+        }`,
+      );
+    }
+    const entries = await loadTables(context, tables, mode);
+    for (const entry of entries) assertEquals(entry.status, "success");
+    for (const { name } of tables) await arrived(name);
+    const log = await other.unsafe(
+      `select name, count(distinct transaction)::int as transactions,
+         count(*) filter (where write = 'UPDATE')::int as updates,
+         count(*) filter (where id <= 300 and write <> 'UPDATE')::int as others
+       from raw.log group by name order by name`,
+    );
+    assertEquals(log.map((row) => ({ ...row })), [
+      {
+        name: "keyed",
+        transactions: 1,
+        updates: mode === "auto" ? 325 : 300,
+        others: 0,
+      },
+      { name: "plain", transactions: 1, updates: 0, others: 600 },
+    ]);
+  }
 });
