@@ -241,6 +241,12 @@ export const ERRORS = {
     false,
     'Check the source, and `where` of the table. If the rows are to go, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',
   ),
+  check_failed: kind(
+    1,
+    500,
+    false,
+    "Correct the rows in the source, or the check in TABLES_FILE. Where a check takes too long, raise CHECK_TIMEOUT. The target keeps its old rows.",
+  ),
   out_of_resources: kind(
     1,
     500,

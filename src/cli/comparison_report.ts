@@ -1,5 +1,6 @@
 /** The report of a comparison of source and target. */
 import { equal as holdSame } from "../diff/fingerprint.ts";
+import { formatFailure } from "../sync/checks.ts";
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import type { Output } from "./output.ts";
 import { formatCount, MAX_NAMES } from "../format.ts";
@@ -38,7 +39,11 @@ export function printComparisons(
       ? ["Use `verify --rows 20` to see rows that differ."]
       : []),
   );
-  return exitOf(outcomes, as === "plan" || isEqual);
+  const isSound = isEqual &&
+    outcomes.every((outcome) =>
+      "comparison" in outcome && failedChecks(outcome.comparison).length === 0
+    );
+  return exitOf(outcomes, as === "plan" || isSound);
 }
 
 /** A table, its result, and the details. */
@@ -93,13 +98,16 @@ function hasUnnamedRows(outcome: ComparisonOutcome): boolean {
   return !isEqual(comparison) && !!comparison.target && !comparison.rows;
 }
 
+const failedChecks = ({ checks = [] }: Comparison) =>
+  checks.filter(({ ok }) => !ok);
+
 function asJson(outcome: ComparisonOutcome) {
   const { table } = outcome;
   if ("error" in outcome) {
     const { line, code } = outcome.error;
     return { table, equal: false, error: line, code };
   }
-  const { source, target, plan, rowsToCopy, rows } = outcome.comparison;
+  const { source, target, plan, rowsToCopy, rows, checks } = outcome.comparison;
   return {
     table,
     equal: isEqual(outcome.comparison),
@@ -110,18 +118,23 @@ function asJson(outcome: ComparisonOutcome) {
     mode: plan.mode,
     rows_to_copy: rowsToCopy,
     ...(rows ? { differing_rows: rows } : {}),
+    ...(checks ? { checks } : {}),
   };
 }
 
 function describeVerdict(comparison: Comparison): [string, string] {
   const { source, target, rowsToCopy } = comparison;
+  const failed = failedChecks(comparison).map(formatFailure);
+  const details = (text: string) => [text, ...failed].join("; ");
   return isEqual(comparison)
-    ? ["equal", `${source.count} rows`]
+    ? [failed.length > 0 ? "FAILED" : "equal", details(`${source.count} rows`)]
     : target === null
     ? ["MISSING", missingTarget(source.count)]
     : [
       "DIFFERENT",
-      `${source.count} rows in the source, ${target.count} in the target; ${rowsToCopy} rows to copy`,
+      details(
+        `${source.count} rows in the source, ${target.count} in the target; ${rowsToCopy} rows to copy`,
+      ),
     ];
 }
 

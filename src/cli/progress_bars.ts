@@ -101,7 +101,7 @@ async function startBars(
 }
 
 /** Phases after the copy. */
-const AFTER_COPY = new Set(["verify", "wait", "commit"]);
+const AFTER_COPY = new Set(["verify", "check", "wait", "commit"]);
 
 /** Maximum number of other characters in the line of a bar. */
 const BESIDE_BAR = 78;

@@ -79,6 +79,7 @@ export interface Config {
   readonly verify: "content" | "count";
   /** Share of a target's rows. */
   readonly maxShrink: number;
+  readonly checkTimeoutSeconds: number;
   readonly lockTimeoutSeconds: number;
   readonly connectTimeoutSeconds: number;
   readonly stallTimeoutSeconds: number;
@@ -285,6 +286,7 @@ export function parseConfig(
     loadTimezone: read("LOAD_TIMEZONE"),
     verify: read("VERIFY"),
     maxShrink: read("MAX_SHRINK"),
+    checkTimeoutSeconds: read("CHECK_TIMEOUT"),
     lockTimeoutSeconds: read("LOCK_TIMEOUT"),
     connectTimeoutSeconds: read("CONNECT_TIMEOUT"),
     stallTimeoutSeconds: read("STALL_TIMEOUT"),

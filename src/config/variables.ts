@@ -120,6 +120,12 @@ export const VARIABLES = {
     1,
     "Maximum share of a target's rows that one load may remove. 1 disables the check",
   ),
+  CHECK_TIMEOUT: number(
+    "300",
+    0.1,
+    86400,
+    "Maximum duration of one check of a table, in seconds",
+  ),
   LOCK_TIMEOUT: number(
     "60",
     0.1,

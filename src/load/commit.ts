@@ -19,6 +19,7 @@ import {
   type TableEntry,
 } from "../runs/event.ts";
 import { selectTables } from "../tables/declaration.ts";
+import { analyzeTarget } from "../sync/analyze.ts";
 import { anyCallsFunctions } from "../sync/target.ts";
 import { retry } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
@@ -144,6 +145,9 @@ export async function loadFromOneSnapshot(
       switch (outcome.state) {
         case "committed":
         case "settledElsewhere":
+          if (outcome.state === "committed") {
+            await analyzeLoaded(context, prepared);
+          }
           event ??= outcome.event;
           await preparation.release(prepared);
           return;
@@ -302,6 +306,26 @@ async function closeWithoutTables(
       throw error;
     }
   }, { ...context, ...CLOSING });
+}
+
+/** Updates the statistics of the tables that were loaded in full. A failure is only logged. */
+async function analyzeLoaded(
+  { config, log, signal }: RunContext,
+  { results, session }: Verified,
+): Promise<void> {
+  for (const { table, mode } of results) {
+    if (mode !== "full") continue;
+    try {
+      await analyzeTarget(session, table, config.lockTimeoutSeconds);
+    } catch (error) {
+      if (signal.aborted) return;
+      log.warn("{table}: the statistics are not updated: {reason}", {
+        table: table.name,
+        reason: asServiceError(error).reason,
+      });
+      if (session.failure) return;
+    }
+  }
 }
 
 /** Returns the run's end and its event, from what became of its groups. */

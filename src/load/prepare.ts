@@ -33,7 +33,8 @@ import {
   syncTable,
   type TableResult,
 } from "../sync/sync_table.ts";
-import { PhaseClock } from "../sync/progress.ts";
+import { requireAll, runChecks } from "../sync/checks.ts";
+import { PhaseClock, type PhaseTiming } from "../sync/progress.ts";
 import {
   namesOf,
   selectTables,
@@ -123,7 +124,9 @@ export async function openPreparation(
     async release({ session, results }) {
       const isNeeded = groups.length > config.maxParallelTasks;
       // Functions of others may have left something in the session.
-      const isClean = results.every((result) => result.hasNoSideEffects);
+      const isClean = results.every(({ hasNoSideEffects, table }) =>
+        hasNoSideEffects && !table.checks?.some(({ kind }) => kind === "sql")
+      );
       if (isNeeded && isClean && !session.failure) idle.push(session);
       else await session.close();
     },
@@ -182,11 +185,8 @@ async function prepareGroup(
         );
         results.push(result);
         onProgress({
-          table: table.name,
-          phase: "wait",
-          rows: result.targetCount,
-          bytes: result.bytesCopied,
-          totalRows: result.targetCount,
+          ...progressOf(result),
+          phase: table.checks?.length ? "check" : "wait",
         });
       }
       const isClean = results.every((result) => result.hasNoSideEffects);
@@ -194,6 +194,10 @@ async function prepareGroup(
         // A trigger of one table may have changed another one after its verification.
         await settleConstraints(session);
         for (const result of results) await result.verifyAgain();
+      }
+      // After all tables of the transaction: a check can read another one.
+      for (const [index, result] of results.entries()) {
+        results[index] = await withChecks(context, result, session);
       }
       if (!isClean) await checkHistoryTables(session);
       await session.query(limitHistoryLocks(config.lockTimeoutSeconds));
@@ -221,6 +225,43 @@ async function prepareGroup(
     for (const table of tables) snapshot.abandon(table);
     return failedGroup(tables, error, attempts);
   }
+}
+
+/**
+ * Runs the declared checks of a loaded table. Returns the result with theirs.
+ *
+ * @throws {ServiceError} `check_failed`.
+ */
+async function withChecks(
+  { config, onProgress }: RunContext,
+  result: TableResult,
+  session: Session,
+): Promise<TableResult> {
+  const { table } = result;
+  if (!table.checks?.length) return result;
+  const started = performance.now();
+  const checks = await runChecks(table, session, config.checkTimeoutSeconds);
+  requireAll(table, checks);
+  const seconds = (performance.now() - started) / 1000;
+  onProgress({ ...progressOf(result), phase: "wait" });
+  const phase: PhaseTiming = {
+    phase: "check",
+    started_after: result.seconds,
+    seconds,
+  };
+  return {
+    ...result,
+    checks,
+    seconds: result.seconds + seconds,
+    phases: [...result.phases, phase],
+  };
+}
+
+/** Returns the progress of a table whose rows are all copied. */
+function progressOf(
+  { table, targetCount: rows, bytesCopied: bytes }: TableResult,
+) {
+  return { table: table.name, rows, bytes, totalRows: rows };
 }
 
 /** Removes and returns a session that is still connected, or `undefined`. */

@@ -6,6 +6,7 @@
  */
 import { formatTables, printable } from "../format.ts";
 import type { ErrorCode, ServiceError } from "../errors.ts";
+import type { CheckResult } from "../sync/checks.ts";
 import type { TableResult } from "../sync/sync_table.ts";
 import {
   formatRelation,
@@ -71,6 +72,8 @@ export interface IntegrityCheck {
   readonly integrity_ok: boolean;
   readonly source_count: number;
   readonly target_count: number;
+  /** The declared checks. Absent where the table has none. */
+  readonly checks?: readonly CheckResult[];
 }
 
 /** Fields of both events. */
@@ -192,6 +195,7 @@ export function integrityCheck(result: TableResult): IntegrityCheck {
     integrity_ok: result.sourceCount === result.targetCount,
     source_count: result.sourceCount,
     target_count: result.targetCount,
+    ...(result.checks.length > 0 ? { checks: result.checks } : {}),
   };
 }
 

@@ -51,6 +51,13 @@ export class Metrics implements RunObserver {
     labelNames: ["table"],
     registers: [this.#registry],
   });
+  readonly #checks = new Counter({
+    name: "marketing_data_checks_total",
+    help:
+      "Declared checks of loaded tables that held, and loads of tables that a check stopped",
+    labelNames: ["table", "outcome"],
+    registers: [this.#registry],
+  });
   readonly #deliveries = new Counter({
     name: "marketing_data_deliveries_total",
     help: "Attempts of this process to deliver events, by outcome",
@@ -76,6 +83,8 @@ export class Metrics implements RunObserver {
       this.#rows.inc({ table, operation: "insert" }, 0);
       this.#rows.inc({ table, operation: "delete" }, 0);
       this.#bytes.inc({ table }, 0);
+      this.#checks.inc({ table, outcome: "held" }, 0);
+      this.#checks.inc({ table, outcome: "failed" }, 0);
     }
     let last: number | undefined;
     new Gauge({
@@ -145,11 +154,20 @@ export class Metrics implements RunObserver {
       ? event.results.results
       : event.details.results;
     for (const entry of entries) {
-      if (entry.status === "failure") continue;
       const { table } = entry;
+      if (entry.status === "failure") {
+        if (entry.code === "check_failed") {
+          this.#checks.inc({ table, outcome: "failed" });
+        }
+        continue;
+      }
       this.#rows.inc({ table, operation: "insert" }, entry.rows_inserted);
       this.#rows.inc({ table, operation: "delete" }, entry.rows_deleted);
       this.#bytes.inc({ table }, entry.bytes_copied);
+    }
+    if (event.status === "failure") return;
+    for (const { table, checks = [] } of event.results.integrity_checks) {
+      this.#checks.inc({ table, outcome: "held" }, checks.length);
     }
   }
 

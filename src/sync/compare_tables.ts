@@ -19,6 +19,7 @@ import type { DifferingRows } from "../diff/differing_rows.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
+import { type CheckResult, runChecks } from "./checks.ts";
 import { withoutNewColumns } from "./new_columns.ts";
 import { checkShrink, type ShrinkLimit } from "./shrink_guard.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
@@ -48,6 +49,8 @@ interface Comparison {
   readonly rowsToCopy: number;
   /** The rows that differ, where they were asked for and the target exists. */
   readonly rows?: DifferingRows;
+  /** The results of the declared checks, where they were run. */
+  readonly checks?: readonly CheckResult[];
 }
 
 /** The outcome of comparing one table. */
@@ -116,6 +119,8 @@ interface CompareOptions {
   readonly load?: LoadToPlan;
   /** Maximum number of rows to name for each table, at most {@linkcode MAX_NAMED_ROWS}. */
   readonly rows?: number | undefined;
+  /** Limit of each declared check. Without it, no check is run. */
+  readonly checkTimeoutSeconds?: number;
 }
 
 /** Returns a comparison with these options. */
@@ -133,7 +138,7 @@ export async function compareTable(
   snapshot: Snapshot,
   declaration: TableDeclaration,
   warehouse: Session,
-  { load, rows }: CompareOptions = {},
+  { load, rows, checkTimeoutSeconds }: CompareOptions = {},
 ): Promise<Comparison> {
   const { table: resolved } = resolvedIn(snapshot, declaration);
   const isReplaced = load?.recreate ?? false;
@@ -167,7 +172,9 @@ export async function compareTable(
       checkDeletable(table, found);
       await checkNulls(sides.source, table, found);
     }
-    return compared;
+    if (!checkTimeoutSeconds || !table.checks?.length) return compared;
+    const checks = await runChecks(table, warehouse, checkTimeoutSeconds);
+    return { ...compared, checks };
   } catch (error) {
     throw forTable(snapshot.explain(error), declaration, warehouse);
   }

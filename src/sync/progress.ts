@@ -12,6 +12,7 @@ export type Phase =
   | "copy"
   | "update"
   | "verify"
+  | "check"
   | "wait"
   | "commit";
 

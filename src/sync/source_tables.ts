@@ -18,6 +18,7 @@ import {
 import {
   BASE_TYPE,
   type Column,
+  formatCheck,
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
@@ -465,14 +466,22 @@ function resolveTable(
       { table },
     );
   }
-  const missing = declaration.key?.find((key) =>
-    !columns.some(({ name }) => name === key)
-  );
-  if (missing !== undefined) {
+  const { key = [], checks = [] } = declaration;
+  const named = [
+    { by: "the key", names: key },
+    ...checks.flatMap((check) =>
+      check.kind === "sql"
+        ? []
+        : [{ by: `check ${formatCheck(check)}`, names: check.columns }]
+    ),
+  ];
+  for (const { by, names } of named) {
+    const missing = names.find((n) => !columns.some(({ name }) => name === n));
+    if (missing === undefined) continue;
     return new ServiceError(
       "configuration",
-      `column "${missing}" of the key is missing in ${schema}.${name}`,
-      { table, remedy: "Correct the key in TABLES_FILE." },
+      `column "${missing}" of ${by} is missing in ${schema}.${name}`,
+      { table, remedy: `Correct ${by} in TABLES_FILE.` },
     );
   }
   const used = new Set(declared.map(({ name, from }) => from ?? name));

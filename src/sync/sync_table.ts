@@ -30,6 +30,7 @@ import {
 } from "../diff/fingerprint.ts";
 import { deleteSql, writtenRowsSql } from "../diff/queries.ts";
 import { castToTarget } from "../diff/row_hash.ts";
+import type { CheckResult } from "./checks.ts";
 import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
@@ -82,6 +83,8 @@ export interface TableResult {
   /** Sum of the row hashes; `null` when only the counts were compared. */
   readonly checksum: string | null;
   readonly warnings: readonly string[];
+  /** The results of the declared checks, which run later. */
+  readonly checks: readonly CheckResult[];
   readonly seconds: number;
   readonly phases: readonly PhaseTiming[];
   /** Whether writing to the target calls no function of others. */
@@ -207,6 +210,7 @@ export async function syncTable(
           ]
           : []),
       ],
+      checks: [],
       ...clock.stop(),
     };
   } catch (error) {

@@ -18,7 +18,7 @@ const MARA_TIMEZONE = "Europe/Berlin";
 export const verifyCommand: Command = {
   name: "verify",
   summary:
-    "Compares the warehouse tables with the source tables. Exits with 1 when they differ.",
+    "Compares the warehouse tables with the source tables, and runs their checks. Exits with 1 when they differ or a check does not hold.",
   flags: {
     table: {
       ...loadCommand.flags.table!,
@@ -54,7 +54,7 @@ export const verifyCommand: Command = {
         config,
         tables,
         signal,
-        comparedWith({ rows }),
+        comparedWith({ rows, checkTimeoutSeconds: config.checkTimeoutSeconds }),
       );
       return printComparisons(output, outcomes, "verdict");
     }

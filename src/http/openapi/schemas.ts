@@ -78,11 +78,17 @@ const FailedEntry = z.looseObject({
   ...relations,
 }).openapi("FailedEntry");
 
+const CheckResult = z.looseObject({
+  check: z.string().openapi({ example: "unique (id)" }),
+  ok: z.boolean(),
+}).openapi("CheckResult");
+
 const IntegrityCheck = z.looseObject({
   table: z.string(),
   integrity_ok: z.boolean(),
   source_count: z.int(),
   target_count: z.int(),
+  checks: z.array(CheckResult).optional(),
 }).openapi("IntegrityCheck");
 
 const totals = {

@@ -334,6 +334,11 @@ function TableResult(
         <Pair name="Copied">{loaded && formatBytes(loaded.bytes_copied)}</Pair>
         <Pair name="Took">{loaded && formatSeconds(loaded.duration)}</Pair>
         <Pair name="Attempts">{entry && String(entry.attempts)}</Pair>
+        {check?.checks && (
+          <Pair name="Checks that hold" isLong>
+            {check.checks.map((result) => result.check).join("; ")}
+          </Pair>
+        )}
         <Pair name="Checksum" isLong>
           {loaded?.checksum && <code>{loaded.checksum}</code>}
         </Pair>
