@@ -21,8 +21,8 @@ export function DocsPage({ document }: { document: Document }) {
       <h1>API</h1>
       <p>
         {document.info.description} Programs can read{" "}
-        <a href="/openapi.json">openapi.json</a>. Errors are a{" "}
-        <a href="#Problem">Problem</a> with the type{" "}
+        <a href="/openapi.json">openapi.json</a>. An error without a body in
+        these tables is a <a href="#Problem">Problem</a> with the type{" "}
         <code>{PROBLEM_TYPE}</code>.
       </p>
       {operations.map(({ name, operation }) => (
@@ -89,13 +89,12 @@ function Operation(
                 {Object.entries<Document>(response.content ?? {}).map((
                   [type, { schema }],
                 ) => (
-                  type === PROBLEM_TYPE
-                    ? Shape({ schema })
-                    : (
-                      <span class="body">
-                        {type} <Shape schema={schema} />
-                      </span>
-                    )
+                  // The introduction explains it.
+                  type === PROBLEM_TYPE ? null : (
+                    <span class="body">
+                      {type} <Shape schema={schema} />
+                    </span>
+                  )
                 ))}
               </td>
             </tr>
