@@ -8,8 +8,9 @@
  * @module
  */
 import type { Column } from "../tables/declaration.ts";
-import type { Plan, Sides } from "./find_difference.ts";
+import type { Plan, RowDifference, Sides } from "./find_difference.ts";
 import type { Fingerprint } from "./fingerprint.ts";
+import { hashSql } from "./queries.ts";
 import {
   type ColumnDifference,
   compareValues,
@@ -57,10 +58,9 @@ interface Naming {
   readonly splitBy: "first column" | "name";
 }
 
-/** SQL conditions for both sides that include every row that differs. */
+/** SQL condition that includes every row that differs, and its copies on both sides. */
 interface Scope {
-  readonly source: string;
-  readonly target: string;
+  readonly condition: string;
   /** Number of rows of one side, approximately. */
   readonly rows: number;
 }
@@ -93,8 +93,8 @@ export async function findDifferingRows(
   }
   const rows = Math.max(source.count, target.count);
   const scope = plan.mode === "delta"
-    ? plan.selection
-    : { source: "true", target: "true", rows };
+    ? scopeOf(sides, plan.difference)
+    : { condition: "true", rows };
   for (const naming of namings) {
     const search = new Search(sides, naming, scope, max);
     const found = await search.findNames();
@@ -108,6 +108,17 @@ export async function findDifferingRows(
     };
   }
   throw new Error("the hashes of the rows are not spread");
+}
+
+function scopeOf(
+  { table: { columns }, method }: Sides,
+  { source, target }: RowDifference,
+): Scope {
+  const hashes = new Set([...source.hashes(), ...target.hashes()]);
+  return {
+    condition: hashSql(columns, method, hashes),
+    rows: Math.max(source.count, target.count),
+  };
 }
 
 /** Number of parts of all names: the values of the lower bits of a hash. */
@@ -213,9 +224,7 @@ class Search {
          pg_catalog.string_agg(name::text || ' ' || hash::text || ' ' || copies::text, ',') as groups
        from (select name, hash, pg_catalog.count(*) as copies
          from (select ${this.#nameHash} as name, ${this.#rowHash} as hash
-           from ${relation} where ${
-        this.#scope[side]
-      } and ${inPart} offset 0) hashes
+           from ${relation} where ${this.#scope.condition} and ${inPart} offset 0) hashes
          group by 1, 2 limit ${MAX_GROUPS + 1}) groups`,
     );
     if (Number(row!.count) > MAX_GROUPS) return undefined;
@@ -279,9 +288,9 @@ class Search {
 
   /** Returns SQL of the rows with these names. */
   #rowsOf(side: typeof SIDES[number], names: readonly string[]): string {
-    return `${this.#sides[side].relation} where ${
-      this.#scope[side]
-    } and ${this.#nameHash} = any ('{${names}}'::int8[])`;
+    return `${
+      this.#sides[side].relation
+    } where ${this.#scope.condition} and ${this.#nameHash} = any ('{${names}}'::int8[])`;
   }
 
   async #pairByKey(

@@ -1,41 +1,26 @@
 /**
- * Finds the differences between the two sides of a table. Compares whole tables, then
- * recent rows or buckets, then rows. Each step is one query on each side.
+ * Finds the differences between the two sides of a table. Compares the sums of whole
+ * tables, and then rows.
  *
  * @module
  */
+import { RowReader, watchTogether } from "../postgres/copy.ts";
 import type { Session } from "../postgres/session.ts";
-import type { Row } from "../postgres/sql.ts";
+import { identifier, type Row } from "../postgres/sql.ts";
 import {
-  afterDelta,
-  bucketCount,
-  type BucketDifference,
-  type Bucketing,
-  type Buckets,
-  differingBuckets,
-  diffRows,
   equal,
   type Fingerprint,
-  isSkewed,
-  isWorthRefining,
-  MAX_DIFFED_ROWS,
-  MAX_RECENT_ROWS,
   modeFor,
-  parseBuckets,
   type PlanMode,
-  type RowDifference,
-  wholeOf,
 } from "./fingerprint.ts";
 import {
-  bucketsSql,
-  differingRowsSql,
-  inBucketsSql,
-  rowsSql,
+  ctidSql,
+  hashesSql,
+  rowsWithHashesSql,
   wholeTableSql,
-  withKeysSql,
-  writtenSinceSql,
 } from "./queries.ts";
 import type { HashMethod } from "./row_hash.ts";
+import { RowMatcher, type RowSet, type SideName } from "./row_matcher.ts";
 import type { Table } from "../tables/declaration.ts";
 
 /** One side of a comparison: a session that sees the rows, and their table. */
@@ -54,20 +39,10 @@ export interface Sides {
   readonly method: HashMethod;
 }
 
-/** Hints from the last load. A wrong hint costs time and never a row. */
-export interface ChangeHint {
-  /** Number of rows at the last load. */
-  readonly rows: number;
-  /** Whether rows were deleted from the source since then. */
-  readonly hasDeletions: boolean;
-  /** The last load saw all of the source's transactions before this 64-bit id. */
-  readonly since?: string | undefined;
-}
-
 /** The plan of a load. */
 export type Plan =
   | { readonly mode: Exclude<PlanMode, "delta"> }
-  | { readonly mode: "delta"; readonly selection: Selection };
+  | { readonly mode: "delta"; readonly difference: RowDifference };
 
 /** The plan, and the fingerprints of both sides. */
 interface Compared {
@@ -76,99 +51,129 @@ interface Compared {
   readonly target: Fingerprint;
 }
 
-/** SQL conditions of the rows that a delta deletes from the target and copies from the source. */
+/** The rows that a delta deletes from the target and copies from the source. */
 export interface Selection {
+  /** SQL for FROM. */
   readonly source: string;
+  /** SQL condition. */
   readonly target: string;
   /** Number of rows to copy. */
   readonly rows: number;
 }
 
 /**
- * Compares by content, first whole tables. Then it searches the rows that were
- * written since the last load. Where these do not explain the difference, it
- * compares buckets. Deleted rows leave no trace in recent rows, so after deletions
- * it compares buckets at once.
+ * Compares by content. A sum over both tables costs least, and finds most tables
+ * unchanged. Where they differ, or a difference is expected, compares row by row.
  */
 export async function compareContent(
   sides: Sides,
-  expected: ChangeHint = { rows: 0, hasDeletions: false },
+  expectsDifference = false,
 ): Promise<Compared> {
-  if (expected.hasDeletions) return await compareByBucket(sides, expected.rows);
-  const [source, target] = await Promise.all([
-    wholeFingerprint(sides.source, sides),
-    wholeFingerprint(sides.target, sides),
-  ]);
-  const whole = { source, target };
-  if (equal(source, target)) return { plan: { mode: "unchanged" }, ...whole };
-  if (target.count === 0) return { plan: { mode: "full" }, ...whole };
-  const plan = expected.since
-    ? await planFromRecent(sides, expected.since, whole)
-    : undefined;
-  return plan ? { plan, ...whole } : await compareByBucket(sides, source.count);
-}
-
-/**
- * Returns the plan that replaces the target rows with the keys of recent source
- * rows. Returns `undefined` when that would not make the target equal to the source.
- */
-async function planFromRecent(
-  sides: Sides,
-  since: string,
-  whole: Omit<Compared, "plan">,
-): Promise<Plan | undefined> {
-  const { table: { columns }, source, target, method } = sides;
-  const maxRows = MAX_RECENT_ROWS;
-  const recent = await rowsWhere(
-    source,
-    sides,
-    writtenSinceSql(since),
-    maxRows,
-  );
-  if (!recent?.keys) return undefined;
-  const held = await rowsWhere(
-    target,
-    sides,
-    withKeysSql(columns, method, recent.keys),
-    maxRows,
-  );
-  if (!held) return undefined;
-  const difference = diffRows(recent.rows, held.rows);
-  const { deleted, copied } = difference;
-  const total = whole.target.count - deleted.count + copied.count;
-  if (!equal(afterDelta(whole.target, deleted, copied, total), whole.source)) {
-    return undefined;
+  if (!expectsDifference) {
+    const [source, target] = await Promise.all([
+      wholeFingerprint(sides.source, sides),
+      wholeFingerprint(sides.target, sides),
+    ]);
+    if (equal(source, target)) {
+      return { plan: { mode: "unchanged" }, source, target };
+    }
+    if (target.count === 0) return { plan: { mode: "full" }, source, target };
   }
-  const rows = { sourceRows: copied.count, targetRows: deleted.count };
-  return modeFor(rows, whole.source.count) === "full"
-    ? { mode: "full" }
-    : { mode: "delta", selection: selectionOf(sides, difference) };
-}
-
-async function compareByBucket(sides: Sides, rows: number): Promise<Compared> {
-  const buckets = bucketCount(rows);
-  const byFirst = await compareBuckets(sides, { by: "first column", buckets });
-  const { difference, source, target } =
-    isSkewed(byFirst.difference, byFirst.source.count)
-      ? await compareBuckets(sides, { by: "row", buckets })
-      : byFirst;
-  const mode = modeFor(difference, source.count);
-  const plan: Plan = mode === "delta"
-    ? { mode, selection: await selectInBuckets(sides, difference) }
-    : { mode };
+  const { source, target, difference } = await diffRows(sides);
+  const mode = difference.isWhole
+    ? modeFor(difference.source.count + difference.target.count, source.count)
+    : "full";
+  const plan: Plan = mode === "delta" ? { mode, difference } : { mode };
   return { plan, source, target };
 }
 
-async function compareBuckets(sides: Sides, bucketing: Bucketing) {
-  const [source, target] = await Promise.all([
-    bucketFingerprints(sides.source, sides, bucketing),
-    bucketFingerprints(sides.target, sides, bucketing),
-  ]);
+/** The rows that one side has more often than the other one. */
+export interface RowDifference {
+  readonly source: RowSet;
+  readonly target: RowSet;
+  /** Whether these are all. Otherwise there are too many to be found. */
+  readonly isWhole: boolean;
+}
+
+/**
+ * Number of rows that a side may be read ahead of the other one. Rows that have the
+ * same place on both sides then meet soon.
+ */
+const MAX_AHEAD = 50_000;
+
+/**
+ * Compares row by row, by hash. Each side sends the hashes of its rows while this
+ * process matches them.
+ *
+ * @param maxPending maximum number of rows without a partner in memory.
+ * @returns both fingerprints, and the difference.
+ */
+export async function diffRows(sides: Sides, maxPending?: number): Promise<{
+  readonly source: Fingerprint;
+  readonly target: Fingerprint;
+  readonly difference: RowDifference;
+}> {
+  const matcher = new RowMatcher(maxPending);
+  const sessions = [sides.source.session, sides.target.session] as const;
+  using _ = watchTogether(...sessions);
+  try {
+    do {
+      const source = readerOf(sides, "source", matcher);
+      const target = readerOf(sides, "target", matcher);
+      source.onChunk = target.onChunk = () => {
+        const ahead = source.rows - target.rows;
+        source.hold(ahead > MAX_AHEAD);
+        target.hold(-ahead > MAX_AHEAD);
+      };
+      const read = (reader: RowReader, side: Side) =>
+        reader.read(
+          hashesSql(side, sides.table.columns, sides.method, matcher.range),
+        );
+      await Promise.all([
+        read(source, sides.source),
+        read(target, sides.target),
+      ]);
+    } while (matcher.endPass());
+  } catch (error) {
+    for (const session of sessions) session.destroy();
+    throw error;
+  }
   return {
-    difference: differingBuckets(source, target, bucketing),
-    source: wholeOf(source),
-    target: wholeOf(target),
+    source: matcher.fingerprint("source"),
+    target: matcher.fingerprint("target"),
+    difference: matcher,
   };
+}
+
+/** Bytes of a hash, and of a ctid: a block number of 32 bits and an item number of 16. */
+const HASH_BYTES = 8;
+const CTID_BYTES = 6;
+
+function readerOf(
+  sides: Sides,
+  side: SideName,
+  matcher: RowMatcher,
+): RowReader {
+  const { session, hasStableCtid } = sides[side];
+  return hasStableCtid
+    ? new RowReader(
+      session,
+      [HASH_BYTES, CTID_BYTES],
+      (bytes, at) =>
+        matcher.add(
+          side,
+          bytes.getInt32(at),
+          bytes.getInt32(at + 4),
+          bytes.getInt32(at + 12),
+          bytes.getUint16(at + 16),
+        ),
+    )
+    : new RowReader(
+      session,
+      [HASH_BYTES],
+      (bytes, at) =>
+        matcher.add(side, bytes.getInt32(at), bytes.getInt32(at + 4)),
+    );
 }
 
 /** Returns the fingerprint of a side. */
@@ -182,76 +187,36 @@ export async function wholeFingerprint(
   return fingerprintOf(row!);
 }
 
-async function bucketFingerprints(
-  { session, relation }: Side,
-  { table, method }: Sides,
-  bucketing: Bucketing,
-): Promise<Buckets> {
-  const [row] = await session.scan(
-    bucketsSql(relation, table.columns, method, bucketing),
-  );
-  return parseBuckets(row!.buckets);
-}
-
 /** Returns the fingerprint of a row with `count` and `checksum`. */
 export function fingerprintOf(row: Row): Fingerprint {
   return { count: Number(row.count), checksum: row.checksum };
 }
 
-/** Narrows differing buckets to differing rows, unless there are too many. */
-async function selectInBuckets(
-  sides: Sides,
-  difference: BucketDifference,
-): Promise<Selection> {
-  const { table: { columns }, source, target, method } = sides;
-  const condition = inBucketsSql(columns, method, difference);
-  if (isWorthRefining(difference)) {
-    const [inSource, inTarget] = await Promise.all([
-      rowsWhere(source, sides, condition),
-      rowsWhere(target, sides, condition),
-    ]);
-    if (inSource && inTarget) {
-      return selectionOf(sides, diffRows(inSource.rows, inTarget.rows));
-    }
-  }
-  const rows = difference.sourceRows;
-  return { source: condition, target: condition, rows };
-}
-
-/** Returns the rows of one side that meet the condition, or `undefined` when there are more than `maxRows`. */
-async function rowsWhere(
-  { session, relation, hasStableCtid }: Side,
-  { table, method }: Sides,
-  condition: string,
-  maxRows = MAX_DIFFED_ROWS,
-): Promise<{ rows: string; keys: string } | undefined> {
-  const [row] = await session.scan<
-    { count: string; rows: string; keys: string }
-  >(rowsSql(
-    relation,
-    table.columns,
-    method,
-    condition,
-    hasStableCtid,
-    maxRows,
-  ));
-  return Number(row!.count) <= maxRows ? row! : undefined;
-}
-
-function selectionOf(
+/** Returns SQL of the rows that differ, of at most `maxRows` of each side. */
+export function selectionOf(
   { table: { columns }, source, target, method }: Sides,
-  { hashes, ...rows }: RowDifference,
+  difference: RowDifference,
+  maxRows = Infinity,
 ): Selection {
-  const condition = (side: "source" | "target", { hasStableCtid }: Side) =>
-    differingRowsSql(
+  const ctids = (rows: RowSet) => ctidSql(rows.ctids().take(maxRows));
+  const withHashes = ({ relation }: Side, rows: RowSet, values: string[]) =>
+    rowsWithHashesSql(
+      relation,
       columns,
       method,
-      hashes,
-      hasStableCtid ? rows[side] : undefined,
+      rows.hashes().take(maxRows),
+      values,
     );
+  const names = columns.map(({ name }) => identifier(name));
   return {
-    source: condition("source", source),
-    target: condition("target", target),
-    rows: rows.source.length,
+    source: source.hasStableCtid
+      ? `${source.relation} where ${ctids(difference.source)}`
+      : withHashes(source, difference.source, names),
+    target: target.hasStableCtid
+      ? ctids(difference.target)
+      : `(tableoid, ctid) in (select tableoid, ctid from ${
+        withHashes(target, difference.target, ["tableoid", "ctid"])
+      })`,
+    rows: difference.source.count,
   };
 }

@@ -4,8 +4,7 @@
  * @module
  */
 import type { Column } from "../tables/declaration.ts";
-import type { BucketDifference, Bucketing } from "./fingerprint.ts";
-import { type HashMethod, keyHash, rowHash } from "./row_hash.ts";
+import { type HashMethod, rowHash } from "./row_hash.ts";
 
 /**
  * SQL expression over `pg_class c`. It is true for a plain heap with stable row ids
@@ -26,103 +25,63 @@ export function wholeTableSql(
   }), 0)::text as checksum from ${from}`;
 }
 
-/** Returns the bucket number of a row as an SQL expression. */
-function bucketNumber(
+/**
+ * Returns SQL of the rows for a {@linkcode RowMatcher}: the hash and, where it is
+ * stable, the ctid. `range` restricts the hash.
+ */
+export function hashesSql(
+  { relation, hasStableCtid }: { relation: string; hasStableCtid: boolean },
   columns: readonly Column[],
   method: HashMethod,
-  { by, buckets }: Bucketing,
+  range: readonly [min: bigint, max: bigint] | undefined,
 ): string {
-  const hash = by === "row"
-    ? rowHash(columns, method)
-    : keyHash(columns, method);
-  return `(${hash} & ${buckets - 1}::bigint)`;
+  const values = hasStableCtid ? "hash, ctid" : "hash";
+  const rows = `select ${rowHash(columns, method)} as hash${
+    hasStableCtid ? ", ctid" : ""
+  } from ${relation}`;
+  // "offset 0" keeps the server from computing the hash twice.
+  return range
+    ? `select ${values} from (${rows} offset 0) rows where hash between '${
+      range[0]
+    }'::bigint and '${range[1]}'::bigint`
+    : rows;
+}
+
+/** Returns an SQL condition for the rows with these ctids. */
+export function ctidSql(ctids: Iterable<string>): string {
+  const quoted = Array.from(ctids, (ctid) => `"${ctid}"`);
+  return `ctid = any ('{${quoted}}'::tid[])`;
+}
+
+/** Returns an SQL condition for the rows with these hashes. */
+export function hashSql(
+  columns: readonly Column[],
+  method: HashMethod,
+  hashes: Iterable<string>,
+): string {
+  return `${rowHash(columns, method)} = any ('{${[...hashes]}}'::int8[])`;
 }
 
 /**
- * Returns SQL of the fingerprints by bucket. The result is one text for
- * {@linkcode parseBuckets}, because many rows cost more.
+ * Returns SQL for FROM: the rows with these hashes. Of equal rows, it has as many as
+ * the hash is repeated. `values` are the columns that it has.
  */
-export function bucketsSql(
+export function rowsWithHashesSql(
   from: string,
   columns: readonly Column[],
   method: HashMethod,
-  bucketing: Bucketing,
+  hashes: Iterable<string>,
+  values: readonly string[],
 ): string {
-  // "offset 0" keeps the planner from expecting one bucket per row, and from sorting.
-  return `select coalesce(pg_catalog.string_agg(line, ',' order by bucket), '') as buckets from (
-      select bucket, bucket::text || ' ' || pg_catalog.count(*)::text || ' ' || pg_catalog.sum(hash)::text as line from (
-        select ${bucketNumber(columns, method, bucketing)}::int4 as bucket,
-          ${rowHash(columns, method)} as hash from ${from} offset 0) hashes
-      group by bucket) grouped`;
-}
-
-/**
- * Returns SQL of the rows that meet the condition, at most `maxRows` and one more. Its
- * columns are `count`, `rows` and `keys`. `rows` is one text for {@linkcode diffRows}.
- * It has the hash of each row and its stable ctid, ordered by the bytes of the hash.
- * `keys` has the hashes of the first columns.
- */
-export function rowsSql(
-  from: string,
-  columns: readonly Column[],
-  method: HashMethod,
-  condition: string,
-  hasStableCtid: boolean,
-  maxRows: number,
-): string {
-  return `select pg_catalog.count(*)::text as count,
-      coalesce(pg_catalog.string_agg(hash || ' ' || id, ';' order by hash), '') as rows,
-      coalesce(pg_catalog.string_agg(key::text, ','), '') as keys
-    from (
-      select ${rowHash(columns, method)}::text collate "C" as hash, ${
-    hasStableCtid ? "ctid::text" : "''"
-  } as id, ${keyHash(columns, method)} as key
-      from ${from} where ${condition} limit ${maxRows + 1}) rows`;
-}
-
-/**
- * Returns an SQL condition for the rows that this transaction and later ones have
- * written. `id` has 64 bits. Needs a table with row ids.
- */
-export function writtenSinceSql(xid8: string): string {
-  // A row has the lower 32 bits.
-  const xid = BigInt.asUintN(32, BigInt(xid8));
-  return `pg_catalog.age(xmin) <= (select pg_catalog.age('${xid}'::pg_catalog.xid))`;
-}
-
-/**
- * Returns an SQL condition for the rows whose first columns have the hashes from
- * {@linkcode rowsSql}.
- */
-export function withKeysSql(
-  columns: readonly Column[],
-  method: HashMethod,
-  keys: string,
-): string {
-  return `${keyHash(columns, method)} = any ('{${keys}}'::int8[])`;
-}
-
-/** Returns an SQL condition for the differing rows of one side. */
-export function differingRowsSql(
-  columns: readonly Column[],
-  method: HashMethod,
-  hashes: readonly string[],
-  rowIds: readonly string[] | undefined,
-): string {
-  return rowIds
-    ? `ctid = any ('{${rowIds.map((id) => `"${id}"`)}}'::tid[])`
-    : `${rowHash(columns, method)} = any ('{${hashes}}'::int8[])`;
-}
-
-/** Returns an SQL condition for the rows of the given buckets. */
-export function inBucketsSql(
-  columns: readonly Column[],
-  method: HashMethod,
-  difference: BucketDifference,
-): string {
-  return `${
-    bucketNumber(columns, method, difference)
-  } = any ('{${difference.changed}}'::int8[])`;
+  const list = [...hashes];
+  const hash = rowHash(columns, method);
+  return `(select ${values} from (
+      select ${values}, ${hash} as "hash of the row",
+        pg_catalog.row_number() over (partition by ${hash}) as "number of the row"
+      from ${from} where ${hashSql(columns, method, list)}) rows
+    join (select hash, pg_catalog.count(*) as needed
+      from pg_catalog.unnest('{${list}}'::int8[]) hash group by hash) hashes
+      on hash = "hash of the row" and "number of the row" <= needed) chosen`;
 }
 
 /**

@@ -14,19 +14,15 @@ import { compareTable } from "../sync/compare_tables.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified } from "../postgres/sql.ts";
 import {
+  diffRows,
+  type RowDifference,
+  selectionOf,
   type Side,
   type Sides,
   wholeFingerprint,
 } from "../diff/find_difference.ts";
-import {
-  bucketCount,
-  type Bucketing,
-  type Buckets,
-  equal,
-  parseBuckets,
-} from "../diff/fingerprint.ts";
-import { bucketsSql, inBucketsSql } from "../diff/queries.ts";
-import { castToTarget, rowHash } from "../diff/row_hash.ts";
+import { equal } from "../diff/fingerprint.ts";
+import { castToTarget } from "../diff/row_hash.ts";
 import { formatTypeName } from "../tables/column_types.ts";
 import { resolvedIn, type Snapshot } from "../sync/snapshot.ts";
 import { sidesOf } from "../sync/sync_table.ts";
@@ -65,15 +61,12 @@ export interface MaraComparison {
 export interface Unexplained {
   readonly missing: number;
   readonly surplus: number;
-  /** Whether more rows can differ, because only some buckets were compared row by row. */
+  /** Whether more rows differ, too many to be counted. */
   readonly isAtLeast: boolean;
   /** Examples of the first column, such as `mql_id`. */
   readonly missingKeys: readonly (string | null)[];
   readonly surplusKeys: readonly (string | null)[];
 }
-
-/** Maximum number of rows of one side that are compared one by one, because memory holds them. */
-const MAX_ROWS = 100_000;
 
 /** Maximum number of example keys on each side. */
 const MAX_EXAMPLES = 5;
@@ -291,114 +284,60 @@ async function findUnexplained(
   values: Values,
   candidates: readonly Changes[],
 ): Promise<Pick<MaraComparison, "habits" | "unexplained">> {
-  const { table, target, method } = sides;
-  const [size] = await target.session.query(
-    `select count(*)::text as rows from ${target.relation}`,
-  );
-  const bucketing: Bucketing = {
-    by: "row",
-    buckets: bucketCount(Number(size!.rows)),
-  };
-  const bucketsOf = async ({ session, relation }: Side) => {
-    const [row] = await session.scan(
-      bucketsSql(relation, table.columns, method, bucketing),
-    );
-    return parseBuckets(row!.buckets);
-  };
-  const targetBuckets = await bucketsOf(target);
-  let nearest: { habits: Changes; differing: Differing } | undefined;
+  let nearest: Differing | undefined;
   for (const habits of [[], ...candidates]) {
-    const differing = compareBuckets(
-      await bucketsOf(asLoaded(sides, values, habits)),
-      targetBuckets,
-    );
-    if (!nearest || differing.rows < nearest.differing.rows) {
-      nearest = { habits, differing };
+    const loaded = {
+      ...sides,
+      source: asLoaded(sides, values, habits),
+    };
+    const { source, target, difference } = await diffRows(loaded);
+    const rows = difference.isWhole
+      ? difference.source.count + difference.target.count
+      : source.count + target.count;
+    if (!nearest || rows < nearest.rows) {
+      nearest = { habits, sides: loaded, difference, rows };
     }
   }
-  const { habits, differing } = nearest!;
-  const compared = differing.buckets.slice(0, differing.within);
-  const [sourceKeys, targetKeys] = await Promise.all(
-    [asLoaded(sides, values, habits), target].map((side) =>
-      rowsIn(side, sides, bucketing, compared)
-    ),
+  const { habits, difference } = nearest!;
+  const { source, target } = selectionOf(
+    nearest!.sides,
+    difference,
+    MAX_EXAMPLES,
   );
+  const { relation } = sides.target;
+  const [missingKeys, surplusKeys] = await Promise.all([
+    firstColumn(sides, sides.source.session, source),
+    firstColumn(sides, sides.target.session, `${relation} where ${target}`),
+  ]);
   return {
     habits,
     unexplained: {
-      ...compareRows(sourceKeys!, targetKeys!),
-      isAtLeast: compared.length < differing.buckets.length,
+      missing: difference.source.count,
+      surplus: difference.target.count,
+      isAtLeast: !difference.isWhole,
+      missingKeys,
+      surplusKeys,
     },
   };
 }
 
+/** The rows that differ after the habits are applied. */
 interface Differing {
-  readonly buckets: readonly number[];
-  /** Number of rows in the buckets, both sides added. */
+  readonly habits: Changes;
+  readonly sides: Sides;
+  readonly difference: RowDifference;
+  /** Number of rows, both sides added. */
   readonly rows: number;
-  /** Number of leading buckets with at most {@linkcode MAX_ROWS} rows of each side. At least 1. */
-  readonly within: number;
 }
 
-function compareBuckets(source: Buckets, target: Buckets): Differing {
-  const buckets: number[] = [];
-  let [sourceRows, targetRows, within] = [0, 0, 0];
-  for (const bucket of new Set([...source.keys(), ...target.keys()])) {
-    const [a, b] = [source.get(bucket), target.get(bucket)];
-    if (equal(a, b)) continue;
-    buckets.push(bucket);
-    sourceRows += a?.count ?? 0;
-    targetRows += b?.count ?? 0;
-    if (Math.max(sourceRows, targetRows) <= MAX_ROWS) within = buckets.length;
-  }
-  return {
-    buckets,
-    rows: sourceRows + targetRows,
-    within: Math.max(within, 1),
-  };
-}
-
-/** Returns the keys of the rows in the buckets, by the hash of the row. */
-async function rowsIn(
-  { session, relation }: Side,
-  { table: { columns }, method }: Sides,
-  bucketing: Bucketing,
-  changed: readonly number[],
-): Promise<Map<string, (string | null)[]>> {
-  const difference = { ...bucketing, changed, sourceRows: 0, targetRows: 0 };
+/** Returns the first column of the rows, as text. */
+async function firstColumn(
+  { table: { columns } }: Sides,
+  session: Session,
+  from: string,
+): Promise<(string | null)[]> {
   const rows = await session.query(
-    `select ${rowHash(columns, method)}::text as hash, ${
-      identifier(columns[0]!.name)
-    }::text as key from ${relation} where ${
-      inBucketsSql(columns, method, difference)
-    }`,
+    `select ${identifier(columns[0]!.name)}::text as key from ${from}`,
   );
-  const keys = new Map<string, (string | null)[]>();
-  for (const { hash, key } of rows) {
-    const known = keys.get(hash);
-    if (known) known.push(key);
-    else keys.set(hash, [key]);
-  }
-  return keys;
-}
-
-function compareRows(
-  source: ReadonlyMap<string, (string | null)[]>,
-  target: ReadonlyMap<string, (string | null)[]>,
-): Omit<Unexplained, "isAtLeast"> {
-  const surplusOf = (
-    here: typeof source,
-    there: typeof source,
-  ): (string | null)[] =>
-    [...here].flatMap(([hash, keys]) =>
-      keys.slice(there.get(hash)?.length ?? 0)
-    );
-  const missing = surplusOf(source, target);
-  const surplus = surplusOf(target, source);
-  return {
-    missing: missing.length,
-    surplus: surplus.length,
-    missingKeys: missing.slice(0, MAX_EXAMPLES),
-    surplusKeys: surplus.slice(0, MAX_EXAMPLES),
-  };
+  return rows.map(({ key }) => key);
 }

@@ -48,8 +48,7 @@ export async function copyRows(
   format: "binary" | "text",
   onProgress: CopyProgress,
 ): Promise<CopyResult> {
-  source.watch.peer = target.watch;
-  target.watch.peer = source.watch;
+  using _ = watchTogether(source, target);
   try {
     const writer = await target.copyFrom(
       `copy ${into} from stdin (format ${format})`,
@@ -77,10 +76,18 @@ export async function copyRows(
     source.destroy();
     target.destroy();
     throw error;
-  } finally {
-    source.watch.peer = undefined;
-    target.watch.peer = undefined;
   }
+}
+
+/** Lets each session wait for the other one without a stall, until the result is disposed of. */
+export function watchTogether(one: Session, other: Session): Disposable {
+  one.watch.peer = other.watch;
+  other.watch.peer = one.watch;
+  return {
+    [Symbol.dispose]() {
+      one.watch.peer = other.watch.peer = undefined;
+    },
+  };
 }
 
 /** First byte of a message with COPY data, in either direction. */
@@ -90,18 +97,14 @@ const COPY_DATA = "d".charCodeAt(0);
 const HEADER_BYTES = 5;
 
 /**
- * Passes COPY data from the source socket to the target socket unchanged. A
- * CopyData message is the same in either direction. All other messages go to the
- * driver as usual.
+ * Takes the COPY data that a server sends. All other messages go to the driver as
+ * usual.
  *
- * Create it when the target is ready to receive, and before the source sends.
+ * Create it before the server sends.
  */
-class Relay {
-  readonly #source: net.Socket;
-  readonly #target: net.Socket;
+class CopyDataTap {
   readonly #taken: TakenData;
-  readonly #onProgress: CopyProgress;
-  #bytes = 0;
+  readonly #onCopyData: (messages: Buffer, isEndOfChunk: boolean) => void;
   #messages = 0;
   /** Missing bytes of the current message, and whether they are COPY data. */
   #missing = 0;
@@ -109,30 +112,24 @@ class Relay {
   /** The first part of a header that is split between two chunks. */
   #header: Buffer | undefined;
 
+  /** `onCopyData` gets whole chunks of messages with their headers. A message may continue in the next chunk. */
   constructor(
-    source: net.Socket,
-    target: net.Socket,
-    onProgress: CopyProgress,
+    socket: net.Socket,
+    onCopyData: (messages: Buffer, isEndOfChunk: boolean) => void,
   ) {
-    this.#source = source;
-    this.#target = target;
-    this.#onProgress = onProgress;
-    this.#taken = takeData(source, this.#onData);
-    target.on("drain", this.#onDrain);
+    this.#onCopyData = onCopyData;
+    this.#taken = takeData(socket, this.#onData);
   }
 
-  /** Bytes of row data passed so far. */
-  get bytes(): number {
-    return this.#bytes - this.#messages * HEADER_BYTES;
+  /** Number of messages with COPY data that have begun. */
+  get messages(): number {
+    return this.#messages;
   }
 
-  /** Returns the sockets to their clients. */
+  /** Returns the data of the socket to the driver. */
   stop(): void {
-    this.#target.off("drain", this.#onDrain);
     this.#taken.giveBack();
   }
-
-  #onDrain = () => this.#source.resume();
 
   #onData = (chunk: Buffer) => {
     const data = this.#header ? Buffer.concat([this.#header, chunk]) : chunk;
@@ -160,14 +157,55 @@ class Relay {
       at = end;
     }
     this.#send(data.subarray(start, at), true);
-    // One message per row, the first with the header, and one for the trailer.
-    const rows = Math.max(0, this.#messages - 1);
-    this.#onProgress({ rows, bytes: this.bytes });
   };
 
   #send(messages: Buffer, isEndOfChunk: boolean): void {
-    if (messages.length === 0) return;
-    if (this.#isCopyData) {
+    if (this.#isCopyData) this.#onCopyData(messages, isEndOfChunk);
+    // A copy, because the receiver of COPY data may free the memory of the chunk.
+    else if (messages.length > 0) this.#taken.pass(Buffer.from(messages));
+  }
+}
+
+/**
+ * Passes COPY data from the source socket to the target socket unchanged. A
+ * CopyData message is the same in either direction.
+ *
+ * Create it when the target is ready to receive, and before the source sends.
+ */
+class Relay {
+  readonly #source: net.Socket;
+  readonly #target: net.Socket;
+  readonly #tap: CopyDataTap;
+  readonly #onProgress: CopyProgress;
+  #bytes = 0;
+
+  constructor(
+    source: net.Socket,
+    target: net.Socket,
+    onProgress: CopyProgress,
+  ) {
+    this.#source = source;
+    this.#target = target;
+    this.#onProgress = onProgress;
+    this.#tap = new CopyDataTap(source, this.#send);
+    target.on("drain", this.#onDrain);
+  }
+
+  /** Bytes of row data passed so far. */
+  get bytes(): number {
+    return this.#bytes - this.#tap.messages * HEADER_BYTES;
+  }
+
+  /** Returns the sockets to their clients. */
+  stop(): void {
+    this.#target.off("drain", this.#onDrain);
+    this.#tap.stop();
+  }
+
+  #onDrain = () => this.#source.resume();
+
+  #send = (messages: Buffer, isEndOfChunk: boolean) => {
+    if (messages.length > 0) {
       this.#bytes += messages.length;
       const hasRoom = this.#target.write(
         messages,
@@ -175,11 +213,12 @@ class Relay {
         isEndOfChunk ? () => release(messages) : undefined,
       );
       if (!hasRoom) this.#source.pause();
-    } else {
-      // A copy, because `release` may free the memory of the chunk.
-      this.#taken.pass(Buffer.from(messages));
     }
-  }
+    if (!isEndOfChunk) return;
+    // One message per row, the first with the header, and one for the trailer.
+    const rows = Math.max(0, this.#tap.messages - 1);
+    this.#onProgress({ rows, bytes: this.bytes });
+  };
 }
 
 /** Minimum bytes of a buffer with separate memory. Smaller buffers share a pool. */
@@ -230,4 +269,92 @@ function pump(
     resolve(bytes);
   });
   return promise;
+}
+
+/** Bytes before the first row of binary COPY data: signature, flags, and length of the extension. */
+const SIGNATURE_BYTES = 19;
+
+/** Bytes of the message after the last row. */
+const TRAILER_BYTES = HEADER_BYTES + 2;
+
+/** Receives a row of a {@linkcode RowReader}. The bytes of its first value begin at `at`. */
+type OnRow = (bytes: DataView, at: number) => void;
+
+/**
+ * Reads rows of values that all have the same length, without decoding them. The
+ * session is usable afterwards.
+ */
+export class RowReader {
+  /** Number of rows read so far. Infinite at the end. */
+  rows = 0;
+  /** Is called after each chunk of rows, and at the end. */
+  onChunk: () => void = () => {};
+  readonly #session: Session;
+  readonly #messageBytes: number;
+  readonly #onRow: OnRow;
+  #isHeld = false;
+  /** The first part of a message that is split between two chunks. */
+  #cut = Buffer.alloc(0);
+
+  /** @param lengths bytes of each value. */
+  constructor(session: Session, lengths: readonly number[], onRow: OnRow) {
+    this.#session = session;
+    this.#messageBytes = HEADER_BYTES + 2 +
+      lengths.reduce((sum, length) => sum + 4 + length, 0);
+    this.#onRow = onRow;
+  }
+
+  /**
+   * Reads all rows of `select`.
+   *
+   * @throws {ServiceError} of the server.
+   */
+  async read(select: string): Promise<void> {
+    const tap = new CopyDataTap(this.#session.socket, this.#onCopyData);
+    try {
+      const { done } = await this.#session.copyTo(
+        `copy (${select}) to stdout (format binary)`,
+      );
+      await done;
+      this.rows = Infinity;
+      this.onChunk();
+    } finally {
+      tap.stop();
+      this.hold(false);
+    }
+  }
+
+  /** Lets the server wait, or no longer. */
+  hold(isHeld: boolean): void {
+    if (isHeld === this.#isHeld) return;
+    this.#isHeld = isHeld;
+    if (isHeld) this.#session.socket.pause();
+    else this.#session.socket.resume();
+  }
+
+  #onCopyData = (chunk: Buffer) => {
+    const size = this.#messageBytes;
+    const bytes = this.#cut.length > 0
+      ? Buffer.concat([this.#cut, chunk])
+      : chunk;
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    const end = bytes.length;
+    let at = 0;
+    while (end - at >= HEADER_BYTES) {
+      const length = view.getUint32(at + 1) + 1;
+      if (end - at < length) break;
+      const extra = length - size;
+      // The signature comes with the first row, or with the trailer where there is none.
+      if (extra === 0 || extra === SIGNATURE_BYTES) {
+        this.#onRow(view, at + extra + HEADER_BYTES + 2 + 4);
+        this.rows++;
+      } else if (
+        length !== TRAILER_BYTES && length !== TRAILER_BYTES + SIGNATURE_BYTES
+      ) throw new Error(`the server sent a row of ${length} bytes`);
+      at += length;
+    }
+    // A copy, because the memory of the chunk is reused.
+    this.#cut = Buffer.from(bytes.subarray(at));
+    this.onChunk();
+  };
 }

@@ -422,6 +422,11 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#line.isEncrypted ? undefined : this.#line.raw;
   }
 
+  /** The socket that carries the protocol, encrypted or not. */
+  get socket(): net.Socket {
+    return this.#line.socket;
+  }
+
   /** Whether it waits for an answer. */
   get isWaiting(): boolean {
     return this.#pending > 0;

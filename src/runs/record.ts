@@ -14,7 +14,6 @@ import {
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { SourceWatermark } from "../sync/snapshot.ts";
-import type { LastLoad } from "../sync/sync_table.ts";
 import type { RunEnd } from "./run.ts";
 
 /** Names a server until it is promoted, restored or restarted. */
@@ -224,11 +223,11 @@ export async function forgetTableLoads(
 export async function lastLoads(
   queryable: Queryable,
   tables: readonly string[],
-): Promise<ReadonlyMap<string, LastLoad>> {
+): Promise<ReadonlyMap<string, SourceWatermark>> {
   const rows = await queryable.query(
-    `select name, source_mark::text as mark, (result ->> 'records_loaded')::float8 as rows
+    `select name, source_mark::text as mark
      from json_array_elements_text($1::text::json) name,
-       lateral (select source_mark, result from marketing_data_service.table_load
+       lateral (select source_mark from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
          order by finished_at desc limit 1) latest
      where source_mark is not null`,
@@ -236,8 +235,8 @@ export async function lastLoads(
   );
   return new Map(
     rows.map((
-      { name, mark, rows },
-    ) => [name, { mark: JSON.parse(mark) as SourceWatermark, rows }]),
+      { name, mark },
+    ) => [name, JSON.parse(mark)]),
   );
 }
 

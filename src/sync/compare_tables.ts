@@ -196,7 +196,7 @@ async function compareSides(
   const compared = await compareContent(sides);
   const { plan, source, target } = compared;
   const rowsToCopy = plan.mode === "delta"
-    ? plan.selection.rows
+    ? plan.difference.source.count
     : plan.mode === "full"
     ? source.count
     : 0;

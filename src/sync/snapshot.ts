@@ -31,10 +31,8 @@ import type { Table, TableDeclaration } from "../tables/declaration.ts";
 
 /** The state of a source table when the snapshot was taken. */
 export interface SourceWatermark {
-  /** Number of rows ever deleted, by the server's statistics. They lag behind. */
-  readonly deletions: string;
-  /** 64-bit id of the oldest running transaction. */
-  readonly xid: string;
+  /** Number of rows ever inserted, updated and deleted, by the server's statistics. They lag behind. */
+  readonly changes: string;
 }
 
 /** A snapshot of the source. Disposing closes it. */
@@ -46,7 +44,7 @@ export interface Snapshot extends AsyncDisposable {
   readonly encoding: string;
   /** Seed of the row hashes. */
   readonly seed: bigint;
-  /** Watermarks, from which the next load searches. */
+  /** Watermarks. The next load expects differences where they are others. */
   readonly marks: ReadonlyMap<string, SourceWatermark>;
   /** Tables whose rows keep their ctid. */
   readonly withStableCtid: ReadonlySet<string>;
@@ -140,9 +138,8 @@ export async function openSnapshot(
         !(found.get(name) instanceof ServiceError)
       );
       const [taken] = await holder.query<
-        { id: string; takenat: string; probe: string; xid: string }
+        { id: string; takenat: string; probe: string }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
-           pg_snapshot_xmin(pg_current_snapshot())::text as xid,
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
       const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
@@ -170,8 +167,8 @@ export async function openSnapshot(
         seed: randomSeed(),
         marks: new Map(
           reads.filter((r) => r.isSource && r.hasStableCtid).map((
-            { table, deletions },
-          ) => [table, { deletions, xid: taken!.xid }]),
+            { table, changes },
+          ) => [table, { changes }]),
         ),
         withStableCtid: named((read) => read.hasStableCtid),
         repeatable: named((read) => read.kind !== "v"),

@@ -111,8 +111,8 @@ export interface SourceRelation {
   readonly relation: string;
   readonly isSource: boolean;
   readonly hasStableCtid: boolean;
-  /** Number of rows ever deleted, by the server's statistics. */
-  readonly deletions: string;
+  /** Number of rows ever inserted, updated and deleted, by the server's statistics. */
+  readonly changes: string;
   /** Whether it is the source, or a materialized view or foreign table that planning its query has locked. */
   readonly isAsked: boolean;
   readonly isPopulated: boolean;
@@ -159,7 +159,8 @@ const FIRST_VARIABLE_OID = 10_000;
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
   ${HAS_STABLE_CTID} as rowids, c.relispopulated as populated,
-  pg_catalog.pg_stat_get_tuples_deleted(c.oid)::text as deletions`;
+  (pg_catalog.pg_stat_get_tuples_inserted(c.oid) + pg_catalog.pg_stat_get_tuples_updated(c.oid)
+    + pg_catalog.pg_stat_get_tuples_deleted(c.oid))::text as changes`;
 
 function readOf(table: string, row: Row, isSource: boolean): SourceRelation {
   return {
@@ -169,7 +170,7 @@ function readOf(table: string, row: Row, isSource: boolean): SourceRelation {
     kind: row.kind,
     relation: row.name,
     hasStableCtid: row.rowids,
-    deletions: row.deletions,
+    changes: row.changes,
     isPopulated: row.populated,
     isAsked: isSource || row.asked,
   };
@@ -519,8 +520,8 @@ export function sourceRelation(
       expression === undefined ? identifier(from ?? name) : fragment(expression)
     } as ${identifier(name)}`
   );
-  // The system columns lead to the rows of the table.
-  return `(select ${[...hasStableCtid ? ["ctid", "xmin"] : [], ...values]}
+  // The ctid leads to the row of the table.
+  return `(select ${[...hasStableCtid ? ["ctid"] : [], ...values]}
     from ${relation}${
     where === undefined ? "" : ` where ${fragment(where)}`
   }) mapped`;

@@ -12,11 +12,11 @@ import { GONE } from "../postgres/errors.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
 import { identifier, qualified } from "../postgres/sql.ts";
 import {
-  type ChangeHint,
   compareContent,
   fingerprintOf,
   type Plan,
   type Selection,
+  selectionOf,
   type Side,
   type Sides,
   wholeFingerprint,
@@ -60,14 +60,8 @@ interface SyncContext {
   readonly allowShrink: boolean;
   /** Whether the transaction loads no other table. Deferred constraints then fire before the table is verified. */
   readonly isAlone: boolean;
-  /** The last load of each table, where it is known. It is only a hint. */
-  readonly lastLoads: ReadonlyMap<string, LastLoad>;
-}
-
-/** The last load of a table. */
-export interface LastLoad {
-  readonly rows: number;
-  readonly mark: SourceWatermark;
+  /** The state of each source table at its last load, where it is known. It is only a hint. */
+  readonly lastLoads: ReadonlyMap<string, SourceWatermark>;
 }
 
 /** A table that holds the source's rows, verified, in an open transaction. */
@@ -291,28 +285,17 @@ async function compare(
 ): Promise<Decided> {
   return target.isNew || context.mode === "full"
     ? { plan: { mode: "full" } }
-    : await compareContent(sides, changeHint(context, sides.table));
+    : await compareContent(sides, expectsDifference(context, sides.table));
 }
 
-/** The maximum distance of two transactions: beyond it, 32-bit transaction ids wrap around. */
-const MAX_TRANSACTIONS = 2n ** 31n - 1_000_000n;
-
-/** Returns what the statistics of the source say about the changes since the last load. */
-function changeHint(
+/** Returns whether the source counts other changes than at the last load. The count lags behind. */
+function expectsDifference(
   { snapshot, lastLoads }: SyncContext,
-  table: Table,
-): ChangeHint | undefined {
-  const last = lastLoads.get(table.name);
-  const now = snapshot.marks.get(table.name);
-  if (!last || !now) return undefined;
-  if (!/^\d{1,20}$/.test(last.mark.xid)) return undefined;
-  const transactions = BigInt(now.xid) - BigInt(last.mark.xid);
-  const isSameServer = transactions >= 0n && transactions < MAX_TRANSACTIONS;
-  return {
-    rows: last.rows,
-    hasDeletions: now.deletions !== last.mark.deletions,
-    since: isSameServer ? last.mark.xid : undefined,
-  };
+  { name }: Table,
+): boolean {
+  const last = lastLoads.get(name);
+  return last !== undefined &&
+    last.changes !== snapshot.marks.get(name)?.changes;
 }
 
 /**
@@ -357,7 +340,9 @@ async function apply(
   }
   const { table, source } = sides;
   const { session } = sides.target;
-  const selected = plan.mode === "delta" ? plan.selection : undefined;
+  const selected = plan.mode === "delta"
+    ? selectionOf(sides, plan.difference)
+    : undefined;
   const isEmpty = target.isNew || held?.count === 0;
   const isInPlace = table.key !== undefined && !isEmpty;
 
@@ -373,11 +358,14 @@ async function apply(
     needsFingerprint ? await wholeFingerprint(source, sides) : known;
   const copy = async (relation: string, measured: Fingerprint | undefined) => {
     clock.enter("copy", selected?.rows ?? measured?.count ?? null);
+    if (selected?.rows === 0) {
+      return { bytesCopied: 0, rowsInserted: 0, source: known! };
+    }
     const copied = await writeTo(session, target, () =>
       copyRows(
         source.session,
-        `select ${table.columns.map(castToTarget)} from ${source.relation}${
-          selected ? ` where ${selected.source}` : ""
+        `select ${table.columns.map(castToTarget)} from ${
+          selected?.source ?? source.relation
         }`,
         session,
         `${relation} (${table.columns.map((c) => identifier(c.name))})`,

@@ -160,11 +160,11 @@ for (const verify of ["content", "count"]) {
        insert into other.closed_deal (mql_id, lead_type) select mql_id, 'damaged' from m_data.closed_deal where ctid = '(0,5)'`,
     );
     const running = load(context, "cli", options);
-    // The target is compared by bucket. Now the load reads the rows.
+    // The sums differ. Now the load reads the hashes of the rows.
     await until(async () =>
       (await db.source.unsafe(
         `select from pg_stat_activity where state = 'active' and datname = current_database()
-           and application_name like 'marketing-data-service/%' and query like '%string_agg(hash ||%'`,
+           and application_name like 'marketing-data-service/%' and query like 'copy (select pg_catalog.hashtextextended%'`,
       )).length > 0
     );
     await db.warehouse.unsafe(

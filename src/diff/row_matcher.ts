@@ -1,0 +1,288 @@
+/**
+ * Finds the rows that only one of two sides has, while both sides are read. A row
+ * cancels an equal row of the other side. Only rows without a partner are kept. So
+ * the memory depends on the number of differences, and on how different the order
+ * of the rows is.
+ *
+ * This module uses no database.
+ *
+ * @module
+ */
+import type { Fingerprint } from "./fingerprint.ts";
+
+/** One of the two sides. */
+export type SideName = "source" | "target";
+
+/** The number of values that the upper half of a hash can have. */
+const ALL_HASHES = 2 ** 32;
+
+/** The smallest part of all hashes that is compared at once. More passes cost more than a full copy. */
+const MIN_RANGE = ALL_HASHES / 16;
+
+/** Maximum number of rows without a partner in memory. They take 26 bytes each. */
+const MAX_PENDING = 2 ** 20;
+
+/** Maximum number of rows that differ, on both sides together. They take 14 bytes each. */
+const MAX_DIFFERING = 2 * MAX_PENDING;
+
+/** Number of rows whose halves of hashes a double can add without rounding. */
+const EXACT_ROWS = 2 ** 20;
+
+/** The bit of a stored item number that marks a row of the target. */
+const OF_TARGET = 0x8000;
+
+/** Rows that one side has more often than the other one. */
+export class RowSet {
+  #count = 0;
+  #words = new Int32Array(3 * 64);
+  #items = new Uint16Array(64);
+
+  get count(): number {
+    return this.#count;
+  }
+
+  add(upper: number, lower: number, block: number, item: number): void {
+    if (this.#count === this.#items.length) {
+      this.#words = grown(this.#words, 2 * this.#words.length);
+      this.#items = grown(this.#items, 2 * this.#items.length);
+    }
+    const at = 3 * this.#count;
+    this.#words[at] = upper;
+    this.#words[at + 1] = lower;
+    this.#words[at + 2] = block;
+    this.#items[this.#count++] = item;
+  }
+
+  /** Returns the hash of each row, in decimal. */
+  *hashes(): Generator<string> {
+    for (let i = 0; i < this.#count; i++) yield this.#hash(i).toString();
+  }
+
+  /** Returns the ctid of each row. */
+  *ctids(): Generator<string> {
+    for (let i = 0; i < this.#count; i++) {
+      yield `(${this.#words[3 * i + 2]! >>> 0},${this.#items[i]})`;
+    }
+  }
+
+  #hash(index: number): bigint {
+    return joined(
+      this.#words[3 * index]!,
+      this.#words[3 * index + 1]! >>> 0,
+    );
+  }
+}
+
+function grown<T extends Int32Array | Uint16Array>(
+  values: T,
+  length: number,
+): T {
+  const larger = new (values.constructor as new (length: number) => T)(length);
+  larger.set(values);
+  return larger;
+}
+
+function joined(upper: number, lower: number): bigint {
+  return BigInt(upper) * 0x1_0000_0000n + BigInt(lower);
+}
+
+/** Counts rows and adds their hashes. */
+class Total {
+  #count = 0;
+  #checksum = 0n;
+  #upper = 0;
+  #lower = 0;
+
+  add(upper: number, lower: number): void {
+    this.#upper += upper;
+    this.#lower += lower >>> 0;
+    if (++this.#count % EXACT_ROWS === 0) this.#flush();
+  }
+
+  get fingerprint(): Fingerprint {
+    this.#flush();
+    return { count: this.#count, checksum: this.#checksum.toString() };
+  }
+
+  #flush(): void {
+    this.#checksum += joined(this.#upper, this.#lower);
+    this.#upper = this.#lower = 0;
+  }
+}
+
+/**
+ * Matches the rows of both sides by their hashes.
+ *
+ * Reads both sides once where memory holds the rows without a partner. Otherwise each
+ * pass compares the hashes of a range, and both sides are read again for the next one.
+ */
+export class RowMatcher {
+  readonly source = new RowSet();
+  readonly target = new RowSet();
+  readonly #totals = { source: new Total(), target: new Total() };
+  #isFirstPass = true;
+  #isWhole = true;
+  /** The range of the pass: upper halves of hashes, from 0. */
+  #from = 0;
+  #to = ALL_HASHES;
+  /** Rows without a partner, in chains by their hash. The free ones are a chain, too. */
+  #size = 0;
+  #free = -1;
+  #heads = new Int32Array();
+  #next = new Int32Array();
+  #upper = new Int32Array();
+  #lower = new Int32Array();
+  #block = new Int32Array();
+  #item = new Uint16Array();
+
+  constructor(readonly maxPending = MAX_PENDING) {
+    this.#resize(Math.min(1024, maxPending));
+  }
+
+  /** Fingerprint of a side, after the first pass. */
+  fingerprint(side: SideName): Fingerprint {
+    return this.#totals[side].fingerprint;
+  }
+
+  /** The hashes of the pass, as limits of a signed 64-bit number. `undefined` for all. */
+  get range(): readonly [min: bigint, max: bigint] | undefined {
+    if (this.#isFirstPass) return undefined;
+    const limit = (at: number) => joined(at - ALL_HASHES / 2, 0);
+    return [limit(this.#from), limit(this.#to) - 1n];
+  }
+
+  /** Whether all differences were found. Otherwise there are too many. */
+  get isWhole(): boolean {
+    return this.#isWhole;
+  }
+
+  /** Adds a row. Rows that cannot be addressed have no block and no item. */
+  add(
+    side: SideName,
+    upper: number,
+    lower: number,
+    block = 0,
+    item = 0,
+  ): void {
+    if (this.#isFirstPass) this.#totals[side].add(upper, lower);
+    if (this.#isOutside(upper)) return;
+    const mark = side === "target" ? OF_TARGET : 0;
+    const head = lower & (this.#size - 1);
+    let before = -1;
+    for (let at = this.#heads[head]!; at >= 0; at = this.#next[at]!) {
+      if (this.#lower[at] === lower && this.#upper[at] === upper) {
+        // All rows of a hash are of one side: those of the other one were canceled.
+        if ((this.#item[at]! & OF_TARGET) === mark) break;
+        this.#remove(head, before, at);
+        return;
+      }
+      before = at;
+    }
+    this.#insert(upper, lower, block, item | mark);
+  }
+
+  /** Ends a pass. Returns whether another one follows. */
+  endPass(): boolean {
+    this.#isFirstPass = false;
+    for (const head of this.#heads) {
+      for (let at = head; at >= 0; at = this.#next[at]!) {
+        const item = this.#item[at]!;
+        const side = item & OF_TARGET ? this.target : this.source;
+        side.add(
+          this.#upper[at]!,
+          this.#lower[at]!,
+          this.#block[at]!,
+          item & ~OF_TARGET,
+        );
+      }
+    }
+    this.#clear();
+    if (this.source.count + this.target.count > MAX_DIFFERING) {
+      this.#isWhole = false;
+    }
+    if (!this.#isWhole) return false;
+    const width = this.#to - this.#from;
+    this.#from = this.#to;
+    this.#to = Math.min(this.#from + width, ALL_HASHES);
+    return this.#from < ALL_HASHES;
+  }
+
+  #isOutside(upper: number): boolean {
+    const at = upper + ALL_HASHES / 2;
+    return at < this.#from || at >= this.#to;
+  }
+
+  #insert(upper: number, lower: number, block: number, item: number): void {
+    if (this.#free < 0) {
+      if (this.#size < this.maxPending) this.#resize(2 * this.#size);
+      else this.#narrow();
+      if (this.#isOutside(upper)) return;
+    }
+    const at = this.#free;
+    this.#free = this.#next[at]!;
+    this.#upper[at] = upper;
+    this.#lower[at] = lower;
+    this.#block[at] = block;
+    this.#item[at] = item;
+    const head = lower & (this.#size - 1);
+    this.#next[at] = this.#heads[head]!;
+    this.#heads[head] = at;
+  }
+
+  #remove(head: number, before: number, at: number): void {
+    const after = this.#next[at]!;
+    if (before < 0) this.#heads[head] = after;
+    else this.#next[before] = after;
+    this.#next[at] = this.#free;
+    this.#free = at;
+  }
+
+  /** Leaves half of the hashes to later passes, until rows are free. */
+  #narrow(): void {
+    while (this.#free < 0) {
+      const half = Math.floor((this.#to - this.#from) / 2);
+      this.#to = this.#from + half;
+      if (half < MIN_RANGE) this.#isWhole = false;
+      for (let head = 0; head < this.#size; head++) {
+        let before = -1;
+        let at = this.#heads[head]!;
+        while (at >= 0) {
+          const after = this.#next[at]!;
+          if (this.#isOutside(this.#upper[at]!)) this.#remove(head, before, at);
+          else before = at;
+          at = after;
+        }
+      }
+    }
+  }
+
+  /** Makes room for `size` rows, a power of two. All rows so far are taken. */
+  #resize(size: number): void {
+    const taken = this.#size;
+    this.#size = size;
+    this.#upper = grown(this.#upper, size);
+    this.#lower = grown(this.#lower, size);
+    this.#block = grown(this.#block, size);
+    this.#item = grown(this.#item, size);
+    this.#clear(taken);
+    for (let at = 0; at < taken; at++) {
+      const head = this.#lower[at]! & (size - 1);
+      this.#next[at] = this.#heads[head]!;
+      this.#heads[head] = at;
+    }
+  }
+
+  /** Frees all rows from `first` on, and empties the chains. */
+  #clear(first = 0): void {
+    if (this.#next.length !== this.#size) {
+      this.#heads = new Int32Array(this.#size);
+      this.#next = new Int32Array(this.#size);
+    }
+    this.#heads.fill(-1);
+    this.#free = -1;
+    for (let at = this.#size - 1; at >= first; at--) {
+      this.#next[at] = this.#free;
+      this.#free = at;
+    }
+  }
+}
