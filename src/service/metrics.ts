@@ -4,7 +4,9 @@
  *
  * @module
  */
+import process from "node:process";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import { VERSION } from "../identity.ts";
 import { type LoadEvent, TRIGGERS } from "../runs/event.ts";
 import type { Run } from "../runs/run.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
@@ -75,6 +77,35 @@ export class Metrics implements RunObserver {
 
   constructor(sources: MetricsSources) {
     const registers = [this.#registry];
+    new Gauge({
+      name: "marketing_data_build_info",
+      help: "Always 1. The labels are the versions of the program and of Deno",
+      labelNames: ["version", "deno"],
+      registers,
+    }).set({ version: VERSION, deno: Deno.version.deno }, 1);
+    new Gauge({
+      name: "process_start_time_seconds",
+      help: "Unix time at which the process started",
+      registers,
+    }).set(performance.timeOrigin / 1000);
+    new Gauge({
+      name: "process_resident_memory_bytes",
+      help: "Memory of the process that is in RAM",
+      registers,
+      collect() {
+        this.set(Deno.memoryUsage().rss);
+      },
+    });
+    new Counter({
+      name: "process_cpu_seconds_total",
+      help: "Processor time of the process, in user and system mode",
+      registers,
+      collect() {
+        const { user, system } = process.cpuUsage();
+        this.reset();
+        this.inc((user + system) / 1e6);
+      },
+    });
     // A rate needs the series to start at 0, or it misses the first run.
     for (const status of ["success", "failure"]) {
       for (const trigger of TRIGGERS) this.#runs.inc({ status, trigger }, 0);
@@ -93,7 +124,9 @@ export class Metrics implements RunObserver {
       registers,
       async collect() {
         last = await sources.lastSuccess().catch(() => last);
-        if (last !== undefined) this.set(last);
+        // A gauge begins at 0, which would be a success in 1970.
+        if (last === undefined) this.remove();
+        else this.set(last);
       },
     });
     new Gauge({

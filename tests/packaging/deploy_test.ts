@@ -9,6 +9,7 @@ import { parse, parseAllDocuments } from "yaml";
 import { parseConfig } from "../../src/config/config.ts";
 import { VARIABLES } from "../../src/config/variables.ts";
 import { parseEnvFile } from "../../src/cli/env_file.ts";
+import { VERSION } from "../../src/identity.ts";
 import { createDatabases } from "../support/databases.ts";
 import { ENVIRONMENT_GENERATOR, testWith } from "../support/debian.ts";
 import { startServer } from "../support/server.ts";
@@ -316,38 +317,81 @@ Deno.test("the panels of the dashboard do not overlap and have unique ids", () =
   }
 });
 
-Deno.test("/metrics has every metric and label of the alerts and the dashboard", async () => {
-  const groups: { rules: { expr: string }[] }[] =
-    parse(read("prometheus/alerts.yml")).groups;
-  const expressions = [
-    ...groups.flatMap((group) => group.rules.map((rule) => rule.expr)),
-    ...expressionsOfDashboard(),
-  ];
-  await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
-  await using server = await startServer(db);
-  await (await server.fetch("/load", { method: "POST" })).body?.cancel();
-  await db.source.unsafe("drop table marketing.closed_deals");
-  await (await server.fetch("/load", { method: "POST" })).body?.cancel();
-  const text = await (await server.fetch("/metrics")).text();
-  const names = new Set<string>();
-  for (const expression of expressions) {
+testWith(
+  ["promtool"],
+  "promtool accepts /metrics, which has every metric and label of the alerts and the dashboard",
+  async () => {
+    const groups: { rules: { expr: string }[] }[] =
+      parse(read("prometheus/alerts.yml")).groups;
+    const expressions = [
+      ...groups.flatMap((group) => group.rules.map((rule) => rule.expr)),
+      ...expressionsOfDashboard(),
+    ];
+    await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
+    await using server = await startServer(db, {
+      EVENT_PUBLISHER_TYPE: "file",
+    });
+    const metrics = async () => await (await server.fetch("/metrics")).text();
+    // Without a success, 0 would be one in 1970.
+    const unloaded = await metrics();
+    assert(!/^marketing_data_last_success_timestamp_seconds/m.test(unloaded));
     for (
-      const [, name, labels] of expression.matchAll(
-        /\b(marketing_data_\w+)(?:\{([^}]*)\})?/g,
-      )
+      const line of [
+        `marketing_data_build_info{version="${VERSION}",deno="${Deno.version.deno}"} 1`,
+        'marketing_data_runs_total{status="failure",trigger="schedule"} 0',
+      ]
+    ) assertStringIncludes(unloaded, `${line}\n`);
+    for (
+      const [name, min, max] of [
+        [
+          "process_start_time_seconds",
+          Date.now() / 1000 - 600,
+          Date.now() / 1000,
+        ],
+        ["process_resident_memory_bytes", 1e7, 1e9],
+        ["process_cpu_seconds_total", 0.01, 600],
+      ] as const
     ) {
-      names.add(name!);
-      const line = new RegExp(
-        `^${name}(?:[{ ])${labels ? `(?=.*${labels})` : ""}`,
-        "m",
+      const value = Number(
+        new RegExp(`^${name} (\\S+)$`, "m").exec(unloaded)?.[1],
       );
-      assert(line.test(text), `${name}{${labels ?? ""}} is not at /metrics`);
+      assert(value > min && value < max, `${name} is ${value}`);
     }
-    for (const [, labels] of expression.matchAll(/ by \(([\w, ]+)\)/g)) {
-      for (const label of labels!.split(", ")) {
-        assert(text.includes(`${label}="`), `no metric has the label ${label}`);
+    await (await server.fetch("/load", { method: "POST" })).body?.cancel();
+    await db.source.unsafe("drop table marketing.closed_deals");
+    await (await server.fetch("/load", { method: "POST" })).body?.cancel();
+    const text = await metrics();
+    const file = await Deno.makeTempFile();
+    try {
+      await Deno.writeTextFile(file, text);
+      const command = `promtool check metrics < ${file}`;
+      assertEquals(await run("sh", ["-c", command]), { code: 0, said: "" });
+    } finally {
+      await Deno.remove(file);
+    }
+    const names = new Set<string>();
+    for (const expression of expressions) {
+      for (
+        const [, name, labels] of expression.matchAll(
+          /\b(marketing_data_\w+)(?:\{([^}]*)\})?/g,
+        )
+      ) {
+        names.add(name!);
+        const line = new RegExp(
+          `^${name}(?:[{ ])${labels ? `(?=.*${labels})` : ""}`,
+          "m",
+        );
+        assert(line.test(text), `${name}{${labels ?? ""}} is not at /metrics`);
+      }
+      for (const [, labels] of expression.matchAll(/ by \(([\w, ]+)\)/g)) {
+        for (const label of labels!.split(", ")) {
+          assert(
+            text.includes(`${label}="`),
+            `no metric has the label ${label}`,
+          );
+        }
       }
     }
-  }
-  assert(names.size >= 7, `only ${names.size} metrics are used`);
-});
+    assert(names.size >= 7, `only ${names.size} metrics are used`);
+  },
+);
