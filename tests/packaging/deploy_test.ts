@@ -1,14 +1,23 @@
 import { parseCrontab } from "../../src/config/crontab.ts";
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { Deployment } from "kubernetes-models/apps/v1/Deployment";
 import { CronJob } from "kubernetes-models/batch/v1/CronJob";
+import { NetworkPolicy } from "kubernetes-models/networking.k8s.io/v1/NetworkPolicy";
+import { PodDisruptionBudget } from "kubernetes-models/policy/v1/PodDisruptionBudget";
 import { ConfigMap } from "kubernetes-models/v1/ConfigMap";
+import { Secret } from "kubernetes-models/v1/Secret";
 import { Service } from "kubernetes-models/v1/Service";
 import fc from "fast-check";
 import { parse, parseAllDocuments } from "yaml";
 import { parseConfig } from "../../src/config/config.ts";
 import { VARIABLES } from "../../src/config/variables.ts";
 import { parseEnvFile } from "../../src/cli/env_file.ts";
+import { ERRORS } from "../../src/errors.ts";
 import { VERSION } from "../../src/identity.ts";
 import { createDatabases } from "../support/databases.ts";
 import { ENVIRONMENT_GENERATOR, testWith } from "../support/debian.ts";
@@ -18,6 +27,9 @@ const DEPLOY = new URL("../../deploy/", import.meta.url).pathname;
 const read = (name: string) => Deno.readTextFileSync(`${DEPLOY}${name}`);
 /** Where the files of `deploy/` expect the program. */
 const INSTALLED = "/usr/local/bin/marketing-data-service";
+
+/** Maximum time in seconds that a process needs after SHUTDOWN_GRACE. */
+const STOP_SECONDS = 12;
 
 async function run(command: string, args: string[], cwd = DEPLOY) {
   const { code, stdout, stderr } = await new Deno.Command(command, {
@@ -78,7 +90,8 @@ Deno.test("the units set only known variables, and a stop leaves time for SHUTDO
   const [, stop] = /^TimeoutStopSec=(\d+)$/m.exec(
     read("systemd/marketing-data-service.service"),
   )!;
-  assert(Number(stop) > Number(VARIABLES.SHUTDOWN_GRACE.default));
+  const grace = Number(VARIABLES.SHUTDOWN_GRACE.default);
+  assert(Number(stop) >= grace + STOP_SECONDS);
   const names = read("env.example").split("\n")
     .filter((line) => /^\w/.test(line)).map((line) => line.split("=")[0]!);
   for (const name of names) assert(name in VARIABLES, name);
@@ -169,82 +182,131 @@ Deno.test("the crontab line runs unchanged", async () => {
   }
 });
 
-const MODELS = { ConfigMap, Deployment, Service, CronJob };
+const MODELS = {
+  ConfigMap,
+  Secret,
+  Deployment,
+  Service,
+  CronJob,
+  PodDisruptionBudget,
+  NetworkPolicy,
+};
 
-function kubernetesObjects(file: string) {
-  return parseAllDocuments(read(`kubernetes/${file}`)).map((d) => d.toJS());
+/** Returns the objects that kubectl would apply, with the CronJob. */
+async function kubernetesObjects() {
+  const folder = await Deno.makeTempDir();
+  try {
+    await run("cp", ["-R", `${DEPLOY}kubernetes/.`, folder]);
+    await run("rm", ["-rf", `${folder}/secrets`]);
+    await Deno.mkdir(`${folder}/secrets`);
+    for (const name of ["olist_password", "dwh_password", "api_token"]) {
+      await Deno.writeTextFile(`${folder}/secrets/${name}`, name);
+    }
+    const file = `${folder}/kustomization.yaml`;
+    const text = await Deno.readTextFile(file);
+    await Deno.writeTextFile(file, text.replace("# - cronjob", "- cronjob"));
+    const { code, said } = await run("kubectl", ["kustomize", folder]);
+    assertEquals(code, 0, said);
+    return new Map(
+      parseAllDocuments(said).map((d) => d.toJS()).map((o) => [o.kind, o]),
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
 }
 
-Deno.test("the Kubernetes objects match their schemas", () => {
-  const kinds: string[] = [];
-  for (const file of ["service.yaml", "cronjob.yaml"]) {
-    for (const object of kubernetesObjects(file)) {
-      const Model = MODELS[object.kind as keyof typeof MODELS];
-      assertEquals(object.apiVersion, new Model().apiVersion);
-      new Model(object).validate();
-      kinds.push(object.kind);
-    }
-  }
-  assertEquals(kinds, ["ConfigMap", "Deployment", "Service", "CronJob"]);
-});
-
-Deno.test("the Kubernetes schemas refuse a misspelled field", () => {
-  const [object] = kubernetesObjects("cronjob.yaml");
-  object.spec.concurrencyPolicy = 5;
-  let message = "";
-  try {
-    new CronJob(object).validate();
-  } catch (error) {
-    message = (error as Error).message;
-  }
-  assertStringIncludes(message, "concurrencyPolicy");
-});
-
-Deno.test("the Kubernetes objects configure the service: variables, secret files, probes, one load at a time", () => {
-  const [config, deployment, service] = kubernetesObjects("service.yaml");
-  const [cronjob] = kubernetesObjects("cronjob.yaml");
-  const files: string[] = [];
-  for (const name of Object.keys(config.data)) assert(name in VARIABLES, name);
-  parseConfig(config.data, (path) => {
-    files.push(path);
-    return `a-secret-that-is-long-enough-${files.length}`;
-  });
-  assertEquals(files.length, 3);
-  const pod = deployment.spec.template.spec;
-  for (
-    const { containers, volumes } of [
-      pod,
-      cronjob.spec.jobTemplate.spec.template.spec,
-    ]
-  ) {
-    const [container] = containers;
-    const mounts = container.volumeMounts as {
-      name: string;
-      mountPath: string;
-    }[];
-    for (const file of files) {
-      const mount = mounts.find((m) => file.startsWith(`${m.mountPath}/`))!;
-      const volume = volumes.find((v: { name: string }) =>
-        v.name === mount.name
+testWith(
+  ["kubectl"],
+  "the Kubernetes objects match their schemas and configure the service",
+  async (t) => {
+    const objects = await kubernetesObjects();
+    await t.step("schemas", () => {
+      assertEquals([...objects.keys()].sort(), Object.keys(MODELS).sort());
+      for (const [kind, object] of objects) {
+        const Model = MODELS[kind as keyof typeof MODELS];
+        assertEquals(object.apiVersion, new Model().apiVersion);
+        new Model(object).validate();
+      }
+      const wrong = structuredClone(objects.get("CronJob"));
+      wrong.spec.concurrencyPolicy = 5;
+      assertThrows(() => new CronJob(wrong).validate(), "concurrencyPolicy");
+    });
+    const config = objects.get("ConfigMap");
+    const deployment = objects.get("Deployment");
+    const cronjob = objects.get("CronJob").spec;
+    const pod = deployment.spec.template;
+    const job = cronjob.jobTemplate.spec;
+    await t.step("variables and secret files", () => {
+      const files: string[] = [];
+      for (const name of Object.keys(config.data)) {
+        assert(name in VARIABLES, name);
+      }
+      parseConfig(config.data, (path) => {
+        files.push(path);
+        return `a-secret-that-is-long-enough-${files.length}`;
+      });
+      assertEquals(
+        files.map((path) => path.split("/").at(-1)).sort(),
+        Object.keys(objects.get("Secret").data).sort(),
       );
-      assert(volume.secret, `${file} is not of the secret`);
-    }
-    assert(container.securityContext.readOnlyRootFilesystem);
-    assert(container.resources.limits.memory);
-  }
-  assertEquals(cronjob.spec.concurrencyPolicy, "Forbid");
-  assert(
-    pod.terminationGracePeriodSeconds > Number(config.data.SHUTDOWN_GRACE),
-  );
-  assertEquals(
-    service.spec.selector,
-    deployment.spec.template.metadata.labels,
-  );
-  const { version } = JSON.parse(
-    Deno.readTextFileSync(`${DEPLOY}../deno.json`),
-  );
-  assertEquals(pod.containers[0].image, `marketing-data-service:${version}`);
-});
+      for (
+        const { containers: [container], volumes } of [
+          pod.spec,
+          job.template.spec,
+        ]
+      ) {
+        const [from] = container.envFrom;
+        assertEquals(from.configMapRef.name, config.metadata.name);
+        for (const file of files) {
+          const mount = container.volumeMounts.find((
+            m: { mountPath: string },
+          ) => file.startsWith(`${m.mountPath}/`));
+          const volume = volumes.find((v: { name: string }) =>
+            v.name === mount.name
+          );
+          assertEquals(
+            volume.secret?.secretName,
+            objects.get("Secret").metadata.name,
+            file,
+          );
+        }
+        assert(container.securityContext.readOnlyRootFilesystem);
+        assert(container.resources.limits.memory);
+        const { version } = JSON.parse(
+          Deno.readTextFileSync(`${DEPLOY}../deno.json`),
+        );
+        assertEquals(container.image, `marketing-data-service:${version}`);
+      }
+    });
+    await t.step("a stop leaves time for a running load", () => {
+      const sleep = pod.spec.containers[0].lifecycle.preStop.sleep.seconds;
+      const grace = pod.spec.terminationGracePeriodSeconds;
+      const needed = Number(config.data.SHUTDOWN_GRACE) + STOP_SECONDS + sleep;
+      assert(sleep > 0 && grace >= needed, `${grace} s`);
+    });
+    await t.step("the selectors select the pods", () => {
+      const { labels } = pod.metadata;
+      for (
+        const selected of [
+          deployment.spec.selector.matchLabels,
+          objects.get("Service").spec.selector,
+          objects.get("PodDisruptionBudget").spec.selector.matchLabels,
+          pod.spec.topologySpreadConstraints[0].labelSelector.matchLabels,
+        ]
+      ) assertEquals(selected, labels);
+      const [{ key, values }] =
+        objects.get("NetworkPolicy").spec.podSelector.matchExpressions;
+      assertEquals(values, [labels[key], job.template.metadata.labels[key]]);
+    });
+    await t.step("one load at a time, which ends and may be busy", () => {
+      assertEquals(cronjob.concurrencyPolicy, "Forbid");
+      assert(job.activeDeadlineSeconds > 0);
+      const [busy] = job.podFailurePolicy.rules;
+      assertEquals(busy.action, "Ignore");
+      assertEquals(busy.onExitCodes.values, [ERRORS.busy.exit]);
+    });
+  },
+);
 
 testWith(
   ["promtool"],

@@ -21,6 +21,7 @@ const DEBIAN_PACKAGES = {
   bash: "bash",
   chromium: "chromium",
   curl: "curl",
+  kubectl: "kubernetes-client",
   mount: "mount",
   openssl: "openssl",
   pgbouncer: "pgbouncer",
