@@ -51,15 +51,12 @@ async function main(args: readonly string[]): Promise<number> {
     printError(USAGE);
     return flags.help ? 0 : 64;
   }
-  // Fill Deno's cache, which `unparsablePaths` searches.
-  const cached = await deno(["cache", "--frozen", "cli.ts"]);
-  if (cached.code !== 0) return cached.code;
   const targets = flags.all ? TARGETS : [target ?? Deno.build.target];
   for (const target of targets) {
     const output = flags.all
       ? `${OUTPUT}-${target}`
       : (flags.output as string | undefined) ?? OUTPUT;
-    const code = await compile({ target, output, write });
+    const code = await compileFor(target, output, write);
     if (code !== 0) return code;
   }
   return 0;
@@ -71,14 +68,24 @@ interface Compilation {
   readonly write: string | undefined;
 }
 
-/** Compiles for one platform. Explains how to provide a missing base binary. */
-async function compile(options: Compilation): Promise<number> {
+/**
+ * Compiles for one platform, and returns the exit code. Explains how to provide a
+ * missing base binary. `write` limits the paths that the program may write to.
+ */
+export async function compileFor(
+  target: string,
+  output: string,
+  write?: string,
+): Promise<number> {
+  // Fill Deno's cache, which `unparsablePaths` searches.
+  const cached = await deno(["cache", "--frozen", "cli.ts"]);
+  if (cached.code !== 0) return cached.code;
   const { code, stderr } = await deno(
-    compileArguments(options, await newerFlags()),
-    environmentFor(options.target),
+    compileArguments({ target, output, write }, await newerFlags()),
+    environmentFor(target),
   );
   if (code !== 0 && /denort|base binary/i.test(stderr)) {
-    printError(missingRuntime(options.target));
+    printError(missingRuntime(target));
   }
   return code;
 }
@@ -137,6 +144,7 @@ function compileArguments(
     `--allow-env=${variables}`,
     "--ignore-env",
     "--include=src/runs/migrations",
+    "--include=src/cli/licenses.txt",
     "--include=src/http/pages/dashboard.css",
     "--include=src/http/pages/dashboard.js",
     "--include=src/http/pages/table_list.css",

@@ -266,9 +266,13 @@ function kindOf(info: Deno.FileInfo): string {
 
 function unwritable(target: AppendFile, error: unknown): ServiceError {
   const { path, label, variable } = target;
+  // The message of Deno names a flag that a compiled program does not have.
+  const reason = error instanceof Deno.errors.NotCapable
+    ? "the program has no permission for it"
+    : (error as Error).message;
   return new ServiceError(
     "event_file_unwritable",
-    `Cannot write to the ${label} ${path}: ${(error as Error).message}`,
+    `Cannot write to the ${label} ${path}: ${reason}`,
     { cause: error, remedy: remedyFor(error, variable, path) },
   );
 }
@@ -278,7 +282,7 @@ function remedyFor(error: unknown, variable: string, path: string): string {
   if (error instanceof UnfitFileError) return `${error.remedy}, ${other}`;
   const { name, code } = error as Error & { code?: string };
   if (name === "NotCapable") {
-    return `Set ${variable} in the environment that the task starts from, or run with --allow-write for it.`;
+    return `Name a file in ${variable} in a folder that the program may write to. \`deno task compile --write FOLDER\` and \`deno run --allow-write=FOLDER\` set that folder.`;
   }
   if (code === "ENOENT") return `Create the folder ${dirname(path)}, ${other}`;
   return `Make the file and its folder writable for the service, ${other}`;
