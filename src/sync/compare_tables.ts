@@ -11,6 +11,7 @@ import { identifier, qualified } from "../postgres/sql.ts";
 import {
   compareContent,
   type Plan,
+  selectionOf,
   type Side,
   type Sides,
   wholeFingerprint,
@@ -33,11 +34,13 @@ import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import {
   checkCreatable,
   checkDeletable,
+  checkReplacing,
   checkTarget,
   checkWritable,
   findTarget,
   type FoundTarget,
 } from "./target.ts";
+import { checkKey } from "./update_in_place.ts";
 
 /** The result of comparing one table. */
 interface Comparison {
@@ -162,7 +165,8 @@ export async function compareTable(
       return copyingAll(source, null);
     }
     checkTarget(table, found);
-    if (load && !isReplaced) checkWritable(table, found);
+    if (load && !isReplaced) checkWritable(table, found, warehouse);
+    if (load) await checkKey(sides);
     const maxValues = MAX_NAMED_VALUES / snapshot.tables.size;
     const maxRows = rows &&
       Math.min(rows, Math.ceil(maxValues / table.columns.length));
@@ -170,6 +174,11 @@ export async function compareTable(
     if (load) await checkShrink(load, sides, compared);
     if (load && !isReplaced && compared.plan.mode !== "unchanged") {
       checkDeletable(table, found);
+      const { plan } = compared;
+      const selected = plan.mode === "delta"
+        ? selectionOf(sides, plan.difference).target
+        : undefined;
+      await checkReplacing(warehouse, { ...target, table }, selected);
       await checkNulls(sides.source, table, found);
     }
     if (!checkTimeoutSeconds || !table.checks?.length) return compared;

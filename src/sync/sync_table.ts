@@ -38,7 +38,7 @@ import { checkShrink } from "./shrink_guard.ts";
 import { sourceRelation } from "./source_tables.ts";
 import {
   checkDeletable,
-  checkReferences,
+  checkReplacing,
   confirmTarget,
   deletionError,
   lockTarget,
@@ -346,8 +346,10 @@ async function apply(
   const isEmpty = target.isNew || held?.count === 0;
   const isInPlace = table.key !== undefined && !isEmpty;
 
-  if (!target.isNew) checkDeletable(table, target);
-  if (!isEmpty) await checkSelected(session, target, selected);
+  if (!target.isNew) {
+    checkDeletable(table, target);
+    await checkReplacing(session, target, selected?.target);
+  }
   // A row that is deleted and inserted again then keeps a deferrable foreign key.
   if (target.callsFunctions) {
     await session.query("set constraints all deferred");
@@ -404,25 +406,6 @@ async function apply(
     rowsBefore: deleted.rows,
     deleted: deleted.fingerprint,
   };
-}
-
-/**
- * Checks that the selected rows, or all rows, can be replaced without changes of rows
- * that refer to them.
- */
-async function checkSelected(
-  warehouse: Session,
-  target: Target,
-  selected: Selection | undefined,
-): Promise<void> {
-  const { table, relation, references } = target;
-  if (references.length === 0) return;
-  const [row] = await warehouse.scan(
-    `select exists (select from ${relation}${
-      selected ? ` where ${selected.target}` : ""
-    }) as found`,
-  );
-  if (row!.found) checkReferences(table, target);
 }
 
 /** Writes to the target, with the search path that functions called by it may need. */

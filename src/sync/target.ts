@@ -105,6 +105,8 @@ export interface FoundTarget {
   readonly mayUseSchema: boolean;
   /** Whether the role can create the table, and its schema where it is missing. */
   readonly mayCreate: boolean;
+  /** Whether the role can create the temporary table of an update by key. */
+  readonly mayUseTemporary: boolean;
   /** Privileges that a load needs and the role does not have. */
   readonly missingPrivileges: readonly string[];
   /** Whether a policy hides rows from the role. */
@@ -187,6 +189,7 @@ export async function findTarget(
        case when n.oid is null
          then pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
          else pg_catalog.has_schema_privilege(n.oid, 'CREATE') end as may_create,
+       pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY') as may_temporary,
        pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select,
        pg_catalog.has_table_privilege(c.oid, 'DELETE') as may_delete,
        pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT') as may_insert,
@@ -239,6 +242,7 @@ export async function findTarget(
     role: first?.role,
     mayUseSchema: first?.may_use ?? true,
     mayCreate: first?.may_create !== false,
+    mayUseTemporary: first?.may_temporary,
     missingPrivileges: Object.entries(missing)
       .flatMap(([privilege, isMissing]) => isMissing ? [privilege] : []),
     hasRowSecurity: first?.row_security ?? false,
@@ -294,7 +298,7 @@ export async function lockTarget(
   const { oid } = found;
   if (!found.isLocked) {
     checkTarget(withoutNewColumns(table, found).table, found);
-    checkWritable(table, found);
+    checkWritable(table, found, warehouse);
     // Check again under the lock: the table may have changed before.
     await warehouse.query(lockTargetSql(table));
     found = await findTarget(table, warehouse);
@@ -305,7 +309,7 @@ export async function lockTarget(
     : withoutNewColumns(table, found);
   if (fitted.hasAdded) found = await findTarget(table, warehouse);
   checkTarget(fitted.table, found);
-  checkWritable(table, found);
+  checkWritable(table, found, warehouse);
   const {
     columns,
     references,
@@ -593,6 +597,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
 export function checkWritable(
   table: TableDeclaration,
   found: FoundTarget,
+  { config: { database } }: Pick<Session, "config">,
 ): void {
   const { schema, name } = table.target;
   const generated = found.columns.find(({ isGenerated }) => isGenerated);
@@ -620,6 +625,18 @@ export function checkWritable(
         table: table.name,
         remedy: `Drop the rule, or use a trigger: DROP RULE … ON ${
           qualified(table.target)
+        };`,
+      },
+    );
+  }
+  if (table.key && !found.mayUseTemporary) {
+    throw new ServiceError(
+      "permission_denied",
+      `role "${found.role}" may not create temporary tables in the warehouse, which an update by key needs`,
+      {
+        table: table.name,
+        remedy: `Run GRANT TEMPORARY ON DATABASE ${identifier(database)} TO ${
+          identifier(found.role)
         };`,
       },
     );
@@ -653,7 +670,7 @@ export function checkDeletable(
   const { schema, name } = table.target;
   throw new ServiceError(
     "target_incompatible",
-    `${schema}.${name} in the warehouse is published and has no replica identity, so no row can be deleted`,
+    `${schema}.${name} in the warehouse is published and has no replica identity, so no row can be deleted or updated`,
     {
       table: table.name,
       remedy: `Run ALTER TABLE ${
@@ -661,6 +678,26 @@ export function checkDeletable(
       } REPLICA IDENTITY FULL;, or give it a primary key.`,
     },
   );
+}
+
+/**
+ * Checks that the rows of the target that meet the condition, or all rows, can be
+ * replaced as {@linkcode checkReferences} says.
+ *
+ * @throws {ServiceError} `target_incompatible`.
+ */
+export async function checkReplacing(
+  warehouse: Session,
+  target: Pick<Target, "table" | "relation" | "references">,
+  condition: string | undefined,
+): Promise<void> {
+  if (target.references.length === 0) return;
+  const [row] = await warehouse.scan(
+    `select exists (select from ${target.relation}${
+      condition === undefined ? "" : ` where ${condition}`
+    }) as found`,
+  );
+  if (row!.found) checkReferences(target);
 }
 
 /**
@@ -672,8 +709,7 @@ export function checkDeletable(
  * @throws {ServiceError} `target_incompatible`.
  */
 export function checkReferences(
-  table: TableDeclaration,
-  { references }: Pick<Target, "references">,
+  { table, references }: Pick<Target, "table" | "references">,
   isReplaced = false,
 ): void {
   const { target, key } = table;

@@ -179,7 +179,7 @@ export async function updateInPlace(
   await session.query(
     `release savepoint update_in_place; drop table ${staged}`,
   );
-  if (row.replaced !== "0") checkReferences(table, target, true);
+  if (row.replaced !== "0") checkReferences(target, true);
   return {
     rowsInserted: Number(row.inserted),
     rowsDeleted: Number(row.count),

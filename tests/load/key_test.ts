@@ -12,7 +12,9 @@ import {
   createDatabases,
   type Databases,
 } from "../support/databases.ts";
+import { runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
 
 /** Returns the declaration that loads `ec.<name>` into `raw.<name>`. */
 function declare(
@@ -180,6 +182,62 @@ Deno.test("load updates the rows of a table with a key in place", async (t) => {
       }
     },
   );
+  await t.step(
+    "load and --dry-run name what an update in place needs",
+    async () => {
+      await using file = await writeTablesFile(`tables:
+  - source: ec.item
+    target: raw.item
+    columns: { id: int, code: text, amount: numeric, moods: "ec.mood[]", number: int }
+    key: [id]
+`);
+      const database = `database ${db.environment.DWH_DB_NAME}`;
+      await db.source.unsafe("update ec.item set amount = 7 where id = 70");
+      for (
+        const [refuse, allow, message] of [
+          [
+            `revoke temporary on ${database} from public`,
+            `grant temporary on ${database} to public`,
+            "GRANT TEMPORARY ON DATABASE",
+          ],
+          [
+            `revoke update on raw.item from "${db.loader}"`,
+            `grant update on raw.item to "${db.loader}"`,
+            "lacks UPDATE on raw.item",
+          ],
+          [
+            "create rule quiet as on update to raw.item do also select 1",
+            "drop rule quiet on raw.item",
+            "does not support rules, and raw.item in the warehouse has: quiet",
+          ],
+          [
+            "create publication changes for table raw.item with (publish = 'update')",
+            "drop publication changes",
+            "no replica identity",
+          ],
+          [
+            `alter table raw.item add primary key (id), add unique (code);
+           create table raw.child (code text references raw.item (code) on update cascade)`,
+            "drop table raw.child; alter table raw.item drop constraint item_pkey, drop constraint item_code_key",
+            "`key: [code]`",
+          ],
+        ] as const
+      ) {
+        await db.warehouse.unsafe(refuse);
+        const [entry] = await loadTables(context, [item]);
+        const planned = await runProgram(["load", "--dry-run"], {
+          ...db.environment,
+          ...file.variables,
+        });
+        await db.warehouse.unsafe(allow);
+        assertStringIncludes(
+          entry!.status === "failure" ? entry!.error : "",
+          message,
+        );
+        assertStringIncludes(planned.stdout + planned.stderr, message);
+      }
+    },
+  );
   await t.step("VERIFY=count counts the rows", async () => {
     await using counting = contextOf(db, { VERIFY: "count" });
     for (const [id, mode] of [[80, "auto"], [90, "full"]] as const) {
@@ -246,17 +304,22 @@ Deno.test("load updates a row that moves to another partition", async () => {
   await using context = contextOf(db);
   await inSource(
     db,
-    `create table ec.sale (id int primary key, region text);
-     insert into ec.sale select i, case when i % 2 = 0 then 'a' else 'b' end from generate_series(1, 100) i`,
+    `create type ec.kind as enum ('shop', 'web');
+     create table ec.sale (id int, kind ec.kind, region text, primary key (kind, id));
+     insert into ec.sale select i, 'web', case when i % 2 = 0 then 'a' else 'b' end from generate_series(1, 100) i`,
   );
   await db.warehouse.unsafe(
-    `create schema raw;
-     create table raw.sale (id int, region text) partition by list (region);
+    `create schema ec; create type ec.kind as enum ('web', 'shop'); grant usage on schema ec to "${db.loader}"; create schema raw;
+     create table raw.sale (id int, kind ec.kind, region text) partition by list (region);
      create table raw.sale_a partition of raw.sale for values in ('a');
      create table raw.sale_b partition of raw.sale for values in ('b');
      alter table raw.sale owner to "${db.loader}"; grant usage on schema raw to "${db.loader}"`,
   );
-  const sale = declare("sale", { id: "int", region: "text" }, ["id"]);
+  const sale = declare(
+    "sale",
+    { id: "int", kind: "ec.kind", region: "text" },
+    ["id", "kind"],
+  );
   await loadTables(context, [sale]);
   for (const mode of ["auto", "full"] as const) {
     await db.source.unsafe(

@@ -76,6 +76,19 @@ for (
       message,
     );
     assertEquals(await heldDeals(db), before);
+    if (codes[0] !== "rolled_back") return;
+    // With a key, the foreign key sees an update, and both tables are loaded.
+    const tables = context.config.tables.map((table) =>
+      table.source.name === "closed_deals"
+        ? table
+        : { ...table, key: ["mql_id"] }
+    );
+    const keyed = { ...context, config: { ...context.config, tables } };
+    for (const atomic of [true, false]) {
+      const { status } = await load(keyed, "cli", { ...ALL, atomic });
+      assertEquals(status, "success");
+      await db.source.unsafe(CHANGE.replaceAll("new", "newer"));
+    }
   });
 }
 
