@@ -75,6 +75,7 @@ export interface Config {
   readonly retryDelaySeconds: number;
   readonly loadMode: "auto" | "full";
   readonly loadAtomic: boolean;
+  readonly showRows: boolean;
   readonly loadTimezone: string;
   readonly verify: "content" | "count";
   /** Share of a target's rows. */
@@ -283,6 +284,7 @@ export function parseConfig(
     retryDelaySeconds: read("RETRY_DELAY"),
     loadMode: read("LOAD_MODE"),
     loadAtomic: read("LOAD_ATOMIC"),
+    showRows: read("SHOW_ROWS"),
     loadTimezone: read("LOAD_TIMEZONE"),
     verify: read("VERIFY"),
     maxShrink: read("MAX_SHRINK"),

@@ -105,6 +105,10 @@ export const VARIABLES = {
     false,
     "All tables become visible together or not at all",
   ),
+  SHOW_ROWS: boolean(
+    false,
+    "Store the first rows of each change to a table with a `key`, and show them on the page of the run",
+  ),
   LOAD_TIMEZONE: timezone(
     "UTC",
     "Time zone in which a source DATE becomes midnight",

@@ -209,6 +209,7 @@ async function prepareGroup(
           integrityCheck(result),
           result.phases,
           snapshot.marks.get(result.table.name),
+          result.differingRows,
         );
       }
       return { state: "verified", tables, results, session, attempts };

@@ -14,6 +14,7 @@ import type {
   TableEntry,
   Trigger,
 } from "./event.ts";
+import type { DifferingRows } from "../diff/differing_rows.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { PublisherName } from "./event.ts";
 import type { RunState } from "./run.ts";
@@ -263,6 +264,20 @@ export async function findRuns(
     table_loads: JSON.parse(table_loads).map(withPhases),
     event: event && JSON.parse(event),
   }));
+}
+
+/** Returns the stored rows of a run's tables, of at most `limit` tables. */
+export async function listDifferingRows(
+  queryable: Queryable,
+  runId: string,
+  limit: number,
+): Promise<ReadonlyMap<string, DifferingRows>> {
+  const rows = await queryable.query(
+    `select table_name, differing_rows::text as rows from marketing_data_service.table_load
+     where run_id = $1::uuid and differing_rows is not null order by table_name limit $2::int`,
+    [runId, limit],
+  );
+  return new Map(rows.map((row) => [row.table_name, JSON.parse(row.rows)]));
 }
 
 /**

@@ -13,6 +13,7 @@ import {
   type LoadEvent,
 } from "./event.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
+import type { DifferingRows } from "../diff/differing_rows.ts";
 import type { SourceWatermark } from "../sync/snapshot.ts";
 import type { RunEnd } from "./run.ts";
 
@@ -189,11 +190,12 @@ export async function recordTableLoad(
   check: IntegrityCheck,
   phases: readonly PhaseTiming[],
   mark: SourceWatermark | undefined,
+  differingRows: DifferingRows | undefined,
 ): Promise<void> {
   await session.query(
     `insert into marketing_data_service.table_load
-       (run_id, table_name, state, result, integrity_check, phases, source_mark)
-     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6::text::json)`,
+       (run_id, table_name, state, result, integrity_check, phases, source_mark, differing_rows)
+     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6::text::json, $7::text::json)`,
     [
       runId,
       entry.table,
@@ -201,6 +203,7 @@ export async function recordTableLoad(
       JSON.stringify(check),
       JSON.stringify(phases),
       mark ? JSON.stringify(mark) : null,
+      differingRows ? JSON.stringify(differingRows) : null,
     ],
   );
 }

@@ -22,6 +22,7 @@ const MIGRATIONS = [
   "0008_last_failure.sql",
   "0009_allow_shrink.sql",
   "0010_alerts.sql",
+  "0011_differing_rows.sql",
 ] as const;
 
 /** Seconds to wait for another process that migrates, and for locks on the history's tables. */

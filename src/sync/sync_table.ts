@@ -21,6 +21,7 @@ import {
   type Sides,
   wholeFingerprint,
 } from "../diff/find_difference.ts";
+import type { DifferingRows } from "../diff/differing_rows.ts";
 import { ServiceError } from "../errors.ts";
 import {
   afterDelta,
@@ -81,6 +82,8 @@ export interface TableResult {
   readonly checks: readonly CheckResult[];
   readonly seconds: number;
   readonly phases: readonly PhaseTiming[];
+  /** The first rows of a delta, where they are shown. */
+  readonly differingRows: DifferingRows | undefined;
   /** Whether writing to the target calls no function of others. */
   readonly hasNoSideEffects: boolean;
   /**
@@ -161,6 +164,7 @@ export async function syncTable(
     await checkKey(sides);
     const compared = await compare(context, sides, target);
     await guard(context, sides, target, compared);
+    const differingRows = await findRows(context, sides, compared);
     const applied = await apply(context, sides, target, compared, clock);
     isDone = true;
 
@@ -195,6 +199,7 @@ export async function syncTable(
       rowsInserted: applied.rowsInserted,
       rowsDeleted: applied.rowsDeleted,
       bytesCopied: applied.bytesCopied,
+      differingRows,
       warnings: [
         ...resolved.warnings,
         ...target.warnings,
@@ -286,6 +291,26 @@ async function compare(
   return target.isNew || context.mode === "full"
     ? { plan: { mode: "full" } }
     : await compareContent(sides, expectsDifference(context, sides.table));
+}
+
+/** Maximum number of rows of a load that are stored, and of characters of their JSON. */
+const MAX_STORED_ROWS = 20;
+const MAX_STORED_LENGTH = 16_384;
+
+/** Returns the first rows of a delta that are named by a key, with SHOW_ROWS. */
+async function findRows(
+  { config }: SyncContext,
+  sides: Sides,
+  { plan, source, target }: Decided,
+): Promise<DifferingRows | undefined> {
+  const isShown = config.showRows && sides.table.key && plan.mode === "delta";
+  if (!isShown || !source || !target) return undefined;
+  const { findDifferingRows } = await import("../diff/differing_rows.ts");
+  const compared = { plan, source, target };
+  const found = await findDifferingRows(sides, compared, MAX_STORED_ROWS);
+  const rows = [...found.rows];
+  while (JSON.stringify(rows).length > MAX_STORED_LENGTH) rows.pop();
+  return found.named_by === "key" ? { ...found, rows } : undefined;
 }
 
 /** Returns whether the source counts other changes than at the last load. The count lags behind. */

@@ -1,7 +1,8 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { DifferingRow } from "../../src/diff/differing_rows.ts";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
+import { startServer } from "../support/server.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
 /** Creates tables of schema `shop` in the source, and lets the program read them. */
@@ -65,7 +66,7 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
      insert into shop.log select 'twice', null from generate_series(1, 5);
      create view shop.recent as select id, part, note from shop.item where id <= 1000;
      create table shop.pair (tenant text, id int, note text);
-     insert into shop.pair select 'one', i % 100, 'x' from generate_series(1, 200) i`,
+     insert into shop.pair select 'one', i, 'x' from generate_series(1, 100) i`,
   );
   await db.warehouse.unsafe(`create type public.mood as enum ('sad', 'ok')`);
   await using file = await writeTablesFile(`tables:
@@ -179,8 +180,9 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
 
   await t.step("a key that is not unique does not name rows", async () => {
     await db.source.unsafe(
-      "update shop.pair set note = 'y' where ctid = (select min(ctid) from shop.pair where id = 5)",
+      "insert into shop.pair values ('one', 5, 'y')",
     );
+    await db.warehouse.unsafe("insert into d.pair values ('one', 5, 'x')");
     const pair = (await namedRows(environment, "--table", "pair")).get("pair")!;
     assertEquals(linesOf(pair), [
       '{"tenant":"one","id":"5","note":"x"} 1:2',
@@ -208,5 +210,81 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
       "1:0",
       "1:0",
     ]]);
+  });
+});
+
+Deno.test("a load stores its first rows with SHOW_ROWS only, and no event has them", async (t) => {
+  await using db = await createDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table shop.person (id int, name text, note text);
+     insert into shop.person select i, 'name ' || i, repeat('n', 100) from generate_series(1, 3000) i;
+     create table shop.event (id int, name text);
+     insert into shop.event select i, 'name ' || i from generate_series(1, 1000) i`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - { source: shop.person, target: d.person, key: [id] }
+  - { source: shop.event, target: d.event }
+`);
+  const environment = { ...db.environment, ...file.variables };
+  /** Changes a few rows, loads them, and returns the run with what it stored. */
+  let newId = 0;
+  const load = async (mark: string, variables: Record<string, string>) => {
+    await db.source.unsafe(
+      `update shop.person set name = '<b>${mark}\u202e</b>' where id between 1 and 30;
+       delete from shop.person where id = ${100 + --newId};
+       insert into shop.person values (${newId}, '${mark}', null);
+       update shop.event set name = '${mark}' where id = 1`,
+    );
+    const { code, json, stderr } = await runJson(["load"], {
+      ...environment,
+      ...variables,
+    });
+    assertEquals(code, 0, stderr);
+    assert(!JSON.stringify(json).includes(mark), "the event contains data");
+    const stored = await db.warehouse.unsafe(
+      `select table_name, differing_rows::text as rows, result::text as result from marketing_data_service.table_load
+       where run_id = '${json.run_id}' order by table_name`,
+    );
+    const [{ payload }] = await db.warehouse.unsafe(
+      `select payload::text from marketing_data_service.event where run_id = '${json.run_id}'`,
+    ) as unknown as [{ payload: string }];
+    assert(!payload.includes(mark));
+    for (const { result } of stored) assert(!result.includes(mark));
+    return { id: json.run_id as string, stored };
+  };
+  assertEquals((await runProgram(["load"], environment)).code, 0);
+
+  await t.step("unset, nothing is stored", async () => {
+    const { stored } = await load("first", {});
+    assertEquals(stored.map(({ rows }) => rows), [null, null]);
+  });
+  const shown = await load("second one", { SHOW_ROWS: "true" });
+  await t.step("set, twenty rows of a table with a key are stored", () => {
+    const [event, person] = shown.stored;
+    assertEquals(event!.rows, null);
+    const { total, rows } = JSON.parse(person!.rows) as Found;
+    assertEquals([total, rows.length], [32, 20]);
+    assert(person!.rows.length < 16_384);
+  });
+  await t.step("the page shows them while SHOW_ROWS is set", async () => {
+    for (const value of ["true", "false"]) {
+      await using server = await startServer(db, {
+        ...file.variables,
+        SHOW_ROWS: value,
+      });
+      const page = await server.fetch(`/runs/${shown.id}`, {
+        headers: { accept: "text/html" },
+      });
+      const html = await page.text();
+      assertEquals(html.includes("second one"), value === "true");
+      if (value === "false") continue;
+      assertStringIncludes(html, "First 20 of 32 rows that changed");
+      assertStringIncludes(
+        html,
+        "<mark>second one</mark>\\u{202e}&lt;/b&gt;&quot;",
+      );
+      assert(!html.includes("\u202e"));
+    }
   });
 });

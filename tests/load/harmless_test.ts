@@ -261,6 +261,7 @@ Deno.test("load shows rows only where the checks of their table hold", async (t)
           run: stored,
           live: undefined,
           tables: [],
+          rows: new Map(),
         });
         assertStringIncludes(String(page), "unique (id, part); sql (select");
         const metrics = metricsOf(["orders"]);

@@ -3,6 +3,7 @@ import { createRoute, type OpenAPIHono, type z } from "@hono/zod-openapi";
 import { ServiceError } from "../../errors.ts";
 import {
   findRun,
+  listDifferingRows,
   listEvents,
   listOutcomes,
   listRuns,
@@ -94,6 +95,9 @@ export function addHistoryRoutes(
       const run = await found(c.req.valid("param").id);
       if (prefersHtml(c)) {
         const isOver = run.finished_at !== null;
+        const rows = config.showRows
+          ? await read(listDifferingRows(warehouse, run.run_id, MAX_CARDS))
+          : new Map();
         return answerPage(c, {
           title: `Run ${run.run_id.slice(0, 8)}`,
           section: "/runs",
@@ -105,6 +109,7 @@ export function addHistoryRoutes(
               run={run}
               live={live.get(run.run_id)}
               tables={config.tables}
+              rows={rows}
             />
           ),
         });
