@@ -26,8 +26,12 @@ export interface CheckResult {
   readonly reason?: string;
 }
 
-/** SQLSTATE of a statement that writes in a read-only transaction. */
-const READ_ONLY = "25006";
+/** Reasons by SQLSTATE. A retry would not help. */
+const REASONS: Readonly<Record<string, string>> = {
+  "25006": "it writes, and a check may only read",
+  "55P03":
+    "it waits for a lock of another session for longer than LOCK_TIMEOUT",
+};
 
 /** Maximum number of keys in the reason of a unique check. */
 const MAX_KEYS = 5;
@@ -107,17 +111,15 @@ export async function runChecks(
     } catch (error) {
       if (!(error instanceof ServiceError) || session.failure) throw error;
       const { code, server, sqlstate, kind } = error;
-      const writes = sqlstate === READ_ONLY;
-      if (kind.transient && !writes) {
+      const known = REASONS[sqlstate ?? ""];
+      if (kind.transient && !known) {
         throw new ServiceError(
           code,
           `check ${formatCheck(check)} cannot run: ${error.reason}`,
           { table: name, server, sqlstate, cause: error },
         );
       }
-      reason = writes
-        ? "it writes, and a check may only read"
-        : `the warehouse reports: ${error.reason}`;
+      reason = known ?? `the warehouse reports: ${error.reason}`;
     }
     results.push({
       check: formatCheck(check),
