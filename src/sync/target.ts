@@ -125,13 +125,15 @@ const CALLS_FUNCTIONS =
          with recursive part (oid) as (
            select d.atttypid from pg_catalog.pg_attribute d where d.attrelid = c.oid and d.attnum > 0
            union
-           select next.oid from part join pg_catalog.pg_type t on t.oid = part.oid, lateral (
+           select next.oid from part, lateral (
+             select * from pg_catalog.pg_type t where t.oid = part.oid offset 0) t, lateral (
              select t.typelem as oid where t.typcategory = 'A'
              union all select d.atttypid from pg_catalog.pg_attribute d
                where t.typtype = 'c' and d.attrelid = t.typrelid and d.attnum > 0
              union all select r.rngsubtype from pg_catalog.pg_range r where r.rngtypid = t.oid
              union all select r.rngtypid from pg_catalog.pg_range r where r.rngmultitypid = t.oid) next)
-         select from part join pg_catalog.pg_type t on t.oid = part.oid
+         select from part, lateral (
+           select * from pg_catalog.pg_type t where t.oid = part.oid offset 0) t
          where t.typtype = 'd' or t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace and exists (
            select from pg_catalog.pg_range r where r.rngtypid = t.oid and (r.rngcanonical <> 0 or r.rngsubdiff <> 0))))`;
 
@@ -158,11 +160,17 @@ export async function findTarget(
   warehouse: Pick<Session, "query">,
 ): Promise<FoundTarget> {
   const { schema, name } = table.target;
-  const rows = await warehouse.query(
+  // Facts about the table are subqueries of one row. With a row for each column, the server would repeat them.
+  const [found] = await warehouse.query(
     `select c.oid, coalesce(c.relkind::text, case when standalone.oid is not null then 'T' end) as kind,
-       a.attname as name, pg_catalog.format_type(a.atttypid, a.atttypmod) as declared,
-       pg_catalog.format_type(base.oid, base.typmod) as type, a.attgenerated <> '' as generated, a.attidentity = 'a' as identity,
-       a.attnotnull as notnull,
+       (select pg_catalog.json_agg(pg_catalog.json_build_object(
+          'name', a.attname, 'declared', pg_catalog.format_type(a.atttypid, a.atttypmod),
+          'type', pg_catalog.format_type(base.oid, base.typmod), 'isGenerated', a.attgenerated <> '',
+          'isIdentity', a.attidentity = 'a', 'isNotNull', a.attnotnull,
+          'mayInsert', pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT'),
+          'mayUpdate', pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE')) order by a.attnum)
+        from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
        ${HASH_PROBE} as probe, ${HAS_STABLE_CTID} as rowids,
        ${CALLS_FUNCTIONS} as calls_functions,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
@@ -180,7 +188,7 @@ export async function findTarget(
       table.key ? "w.ev_type <> '1'" : "w.ev_type = '4' and w.is_instead"
     }) as rules,
        ${REFERENCES} as references,
-       ${lacksReplicaIdentity(table)} as lacks_identity,
+       ${MAY_LACK_REPLICA_IDENTITY} as may_lack_identity,
        exists (select from pg_catalog.pg_locks l where l.pid = pg_catalog.pg_backend_pid()
          and l.locktype = 'relation' and l.relation = c.oid and l.mode = 'ShareRowExclusiveLock'
          and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
@@ -192,8 +200,6 @@ export async function findTarget(
        pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY') as may_temporary,
        pg_catalog.has_table_privilege(c.oid, 'SELECT') as may_select,
        pg_catalog.has_table_privilege(c.oid, 'DELETE') as may_delete,
-       pg_catalog.has_column_privilege(c.oid, a.attnum, 'INSERT') as may_insert,
-       pg_catalog.has_column_privilege(c.oid, a.attnum, 'UPDATE') as may_update,
        case when c.relkind in ('r', 'p') then pg_catalog.row_security_active(c.oid) else false end as row_security
      from (select 1) one
        left join pg_catalog.pg_namespace n on n.nspname = ${literal(schema)}
@@ -203,49 +209,40 @@ export async function findTarget(
        left join pg_catalog.pg_type standalone on standalone.typnamespace = n.oid
          and standalone.typname = ${literal(name)} and standalone.typrelid = 0
          -- The server renames an array type that is in the way of a new table.
-         and not exists (select from pg_catalog.pg_type e where e.typarray = standalone.oid)
-       left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-       left join lateral ${BASE_TYPE} base on true
-     order by a.attnum`,
+         and not exists (select from pg_catalog.pg_type e where e.typarray = standalone.oid)`,
   );
-  const [first] = rows;
-  const columns = rows.filter((row) => row.name);
+  const columns: (FoundColumn & { mayInsert: boolean; mayUpdate: boolean })[] =
+    found!.columns ?? [];
   const missing = {
     // Not false but null is the answer about a table that was dropped meanwhile.
-    SELECT: first?.may_select === false,
-    INSERT: columns.some(({ may_insert }) => may_insert === false),
+    SELECT: found!.may_select === false,
+    INSERT: columns.some(({ mayInsert }) => mayInsert === false),
     UPDATE: table.key !== undefined &&
-      columns.some(({ may_update }) => may_update === false),
-    DELETE: first?.may_delete === false,
+      columns.some(({ mayUpdate }) => mayUpdate === false),
+    DELETE: found!.may_delete === false,
   };
   return {
-    exists: Boolean(first?.kind),
-    oid: first?.oid ?? null,
-    kind: first?.kind ?? "",
-    columns: columns.map(({ name, declared, type, ...column }) => ({
-      name,
-      declared,
-      type,
-      isGenerated: column.generated,
-      isIdentity: column.identity,
-      isNotNull: column.notnull,
-    })),
-    isLocked: first?.is_locked ?? false,
-    hashProbe: first?.probe,
-    hasStableCtid: first?.rowids ?? false,
-    callsFunctions: first?.calls_functions ?? false,
-    children: first?.children ?? [],
-    foreignParts: first?.foreign_parts ?? [],
-    obstructingRules: first?.rules ?? [],
-    references: first?.references ?? [],
-    lacksReplicaIdentity: first?.lacks_identity ?? false,
-    role: first?.role,
-    mayUseSchema: first?.may_use ?? true,
-    mayCreate: first?.may_create !== false,
-    mayUseTemporary: first?.may_temporary,
+    exists: Boolean(found!.kind),
+    oid: found!.oid,
+    kind: found!.kind ?? "",
+    columns,
+    isLocked: found!.is_locked,
+    hashProbe: found!.probe,
+    hasStableCtid: found!.rowids ?? false,
+    callsFunctions: found!.calls_functions ?? false,
+    children: found!.children ?? [],
+    foreignParts: found!.foreign_parts ?? [],
+    obstructingRules: found!.rules ?? [],
+    references: found!.references ?? [],
+    lacksReplicaIdentity: found!.may_lack_identity === true &&
+      await isPublished(table, warehouse),
+    role: found!.role,
+    mayUseSchema: found!.may_use ?? true,
+    mayCreate: found!.may_create !== false,
+    mayUseTemporary: found!.may_temporary,
     missingPrivileges: Object.entries(missing)
       .flatMap(([privilege, isMissing]) => isMissing ? [privilege] : []),
-    hasRowSecurity: first?.row_security ?? false,
+    hasRowSecurity: found!.row_security ?? false,
   };
 }
 
@@ -263,16 +260,29 @@ const REFERENCES = `(select pg_catalog.json_agg(pg_catalog.json_build_object(
      and exists (select from pg_catalog.pg_trigger g
        where g.tgconstraint = f.oid and g.tgrelid = f.confrelid and g.tgenabled <> 'D'))`;
 
-/** Returns SQL over `pg_class c`: whether a write fails because the table is published without a replica identity. */
-const lacksReplicaIdentity = ({ key }: TableDeclaration) =>
+/** SQL over `pg_class c`: whether the table has no replica identity, and publications exist. */
+const MAY_LACK_REPLICA_IDENTITY =
   `(c.relkind = 'r' and (c.relreplident = 'n' or c.relreplident in ('d', 'i') and not exists (
       select from pg_catalog.pg_index x where x.indrelid = c.oid and x.indisvalid
         and case c.relreplident when 'd' then x.indisprimary else x.indisreplident end))
-    and exists (select from pg_catalog.pg_publication p
-        join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
-      where (p.pubdelete${
-    key ? " or p.pubupdate" : ""
-  }) and t.schemaname = n.nspname and t.tablename = c.relname))`;
+    and exists (select from pg_catalog.pg_publication))`;
+
+/** Returns whether a publication sends the changes that a load makes. The view is slow to plan. */
+async function isPublished(
+  { key, target: { schema, name } }: TableDeclaration,
+  warehouse: Pick<Session, "query">,
+): Promise<boolean> {
+  const [row] = await warehouse.query(
+    `select exists (
+       select from pg_catalog.pg_publication p
+         join pg_catalog.pg_publication_tables t on t.pubname = p.pubname
+       where (p.pubdelete${key ? " or p.pubupdate" : ""})
+         and t.schemaname = ${literal(schema)} and t.tablename = ${
+      literal(name)
+    }) as found`,
+  );
+  return row!.found;
+}
 
 /** Returns SQL that blocks writers and DDL, but no reader. */
 export function lockTargetSql({ target }: TableDeclaration): string {

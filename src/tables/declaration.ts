@@ -125,11 +125,13 @@ export function selectTables<T extends TableDeclaration>(
 /**
  * SQL, lateral to `pg_attribute a`, of the stored type of a column: `oid` and
  * `typmod`. A domain stores its base type, through any number of domains.
+ * `offset 0` makes the server look the type up instead of scanning all types.
  */
 export const BASE_TYPE = `(
   with recursive domain (oid, typmod, depth) as (
     select a.atttypid, a.atttypmod, 0
     union all
     select t.typbasetype, t.typtypmod, domain.depth + 1
-    from domain join pg_catalog.pg_type t on t.oid = domain.oid and t.typtype = 'd')
+    from domain, lateral (
+      select * from pg_catalog.pg_type t where t.oid = domain.oid and t.typtype = 'd' offset 0) t)
   select oid, typmod from domain order by depth desc limit 1)`;
