@@ -29,6 +29,8 @@ export interface PostgresServer extends AsyncDisposable {
   /** Stops the server and keeps its port and data for `restart`. `immediate` is like a crash. */
   stop(mode?: "fast" | "immediate"): Promise<void>;
   restart(): Promise<void>;
+  /** Returns the lines of the server's log that match. */
+  logged(pattern: RegExp): readonly string[];
   /** Stops the server and removes its files. */
   [Symbol.asyncDispose](): Promise<void>;
 }
@@ -73,7 +75,7 @@ const INITDB_ARGS = ["-U", SUPERUSER, "--auth=trust", "--encoding=UTF8", "--loca
 const DEFAULT_SETTINGS: Record<string, string> = {
   fsync: "off",
   full_page_writes: "off",
-  max_connections: "200",
+  max_connections: "400",
   shared_buffers: "128MB",
   timezone: "UTC",
 };
@@ -264,6 +266,10 @@ class Server implements PostgresServer {
     await this.#start(() => this.port);
   }
 
+  logged(pattern: RegExp): readonly string[] {
+    return this.#log().split("\n").filter((line) => pattern.test(line));
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     if (live.delete(this)) await this.supervisor.close();
   }
@@ -311,10 +317,13 @@ class Server implements PostgresServer {
     Deno.writeTextFileSync(file, lines.join(""), { append: true });
   }
 
-  #fail(what: string): never {
+  #log(): string {
     const file = join(this.folder, "log");
-    const log = existsSync(file) ? Deno.readTextFileSync(file).trimEnd() : "";
-    const tail = log.split("\n").slice(-15).join("\n  ");
+    return existsSync(file) ? Deno.readTextFileSync(file).trimEnd() : "";
+  }
+
+  #fail(what: string): never {
+    const tail = this.#log().split("\n").slice(-15).join("\n  ");
     throw new Error(
       `Cannot start PostgreSQL of ${this.binDirectory}: ${what}. The end of its log:\n  ${tail}\n` +
         "Correct what the log names, or use an installed PostgreSQL (binDirectory).",

@@ -37,6 +37,13 @@ const SLOWEST_FILES = [
   "tests/load/queue_test.ts",
 ];
 
+/**
+ * What a healthy server does not log: a crash, and limits of the machine. Such a
+ * fault fails tests that happen to run at that moment.
+ */
+const SERVER_FAULTS =
+  /terminated by signal|PANIC:|"base.*No space left|[Oo]ut of memory|could not fork|too many clients|connection slots/;
+
 /** Tests of loads that do not depend on the version of PostgreSQL. */
 const SAME_ON_ALL_VERSIONS = [
   "declared_tables",
@@ -63,6 +70,7 @@ async function main(words: string[]): Promise<number> {
     results.push(
       await runTests(`PostgreSQL ${major(server)}`, server.url(), words),
     );
+    printFaults(server);
   }
   const installed = findInstalledPostgres();
   if (installed && words.length === 0) {
@@ -77,6 +85,7 @@ async function main(words: string[]): Promise<number> {
         `--ignore=${SAME_ON_ALL_VERSIONS.join(",")}`,
       ]),
     );
+    printFaults(server);
   } else if (words.length === 0) {
     print(
       "SKIPPED, install the Debian package postgresql: the load tests on another version.",
@@ -151,6 +160,16 @@ function summarize(results: readonly Result[]): number {
     }`,
   );
   return results.every((r) => r.code === 0) ? 0 : 1;
+}
+
+/** Prints the first lines of the server's log that explain failures of several tests. */
+function printFaults(server: PostgresServer): void {
+  const lines = server.logged(SERVER_FAULTS);
+  if (lines.length === 0) return;
+  print(
+    `The log of PostgreSQL ${major(server)} has ${lines.length} lines like`,
+  );
+  for (const line of lines.slice(0, 5)) print(`  ${line}`);
 }
 
 function major(server: PostgresServer): number {
