@@ -1,11 +1,18 @@
 /**
  * The benchmark: loads and two parallel `psql | psql` pipes, in turn, on one server.
- * Prints medians, ratios, and the peak memory of the loads.
- * Usage: `deno task bench [--rows N] [--rounds N]`. Three quarters of the N rows are
- * leads. Needs `psql` on the PATH.
+ * Prints medians, ratios to the pipes, processor time, peak memory, rows and WAL.
+ *
+ * Usage: `deno task bench [--rows N] [--rounds N] [--only PATTERN]`. Three quarters of
+ * the N rows are leads. PATTERN is a regular expression over the names of the cases.
+ * Needs `psql` on the PATH. Runs `pgcopydb` beside the first load where it is on the
+ * PATH.
+ *
+ * Processor time includes the server's. It says more than the clock on a busy machine.
  *
  * @module
  */
+import { existsSync } from "node:fs";
+import { delay } from "@std/async/delay";
 import { parseArgs } from "@std/cli/parse-args";
 import postgres from "postgres";
 import { findInstalledPostgres, startPostgres } from "../demo/postgres.ts";
@@ -20,46 +27,55 @@ export const ROOT = new URL("..", import.meta.url);
 
 export interface Measured {
   readonly seconds: number;
+  /** Seconds of processor time of all its processes and of the server, or 0 when the system does not report it. */
+  readonly processorSeconds: number;
   /** Peak resident memory in MB, or 0 when the system does not report it. */
   readonly peak: number;
+  /** Bytes of WAL that the server wrote. */
+  readonly walBytes: number;
+  /** Rows that a load deleted and inserted. */
+  readonly writtenRows?: number;
 }
 
-if (import.meta.main) Deno.exit(await main());
+/** A contender. `prepare` is not measured. */
+interface Case {
+  readonly name: string;
+  readonly prepare?: () => Promise<void>;
+  readonly run: () => Promise<Measured>;
+}
+
+const PIPES = "two psql | psql pipes";
+const NEW_TABLES = "two psql | psql pipes into new tables";
 
 async function main(): Promise<number> {
-  const flags = parseArgs(Deno.args, { string: ["rows", "rounds"] });
+  const flags = parseArgs(Deno.args, { string: ["rows", "rounds", "only"] });
   const rows = Number(flags.rows ?? 100_000);
   const rounds = Number(flags.rounds ?? 3);
   if (
     !Number.isInteger(rows) || rows < 100 || !Number.isInteger(rounds) ||
     rounds < 1
   ) {
-    print("Usage: deno task bench [--rows N] [--rounds N]");
+    print("Usage: deno task bench [--rows N] [--rounds N] [--only PATTERN]");
     return 64;
   }
+  const only = new RegExp(String(flags.only ?? ""));
   const binDirectory = findInstalledPostgres();
   await using server = await startPostgres({
     settings: SETTINGS,
     ...(binDirectory ? { binDirectory } : {}),
   });
-  const admin = postgres(server.url(), {
-    max: 1,
-    fetch_types: false,
-    onnotice: () => {},
-  });
+  const connect = (database?: string) =>
+    postgres(server.url(database), {
+      max: 1,
+      fetch_types: false,
+      onnotice: () => {},
+    });
+  const admin = connect();
   await admin.unsafe("create database olist");
   await admin.unsafe("create database dwh");
   await admin.end();
-  const source = postgres(server.url("olist"), {
-    max: 1,
-    fetch_types: false,
-    onnotice: () => {},
-  });
-  const warehouse = postgres(server.url("dwh"), {
-    max: 1,
-    fetch_types: false,
-    onnotice: () => {},
-  });
+  const source = connect("olist");
+  const warehouse = connect("dwh");
   await source.unsafe("create schema marketing");
   await source.unsafe(SOURCE_TABLES);
   const deals = Math.round(rows / 4);
@@ -78,48 +94,117 @@ async function main(): Promise<number> {
   environment.OLIST_DB_NAME = "olist";
   environment.DWH_DB_NAME = "dwh";
 
-  const load = (extra: Record<string, string> = {}, ...args: string[]) =>
-    measure(Deno.execPath(), [
-      "task",
-      "--quiet",
-      "cli",
-      "load",
-      "--quiet",
-      ...args,
-    ], {
-      ...environment,
-      ...extra,
-    });
-  const tidy = async () => {
-    // Each contender begins with tables without dead rows.
-    await warehouse.unsafe("vacuum full m_data.closed_deal");
-    await warehouse.unsafe("vacuum full m_data.marketing_qualified_lead");
-    await warehouse.unsafe("vacuum analyze m_data.closed_deal");
-    await warehouse.unsafe("vacuum analyze m_data.marketing_qualified_lead");
-    await warehouse.unsafe("checkpoint");
+  const postmaster = Number(
+    Deno.readTextFileSync(`${server.dataDirectory}/postmaster.pid`)
+      .split("\n")[0],
+  );
+  const run = async (
+    command: string,
+    args: string[],
+    env: Record<string, string> = {},
+  ): Promise<Measured> => {
+    const wal = async () =>
+      Number(
+        (await warehouse.unsafe(
+          "select pg_current_wal_insert_lsn() - '0/0' as bytes",
+        ))[0]!.bytes,
+      );
+    const before = { wal: await wal(), server: processorSeconds(postmaster) };
+    const measured = await measure(command, args, env);
+    // A backend counts when it has ended.
+    await delay(200);
+    return {
+      ...measured,
+      walBytes: await wal() - before.wal,
+      processorSeconds: measured.processorSeconds +
+        processorSeconds(postmaster) - before.server,
+    };
   };
+  const load = async (
+    extra: Record<string, string> = {},
+    ...args: string[]
+  ): Promise<Measured> => {
+    const measured = await run(
+      Deno.execPath(),
+      ["task", "--quiet", "cli", "load", "--quiet", ...args],
+      { ...environment, ...extra },
+    );
+    const [written] = await warehouse.unsafe(
+      `select sum((result ->> 'rows_inserted')::int8 + (result ->> 'rows_deleted')::int8)::float8 as rows
+       from marketing_data_service.table_load where run_id = (
+         select id from marketing_data_service.run order by started_at desc limit 1)`,
+    );
+    return { ...measured, writtenRows: written!.rows };
+  };
+  const pipe = (isNew: boolean) => () =>
+    run("sh", ["-c", pipes(server.host, server.port, isNew)]);
+  const drop = async () => {
+    await warehouse.unsafe("drop schema if exists m_data cascade");
+  };
+  const dropAndCreate = async () => {
+    await drop();
+    await warehouse.unsafe(TARGET_TABLES);
+  };
+  const cases: Case[] = [
+    { name: NEW_TABLES, prepare: dropAndCreate, run: pipe(true) },
+    {
+      name: "first load, VERIFY=count",
+      prepare: drop,
+      run: () => load({ VERIFY: "count" }),
+    },
+    { name: "first load, content", prepare: drop, run: () => load() },
+    ...(hasProgram("pgcopydb")
+      ? [{
+        name: "pgcopydb clone",
+        prepare: drop,
+        run: () =>
+          // deno-fmt-ignore
+          run("pgcopydb", ["clone", "--source", server.url("olist"), "--target", server.url("copydb"), "--dir",
+            `/tmp/pgcopydb-${server.port}`, "--restart", "--drop-if-exists", "--table-jobs", "2", "--index-jobs", "2"]),
+      }]
+      : []),
+    { name: PIPES, run: pipe(false) },
+    {
+      name: "load --mode full, VERIFY=count",
+      run: () => load({ VERIFY: "count" }, "--mode", "full"),
+    },
+    {
+      name: "load --mode full, content",
+      run: () => load({}, "--mode", "full"),
+    },
+    { name: "load, nothing changed", run: () => load() },
+    ...changes().map(({ name, sql, hasHint }): Case => ({
+      name,
+      async prepare() {
+        for (const table of ["closed_deals", "marketing_qualified_leads"]) {
+          await source.unsafe(sql(`marketing.${table}`));
+        }
+        if (!hasHint) {
+          await warehouse.unsafe(
+            "update marketing_data_service.table_load set source_mark = null",
+          );
+        }
+      },
+      run: () => load(),
+    })),
+  ];
+  if (hasProgram("pgcopydb")) await warehouse.unsafe("create database copydb");
   await load();
-  const times: Record<string, Measured[]> = {};
+  const isPeer = ({ name }: Case) => name === PIPES || name === NEW_TABLES;
+  const chosen = cases.filter((c) => isPeer(c) || only.test(c.name));
+  const times = new Map(chosen.map(({ name }) => [name, [] as Measured[]]));
   for (let round = 0; round < rounds; round++) {
-    const contenders: [string, () => Promise<Measured>][] = [
-      [
-        "two psql | psql pipes",
-        () => measure("sh", ["-c", pipes(server.host, server.port)]),
-      ],
-      [
-        "load --mode full, VERIFY=count",
-        () => load({ VERIFY: "count" }, "--mode", "full"),
-      ],
-      ["load --mode full, VERIFY=content", () => load({}, "--mode", "full")],
-      ["load, nothing changed", () => load()],
-      ["load, one row in 10,000 changed", async () => {
-        await changeSource(source);
-        return await load();
-      }],
-    ];
-    for (const [name, run] of contenders) {
-      await tidy();
-      (times[name] ??= []).push(await run());
+    for (const { name, prepare, run } of chosen) {
+      await prepare?.();
+      await warehouse.unsafe("checkpoint");
+      times.get(name)!.push(await run());
+      // Each contender begins with tables without dead rows.
+      const isWhole = /pipes|full|first/.test(name);
+      for (const table of ["closed_deal", "marketing_qualified_lead"]) {
+        if (isWhole) await warehouse.unsafe(`vacuum full m_data.${table}`);
+        await warehouse.unsafe(`vacuum analyze m_data.${table}`);
+      }
+      if (prepare) await source.unsafe("vacuum analyze");
     }
   }
   await source.end({ timeout: 1 });
@@ -128,12 +213,80 @@ async function main(): Promise<number> {
   return 0;
 }
 
+/** A change of a share of the rows of a source table. */
+interface Change {
+  readonly name: string;
+  readonly sql: (table: string) => string;
+  /** Whether the load knows the statistics of the source at the last load. */
+  readonly hasHint: boolean;
+}
+
+function changes(): Change[] {
+  const kinds = {
+    updated: (table: string, where: string) =>
+      `update ${table} set ${
+        table.endsWith("deals") ? "has_gtin" : "origin"
+      } = 'changed ' || random() where ${where}`,
+    deleted: (table: string, where: string) =>
+      `delete from ${table} where ${where}`,
+    inserted: (table: string, where: string) =>
+      `insert into ${table} (mql_id, ${
+        table.endsWith("deals") ? "seller_id" : "landing_page_id"
+      }) select 'new ' || random(), md5(mql_id) from ${table} where ${where}`,
+  };
+  const scattered = (share: number) => () =>
+    `hashtextextended(mql_id, ${
+      crypto.getRandomValues(new Int32Array(1))[0]
+    }) & 65535 < ${Math.round(share * 65_536)}`;
+  const clustered = (share: number) => (table: string) => {
+    const start = Math.random() * (1 - share);
+    const block = (at: number) =>
+      `('(' || (pg_relation_size('${table}') / 8192 * ${at})::int8 || ',0)')::tid`;
+    return `ctid >= ${block(start)} and ctid < ${block(start + share)}`;
+  };
+  const all: Change[] = [];
+  for (const share of [0.0001, 0.002, 0.01, 0.05]) {
+    for (const [place, at] of Object.entries({ scattered, clustered })) {
+      for (const hasHint of [true, false]) {
+        const name = (kind: string) =>
+          `${100 * share} % ${kind}, ${place}${hasHint ? "" : ", no hint"}`;
+        const where = at(share);
+        for (const [kind, sql] of Object.entries(kinds)) {
+          all.push({
+            name: name(kind),
+            hasHint,
+            sql: (table) => sql(table, where(table)),
+          });
+        }
+        const third = at(share / 3);
+        all.push({
+          name: name("mixed"),
+          hasHint,
+          sql: (table) =>
+            Object.values(kinds).map((sql) => sql(table, third(table)))
+              .join(";"),
+        });
+      }
+    }
+  }
+  return all;
+}
+
+/** The tables of the peer. */
+const TARGET_TABLES = `create schema m_data; ${
+  SOURCE_TABLES.replaceAll("marketing.", "m_data.")
+}`
+  .replace("closed_deals", "closed_deal")
+  .replace("qualified_leads", "qualified_lead")
+  .replace("date date", "date timestamptz");
+
 /** The peer: delete and copy each table in one transaction, both in parallel. */
-function pipes(host: string, port: number): string {
+function pipes(host: string, port: number, isNew: boolean): string {
   const pipe = (select: string, table: string) =>
     `psql -qX -h ${host} -p ${port} -U postgres -d olist -c "copy (${select}) to stdout (format binary)" |
-     psql -qX -1 -h ${host} -p ${port} -U postgres -d dwh -c "delete from m_data.${table}" \
-       -c "copy m_data.${table} from stdin (format binary)"`;
+     psql -qX -1 -h ${host} -p ${port} -U postgres -d dwh ${
+      isNew ? "" : `-c "delete from m_data.${table}"`
+    } -c "copy m_data.${table} from stdin (format binary)"`;
   return `(${pipe("select * from marketing.closed_deals", "closed_deal")}) &
     (${
     pipe(
@@ -144,27 +297,17 @@ function pipes(host: string, port: number): string {
     wait`;
 }
 
-async function changeSource(
-  source: ReturnType<typeof postgres>,
-): Promise<void> {
-  for (
-    const [table, column] of [["closed_deals", "has_gtin"], [
-      "marketing_qualified_leads",
-      "origin",
-    ]]
-  ) {
-    await source.unsafe(
-      `update marketing.${table} set ${column} = 'changed ' || random()
-       where hashtextextended(mql_id, 42) % 10000 = 0`,
-    );
-  }
+function hasProgram(name: string): boolean {
+  return (Deno.env.get("PATH") ?? "").split(":").some((folder) =>
+    existsSync(`${folder}/${name}`)
+  );
 }
 
 export async function measure(
   command: string,
   args: string[],
   env: Record<string, string> = {},
-): Promise<Measured> {
+): Promise<Omit<Measured, "walBytes">> {
   const started = performance.now();
   const process = new Deno.Command(command, {
     args,
@@ -174,29 +317,53 @@ export async function measure(
     stdout: "null",
   }).spawn();
   let peak = 0;
-  const timer = setInterval(
-    () => peak = Math.max(peak, peakOfFamily(process.pid)),
-    20,
-  );
+  let processorSeconds = 0;
+  const timer = setInterval(() => {
+    const family = resourcesOf(process.pid);
+    peak = Math.max(peak, family.peak);
+    processorSeconds = Math.max(processorSeconds, family.processorSeconds);
+  }, 20);
   const { success } = await process.status;
   clearInterval(timer);
   if (!success) throw new Error(`${command} ${args.join(" ")} failed`);
-  return { seconds: (performance.now() - started) / 1000, peak };
+  const seconds = (performance.now() - started) / 1000;
+  return { seconds, peak, processorSeconds };
 }
 
-/** Returns the peak memory in MB of the largest process among this one and its children. Linux only. */
-function peakOfFamily(pid: number): number {
+/**
+ * Returns the peak memory in MB of the largest process among this one and its
+ * children, and the processor time of all of them. Linux only.
+ */
+function resourcesOf(pid: number): { peak: number; processorSeconds: number } {
   try {
     const status = Deno.readTextFileSync(`/proc/${pid}/status`);
     const own = Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1024;
     const children = Deno.readTextFileSync(`/proc/${pid}/task/${pid}/children`)
-      .split(" ");
-    return Math.max(
-      own,
-      ...children.filter(Boolean).map((c) => peakOfFamily(Number(c))),
-    );
+      .split(" ").filter(Boolean).map((child) => resourcesOf(Number(child)));
+    return {
+      peak: Math.max(own, ...children.map(({ peak }) => peak)),
+      processorSeconds: children.reduce(
+        (sum, child) => sum + child.processorSeconds,
+        processorSeconds(pid) + processorSeconds(pid, true),
+      ),
+    };
   } catch {
-    return 0; // It has just ended, or this is not Linux.
+    return { peak: 0, processorSeconds: 0 }; // It has just ended, or this is not Linux.
+  }
+}
+
+/** Clock ticks of Linux per second. */
+const TICKS = 100;
+
+/** Returns the processor time of the ended children of a process, or its own, in seconds. */
+function processorSeconds(pid: number, own = false): number {
+  try {
+    const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1]!
+      .split(" ");
+    const first = own ? 11 : 13;
+    return (Number(fields[first]) + Number(fields[first + 1])) / TICKS;
+  } catch {
+    return 0;
   }
 }
 
@@ -204,22 +371,35 @@ function report(
   rows: number,
   rounds: number,
   version: number,
-  times: Record<string, Measured[]>,
+  times: ReadonlyMap<string, readonly Measured[]>,
 ): void {
-  const median = (values: number[]) =>
-    values.sort((a, b) => a - b)[values.length >> 1]!;
-  const peer = median(Object.values(times)[0]!.map((m) => m.seconds));
+  const median = (name: string, of: (measured: Measured) => number) => {
+    const values = times.get(name)!.map(of).sort((a, b) => a - b);
+    return values[values.length >> 1]!;
+  };
   print(
     `${rows} rows in two tables, PostgreSQL ${Math.floor(version / 10_000)}, ` +
-      `median of ${rounds} rounds, ratio to the pipes of the same run:`,
+      `median of ${rounds} rounds, ratios to the pipes of the same run:`,
   );
-  for (const [name, measured] of Object.entries(times)) {
-    const seconds = median(measured.map((m) => m.seconds));
-    const peak = Math.max(...measured.map((m) => m.peak));
+  print(
+    `${
+      "".padEnd(40)
+    }   clock  ratio      cpu  ratio     peak     written       WAL`,
+  );
+  for (const [name, measured] of times) {
+    const peer = /first|new tables|pgcopydb/.test(name) ? NEW_TABLES : PIPES;
+    const column = (of: (measured: Measured) => number) => {
+      const value = median(name, of);
+      return `${value.toFixed(2).padStart(6)} s  ${
+        (value / median(peer, of)).toFixed(2).padStart(5)
+      }`;
+    };
     print(
-      `${name.padEnd(34)} ${seconds.toFixed(3).padStart(8)} s  ${
-        (seconds / peer).toFixed(2).padStart(5)
-      }  peak ${peak.toFixed(0)} MB`,
+      `${name.padEnd(40)} ${column((m) => m.seconds)} ${
+        column((m) => m.processorSeconds)
+      } ${Math.max(...measured.map((m) => m.peak)).toFixed(0).padStart(5)} MB ${
+        String(median(name, (m) => m.writtenRows ?? 0)).padStart(11)
+      } ${(median(name, (m) => m.walBytes) / 1e6).toFixed(1).padStart(6)} MB`,
     );
   }
 }
@@ -227,3 +407,5 @@ function report(
 export function print(text: string): void {
   Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
 }
+
+if (import.meta.main) Deno.exit(await main());

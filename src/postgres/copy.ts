@@ -5,15 +5,8 @@
  */
 import { Buffer } from "node:buffer";
 import type net from "node:net";
-import type { Readable, Writable } from "node:stream";
 import { takeData, type TakenData } from "./driver.ts";
 import type { Session } from "./session.ts";
-
-/** Size of a chunk, in bytes. One CopyData message per row takes four times as long. */
-const CHUNK_BYTES = 64 * 1024;
-
-/** Maximum bytes that wait for the target before the source pauses. */
-const MAX_BUFFERED_BYTES = 4 * CHUNK_BYTES;
 
 /** The amount that a copy moved. */
 export interface Copied {
@@ -35,8 +28,7 @@ type CopyProgress = (moved: Copied) => void;
  * Copies the rows of `select` into `into` (a table with its column list).
  *
  * After a failure both sessions are destroyed, because neither end of a broken
- * COPY is usable. After a success the source session closes: a COPY that paused
- * its socket can block the next query.
+ * COPY is usable.
  *
  * @throws {ServiceError} of the side that failed first.
  */
@@ -53,25 +45,19 @@ export async function copyRows(
     const writer = await target.copyFrom(
       `copy ${into} from stdin (format ${format})`,
     );
-    const [from, to] = [source.plainSocket, target.plainSocket];
-    const relay = from && to ? new Relay(from, to, onProgress) : undefined;
-    const reader = await source.copyTo(
+    const relay = new Relay(source, target, onProgress);
+    const { done } = await source.copyTo(
       `copy (${select}) to stdout (format ${format})`,
     );
-    const pumped = relay
-      ? undefined
-      : pump(reader.stream, writer.stream, onProgress);
     // The target can fail first, but cannot succeed first.
     const sourceRows = await Promise.race([
-      reader.done,
+      done,
       writer.done.then(() => new Promise<never>(() => {})),
     ]);
-    const bytes = relay?.bytes ?? await pumped!;
-    relay?.stop();
+    relay.stop();
+    using _urgent = target.sendAtOnce();
     writer.stream.end();
-    const rows = await writer.done;
-    void source.close();
-    return { rows, bytes, sourceRows };
+    return { rows: await writer.done, bytes: relay.bytes, sourceRows };
   } catch (error) {
     source.destroy();
     target.destroy();
@@ -177,18 +163,17 @@ class Relay {
   readonly #target: net.Socket;
   readonly #tap: CopyDataTap;
   readonly #onProgress: CopyProgress;
+  /** Whether a chunk that was written is no longer needed. TLS may still use it. */
+  readonly #mayRelease: boolean;
   #bytes = 0;
 
-  constructor(
-    source: net.Socket,
-    target: net.Socket,
-    onProgress: CopyProgress,
-  ) {
-    this.#source = source;
-    this.#target = target;
+  constructor(source: Session, target: Session, onProgress: CopyProgress) {
+    this.#source = source.socket;
+    this.#target = target.socket;
+    this.#mayRelease = !source.isEncrypted && !target.isEncrypted;
     this.#onProgress = onProgress;
-    this.#tap = new CopyDataTap(source, this.#send);
-    target.on("drain", this.#onDrain);
+    this.#tap = new CopyDataTap(this.#source, this.#send);
+    this.#target.on("drain", this.#onDrain);
   }
 
   /** Bytes of row data passed so far. */
@@ -200,6 +185,7 @@ class Relay {
   stop(): void {
     this.#target.off("drain", this.#onDrain);
     this.#tap.stop();
+    this.#source.resume();
   }
 
   #onDrain = () => this.#source.resume();
@@ -210,7 +196,7 @@ class Relay {
       const hasRoom = this.#target.write(
         messages,
         // Writes finish in order, so all writes of the chunk are finished with this one.
-        isEndOfChunk ? () => release(messages) : undefined,
+        isEndOfChunk && this.#mayRelease ? () => release(messages) : undefined,
       );
       if (!hasRoom) this.#source.pause();
     }
@@ -228,47 +214,6 @@ const OWN_MEMORY_BYTES = 16 * 1024;
 function release(chunk: Buffer): void {
   const memory = chunk.buffer as ArrayBuffer;
   if (memory.byteLength >= OWN_MEMORY_BYTES) memory.transfer(0);
-}
-
-/** Gathers the rows of `reader` into chunks for `writer`. Resolves with the number of bytes moved. */
-function pump(
-  reader: Readable,
-  writer: Writable,
-  onProgress: CopyProgress,
-): Promise<number> {
-  const { promise, resolve } = Promise.withResolvers<number>();
-  let chunk = Buffer.allocUnsafe(CHUNK_BYTES);
-  let filled = 0;
-  let bytes = 0;
-  // One message per row, the first with the header, and one for the trailer.
-  let messages = 0;
-
-  const send = (data: Buffer) => {
-    bytes += data.length;
-    writer.write(data);
-    onProgress({ rows: Math.max(0, messages - 1), bytes });
-    if (writer.writableLength > MAX_BUFFERED_BYTES) {
-      reader.pause();
-      writer.once("drain", () => reader.resume());
-    }
-  };
-  const flush = () => {
-    if (filled > 0) send(chunk.subarray(0, filled));
-    chunk = Buffer.allocUnsafe(CHUNK_BYTES);
-    filled = 0;
-  };
-
-  reader.on("data", (row: Buffer) => {
-    messages++;
-    if (filled + row.length > CHUNK_BYTES) flush();
-    if (row.length >= CHUNK_BYTES) send(row);
-    else filled += row.copy(chunk, filled);
-  });
-  reader.on("end", () => {
-    flush();
-    resolve(bytes);
-  });
-  return promise;
 }
 
 /** Bytes before the first row of binary COPY data: signature, flags, and length of the extension. */

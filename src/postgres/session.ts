@@ -405,7 +405,7 @@ export class Session implements AsyncDisposable, Disposable {
     this.#inTransaction = false;
   }
 
-  /** Starts `COPY … TO STDOUT`. Close the session afterwards, and do not reuse it. */
+  /** Starts `COPY … TO STDOUT`. Take its data from the socket: the driver may stop to read. */
   copyTo(text: string): Promise<CopyStream<Readable>> {
     return this.#copy<Readable>(text, "out");
   }
@@ -415,16 +415,24 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#copy<Writable>(text, "in");
   }
 
-  /**
-   * The socket that carries the protocol unencrypted, or `undefined` under TLS.
-   */
-  get plainSocket(): net.Socket | undefined {
-    return this.#line.isEncrypted ? undefined : this.#line.raw;
+  /** Whether the connection uses TLS. */
+  get isEncrypted(): boolean {
+    return this.#line.isEncrypted;
   }
 
   /** The socket that carries the protocol, encrypted or not. */
   get socket(): net.Socket {
     return this.#line.socket;
+  }
+
+  /**
+   * Sends small messages at once, until the result is disposed of. The system would
+   * hold back the end of a short COPY for 40 ms.
+   */
+  sendAtOnce(): Disposable {
+    const { raw } = this.#line;
+    raw.setNoDelay(true);
+    return { [Symbol.dispose]: () => void raw.setNoDelay(false) };
   }
 
   /** Whether it waits for an answer. */

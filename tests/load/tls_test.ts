@@ -117,7 +117,7 @@ testWith(
           "select ssl::text from pg_stat_ssl where pid = pg_backend_pid()",
         );
         // The COPY relay must not treat an encrypted socket as a plain one.
-        assertEquals(session.plainSocket === undefined, row!.ssl === "true");
+        assertEquals(session.isEncrypted, row!.ssl === "true");
         return row!.ssl;
       } catch (error) {
         const { code, line } = asServiceError(error);
