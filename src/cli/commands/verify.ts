@@ -5,12 +5,10 @@ import {
   MAX_NAMED_ROWS,
 } from "../../sync/compare_tables.ts";
 import { VARIABLES } from "../../config/variables.ts";
-import { compareWithMara } from "../../mara/comparison.ts";
 import { usage } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
 import { loadCommand, rowsOf, tablesOf } from "./load.ts";
-import { printMaraComparisons } from "../mara_report.ts";
 
 /** The default time zone of Mara. */
 const MARA_TIMEZONE = "Europe/Berlin";
@@ -61,6 +59,9 @@ export const verifyCommand: Command = {
     if (rows) {
       throw usage("--rows cannot be used with --against-mara", "verify");
     }
+    // Other commands start faster without these.
+    const { compareWithMara } = await import("../../mara/comparison.ts");
+    const { printMaraComparisons } = await import("../mara_report.ts");
     const zone = timezoneOf(values["mara-timezone"]?.[0] ?? MARA_TIMEZONE);
     const zones = { mara: zone, service: config.loadTimezone };
     const outcomes = await compareTables(
