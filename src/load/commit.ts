@@ -20,7 +20,7 @@ import {
 } from "../runs/event.ts";
 import { selectTables } from "../tables/declaration.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
-import { anyCallsFunctions } from "../sync/target.ts";
+import { anyActsOnOthers } from "../sync/target.ts";
 import { retry } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
 import {
@@ -104,7 +104,7 @@ export async function loadFromOneSnapshot(
       }
       const outcome = await commits.take(async () => {
         const isUnprotected = !first.includes(prepared) &&
-          prepared.results.some((result) => !result.hasNoSideEffects) &&
+          prepared.results.some((result) => result.mayActOnOthers) &&
           [...settled.values()].some(({ state }) => state === "verified");
         // A new target shows only now that it calls functions.
         if (isUnprotected && (mayRestart || !isProtected)) {
@@ -189,7 +189,7 @@ async function mayActOnAnother(
 ): Promise<boolean> {
   try {
     const tables = selectTables(config.tables, run.tables);
-    return await anyCallsFunctions(tables, warehouse);
+    return await anyActsOnOthers(tables, warehouse);
   } catch {
     // Whatever the reason is, the load meets it as well.
     return true;

@@ -41,10 +41,10 @@ import {
   checkDeletable,
   checkReplacing,
   confirmTarget,
-  deletionError,
   lockTarget,
   lockTargetSql,
   putInPlace,
+  referenceError,
   type Target,
 } from "./target.ts";
 import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";
@@ -86,6 +86,7 @@ export interface TableResult {
   readonly differingRows: DifferingRows | undefined;
   /** Whether writing to the target calls no function of others. */
   readonly hasNoSideEffects: boolean;
+  readonly mayActOnOthers: boolean;
   /**
    * Compares all of the target with the snapshot again.
    *
@@ -189,6 +190,7 @@ export async function syncTable(
       mode: compared.plan.mode,
       ...verified,
       hasNoSideEffects: placed.hasNoSideEffects,
+      mayActOnOthers: placed.mayActOnOthers,
       async verifyAgain() {
         try {
           await verifyAgain();
@@ -408,19 +410,21 @@ async function apply(
   if (isInPlace) {
     const staged = await createStaging(session, target);
     const copied = await copy(staged, await measure());
-    clock.enter("update", copied.rowsInserted);
+    clock.enter("update");
     const updated = await writeTo(
       session,
       target,
       () => updateInPlace(sides, target, staged, selected?.target),
-    );
+    ).catch((error) => {
+      throw referenceError(error, target);
+    });
     return { ...copied, ...updated };
   }
   clock.enter("delete");
   const [deleted, measured] = await Promise.all([
     writeTo(session, target, () => deleteRows(sides, target, selected))
       .catch((error) => {
-        throw deletionError(error, target);
+        throw referenceError(error, target);
       }),
     measure(),
   ]);

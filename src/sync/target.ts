@@ -44,6 +44,8 @@ export interface Target {
   readonly hasNoSideEffects: boolean;
   /** Whether writing to it may call functions of others. They may need the role's own search path. */
   readonly callsFunctions: boolean;
+  /** Whether such functions, or the actions of foreign keys, may write to another table. */
+  readonly mayActOnOthers: boolean;
   /** Whether it is published without the replica identity that its writes need. */
   readonly lacksReplicaIdentity: boolean;
   /** Columns that are GENERATED ALWAYS AS IDENTITY, which no UPDATE can set. */
@@ -92,6 +94,7 @@ export interface FoundTarget {
   readonly hasStableCtid: boolean;
   /** Whether writing to it may call functions of others: in triggers, rules, checks, domains, indexes or partition keys. */
   readonly callsFunctions: boolean;
+  readonly mayActOnOthers: boolean;
   /** Quoted, qualified names of tables that inherit from it. Partitions do not count. */
   readonly children: readonly string[];
   /** Quoted, qualified names of its foreign partitions. */
@@ -114,12 +117,12 @@ export interface FoundTarget {
 }
 
 /**
- * SQL that is true for a relation `c` whose triggers, rules, checks, indexes,
+ * Returns SQL that is true for a relation `c` whose triggers, rules, checks, indexes,
  * partition keys or types may call functions. Domains have checks, and arrays,
  * composite types and ranges can contain domains.
  */
-const CALLS_FUNCTIONS =
-  `(c.relkind <> 'r' or c.relispartition or c.relhastriggers or c.relhasrules or c.relchecks > 0 or exists (
+const callsFunctionsSql = (hasTriggers: string) =>
+  `(c.relkind <> 'r' or c.relispartition or ${hasTriggers} or c.relhasrules or c.relchecks > 0 or exists (
          select from pg_catalog.pg_index x where x.indrelid = c.oid
            and (x.indexprs is not null or x.indpred is not null)) or exists (
          with recursive part (oid) as (
@@ -137,8 +140,19 @@ const CALLS_FUNCTIONS =
          where t.typtype = 'd' or t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace and exists (
            select from pg_catalog.pg_range r where r.rngtypid = t.oid and (r.rngcanonical <> 0 or r.rngsubdiff <> 0))))`;
 
-/** Returns whether writing to one of the targets may call functions of others. */
-export async function anyCallsFunctions(
+const CALLS_FUNCTIONS = callsFunctionsSql("c.relhastriggers");
+
+/** The same without the triggers that only check unique values and foreign keys. */
+const MAY_ACT_ON_OTHERS = `(not ${HAS_STABLE_CTID} or ${
+  callsFunctionsSql(
+    `exists (select from pg_catalog.pg_trigger g join pg_catalog.pg_proc f on f.oid = g.tgfoid
+       where g.tgrelid = c.oid and not (g.tgisinternal
+         and f.proname ~ '^(RI_FKey_(check|noaction|restrict)_|unique_key_recheck)'))`,
+  )
+})`;
+
+/** Returns whether writing to one of the targets may write to another table. */
+export async function anyActsOnOthers(
   tables: readonly TableDeclaration[],
   warehouse: Pick<Session, "query">,
 ): Promise<boolean> {
@@ -149,7 +163,7 @@ export async function anyCallsFunctions(
       tables.map(({ target }) =>
         `(${literal(target.schema)}, ${literal(target.name)})`
       )
-    }) and (${CALLS_FUNCTIONS} or not ${HAS_STABLE_CTID})) as found`,
+    }) and ${MAY_ACT_ON_OTHERS}) as found`,
   );
   return row!.found;
 }
@@ -172,7 +186,7 @@ export async function findTarget(
         from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
        ${HASH_PROBE} as probe, ${HAS_STABLE_CTID} as rowids,
-       ${CALLS_FUNCTIONS} as calls_functions,
+       ${CALLS_FUNCTIONS} as calls_functions, ${MAY_ACT_ON_OTHERS} as acts_on_others,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
           join pg_catalog.pg_namespace cn on cn.oid = child.relnamespace
@@ -230,6 +244,7 @@ export async function findTarget(
     hashProbe: found!.probe,
     hasStableCtid: found!.rowids ?? false,
     callsFunctions: found!.calls_functions ?? false,
+    mayActOnOthers: found!.acts_on_others ?? false,
     children: found!.children ?? [],
     foreignParts: found!.foreign_parts ?? [],
     obstructingRules: found!.rules ?? [],
@@ -326,6 +341,7 @@ export async function lockTarget(
     hashProbe,
     hasStableCtid,
     callsFunctions,
+    mayActOnOthers,
     lacksReplicaIdentity,
   } = found;
   const hasNoSideEffects = hasStableCtid && !callsFunctions;
@@ -337,6 +353,7 @@ export async function lockTarget(
     hasStableCtid,
     hasNoSideEffects,
     callsFunctions,
+    mayActOnOthers,
     lacksReplicaIdentity,
     identityColumns: columns.filter(({ isIdentity }) => isIdentity)
       .map(({ name }) => name),
@@ -383,7 +400,10 @@ async function createTarget(
     }
   }
   const created = { ...table, target: { ...table.target, name } };
-  const { oid, callsFunctions } = await findTarget(created, warehouse);
+  const { oid, callsFunctions, mayActOnOthers } = await findTarget(
+    created,
+    warehouse,
+  );
   return {
     relation,
     oid: oid ?? 0,
@@ -392,6 +412,7 @@ async function createTarget(
     hasStableCtid: false,
     hasNoSideEffects: !callsFunctions,
     callsFunctions,
+    mayActOnOthers,
     lacksReplicaIdentity: false,
     identityColumns: [],
     references: [],
@@ -749,25 +770,26 @@ function keyRemedy({ columns }: Reference): string {
 }
 
 /**
- * Returns the error of a deletion of rows. Where a foreign key refers to such a row,
- * the remedy is a key with its columns.
+ * Returns the error of a write, with a remedy that fits where a foreign key refers to
+ * a deleted row.
  */
-export function deletionError(
+export function referenceError(
   error: unknown,
   { references, table }: Target,
 ): unknown {
   // 23503 and 23001: NO ACTION and RESTRICT.
-  if (
-    !(error instanceof ServiceError) ||
-    !["23503", "23001"].includes(error.sqlstate ?? "")
-  ) return error;
+  const reference = error instanceof ServiceError &&
+    ["23503", "23001"].includes(error.sqlstate ?? "") &&
+    references.find(({ name }) => error.reason.includes(name));
+  if (!reference) return error;
   const { code, reason, server, sqlstate } = error;
-  const reference = references.find(({ name }) => reason.includes(name));
   return new ServiceError(code, reason, {
     server,
     sqlstate,
     table: table.name,
-    remedy: reference && keyRemedy(reference),
+    remedy: table.key
+      ? `Delete the rows of ${reference.from} that refer to it. If they are loaded, too, set LOAD_ATOMIC=true and make the foreign key DEFERRABLE.`
+      : keyRemedy(reference),
     cause: error,
   });
 }
@@ -871,11 +893,15 @@ export async function putInPlace(
       throw notCarried(table, [`${what} (${error.reason})`], error);
     }
   }
-  const { callsFunctions } = await findTarget(table, warehouse);
+  const { callsFunctions, mayActOnOthers } = await findTarget(
+    table,
+    warehouse,
+  );
   return {
     ...target,
     relation,
     callsFunctions,
+    mayActOnOthers,
     hasNoSideEffects: !callsFunctions,
   };
 }

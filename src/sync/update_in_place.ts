@@ -128,7 +128,7 @@ export async function createStaging(
   // The tables of one transaction must not share a name.
   const name = `pg_temp.staged_${crypto.randomUUID().replaceAll("-", "")}`;
   await warehouse.query(
-    `create temporary table ${name} as select ${
+    `create temporary table ${name} using heap as select ${
       table.columns.map(({ name }) => identifier(name))
     } from ${relation} with no data`,
   );

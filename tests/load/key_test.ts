@@ -405,6 +405,28 @@ Deno.test("load keeps the rows that refer to a changed row, whatever the foreign
     },
   );
   await t.step(
+    "foreign keys that only check need no connection of their own",
+    async () => {
+      const checking = tables.filter((_, i) =>
+        /no action|restrict/.test(cases[i]!.action) && cases[i]!.hasKey
+      );
+      for (const { name } of checking) {
+        await db.source.unsafe(
+          `update ec.${name} set text = 'newer' where id = 1`,
+        );
+      }
+      await using narrow = contextOf(db, { MAX_PARALLEL_TASKS: "1" });
+      await db.warehouse.unsafe(`alter role "${db.loader}" connection limit 5`);
+      const entries = await loadTables(narrow, checking);
+      await db.warehouse.unsafe(
+        `alter role "${db.loader}" connection limit -1`,
+      );
+      for (const [i, { name }] of checking.entries()) {
+        await checkLoaded(db, name, entries[i]!);
+      }
+    },
+  );
+  await t.step(
     "a row that is gone is deleted as the foreign key says",
     async () => {
       const keyed = cases.filter(({ hasKey }) => hasKey);
