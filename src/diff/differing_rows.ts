@@ -1,16 +1,18 @@
 /**
- * Names the rows that differ, on top of a plan that says where they are.
+ * Names the rows that differ, by their key or by all their columns.
  *
- * A row is named by its key, or by all its columns. Each round reads the hashes of
- * the rows in a part of all names, so memory does not grow with the table. The
- * values of a few rows are read last.
+ * First it finds the names, as hashes: from the difference that a plan contains, or
+ * by comparing one part of all names after the other. Then it reads every row with
+ * these names on both sides, so that copies are counted. Memory does not grow with
+ * the table.
  *
  * @module
  */
 import type { Column } from "../tables/declaration.ts";
 import type { Plan, RowDifference, Sides } from "./find_difference.ts";
 import type { Fingerprint } from "./fingerprint.ts";
-import { hashSql } from "./queries.ts";
+import { ctidSql, hashSql } from "./queries.ts";
+import type { RowSet, SideName } from "./row_matcher.ts";
 import {
   type ColumnDifference,
   compareValues,
@@ -58,13 +60,6 @@ interface Naming {
   readonly splitBy: "first column" | "name";
 }
 
-/** SQL condition that includes every row that differs, and its copies on both sides. */
-interface Scope {
-  readonly condition: string;
-  /** Number of rows of one side, approximately. */
-  readonly rows: number;
-}
-
 /**
  * Returns rows that differ, at most `max`. Equal data give equal rows. If the key is
  * not unique, all columns name a row.
@@ -91,13 +86,11 @@ export async function findDifferingRows(
     const named_by = namings[0]!.kind;
     return { named_by, is_key_ambiguous: false, total: 0, rows: [] };
   }
-  const rows = Math.max(source.count, target.count);
-  const scope = plan.mode === "delta"
-    ? scopeOf(sides, plan.difference)
-    : { condition: "true", rows };
   for (const naming of namings) {
-    const search = new Search(sides, naming, scope, max);
-    const found = await search.findNames();
+    const search = new Search(sides, naming, max);
+    const found = plan.mode === "delta"
+      ? await search.readNames(plan.difference)
+      : await search.findNames(Math.max(source.count, target.count));
     const named = found && await search.readRows(found.names);
     if (!named) continue;
     return {
@@ -110,17 +103,6 @@ export async function findDifferingRows(
   throw new Error("the hashes of the rows are not spread");
 }
 
-function scopeOf(
-  { table: { columns }, method }: Sides,
-  { source, target }: RowDifference,
-): Scope {
-  const hashes = new Set([...source.hashes(), ...target.hashes()]);
-  return {
-    condition: hashSql(columns, method, hashes),
-    rows: Math.max(source.count, target.count),
-  };
-}
-
 /** Number of parts of all names: the values of the lower bits of a hash. */
 const PARTS = 65_536;
 
@@ -128,15 +110,23 @@ const PARTS = 65_536;
 const FIRST_ROWS = 16_384;
 const MAX_ROWS = 131_072;
 
-/** Maximum number of different rows that a side may have in a part. */
+/** Maximum number of different rows that a side may have in a part, and of rows whose names are read. */
 const MAX_GROUPS = 2 * MAX_ROWS;
 
-/** A row that was read, and the number of its copies on either side. */
+/** Rows with one hash, and the number of their copies on either side. */
 interface ReadRow {
   readonly name: string;
   readonly values: Values;
   source: number;
   target: number;
+  /** The ctid of a copy on either side, where it is stable. */
+  readonly ids: Partial<Record<SideName, string>>;
+}
+
+/** Names of rows that differ: each has the hash of the name, and of its first column. */
+interface FoundNames {
+  readonly names: readonly string[];
+  readonly total: number | null;
 }
 
 const SIDES = ["source", "target"] as const;
@@ -145,35 +135,61 @@ const SIDES = ["source", "target"] as const;
 class Search {
   readonly #sides: Sides;
   readonly #naming: Naming;
-  readonly #scope: Scope;
   readonly #max: number;
   readonly #rowHash: string;
-  /** Its seed does not change, so that equal data give equal rows. */
+  /** The seed of names does not change, so that equal data give equal rows. */
   readonly #nameHash: string;
-  readonly #splitHash: string;
+  readonly #firstHash: string;
 
-  constructor(sides: Sides, naming: Naming, scope: Scope, max: number) {
+  constructor(sides: Sides, naming: Naming, max: number) {
     this.#sides = sides;
     this.#naming = naming;
-    this.#scope = scope;
     this.#max = max;
     const unseeded: HashMethod = { ...sides.method, seed: 0n };
     this.#rowHash = rowHash(sides.table.columns, sides.method);
     this.#nameHash = rowHash(naming.columns, unseeded);
-    this.#splitHash = naming.splitBy === "name"
-      ? this.#nameHash
-      : keyHash(naming.columns, unseeded);
+    this.#firstHash = keyHash(naming.columns, unseeded);
+  }
+
+  /** Returns the names of the rows of a difference. */
+  async readNames(difference: RowDifference): Promise<FoundNames> {
+    const names = new Set<string>();
+    const lists = await Promise.all(
+      SIDES.map((side) => this.#readNamesOf(side, difference[side])),
+    );
+    for (const list of lists) for (const name of list) names.add(name);
+    const isWhole = SIDES.every((side) => difference[side].count <= MAX_GROUPS);
+    return this.#firstOf(names, isWhole);
+  }
+
+  async #readNamesOf(side: SideName, rows: RowSet): Promise<string[]> {
+    if (rows.count === 0) return [];
+    const { session, relation, hasStableCtid } = this.#sides[side];
+    const { table, method } = this.#sides;
+    const condition = hasStableCtid
+      ? ctidSql(rows.ctids().take(MAX_GROUPS))
+      : hashSql(table.columns, method, rows.hashes().take(MAX_GROUPS));
+    const [row] = await session.scan<{ names: string | null }>(
+      `select pg_catalog.string_agg(distinct ${this.#nameHash}::text || ' ' || ${this.#firstHash}::text, ',') as names
+       from ${relation} where ${condition}`,
+    );
+    return (row!.names ?? "").split(",").filter(Boolean);
+  }
+
+  #firstOf(names: ReadonlySet<string>, isWhole: boolean): FoundNames {
+    return {
+      names: [...names].sort().slice(0, this.#max),
+      total: isWhole ? names.size : null,
+    };
   }
 
   /**
-   * Returns the hashes of names whose rows differ, at most the maximum. Returns
+   * Compares tables of about `rows` rows until enough names are found. Returns
    * `undefined` when the hashes of the naming do not split the table.
    */
-  async findNames(): Promise<
-    { names: readonly string[]; total: number | null } | undefined
-  > {
-    const partsOf = (rows: number) =>
-      Math.min(PARTS, Math.ceil(PARTS * rows / Math.max(this.#scope.rows, 1)));
+  async findNames(rows: number): Promise<FoundNames | undefined> {
+    const partsOf = (count: number) =>
+      Math.min(PARTS, Math.ceil(PARTS * count / Math.max(rows, 1)));
     const names = new Set<string>();
     let width = partsOf(FIRST_ROWS);
     const minWidth = Math.max(1, width / 64);
@@ -192,40 +208,40 @@ class Search {
       }
       for (const row of new Set([...source.keys(), ...target.keys()])) {
         if (source.get(row) !== target.get(row)) {
-          names.add(row.slice(0, row.indexOf(" ")));
+          names.add(row.slice(0, row.lastIndexOf(" ")));
         }
       }
       from = to;
       width = Math.max(width, Math.min(4 * width, partsOf(MAX_ROWS)));
     }
-    return {
-      names: [...names].sort().slice(0, this.#max),
-      total: from < PARTS ? null : names.size,
-    };
+    return this.#firstOf(names, from >= PARTS);
   }
 
   /**
-   * Returns the number of copies of each row in a part, by the hashes of its name and
-   * of the row. Returns `undefined` when there are too many rows.
+   * Returns the number of copies of each row in a part, by its name and its hash.
+   * Returns `undefined` when there are too many rows.
    */
   async #readGroups(
-    side: typeof SIDES[number],
+    side: SideName,
     from: number,
     to: number,
   ): Promise<ReadonlyMap<string, string> | undefined> {
     const { session, relation } = this.#sides[side];
+    const hash = this.#naming.splitBy === "name"
+      ? this.#nameHash
+      : this.#firstHash;
     const inPart = from === 0 && to === PARTS
       ? "true"
-      : `(${this.#splitHash} & ${
-        PARTS - 1
-      }::bigint) between ${from}::bigint and ${to - 1}::bigint`;
+      : `(${hash} & ${PARTS - 1}::bigint) between ${from}::bigint and ${
+        to - 1
+      }::bigint`;
     const [row] = await session.scan<{ count: string; groups: string }>(
       `select pg_catalog.count(*)::text as count,
-         pg_catalog.string_agg(name::text || ' ' || hash::text || ' ' || copies::text, ',') as groups
-       from (select name, hash, pg_catalog.count(*) as copies
-         from (select ${this.#nameHash} as name, ${this.#rowHash} as hash
-           from ${relation} where ${this.#scope.condition} and ${inPart} offset 0) hashes
-         group by 1, 2 limit ${MAX_GROUPS + 1}) groups`,
+         pg_catalog.string_agg(name::text || ' ' || first::text || ' ' || hash::text || ' ' || copies::text, ',') as groups
+       from (select name, first, hash, pg_catalog.count(*) as copies
+         from (select ${this.#nameHash} as name, ${this.#firstHash} as first, ${this.#rowHash} as hash
+           from ${relation} where ${inPart} offset 0) hashes
+         group by 1, 2, 3 limit ${MAX_GROUPS + 1}) groups`,
     );
     if (Number(row!.count) > MAX_GROUPS) return undefined;
     return new Map(
@@ -246,35 +262,37 @@ class Search {
     );
     for (const [index, side] of SIDES.entries()) {
       if (read[index]!.length > 2 * this.#max) return undefined;
-      for (const { hash, name, copies, values } of read[index]!) {
+      for (const { hash, name, copies, values, id } of read[index]!) {
         const row = rows.get(hash) ?? {
           name,
           values: JSON.parse(values) as Values,
           source: 0,
           target: 0,
+          ids: {},
         };
         row[side] = Number(copies);
+        row.ids[side] = id;
         rows.set(hash, row);
       }
     }
-    const differing = [...rows.values()].filter((row) =>
-      row.source !== row.target
-    );
     return this.#naming.kind === "key"
-      ? await this.#pairByKey(differing)
-      : differing.map((row) => this.#describe(row));
+      ? await this.#pairByKey([...rows.values()])
+      : [...rows.values()].filter((row) => row.source !== row.target)
+        .map((row) => this.#describe(row));
   }
 
-  async #readSide(side: typeof SIDES[number], names: readonly string[]) {
+  async #readSide(side: SideName, names: readonly string[]) {
     if (names.length === 0) return [];
-    const { session } = this.#sides[side];
+    const { session, hasStableCtid } = this.#sides[side];
     const list = (of: (column: Column) => string, type: string) =>
       `array[${this.#sides.table.columns.map(of)}]::${type}[]`;
     return await session.scan<
-      { hash: string; name: string; copies: string; values: string }
+      { hash: string; name: string; copies: string; values: string; id: string }
     >(
-      `select hash::text, name::text, pg_catalog.count(*)::text as copies, pg_catalog.min(values collate "C") as values
-       from (select ${this.#nameHash} as name, ${this.#rowHash} as hash, pg_catalog.json_build_array(${
+      `select hash::text, name::text, pg_catalog.count(*)::text as copies, pg_catalog.min(values collate "C") as values, pg_catalog.min(id)::text as id
+       from (select ${this.#nameHash} as name, ${this.#rowHash} as hash, ${
+        hasStableCtid ? "ctid" : "null::tid"
+      } as id, pg_catalog.json_build_array(${
         list((c) => `pg_catalog.left(${textOf(c)}, ${READ_CHARACTERS})`, "text")
       }, ${
         list((c) => `pg_catalog.octet_length(${bytesOf(textOf(c))})`, "int4")
@@ -287,50 +305,62 @@ class Search {
   }
 
   /** Returns SQL of the rows with these names. */
-  #rowsOf(side: typeof SIDES[number], names: readonly string[]): string {
-    return `${
-      this.#sides[side].relation
-    } where ${this.#scope.condition} and ${this.#nameHash} = any ('{${names}}'::int8[])`;
+  #rowsOf(side: SideName, names: readonly string[]): string {
+    const hashes = names.map((name) => name.split(" "));
+    const conditions = [this.#nameHash, this.#firstHash].map((hash, i) =>
+      `${hash} = any ('{${[
+        ...new Set(hashes.map((pair) => pair[i])),
+      ]}}'::int8[])`
+    );
+    // The hash of the first column costs less than that of a name of several columns.
+    return `${this.#sides[side].relation} where ${
+      hashes[0]!.length > 1 ? `${conditions[1]} and ` : ""
+    }${conditions[0]}`;
   }
 
+  /** Pairs the rows of both sides. Returns `undefined` when the key is not unique. */
   async #pairByKey(
-    differing: readonly ReadRow[],
+    rows: readonly ReadRow[],
   ): Promise<DifferingRow[] | undefined> {
-    const pairs = [...Map.groupBy(differing, ({ name }) => name).values()]
-      .map((rows) => ({
-        sources: rows.filter((row) => row.source > 0),
-        targets: rows.filter((row) => row.target > 0),
+    const pairs = [...Map.groupBy(rows, ({ name }) => name).values()]
+      .map((group) => ({
+        source: group.find((row) => row.source > 0),
+        target: group.find((row) => row.target > 0),
+        isUnique: SIDES.every((side) =>
+          group.reduce((sum, row) => sum + row[side], 0) <= 1
+        ),
       }));
-    const isUnique = pairs.flatMap((pair) => Object.values(pair)).every((
-      rows,
-    ) =>
-      rows.length === 0 ||
-      rows.length === 1 && rows[0]!.source + rows[0]!.target === 1
+    if (!pairs.every(({ isUnique }) => isUnique)) return undefined;
+    const changed = pairs.flatMap(({ source, target }) =>
+      source && target
+        ? [{
+          name: source.name,
+          source: source.values,
+          target: target.values,
+          ids: { source: source.ids.source!, target: target.ids.target! },
+        }]
+        : []
     );
-    if (!isUnique) return undefined;
+    const ids = new Map(changed.map(({ name, ids }) => [name, ids]));
     const differences = await compareValues(
       this.#sides,
-      pairs.flatMap(({ sources: [source], targets: [target] }) =>
-        source && target
-          ? [{
-            name: source.name,
-            source: source.values,
-            target: target.values,
-          }]
-          : []
-      ),
+      changed,
       this.#nameHash,
-      (side, names) => this.#rowsOf(side, names),
+      (side, names) =>
+        this.#sides[side].hasStableCtid
+          ? `${this.#sides[side].relation} where ${
+            ctidSql(names.map((name) => ids.get(name)![side]))
+          }`
+          : this.#rowsOf(side, names),
     );
-    return pairs.map(({ sources: [source], targets: [target] }) => {
-      const { name, values } = (source ?? target)!;
+    return pairs.filter((pair) => pair.source !== pair.target).map((pair) => {
+      const { source, target } = pair;
       const row = this.#describe({
-        name,
-        values,
+        ...(source ?? target)!,
         source: source ? 1 : 0,
         target: target ? 1 : 0,
       });
-      const columns = differences.get(name);
+      const columns = source && target && differences.get(source.name);
       return columns ? { ...row, columns } : row;
     });
   }
