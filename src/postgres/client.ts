@@ -14,7 +14,7 @@ import {
   send,
   type ServerErrorFields,
 } from "./driver.ts";
-import { address, isOtherServerNeeded, readOnlyError } from "./errors.ts";
+import { address, isOtherServerNeeded } from "./errors.ts";
 import { Line, type LineOptions } from "./line.ts";
 import { type Credentials, credentialsOf } from "./login.ts";
 import type { Row } from "./sql.ts";
@@ -127,21 +127,19 @@ function unsuitable({ config, guard }: Line): ServiceError | undefined {
     "prefer-standby": guard.parameter("in_hot_standby") === "off",
   }[targetSessionAttrs];
   if (!failed) return undefined;
-  const isForWrites = isStandby || isReadOnly;
-  if (label === "dwh" && isForWrites) return readOnlyError(config, isStandby);
   const state = isStandby
-    ? "is a standby"
+    ? "it is a standby"
     : isReadOnly
-    ? "is read-only"
-    : "is not a standby";
-  return new ServiceError(
-    "connection_failed",
-    `Cannot use ${address(config)}: the server ${state}`,
-    {
-      remedy:
-        `Check ${label.toUpperCase()}_DB_TARGET_SESSION_ATTRS=${targetSessionAttrs} against the servers.`,
-    },
-  );
+    ? "default_transaction_read_only is on"
+    : "it is not a standby";
+  const reason = `Cannot connect to ${address(config)}: ${state}`;
+  if (label === "dwh" && (isStandby || isReadOnly)) {
+    return new ServiceError("read_only", reason);
+  }
+  const name = `${label.toUpperCase()}_DB_TARGET_SESSION_ATTRS`;
+  return new ServiceError("connection_failed", reason, {
+    remedy: `Name a server that ${name}=${targetSessionAttrs} allows.`,
+  });
 }
 
 /** Returns whether the server answered with a refusal. A server that starts or stops does not. */

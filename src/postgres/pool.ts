@@ -144,7 +144,10 @@ export class Pool implements AsyncDisposable {
     } catch (error) {
       const known = asConnectFailure(error, this.config);
       if (known.sqlstate === "55P03") throw await nameLockedTable(this, known);
-      throw known.code === "read_only" ? await this.#explain(known) : known;
+      const isStatement = sqlstateOf(error) !== undefined;
+      throw isStatement && known.code === "read_only"
+        ? await this.#explain(known)
+        : known;
     } finally {
       this.inFlight--;
     }
