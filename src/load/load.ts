@@ -2,8 +2,8 @@
  * The story of a load:
  *
  * ```
- * trigger → enqueue → lock → claim → snapshot ─┬─ table: compare → apply → verify → commit ─┐
- *                                              └─ table: compare → apply → verify → commit ─┴→ event → answer
+ * trigger → enqueue → lock → claim → snapshot ─┬─ table: compare → apply → verify → check → commit ─┐
+ *                                              └─ table: compare → apply → verify → check → commit ─┴→ event → answer
  * ```
  *
  * `worker.ts` takes the lock, claims the run and runs it. `prepare.ts` loads and
