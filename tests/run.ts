@@ -99,6 +99,8 @@ interface Result {
   readonly passed: number;
   readonly failed: number;
   readonly ignored: number;
+  /** The names of the failed tests, each with the beginning of its error. */
+  readonly errors: readonly string[];
 }
 
 /** Runs `deno test`, prints its output, and reads its last line. */
@@ -146,6 +148,10 @@ async function runTests(
     passed: Number(last?.[1] ?? 0),
     failed: Number(last?.[2] ?? 0),
     ignored: Number(last?.[3] ?? 0),
+    errors: [...output.matchAll(/^(.+ => .+)\nerror: ([^]{0,500})/gm)]
+      .map(([, name, error]) =>
+        `${name}\n  ${error!.replaceAll("\n", "\n  ")}`
+      ),
   };
 }
 
@@ -154,6 +160,7 @@ function summarize(results: readonly Result[]): number {
     results.reduce((n, r) => n + of(r), 0);
   const skipped = sum((r) => r.ignored);
   const failed = results.some((r) => r.code !== 0 && r.failed === 0) ? 1 : 0;
+  for (const error of results.flatMap(({ errors }) => errors)) print(error);
   print(
     `${sum((r) => r.passed)} passed, ${sum((r) => r.failed) + failed} failed${
       skipped > 0 ? `, ${skipped} skipped` : ""
