@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { printable } from "../format.ts";
 import type { TypeName } from "./column_types.ts";
 
 /** A schema and the name of a relation in it, not quoted. */
@@ -50,18 +51,17 @@ export type TableCheck =
     readonly sql: string;
   };
 
-/** Maximum length of a check's query in a name. */
+/** Maximum number of characters of a check's query in a name. */
 const MAX_QUERY_LENGTH = 80;
 
-/** Returns the name of a check for messages, such as `unique (id)`. */
+/** Returns the name of a check for messages and events, such as `unique (id)`. */
 export function formatCheck(check: TableCheck): string {
-  const text = check.kind === "sql"
-    ? check.sql.trim().replace(/\s+/g, " ")
-    : check.columns.join(", ");
-  const isLong = check.kind === "sql" && text.length > MAX_QUERY_LENGTH;
-  return `${check.kind} (${
-    isLong ? `${text.slice(0, MAX_QUERY_LENGTH)}…` : text
-  })`;
+  if (check.kind !== "sql") {
+    return printable(`${check.kind} (${check.columns.join(", ")})`);
+  }
+  const letters = [...printable(check.sql)];
+  const shown = letters.slice(0, MAX_QUERY_LENGTH).join("");
+  return `sql (${shown}${letters.length > MAX_QUERY_LENGTH ? "…" : ""})`;
 }
 
 /** The declaration of a source table, and of the warehouse table that is kept equal to it. */

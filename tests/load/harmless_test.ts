@@ -229,7 +229,9 @@ Deno.test("load shows rows only where the checks of their table hold", async (t)
     );
   const HOLDING =
     `[{ not_null: [id, part] }, { not_null: [price] }, { unique: [id, part] },
-      { sql: "select min(price) > 0 from raw.orders" }, { sql: "select public.unsets()" }]`;
+      { sql: "select min(price) > 0 from raw.orders" }, { sql: "select public.unsets()" }, { sql: "select 'a${
+      "🚀".repeat(90)
+    }' <> ''" }]`;
 
   await t.step(
     "the event, the history, the page and the metrics show checks that hold",
@@ -240,6 +242,7 @@ Deno.test("load shows rows only where the checks of their table hold", async (t)
         "unique (id, part)",
         "sql (select min(price) > 0 from raw.orders)",
         "sql (select public.unsets())",
+        `sql (select 'a${"🚀".repeat(71)}…)`,
       ];
       for (
         const words of [["load"], ["load", "--atomic"], ["load", "--recreate"]]
@@ -268,7 +271,7 @@ Deno.test("load shows rows only where the checks of their table hold", async (t)
         metrics.runEnded(event);
         assertStringIncludes(
           (await metrics.text()).body,
-          'marketing_data_checks_total{table="orders",outcome="held"} 5',
+          'marketing_data_checks_total{table="orders",outcome="held"} 6',
         );
       }
     },
