@@ -6,6 +6,8 @@
 import { pooledMap } from "@std/async/pool";
 import { APPLICATION_NAME } from "../identity.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
+import { beginLocked } from "../postgres/locked_transaction.ts";
+import { Session } from "../postgres/session.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import {
   causeOf,
@@ -18,11 +20,11 @@ import {
   runUrlOf,
   type TableEntry,
 } from "../runs/event.ts";
-import { selectTables } from "../tables/declaration.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
-import { anyActsOnOthers } from "../sync/target.ts";
+import { warehouseTransaction } from "../sync/sync_table.ts";
+import { findActing, lockTargetSql } from "../sync/target.ts";
 import { retry } from "./retry.ts";
-import type { RunContext } from "./run_context.ts";
+import { type RunContext, warehouseConnection } from "./run_context.ts";
 import {
   closeRun,
   committedTables,
@@ -62,9 +64,9 @@ type Settled = Verified | Failed;
  * so that none waits for another one's locks. The transaction of the last one also
  * closes the run and writes its event. So neither exists without the other.
  *
- * If a target calls functions, as in a trigger, all groups are prepared before the
- * first commit. The functions may write to another target, and its locks protect it
- * until then. Functions that ran without that protection end the round.
+ * Targets whose functions may write to another target, as in a trigger, come first.
+ * All of them are prepared before the first commit, and the other targets stay locked
+ * until the last one. Functions that ran without that protection end the round.
  *
  * @param mayRestart whether the round may end before the run is closed.
  * @param isProtected whether all groups are prepared before the first commits in
@@ -83,19 +85,26 @@ export async function loadFromOneSnapshot(
   let restart: string | undefined;
   let failure: { readonly cause: unknown } | undefined;
 
-  const inParallel = <T>(work: (group: CommitGroup) => Promise<T>) =>
-    Array.fromAsync(
-      pooledMap(context.config.maxParallelTasks, largestFirst, work),
-    );
-  const first =
-    groups.length > 1 && (isProtected || await mayActOnAnother(context))
-      ? await inParallel((group) => preparation.prepare(group, 0))
-      : [];
+  const inParallel = <T>(
+    groups: readonly CommitGroup[],
+    work: (group: CommitGroup) => Promise<T>,
+  ) =>
+    Array.fromAsync(pooledMap(context.config.maxParallelTasks, groups, work));
+  await using locks = new AsyncDisposableStack();
+  const acting = groups.length === 1
+    ? []
+    : isProtected
+    ? largestFirst
+    : await protectOthers(context, largestFirst, locks);
+  const first = await inParallel(
+    acting,
+    (group) => preparation.prepare(group, 0),
+  );
   if (mayRestart && first.some(hasLostSnapshot)) restart = SNAPSHOT_LOST;
 
   const settle = async (group: CommitGroup) => {
     for (let attempts = 0;;) {
-      const prepared = attempts === 0 && first[largestFirst.indexOf(group)] ||
+      const prepared = attempts === 0 && first[acting.indexOf(group)] ||
         await preparation.prepare(group, attempts);
       if (mayRestart && hasLostSnapshot(prepared)) restart ??= SNAPSHOT_LOST;
       if (prepared.state === "failed") {
@@ -160,11 +169,16 @@ export async function loadFromOneSnapshot(
     }
   };
 
-  await inParallel((group) =>
-    settle(group).catch((cause) => {
-      failure ??= { cause };
-    })
-  );
+  const settleAll = (groups: readonly CommitGroup[]) =>
+    inParallel(groups, (group) =>
+      settle(group).catch((cause) => {
+        failure ??= { cause };
+      }));
+  await settleAll(acting);
+  await locks.disposeAsync();
+  if (!failure && !restart) {
+    await settleAll(largestFirst.filter((group) => !acting.includes(group)));
+  }
   if (failure) throw failure.cause;
   if (event) return { state: "closed", event };
   if (restart) {
@@ -183,16 +197,33 @@ const SNAPSHOT_LOST = "the source's snapshot was lost";
 const UNPROTECTED =
   "functions of the target ran after another table was committed, and may have changed it";
 
-/** Reports whether writing to one of the run's targets may change another one. */
-async function mayActOnAnother(
-  { config, warehouse, run }: RunContext,
-): Promise<boolean> {
+/**
+ * Returns the groups that may write to another target, and locks the targets of the
+ * other groups. Returns all groups where that fails.
+ */
+async function protectOthers(
+  context: RunContext,
+  groups: readonly CommitGroup[],
+  locks: AsyncDisposableStack,
+): Promise<readonly CommitGroup[]> {
+  const { config, warehouse } = context;
   try {
-    const tables = selectTables(config.tables, run.tables);
-    return await anyActsOnOthers(tables, warehouse);
+    const tables = groups.flat();
+    const found = await findActing(tables, warehouse);
+    const acting = groups.filter(([table]) => found.get(table!.name));
+    const others = tables.filter(({ name }) => found.get(name) === false);
+    if (acting.length > 0 && others.length > 0) {
+      const session = locks.use(
+        await Session.open(config.dwh, warehouseConnection(context)),
+      );
+      const options = warehouseTransaction(config);
+      await beginLocked(session, options, others.map(lockTargetSql));
+    }
+    return acting;
   } catch {
-    // Whatever the reason is, the load meets it as well.
-    return true;
+    // Whatever the reason is, the load of a table meets it as well.
+    await locks.disposeAsync();
+    return groups;
   }
 }
 

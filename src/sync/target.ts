@@ -151,21 +151,22 @@ const MAY_ACT_ON_OTHERS = `(not ${HAS_STABLE_CTID} or ${
   )
 })`;
 
-/** Returns whether writing to one of the targets may write to another table. */
-export async function anyActsOnOthers(
+/** Returns for each target that exists whether writing to it may write to another table. */
+export async function findActing(
   tables: readonly TableDeclaration[],
   warehouse: Pick<Session, "query">,
-): Promise<boolean> {
-  const [row] = await warehouse.query(
-    `select exists (
-       select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-       where (n.nspname, c.relname) in (${
-      tables.map(({ target }) =>
-        `(${literal(target.schema)}, ${literal(target.name)})`
+): Promise<ReadonlyMap<string, boolean>> {
+  const rows = await warehouse.query(
+    `select t.name, ${MAY_ACT_ON_OTHERS} as acts
+     from (values ${
+      tables.map(({ name, target }) =>
+        `(${[name, target.schema, target.name].map(literal)})`
       )
-    }) and ${MAY_ACT_ON_OTHERS}) as found`,
+    }) t (name, schema, relation)
+       join pg_catalog.pg_namespace n on n.nspname = t.schema
+       join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.relation`,
   );
-  return row!.found;
+  return new Map(rows.map(({ name, acts }) => [name, acts]));
 }
 
 /** Returns the object that has the target's name. */
