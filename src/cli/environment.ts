@@ -90,13 +90,19 @@ export function isTraced(): boolean {
   }
 }
 
+/** Texts of pipes, which can be read only once, by path. */
+const pipes = new Map<string, string>();
+
 /**
  * Returns the text of a file.
  *
  * @throws {Error} when it is too large or not valid UTF-8.
  */
 export function readSmallFile(path: string): string {
+  const known = pipes.get(path);
+  if (known !== undefined) return known;
   using file = Deno.openSync(path);
+  const isPipe = file.statSync().isFifo;
   const bytes = new Uint8Array(MAX_SMALL_FILE_BYTES + 1);
   let length = 0;
   for (let read; (read = file.readSync(bytes.subarray(length)));) {
@@ -106,9 +112,10 @@ export function readSmallFile(path: string): string {
     throw new Error(`it holds more than ${MAX_SMALL_FILE_BYTES} bytes`);
   }
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(
-      bytes.subarray(0, length),
-    );
+    const text = new TextDecoder("utf-8", { fatal: true })
+      .decode(bytes.subarray(0, length));
+    if (isPipe) pipes.set(path, text);
+    return text;
   } catch {
     throw new Error("it is not valid UTF-8");
   }

@@ -14,7 +14,7 @@ import {
   send,
   type ServerErrorFields,
 } from "./driver.ts";
-import { address, isOtherServerNeeded } from "./errors.ts";
+import { address, hostsOf, isOtherServerNeeded } from "./errors.ts";
 import { Line, type LineOptions } from "./line.ts";
 import { type Credentials, credentialsOf } from "./login.ts";
 import type { Row } from "./sql.ts";
@@ -167,8 +167,7 @@ function allOf(
     : errors.find(({ kind }) => kind.transient) ?? last;
   const reasons = failures.map(({ of, error: { reason } }) => {
     const prefix = `Cannot connect to ${address(of)}: `;
-    const { host, port } = of.servers[0]!;
-    return `${host}:${port}: ${
+    return `${hostsOf(of.servers)}: ${
       reason.startsWith(prefix) ? reason.slice(prefix.length) : reason
     }`;
   });
@@ -187,6 +186,8 @@ export class Lines {
   readonly #destroyed = new AbortController();
   /** Whether at least one of the lines was ready for a statement. */
   isReady = false;
+  /** The server of the newest line, such as `localhost:5432`. */
+  server: string | undefined;
   /** The last error with which the server ended a session. */
   fatal: ServerErrorFields | undefined;
 
@@ -205,6 +206,7 @@ export class Lines {
       throw this.#destroyed.signal.reason;
     }
     this.isReady = true;
+    this.server = hostsOf(line.config.servers);
     this.#open.add(line);
     // This listener runs before that of the driver, which is added later.
     line.raw.once("close", () => {

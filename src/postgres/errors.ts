@@ -6,7 +6,7 @@
  *
  * @module
  */
-import type { DatabaseConfig } from "../config/config.ts";
+import type { DatabaseConfig, ServerAddress } from "../config/config.ts";
 import { maskOfDatabase } from "../config/secrets.ts";
 import { type ErrorCode, ServiceError } from "../errors.ts";
 import {
@@ -330,8 +330,12 @@ function quoted(name: string): string {
 
 /** Returns the address of a database for messages. Contains no secret. */
 export function address({ database, servers, label }: DatabaseConfig): string {
-  const hosts = servers.map(({ host, port }) => `${host}:${port}`).join(",");
-  return `database "${database}" on ${hosts} (${label})`;
+  return `database "${database}" on ${hostsOf(servers)} (${label})`;
+}
+
+/** Returns the hosts and ports of servers, as in `a:5432,b:5432`. */
+export function hostsOf(servers: readonly ServerAddress[]): string {
+  return servers.map(({ host, port }) => `${host}:${port}`).join(",");
 }
 
 /** @throws {ServiceError} `server_too_old` for a server older than PostgreSQL 14. */

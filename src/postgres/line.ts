@@ -80,6 +80,10 @@ export class Line {
   ): Promise<Line> {
     const { connectTimeoutSeconds: seconds, signal } = options;
     signal?.throwIfAborted();
+    // Its mistakes must not lead to a connection without TLS.
+    const tlsOptions = config.sslMode === "disable"
+      ? undefined
+      : readTlsOptions(config);
     const ending = Promise.withResolvers<never>();
     ending.promise.catch(() => {});
     const onAbort = () => ending.reject(signal!.reason);
@@ -90,10 +94,10 @@ export class Line {
       }: no answer within ${seconds} s`;
       ending.reject(new ServiceError("connection_failed", reason));
     }, seconds * 1000);
-    const attempt = async (withTls: boolean) => {
+    const attempt = async (tlsOptions?: tls.ConnectionOptions) => {
       const line = new Line(config, credentials);
       try {
-        const started = line.#start(options.applicationName, withTls);
+        const started = line.#start(options.applicationName, tlsOptions);
         await Promise.race([started, ending.promise]);
         checkVersion(config, line.guard.parameter("server_version"));
         return line;
@@ -103,10 +107,10 @@ export class Line {
       }
     };
     try {
-      return await attempt(config.sslMode !== "disable");
+      return await attempt(tlsOptions);
     } catch (first) {
       if (config.sslMode !== "prefer" || !isTlsRefusal(first)) throw first;
-      return await attempt(false).catch((second) => {
+      return await attempt().catch((second) => {
         throw isTlsRefusal(second) ? first : second;
       });
     } finally {
@@ -142,8 +146,11 @@ export class Line {
     socket.once("close", () => this.#ready.reject(closedError()));
   }
 
-  async #start(applicationName: string, withTls: boolean): Promise<void> {
-    if (withTls) await this.#negotiate();
+  async #start(
+    applicationName: string,
+    tlsOptions: tls.ConnectionOptions | undefined,
+  ): Promise<void> {
+    if (tlsOptions) await this.#negotiate(tlsOptions);
     const { socket } = this;
     guardSocket(socket, this.guard);
     socket.resume();
@@ -154,7 +161,7 @@ export class Line {
     }
   }
 
-  async #negotiate(): Promise<void> {
+  async #negotiate(tlsOptions: tls.ConnectionOptions): Promise<void> {
     const { raw, config } = this;
     const where = address(config);
     raw.write(SSL_REQUEST);
@@ -179,7 +186,7 @@ export class Line {
     }
     const secured = Promise.withResolvers<void>();
     const secure = this.#secure = tls.connect(
-      { socket: raw, ...tlsOptions(config) },
+      { socket: raw, ...tlsOptions },
       secured.resolve,
     );
     this.#watch(secure);
@@ -217,7 +224,7 @@ function startupMessage(
  *
  * @throws {ServiceError} `tls_failed`.
  */
-function tlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
+function readTlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
   const { sslMode, sslRootCertificate } = config;
   const { host } = config.servers[0]!;
   try {

@@ -103,6 +103,11 @@ export class Pool implements AsyncDisposable {
     return this.#max;
   }
 
+  /** The server of the newest connection, such as `localhost:5432`. */
+  get server(): string | undefined {
+    return this.#current?.lines.server;
+  }
+
   /**
    * Runs one statement and returns its rows.
    *

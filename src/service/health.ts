@@ -13,6 +13,8 @@ const CHECK_TIMEOUT_SECONDS = 2;
 export interface Check {
   readonly status: "healthy" | "unhealthy";
   readonly latency_ms: number;
+  /** The server that answered, such as `localhost:5432`. */
+  readonly server?: string;
   /** The failure and its remedy, where the check failed. */
   readonly error?: string;
 }
@@ -26,8 +28,8 @@ export interface Health {
 /** Checks that the source answers and the warehouse takes writes, at the same time. Never throws. */
 export async function checkHealth(olist: Pool, dwh: Pool): Promise<Health> {
   const [source, warehouse] = await Promise.all([
-    check(() => olist.query("select 1", [], CHECK_TIMEOUT_SECONDS)),
-    check(() => dwh.checkWritable(CHECK_TIMEOUT_SECONDS)),
+    check(olist, () => olist.query("select 1", [], CHECK_TIMEOUT_SECONDS)),
+    check(dwh, () => dwh.checkWritable(CHECK_TIMEOUT_SECONDS)),
   ]);
   const isHealthy = source.status === "healthy" &&
     warehouse.status === "healthy";
@@ -47,12 +49,20 @@ export function sharedHealthCheck(
     running ??= checkHealth(olist, dwh).finally(() => running = undefined);
 }
 
-async function check(work: () => Promise<unknown>): Promise<Check> {
+async function check(
+  pool: Pool,
+  work: () => Promise<unknown>,
+): Promise<Check> {
   const started = performance.now();
   const latency = () => Math.round((performance.now() - started) * 10) / 10;
   try {
     await work();
-    return { status: "healthy", latency_ms: latency() };
+    const { server } = pool;
+    return {
+      status: "healthy",
+      latency_ms: latency(),
+      ...(server === undefined ? {} : { server }),
+    };
   } catch (error) {
     return {
       status: "unhealthy",

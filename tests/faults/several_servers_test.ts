@@ -128,7 +128,11 @@ Deno.test("loads follow a failover, from a running service and from the command 
       if (start === "service") {
         const { status, body } = await load();
         assertEquals(status, 200, JSON.stringify(body));
-        assertEquals((await service.json("/health")).status, 200);
+        const health = await service.json("/health");
+        assertEquals(health.status, 200);
+        const { olist, dwh } = health.body.checks;
+        assertEquals(olist.server, `127.0.0.1:${second.port}`);
+        assertEquals(dwh.server, `127.0.0.1:${primary.port}`);
       } else {
         const { code, stderr } = await runProgram(["load"], environment);
         assertEquals(code, 0, stderr);

@@ -3,6 +3,7 @@ import { VARIABLES } from "../../src/config/variables.ts";
 import { Session } from "../../src/postgres/session.ts";
 import { configOf, createDatabases, PASSWORD } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
+import { startServer } from "../support/server.ts";
 
 const ROOT = new URL("../../", import.meta.url).pathname;
 
@@ -186,4 +187,84 @@ Deno.test("a session logs in with every password that the server hashed", async 
       assertEquals(session.failure, undefined);
     });
   }
+});
+
+Deno.test("a running service reads a rotated password, and names a file that it cannot read", async (t) => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const file = await Deno.makeTempFile();
+  const { DWH_DB_PASSWORD: first, ...environment } = db.environment;
+  const second = "rotated, and longer than eight";
+  const write = (text: string) => Deno.writeTextFile(file, text);
+  await write(`${first}\n`);
+  const changes = { DWH_DB_PASSWORD_FILE: file };
+  await using service = await startServer({ environment }, changes);
+  const load = () => service.json("/load", { method: "POST" });
+  /** Changes the password and ends all connections, so that new ones are made. */
+  const rotate = async (password: string) => {
+    await db.warehouse.unsafe(
+      `alter role "${db.loader}" password '${password}'`,
+    );
+    await db.warehouse.unsafe(
+      `select pg_terminate_backend(pid) from pg_stat_activity where usename = '${db.loader}'`,
+    );
+  };
+  try {
+    assertEquals((await load()).status, 200);
+    await t.step("the old password is refused", async () => {
+      await rotate(second);
+      const { status, body } = await load();
+      assertEquals([status, body.code], [503, "authentication_failed"]);
+    });
+    await t.step("the new one is read", async () => {
+      await write(second);
+      assertEquals((await load()).status, 200);
+      assertEquals((await service.json("/health")).status, 200);
+    });
+    for (
+      const [what, change] of [
+        ["is an empty file", () => write("\n")],
+        ["is an empty file", () => write("")],
+        ["cannot be read", () => Deno.remove(file)],
+        ["not valid UTF-8", () => Deno.writeFile(file, new Uint8Array([255]))],
+      ] as const
+    ) {
+      await t.step(`a file that ${what}`, async () => {
+        await change();
+        await rotate(second);
+        const { status, body } = await load();
+        assertEquals([status, body.code], [503, "authentication_failed"]);
+        assertStringIncludes(body.detail, `DWH_DB_PASSWORD_FILE="${file}"`);
+        assertStringIncludes(body.detail, what);
+        const health = await service.json("/health");
+        assertStringIncludes(health.body.checks.dwh.error, what);
+        assertEquals((await service.json("/health/live")).status, 200);
+      });
+    }
+    await t.step("the file is back", async () => {
+      await write(second);
+      assertEquals((await load()).status, 200);
+    });
+  } finally {
+    service.kill("SIGTERM");
+    const { stdout, stderr } = await service.finished;
+    for (const secret of [first!, second]) {
+      assert(!(stdout + stderr).includes(secret), stderr);
+    }
+    await Deno.remove(file);
+  }
+});
+
+Deno.test("a password can come from a pipe", async () => {
+  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  const { DWH_DB_PASSWORD, ...environment } = db.environment;
+  const { code, stderr } = await new Deno.Command("bash", {
+    args: [
+      "-c",
+      'DWH_DB_PASSWORD_FILE=<(printf %s "$SECRET") "$DENO" run --quiet --no-prompt -P cli.ts load',
+    ],
+    cwd: ROOT,
+    env: { ...environment, SECRET: DWH_DB_PASSWORD!, DENO: Deno.execPath() },
+    stdin: "null",
+  }).output();
+  assertEquals(code, 0, new TextDecoder().decode(stderr));
 });

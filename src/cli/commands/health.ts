@@ -45,7 +45,7 @@ export const healthCommand: Command = {
           },
           check.status,
           `${check.latency_ms} ms`,
-          check.error ?? "",
+          check.error ?? check.server ?? "",
         ])
         : [[health.status]],
     });

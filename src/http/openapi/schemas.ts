@@ -216,6 +216,7 @@ export const EventList = z.object({
 const Check = z.object({
   status: z.enum(["healthy", "unhealthy"]),
   latency_ms: z.number(),
+  server: z.string().optional(),
   error: z.string().optional(),
 });
 
