@@ -18,13 +18,14 @@ const MAX_NAME = 80;
 export function rowBlocks(table: string, found: DifferingRows): Part[] {
   const { rows, total, is_key_ambiguous } = found;
   if (rows.length === 0) return [];
+  const shown = formatCount(rows.length);
   const count = total === null
-    ? `the first ${formatCount(rows.length)} rows that differ`
+    ? `at least ${shown} rows differ`
     : total > rows.length
-    ? `the first ${formatCount(rows.length)} of ${
-      formatCount(total)
-    } rows that differ`
-    : `${formatCount(total)} ${total === 1 ? "row differs" : "rows differ"}`;
+    ? `${shown} of ${formatCount(total)} rows that differ`
+    : total === 1
+    ? "1 row differs"
+    : `${shown} rows differ`;
   return [
     `${table}: ${count}`,
     ...(is_key_ambiguous

@@ -57,11 +57,12 @@ export async function compareValues(
   const spots = pairs.flatMap(({ name, source, target }) =>
     columns.flatMap((column, i): Spot[] => {
       if (source[2][i] === target[2][i]) return [];
-      const [a, b] = [source[0][i]!, target[0][i]!];
       const bytes = [source[1][i]!, target[1][i]!] as const;
-      const difference = a === b
-        ? undefined
-        : differenceOf(column, a, b, "text", 0, bytes);
+      const a = beginningOf(source[0][i]!, bytes[0]);
+      const b = beginningOf(target[0][i]!, bytes[1]);
+      const difference = showDifference(a, b)
+        ? differenceOf(column, a.text, b.text, "text", 0, bytes)
+        : undefined;
       return [{ name, column, difference }];
     })
   );
@@ -77,6 +78,28 @@ export async function compareValues(
       found.flatMap(({ difference = [] }) => difference),
     ]),
   );
+}
+
+/** The beginning of a value. */
+interface Beginning {
+  readonly text: string | null;
+  readonly isWhole: boolean;
+}
+
+function beginningOf(text: string | null, bytes: number | null): Beginning {
+  if (text === null || new TextEncoder().encode(text).length === bytes) {
+    return { text, isWhole: true };
+  }
+  // A SQL_ASCII database also cuts inside of a character.
+  return { text: text.replace(/\ufffd+$/, ""), isWhole: false };
+}
+
+/** Returns whether the beginnings contain the first difference of their values. */
+function showDifference(a: Beginning, b: Beginning): boolean {
+  if (a.text === null || b.text === null) return true;
+  const [shorter, longer] = a.text.length <= b.text.length ? [a, b] : [b, a];
+  return !longer.text!.startsWith(shorter.text!) ||
+    shorter.isWhole && shorter.text !== longer.text;
 }
 
 /** A column of a row whose values differ. */
@@ -200,6 +223,8 @@ async function locate(
     const [a, b] = [source!.get(i)!, target!.get(i)!];
     if (a === b) continue;
     const [skipped, ours, theirs] = decode(a, b);
+    // Invalid UTF-8 of a SQL_ASCII database looks the same.
+    if (ours === theirs) continue;
     const [sourceLength, targetLength] = lengthOf(i);
     spot.difference = differenceOf(
       spot.column,

@@ -279,7 +279,7 @@ Deno.test("a load stores its first rows with SHOW_ROWS only, and no event has th
       const html = await page.text();
       assertEquals(html.includes("second one"), value === "true");
       if (value === "false") continue;
-      assertStringIncludes(html, "First 20 of 32 rows that changed");
+      assertStringIncludes(html, "person: 20 of 32 rows that changed");
       assertStringIncludes(
         html,
         "<mark>second one</mark>\\u{202e}&lt;/b&gt;&quot;",

@@ -1,6 +1,10 @@
-import { assertEquals, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { SOURCE_TABLES } from "../../demo/sample_data.ts";
-import { compareTables } from "../../src/sync/compare_tables.ts";
+import {
+  comparedWith,
+  compareTables,
+  type ComparisonOutcome,
+} from "../../src/sync/compare_tables.ts";
 import { load } from "../../src/load/load.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
@@ -114,6 +118,32 @@ for (
       deals && "comparison" in deals && deals.comparison.plan.mode,
       "unchanged",
     );
+    const long = "é".repeat(999);
+    await db
+      .source`update marketing.closed_deals set has_gtin = ${
+      long + "ö" + long
+    } where mql_id = 'ÿ'`;
+    await db
+      .warehouse`update m_data.closed_deal set has_gtin = ${
+      long + "ü" + long
+    } where mql_id = 'ÿ'`;
+    const keyed = { ...MARKETING_TABLES[0]!, key: ["mql_id"] };
+    const [named] = await compareTables(
+      db.config,
+      [keyed],
+      undefined,
+      comparedWith({ rows: 2 }),
+    );
+    const { rows, total } =
+      (named as Extract<ComparisonOutcome, { comparison: unknown }>).comparison
+        .rows!;
+    const { source: ours, target: theirs, position, ...sizes } = rows[0]!
+      .columns![0]!;
+    assertEquals([total, rows[0]!.row], [1, { mql_id: "ÿ" }]);
+    assertEquals(theirs!.replace("ü", "ö"), ours);
+    assertMatch(ours!, /^é+öé+$/);
+    // The second byte of the letter differs.
+    assertEquals([position, sizes.source_bytes], [2 * 999, 4 * 999 + 2]);
   });
 }
 

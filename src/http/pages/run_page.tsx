@@ -10,7 +10,7 @@ import {
   tallyOf,
 } from "../../runs/describe.ts";
 import type { TableDeclaration } from "../../tables/declaration.ts";
-import { DifferingRowTable } from "./components/differing_rows.tsx";
+import { DifferingRowCard } from "./components/differing_rows.tsx";
 import { Icon, Status } from "./components/icons.tsx";
 import { Json } from "./components/json.tsx";
 import { LiveRow } from "./components/live_row.tsx";
@@ -55,27 +55,27 @@ export function RunPage({ now, run, live, tables, rows }: RunPageProps) {
         </div>
       </section>
       <Outcome run={run} />
-      {run.tables.length > MAX_CARDS
-        ? <ManyTables run={run} live={live} rows={rows} />
-        : (
-          <>
-            <section class="card" aria-labelledby="timeline-title">
-              <h2 id="timeline-title">Timeline</h2>
-              <Timeline run={run} tables={run.tables} />
-            </section>
-            <div class="cards">
-              {run.tables.map((name) => (
-                <TableResult
-                  name={name}
-                  table={tables.find((table) => table.name === name)}
-                  run={run}
-                  live={live}
-                  rows={rows.get(name)}
-                />
-              ))}
-            </div>
-          </>
-        )}
+      {run.tables.length > MAX_CARDS ? <ManyTables run={run} live={live} /> : (
+        <>
+          <section class="card" aria-labelledby="timeline-title">
+            <h2 id="timeline-title">Timeline</h2>
+            <Timeline run={run} tables={run.tables} />
+          </section>
+          <div class="cards">
+            {run.tables.map((name) => (
+              <TableResult
+                name={name}
+                table={tables.find((table) => table.name === name)}
+                run={run}
+                live={live}
+              />
+            ))}
+          </div>
+        </>
+      )}
+      {[...rows].map(([name, found]) => (
+        <DifferingRowCard name={name} found={found} />
+      ))}
       <section class="card" aria-labelledby="request-title">
         <h2 id="request-title">Request</h2>
         <dl class="pairs request">
@@ -130,9 +130,9 @@ const TITLES: Readonly<Record<RunDetails["status"], string>> = {
 /** Number of tables in the timeline of many tables. */
 const SLOWEST = 5;
 
-/** The slowest tables, the warnings, the changed rows, and the list of all tables. */
+/** The slowest tables, the warnings, and the list of all tables. */
 function ManyTables(
-  { run, live, rows: changes }: Pick<RunPageProps, "run" | "live" | "rows">,
+  { run, live }: { run: RunDetails; live: LiveRun | undefined },
 ) {
   const loads = new Map(run.table_loads.map((load) => [load.table, load]));
   const loaded = run.table_loads.flatMap(({ result }) =>
@@ -185,11 +185,6 @@ function ManyTables(
           <Warnings warnings={shortList(warnings, "warnings")} />
         </section>
       )}
-      {[...changes].map(([name, found]) => (
-        <TableCard name={name} table={undefined}>
-          <DifferingRowTable name={name} found={found} />
-        </TableCard>
-      ))}
       <TableList
         kind="result"
         columns={[
@@ -313,12 +308,11 @@ function failuresOf(run: RunDetails) {
 
 /** The result of one table. */
 function TableResult(
-  { name, table, run, live, rows }: {
+  { name, table, run, live }: {
     name: string;
     table: TableDeclaration | undefined;
     run: RunDetails;
     live: LiveRun | undefined;
-    rows: DifferingRows | undefined;
   },
 ) {
   const load = run.table_loads.find(({ table }) => table === name);
@@ -357,7 +351,6 @@ function TableResult(
         </Pair>
       </dl>
       <Warnings warnings={loaded?.warnings ?? []} />
-      <DifferingRowTable name={name} found={rows} />
       <LiveRow
         table={name}
         progress={isActive ? live?.tables.get(name) : undefined}

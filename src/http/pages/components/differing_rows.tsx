@@ -14,59 +14,58 @@ import {
 /** Maximum number of columns of a row that the page shows. */
 const MAX_COLUMNS = 20;
 
-/** The rows in a table, or nothing without rows. */
-export function DifferingRowTable(
-  { name, found }: { name: string; found: DifferingRows | undefined },
+/** The card with the rows of one table. */
+export function DifferingRowCard(
+  { name, found: { rows, total } }: { name: string; found: DifferingRows },
 ) {
-  if (!found || found.rows.length === 0) return null;
-  const { rows, total } = found;
-  const count = total === rows.length
-    ? "Rows that changed"
-    : `First ${rows.length} of ${
-      total === null ? "more" : formatCount(total)
-    } rows that changed`;
+  const id = `rows-${name}`;
   return (
-    <table class="changes">
-      <caption>{count}</caption>
-      <thead>
-        <tr>
-          <th scope="col">Row</th>
-          <th scope="col">Column</th>
-          <th scope="col">Old</th>
-          <th scope="col">New</th>
-        </tr>
-      </thead>
-      <tbody aria-label={`Rows of ${name}`}>
-        {rows.map((row) => Row({ row }))}
-      </tbody>
-    </table>
+    <section class="card" aria-labelledby={id}>
+      <h2 id={id}>
+        {name}: {total === rows.length
+          ? "rows that changed"
+          : `${rows.length} of ${
+            total === null ? "the" : formatCount(total)
+          } rows that changed`}
+      </h2>
+      <table class="changes" aria-labelledby={id}>
+        <thead>
+          <tr>
+            <th scope="col">Column</th>
+            <th scope="col">Old</th>
+            <th scope="col">New</th>
+          </tr>
+        </thead>
+        {rows.map((row) => RowBody({ row }))}
+      </table>
+    </section>
   );
 }
 
-/** The lines of a row: one for each column that differs, or one that says what happened. */
-function Row({ row }: { row: DifferingRow }) {
-  const { columns = [], target } = row;
-  const shown = columns.slice(0, MAX_COLUMNS);
-  const more = columns.length - shown.length;
-  const note = more > 0
-    ? `and ${formatCount(more)} more columns`
-    : columns.length > 0
-    ? undefined
-    : target > 0
-    ? "deleted"
-    : "inserted";
-  const lines = [...shown, ...(note ? [note] : [])];
+/** The lines of a row: its key, and each column that differs. */
+function RowBody({ row }: { row: DifferingRow }) {
+  const { columns, target } = row;
+  const more = (columns?.length ?? 0) - MAX_COLUMNS;
   return (
-    <>
-      {lines.map((line, i) => (
+    <tbody>
+      <tr>
+        <th scope="rowgroup" colspan={3}>
+          <b>{columns ? "changed" : target > 0 ? "deleted" : "inserted"}</b>
+          {" "}
+          {nameOf(row)}
+        </th>
+      </tr>
+      {columns?.slice(0, MAX_COLUMNS).map((difference) => (
         <tr>
-          {i === 0 && <th scope="row" rowspan={lines.length}>{nameOf(row)}</th>}
-          {typeof line === "string"
-            ? <td colspan={3}>{line}</td>
-            : <Values difference={line} />}
+          <Values difference={difference} />
         </tr>
       ))}
-    </>
+      {more > 0 && (
+        <tr>
+          <td colspan={3}>and {formatCount(more)} more columns</td>
+        </tr>
+      )}
+    </tbody>
   );
 }
 
