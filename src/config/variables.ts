@@ -172,7 +172,7 @@ export const VARIABLES = {
   ),
   ALERT_TEAMS_URL_FILE: path("File that contains the URL of Teams"),
   PUBLIC_URL: publicUrl(
-    "URL at which browsers reach the service, for links in events and alerts",
+    "URL at which browsers reach the service, such as that of a proxy. Events and alerts link to it",
   ),
   HOST: host("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),

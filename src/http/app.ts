@@ -40,8 +40,10 @@ export function createApp(context: HttpContext): OpenAPIHono {
   app.use(noStore());
   app.use(printableBodies());
   app.use(validHostOnly());
-  if (!config.apiToken && isLoopback(config.host)) app.use(ownHostOnly());
-  app.use(sameOriginOnly());
+  if (!config.apiToken && isLoopback(config.host)) {
+    app.use(ownHostOnly(config.publicUrl));
+  }
+  app.use(sameOriginOnly(config.publicUrl));
   const failures = new FailedTokens(log);
   if (config.apiToken) app.use(tokenRequired(config.apiToken, failures));
   app.use(allowedMethods(app));

@@ -23,6 +23,7 @@ const DEBIAN_PACKAGES = {
   curl: "curl",
   kubectl: "kubernetes-client",
   mount: "mount",
+  nginx: "nginx-light",
   openssl: "openssl",
   pgbouncer: "pgbouncer",
   prlimit: "util-linux",

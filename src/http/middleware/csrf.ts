@@ -8,15 +8,19 @@ const SAFE = new Set(["GET", "HEAD", "OPTIONS"]);
 
 /**
  * Accepts requests that change something only from the service's own pages and
- * from programs. Programs do not send the headers of browsers.
+ * from programs. Programs do not send the headers of browsers. Behind a proxy, the
+ * pages have the origin of `publicUrl`.
  */
-export function sameOriginOnly(): MiddlewareHandler {
+export function sameOriginOnly(
+  publicUrl: string | undefined,
+): MiddlewareHandler {
+  const publicOrigin = publicUrl && new URL(publicUrl).origin;
   return (c, next) => {
-    const isAllowed = SAFE.has(c.req.method) || isSameOrigin(
-      c.req.header("sec-fetch-site"),
-      c.req.header("origin"),
-      c.req.header("host"),
-    );
+    const origin = c.req.header("origin");
+    const fetchSite = c.req.header("sec-fetch-site");
+    const isAllowed = SAFE.has(c.req.method) ||
+      (fetchSite === undefined && origin === publicOrigin) ||
+      isSameOrigin(fetchSite, origin, c.req.header("host"));
     if (isAllowed) return next();
     return Promise.resolve(problem(
       c,

@@ -37,12 +37,16 @@ export function isHost(header: string): boolean {
 /**
  * Refuses requests for a foreign host. A page of another site can point its name to
  * 127.0.0.1 (DNS rebinding). Browsers then treat the page and this service as one
- * origin, and only the Host header shows the difference.
+ * origin, and only the Host header shows the difference. A proxy may forward the
+ * host of `publicUrl`.
  */
-export function ownHostOnly(): MiddlewareHandler {
+export function ownHostOnly(publicUrl: string | undefined): MiddlewareHandler {
+  const publicHost = publicUrl && new URL(publicUrl).host;
   return (c, next) => {
     const host = c.req.header("host");
-    if (!host || isOwnHost(host)) return next();
+    if (!host || isOwnHost(host) || host.toLowerCase() === publicHost) {
+      return next();
+    }
     return Promise.resolve(problem(
       c,
       new ServiceError(
