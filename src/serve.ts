@@ -90,6 +90,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   }
   const dispatcher = new Dispatcher(app, observers);
   let isReady = false;
+  let startFailure: ServiceError | undefined;
   const streams = new AbortController();
   const server = await listen({
     hostname: config.host,
@@ -101,13 +102,15 @@ export async function serve(options: ServeOptions): Promise<number> {
       live,
       metrics,
       isReady: () => isReady,
+      startFailure: () => startFailure,
       shutdown: streams.signal,
     }),
     log,
   });
   const background = (async () => {
-    await prepareWarehouse(app, signal);
+    await prepareWarehouse(app, signal, (failure) => startFailure = failure);
     if (signal.aborted) return;
+    startFailure = undefined;
     isReady = true;
     log.info("Ready for loads");
     const triggers = { config, log, dispatcher };
@@ -205,6 +208,7 @@ function requireProtection({ config, log }: AppContext): void {
 async function prepareWarehouse(
   { config, warehouse, log, registerPublishers }: AppContext,
   signal: AbortSignal,
+  failed: (failure: ServiceError) => void,
 ): Promise<void> {
   while (!signal.aborted) {
     try {
@@ -213,9 +217,9 @@ async function prepareWarehouse(
       return;
     } catch (error) {
       if (signal.aborted) return;
-      log.warn("Waiting for the warehouse: {error}", {
-        error: asServiceError(error).line,
-      });
+      const failure = asServiceError(error);
+      failed(failure);
+      log.warn("Waiting for the warehouse: {error}", { error: failure.line });
       await delay(RETRY_SECONDS * 1000, { signal }).catch(() => {});
     }
   }

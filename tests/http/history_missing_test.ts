@@ -1,7 +1,12 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import Ajv from "ajv/2019";
 import { createDatabases } from "../support/databases.ts";
-import { startServer } from "../support/server.ts";
+import { startServer, until } from "../support/server.ts";
 
 const ROWS = { deals: 3, leads: 3 };
 
@@ -13,6 +18,36 @@ Deno.test("GET /runs and /events answer 503 history_missing without the schema",
     const { status, body } = await server.json(path);
     assertEquals([status, body.code], [503, "history_missing"], path);
   }
+});
+
+Deno.test("the pages of a warehouse without the schema say why the service cannot create it", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const { DWH_DB_NAME: name } = db.environment;
+  await db.warehouse.unsafe(
+    `revoke create on database ${name} from ${db.loader}`,
+  );
+  await using server = await startServer(db, {}, undefined, "/health/live");
+  const cause = `permission denied for database ${name}`;
+  const remedy = "Grant";
+  for (const path of ["/", "/runs"]) {
+    await until(`${path} says why`, async () => {
+      const response = await server.fetch(path, {
+        headers: { accept: "text/html" },
+      });
+      const page = await response.text();
+      return page.includes(cause) && page.includes(remedy);
+    });
+  }
+  const { status, body } = await server.json("/tables");
+  assertEquals([status, body.code], [503, "history_missing"]);
+  assertStringIncludes(body.detail, cause);
+  await db.warehouse.unsafe(`grant create on database ${name} to ${db.loader}`);
+  await until("the page is right again", async () => {
+    const response = await server.fetch("/", {
+      headers: { accept: "text/html" },
+    });
+    return (await response.text()).includes("No load has run yet");
+  });
 });
 
 Deno.test("GET /runs/{id}/stream ends when the run is deleted", async () => {

@@ -25,11 +25,12 @@ export interface Server extends AsyncDisposable {
   json(path: string, init?: RequestInit): Promise<Answer>;
 }
 
-/** Starts a service on a free port and waits until it is ready for loads. */
+/** Starts a service on a free port and waits until it is ready for loads, or until another path answers 200. */
 export async function startServer(
   databases: Pick<Databases, "environment">,
   changes: Readonly<Record<string, string>> = {},
   start = startProgram,
+  path = "/health/ready",
 ): Promise<Server> {
   const port = freePort();
   const { process, finished } = start(["serve"], {
@@ -45,7 +46,7 @@ export async function startServer(
   await until("the service is ready", async () => {
     if (isOver) throw new Error((await finished).stderr);
     try {
-      const response = await get("/health/ready");
+      const response = await get(path);
       await response.body?.cancel();
       return response.status === 200;
     } catch {

@@ -52,6 +52,8 @@ export interface Overview {
   readonly current: RunSummary | undefined;
   readonly live: LiveRun | undefined;
   readonly nextTick: Date | undefined;
+  /** Why the service could not create or update its schema in the warehouse. */
+  readonly startFailure: string | undefined;
   /** Why a load cannot start now. */
   readonly unsupportedReason: string | undefined;
 }
@@ -218,11 +220,10 @@ function Counts({ runs }: { runs: readonly RunSummary[] }) {
 
 /** The summary of the page in one sentence, and the button. */
 function Verdict(
-  { now, health, current, last, tables, unsupportedReason }: Overview & {
-    last: RunOutcome | undefined;
-  },
+  overview: Overview & { last: RunOutcome | undefined },
 ) {
-  const { state, title, detail } = verdictOf(health, current, last, tables);
+  const { now, last, unsupportedReason } = overview;
+  const { state, title, detail } = verdictOf(overview);
   return (
     <section class="verdict">
       <Icon state={state} />
@@ -246,10 +247,9 @@ function Verdict(
 }
 
 function verdictOf(
-  { checks }: Health,
-  current: RunSummary | undefined,
-  last: RunOutcome | undefined,
-  tables: readonly TableDeclaration[],
+  { health: { checks }, startFailure, current, last, tables }: Overview & {
+    last: RunOutcome | undefined;
+  },
 ): { state: RunState; title: string; detail?: Child } {
   const unhealthy = checks.dwh.status !== "healthy"
     ? { name: "warehouse", check: checks.dwh }
@@ -261,6 +261,13 @@ function verdictOf(
       state: "failed",
       title: `The ${unhealthy.name} is unhealthy`,
       detail: unhealthy.check.error,
+    };
+  }
+  if (startFailure) {
+    return {
+      state: "failed",
+      title: "The service cannot prepare the warehouse",
+      detail: startFailure,
     };
   }
   if (current) {

@@ -1,21 +1,35 @@
 /** Queries of the history for a request. */
-import { asServiceError } from "../../errors.ts";
-import type { Pool } from "../../postgres/pool.ts";
+import { asServiceError, ServiceError } from "../../errors.ts";
 import { requireHistory } from "../../runs/schema.ts";
+import type { HttpContext } from "../context.ts";
 
 /**
  * Waits for a query of the history and returns its result.
  *
- * @throws {ServiceError} `history_missing` when the schema does not exist yet.
+ * @throws {ServiceError} `history_missing` when the schema does not exist yet. It
+ *   contains the reason for which the service could not create it.
  */
 export async function fromHistory<T>(
-  warehouse: Pool,
+  { warehouse, startFailure }: HttpContext,
   work: Promise<T>,
 ): Promise<T> {
   try {
     return await work;
   } catch (error) {
-    if (!asServiceError(error).kind.transient) await requireHistory(warehouse);
+    if (asServiceError(error).kind.transient) throw error;
+    try {
+      await requireHistory(warehouse);
+    } catch (missing) {
+      const cause = startFailure();
+      if (!cause || asServiceError(missing).code !== "history_missing") {
+        throw missing;
+      }
+      throw new ServiceError(
+        "history_missing",
+        `${asServiceError(missing).message}. ${cause.message}`,
+        { cause, remedy: cause.remedy },
+      );
+    }
     throw error;
   }
 }

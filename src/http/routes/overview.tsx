@@ -46,7 +46,8 @@ export function addOverviewRoute(
           section: "/",
           follow: overview.current,
           // No run has this version, so the page refreshes soon.
-          version: overview.health.status === "unhealthy"
+          version: overview.health.status === "unhealthy" ||
+              overview.startFailure
             ? "unhealthy"
             : newest
             ? `${newest.run_id} ${newest.status}`
@@ -99,18 +100,22 @@ async function gatherOverview(context: HttpContext): Promise<Overview> {
     current,
     live: current && live.get(current.run_id),
     nextTick: nextTick(config.loadSchedule, now),
+    startFailure: context.startFailure()?.line,
     unsupportedReason: unsupportedReason(context, health),
   };
 }
 
 /** Returns why the service accepts no load, or `undefined`. */
 function unsupportedReason(
-  { dispatcher, isReady }: HttpContext,
+  { dispatcher, isReady, startFailure }: HttpContext,
   { checks }: Health,
 ): string | undefined {
   if (dispatcher.isDraining) return "The service is shutting down.";
   if (checks.dwh.status === "unhealthy") return "The warehouse is unhealthy.";
-  return isReady() ? undefined : "The service is starting.";
+  if (isReady()) return undefined;
+  return startFailure()
+    ? "The warehouse is not prepared."
+    : "The service is starting.";
 }
 
 /** Returns the operations of the OpenAPI document. */

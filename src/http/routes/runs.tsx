@@ -30,10 +30,11 @@ const missing = { 404: refused("The run does not exist") };
 /** Adds `/runs`, `/runs/{id}`, its stream, and `/events`. */
 export function addHistoryRoutes(
   app: OpenAPIHono,
-  { warehouse, config, live, shutdown }: HttpContext,
+  context: HttpContext,
 ): void {
+  const { warehouse, config, live, shutdown } = context;
   const sources = { live, stored: new StoredRuns(warehouse), shutdown };
-  const read = <T,>(work: Promise<T>) => fromHistory(warehouse, work);
+  const read = <T,>(work: Promise<T>) => fromHistory(context, work);
   const found = async (id: string) => {
     const run = await read(findRun(warehouse, id));
     if (!run) throw new ServiceError("not_found", `Run ${id} does not exist`);

@@ -11,8 +11,9 @@ import * as schemas from "../openapi/schemas.ts";
 /** Adds `/tables`. */
 export function addTableRoutes(
   app: OpenAPIHono,
-  { warehouse, config }: HttpContext,
+  context: HttpContext,
 ): void {
+  const { warehouse, config } = context;
   app.openapi(
     createRoute({
       method: "get",
@@ -23,7 +24,7 @@ export function addTableRoutes(
     }),
     async (c) => {
       const histories = await fromHistory(
-        warehouse,
+        context,
         listTableHistory(warehouse, namesOf(config.tables)),
       );
       return c.json({
