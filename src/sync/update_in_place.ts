@@ -250,13 +250,16 @@ function updateSql(
     gone as (
       delete from ${relation} t using pair p
       where p.action in ('delete', 'replace') and t.tableoid = p.part and t.ctid = p.id returning p.hash),
-    changed as (
-      update ${relation} t set ${
-    changing.map((name) => `${name} = s.${name}`)
-  } from pair p join ${staged} s on s.ctid = p.staged
+    changed as (${
+    changing.length === 0
+      ? "select hash from pair where false"
+      : `update ${relation} t set ${
+        changing.map((name) => `${name} = s.${name}`)
+      } from pair p join ${staged} s on s.ctid = p.staged
       where p.action = 'update' and t.tableoid = p.part and t.ctid = p.id and ${
-    after("gone")
-  } returning p.hash),
+        after("gone")
+      } returning p.hash`
+  }),
     added as (
       insert into ${relation} (${names}) overriding system value
       select ${

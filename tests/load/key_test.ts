@@ -305,32 +305,40 @@ Deno.test("load updates a row that moves to another partition", async () => {
   await inSource(
     db,
     `create type ec.kind as enum ('shop', 'web');
-     create table ec.sale (id int, kind ec.kind, region text, primary key (kind, id));
-     insert into ec.sale select i, 'web', case when i % 2 = 0 then 'a' else 'b' end from generate_series(1, 100) i`,
+     create table ec.sale (id int, kind ec.kind, region text, seat int, primary key (kind, id));
+     insert into ec.sale select i, 'web', case when i % 2 = 0 then 'a' else 'b' end, i from generate_series(1, 100) i;
+     create table ec.number (id int); insert into ec.number select generate_series(1, 5)`,
   );
   await db.warehouse.unsafe(
     `create schema ec; create type ec.kind as enum ('web', 'shop'); grant usage on schema ec to "${db.loader}"; create schema raw;
-     create table raw.sale (id int, kind ec.kind, region text) partition by list (region);
+     create table raw.sale (id int, kind ec.kind, region text, seat int) partition by list (region);
      create table raw.sale_a partition of raw.sale for values in ('a');
-     create table raw.sale_b partition of raw.sale for values in ('b');
-     alter table raw.sale owner to "${db.loader}"; grant usage on schema raw to "${db.loader}"`,
+     create table raw.sale_b (seat int unique, region text, kind ec.kind, id int);
+     alter table raw.sale attach partition raw.sale_b for values in ('b');
+     create table raw.number (id int generated always as identity);
+     alter table raw.sale owner to "${db.loader}"; alter table raw.number owner to "${db.loader}";
+     grant usage on schema raw to "${db.loader}"`,
   );
-  const sale = declare(
-    "sale",
-    { id: "int", kind: "ec.kind", region: "text" },
-    ["id", "kind"],
-  );
-  await loadTables(context, [sale]);
+  const tables = [
+    declare(
+      "sale",
+      { id: "int", kind: "ec.kind", region: "text", seat: "int" },
+      ["id", "kind"],
+    ),
+    declare("number", { id: "int" }, ["id"]),
+  ];
+  await loadTables(context, tables);
   for (const mode of ["auto", "full"] as const) {
     await db.source.unsafe(
       `update ec.sale set region = case region when 'a' then 'b' else 'a' end where id in (1, 2, 3);
-       delete from ec.sale where id = (select max(id) from ec.sale)`,
+       update ec.sale set seat = case seat when 11 then 13 else 11 end where seat in (11, 13);
+       delete from ec.sale where id = (select max(id) from ec.sale);
+       update ec.number set id = id + 10 where id = (select min(id) from ec.number)`,
     );
-    const [entry] = await loadTables(context, [sale], mode);
-    assertEquals(
-      await checkLoaded(db, "sale", entry!),
-      [mode === "auto" ? "delta" : mode, 3, 4],
-    );
+    const [sale, number] = await loadTables(context, tables, mode);
+    const used = mode === "auto" ? "delta" : mode;
+    assertEquals(await checkLoaded(db, "sale", sale!), [used, 5, 6]);
+    assertEquals(await checkLoaded(db, "number", number!), [used, 1, 1]);
   }
 });
 
