@@ -71,6 +71,8 @@ Deno.test("load keeps the old rows when the disk of the warehouse is full, and t
     await db.source.unsafe(
       `delete from marketing.${LEAD}s where origin = 'more'`,
     );
+    const fewer = await loadHere(db, { MAX_SHRINK: "1" });
+    assertEquals(sayOutcome(fewer), "exit 0", fewer.log);
   });
 
   await t.step("when the run is closed", async () => {
