@@ -20,7 +20,7 @@ export const TARGETS = [
 ] as const;
 
 /** Variables that are read in addition to the configuration. */
-const OTHER_VARIABLES = ["NO_COLOR", "OTEL_DENO"];
+const OTHER_VARIABLES = ["NO_COLOR", "OTEL_DENO", "OTEL_DENO_CONSOLE"];
 
 const ROOT = new URL("../", import.meta.url).pathname;
 const OUTPUT = "dist/marketing-data-service";

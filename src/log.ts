@@ -23,6 +23,8 @@ interface LogOptions {
   readonly colors: boolean;
   readonly mask: Mask;
   readonly write: (line: string) => void;
+  /** Gets each line once more, without its line break. */
+  readonly exportLine?: ((line: string, level: LogLevel) => void) | undefined;
 }
 
 /** Sets up logging for the process. Returns the logger from which all others derive. */
@@ -33,7 +35,11 @@ export function setUpLogging(options: LogOptions): Logger {
   configureSync({
     reset: true,
     sinks: {
-      stderr: (record) => options.write(`${format(record)}\n`),
+      stderr: (record) => {
+        const line = format(record);
+        options.write(`${line}\n`);
+        options.exportLine?.(line, record.level);
+      },
     },
     loggers: [
       { category: ["logtape", "meta"], sinks: [] },
@@ -45,6 +51,23 @@ export function setUpLogging(options: LogOptions): Logger {
     ],
   });
   return getLogger([APPLICATION_NAME]);
+}
+
+/**
+ * Returns the export of lines through the console, as Deno exports logs. Must be
+ * called before {@linkcode captureConsole}.
+ */
+export function consoleExport(): (line: string, level: LogLevel) => void {
+  const { debug, info, warn, error } = globalThis.console;
+  const methods = {
+    trace: debug,
+    debug,
+    info,
+    warning: warn,
+    error,
+    fatal: error,
+  };
+  return (line, level) => methods[level](line);
 }
 
 /** The log level of each method of the console. */

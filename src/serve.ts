@@ -9,8 +9,11 @@ import { delay } from "@std/async/delay";
 import type { Logger } from "@logtape/logtape";
 import { isLoopback } from "./config/loopback.ts";
 import { type AppContext, connectionOf } from "./context.ts";
-import { Deliverer, publisherNames } from "./delivery/deliverer.ts";
-import { prepareFiles } from "./delivery/file.ts";
+import {
+  Deliverer,
+  prepareDeliveries,
+  publisherNames,
+} from "./delivery/deliverer.ts";
 import { undeliveredEvents } from "./delivery/outbox.ts";
 import { asServiceError, ServiceError } from "./errors.ts";
 import { createApp } from "./http/app.ts";
@@ -57,7 +60,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   const { signal, prune } = options;
   const { config, log, warehouse } = options.app;
   requireProtection(options.app);
-  await prepareFiles(config);
+  await prepareDeliveries(config);
   await using source = new Pool(config.olist, {
     max: 1,
     connectTimeoutSeconds: config.connectTimeoutSeconds,

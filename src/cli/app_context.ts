@@ -12,9 +12,10 @@ import { Deliverer, publisherNames } from "../delivery/deliverer.ts";
 import { registerPublishers } from "../delivery/outbox.ts";
 import { asServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
-import { captureConsole, setUpLogging } from "../log.ts";
+import { captureConsole, consoleExport, setUpLogging } from "../log.ts";
 import { Pool } from "../postgres/pool.ts";
 import { pruneHistory } from "../runs/history.ts";
+import { consoleMode } from "./environment.ts";
 import type { Output } from "./output.ts";
 
 /** Seconds after a load in which deliveries may begin. The next process makes the other deliveries. */
@@ -41,8 +42,14 @@ export function startLogging(
     colors: output.hasColors,
     mask,
     write,
+    exportLine: consoleMode() === "replace" ? consoleExport() : undefined,
   });
   captureConsole(log);
+  if (consoleMode() === "capture") {
+    log.warn(
+      "Logs are not exported, because Deno would print them twice. Set OTEL_DENO_CONSOLE=replace, or ignore",
+    );
+  }
   return log;
 }
 

@@ -94,6 +94,19 @@ export function isTraced(): boolean {
 const pipes = new Map<string, string>();
 
 /**
+ * Returns what Deno does with the console while OpenTelemetry is enabled: `replace`
+ * exports and does not print, `capture` does both, and `ignore` only prints.
+ */
+export function consoleMode(): string {
+  if (!isTraced()) return "ignore";
+  try {
+    return readVariable("OTEL_DENO_CONSOLE") || "capture";
+  } catch {
+    return "ignore";
+  }
+}
+
+/**
  * Returns the text of a file.
  *
  * @throws {Error} when it is too large or not valid UTF-8.

@@ -12,9 +12,10 @@ import type { Pool } from "../postgres/pool.ts";
 import { Session } from "../postgres/session.ts";
 import { asServiceError } from "../errors.ts";
 import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
-import { filePublisher } from "./file.ts";
+import { filePublisher, prepareFiles } from "./file.ts";
 import type { Outcome, Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
+import { checkUnrecorded } from "./unrecorded.ts";
 
 /** Seconds between two queries for events that other processes added. */
 const POLL_SECONDS = 5;
@@ -47,6 +48,19 @@ export function publisherNames(config: Config): readonly PublisherName[] {
     ...(config.alertSlackUrl ? ["slack"] as const : []),
     ...(config.alertTeamsUrl ? ["teams"] as const : []),
   ];
+}
+
+/**
+ * Checks before a load that events can be delivered, and that no delivery reveals
+ * a secret. Creates the event file.
+ *
+ * @throws {ServiceError} `event_file_unwritable` or `configuration`.
+ */
+export async function prepareDeliveries(config: Config): Promise<void> {
+  await prepareFiles(config);
+  if (publisherNames(config).some((name) => name !== "file")) {
+    await checkUnrecorded();
+  }
 }
 
 async function publishersOf(config: Config): Promise<readonly Publisher[]> {

@@ -6,6 +6,7 @@
  */
 import { VERSION } from "../identity.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
+import { unrecorded } from "./unrecorded.ts";
 
 /** Seconds within which the receiver must answer, as Standard Webhooks recommends. */
 const TIMEOUT_SECONDS = 15;
@@ -74,17 +75,19 @@ async function post(
   const timeout = AbortSignal.timeout(TIMEOUT_SECONDS * 1000);
   let response: Response;
   try {
-    response = await fetch(url, {
-      method: "POST",
-      headers: {
-        "user-agent": `marketing-data-service/${VERSION}`,
-        ...headers,
-      },
-      body,
-      // The event must not reach another address.
-      redirect: "manual",
-      signal: AbortSignal.any([signal, timeout]),
-    });
+    response = await unrecorded(() =>
+      fetch(url, {
+        method: "POST",
+        headers: {
+          "user-agent": `marketing-data-service/${VERSION}`,
+          ...headers,
+        },
+        body,
+        // The event must not reach another address.
+        redirect: "manual",
+        signal: AbortSignal.any([signal, timeout]),
+      })
+    );
   } catch (error) {
     signal.throwIfAborted();
     return {

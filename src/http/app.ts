@@ -22,6 +22,7 @@ import { addOverviewRoute } from "./routes/overview.tsx";
 import { ownHostOnly, validHostOnly } from "./middleware/host.ts";
 import { isLoopback } from "../config/loopback.ts";
 import { badRequest, problem } from "./problem.tsx";
+import { continueTrace } from "./middleware/trace.ts";
 import { sameOriginOnly } from "./middleware/csrf.ts";
 import { addTableRoutes } from "./routes/tables.ts";
 import { addSessionRoutes } from "./routes/session.ts";
@@ -35,6 +36,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
     },
   });
   app.use(requestId());
+  app.use(continueTrace());
   app.use(measure(context.metrics));
   app.use(securityHeaders());
   app.use(noStore());

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { AsyncLocalStorage } from "node:async_hooks";
 import type { Logger } from "@logtape/logtape";
 import type { AppContext } from "../context.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
@@ -47,6 +48,8 @@ interface WorkerOptions {
 interface Wait {
   readonly run: QueuedRun;
   readonly end: PromiseWithResolvers<LoadEvent>;
+  /** Does work in the trace of the caller. */
+  readonly inTrace: ReturnType<typeof AsyncLocalStorage.snapshot>;
   /** Moment of `performance.now()` at which it is refused. */
   readonly lateAt: number;
 }
@@ -59,6 +62,8 @@ interface Wait {
 export class Worker {
   readonly #context: AppContext;
   readonly #options: WorkerOptions;
+  /** Does work in no caller's trace. */
+  readonly #inOwnTrace = AsyncLocalStorage.snapshot();
   readonly #waits = new Set<Wait>();
   #poll: ReturnType<typeof setInterval> | undefined;
   #isPolling = false;
@@ -104,7 +109,8 @@ export class Worker {
     const end = Promise.withResolvers<LoadEvent>();
     const seconds = run.deadline === null ? Infinity : lockTimeoutSeconds;
     const lateAt = performance.now() + seconds * 1000;
-    this.#waits.add({ run, end, lateAt });
+    const inTrace = AsyncLocalStorage.snapshot();
+    this.#waits.add({ run, end, lateAt, inTrace });
     this.#poll ??= setInterval(async () => {
       if (this.#isPolling) return;
       this.#isPolling = true;
@@ -294,7 +300,10 @@ export class Worker {
     }
     this.#isStarting = false;
     this.#running = run;
-    return await this.#execute(run, lock, locks);
+    // A caller of another run may have started this loop.
+    const caller = [...this.#waits].find((wait) => wait.run.id === run.id);
+    const inTrace = caller?.inTrace ?? this.#inOwnTrace;
+    return await inTrace(() => this.#execute(run, lock, locks));
   }
 
   /** Waits for the lock, and updates the history. Returns undefined when nothing is left to run. */
@@ -349,27 +358,30 @@ export class Worker {
       traceparent: observer.traceparent?.(run.id),
       onProgress: (progress) => observer.progress?.(run.id, progress),
     };
-    log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
-      tables: formatTables(run.tables),
-      trigger: run.trigger,
-    });
-    let isProtected = false;
-    for (let round = 1;; round++) {
-      const end = await loadFromOneSnapshot(
-        context,
-        round < config.retryAttempts,
-        isProtected,
-      );
-      if (end.state === "closed") {
-        logEnd(log, end.event);
-        return end.event;
-      }
-      isProtected ||= end.isUnprotected;
-      log.warn("Starting over with a new snapshot: {reason}", {
-        reason: end.reason,
+    const work = async () => {
+      log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
+        tables: formatTables(run.tables),
+        trigger: run.trigger,
       });
-      await forgetTableLoads(warehouse, run.id);
-    }
+      let isProtected = false;
+      for (let round = 1;; round++) {
+        const end = await loadFromOneSnapshot(
+          context,
+          round < config.retryAttempts,
+          isProtected,
+        );
+        if (end.state === "closed") {
+          logEnd(log, end.event);
+          return end.event;
+        }
+        isProtected ||= end.isUnprotected;
+        log.warn("Starting over with a new snapshot: {reason}", {
+          reason: end.reason,
+        });
+        await forgetTableLoads(warehouse, run.id);
+      }
+    };
+    return await (observer.within?.(run.id, work) ?? work());
   }
 }
 

@@ -13,6 +13,8 @@ import type { Run } from "./run.ts";
 export interface RunObserver {
   runStarted?(run: Run): void;
   progress?(runId: string, progress: Progress): void;
+  /** Does the work of a run as a part of its trace. */
+  within?<T>(runId: string, work: () => T): T;
   /** Returns the W3C Trace Context of a run that this observer traces. */
   traceparent?(runId: string): string | undefined;
   runEnded?(event: LoadEvent): void;
@@ -43,6 +45,12 @@ export function combineObservers(
   };
   return {
     runStarted: (run) => notify((observer) => observer.runStarted?.(run)),
+    within: (runId, work) =>
+      observers.reduce(
+        (inner, observer) =>
+          observer.within ? () => observer.within!(runId, inner) : inner,
+        work,
+      )(),
     traceparent: (runId) => {
       let found: string | undefined;
       notify((observer) => found ??= observer.traceparent?.(runId));

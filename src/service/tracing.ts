@@ -47,6 +47,14 @@ export class RunTracer implements RunObserver {
     });
   }
 
+  /** Logs of the work have the ids of the trace. */
+  within<T>(runId: string, work: () => T): T {
+    const span = this.#traced.get(runId)?.run;
+    return span
+      ? context.with(trace.setSpan(context.active(), span), work)
+      : work();
+  }
+
   traceparent(runId: string): string | undefined {
     const span = this.#traced.get(runId)?.run.spanContext();
     if (!span) return undefined;

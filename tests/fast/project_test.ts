@@ -19,7 +19,12 @@ Deno.test("the permission set of deno.json allows every variable and nothing who
   );
   assertEquals(
     new Set(permissions.default.env.allow),
-    new Set([...Object.keys(VARIABLES), "NO_COLOR", "OTEL_DENO"]),
+    new Set([
+      ...Object.keys(VARIABLES),
+      "NO_COLOR",
+      "OTEL_DENO",
+      "OTEL_DENO_CONSOLE",
+    ]),
   );
   const { command } = tasks.cli;
   assert(/ -P /.test(command), command);

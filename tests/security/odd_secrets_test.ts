@@ -39,7 +39,7 @@ Deno.test({
         });
       }
     }
-    for (const name of ["NO_COLOR", "OTEL_DENO"]) {
+    for (const name of ["NO_COLOR", "OTEL_DENO", "OTEL_DENO_CONSOLE"]) {
       await t.step(name, async () => {
         const { code, output } = await runWithInvalidBytes(name, "config");
         assertEquals(code, 0, output);

@@ -7,7 +7,7 @@ import {
 import { asServiceError, ERRORS, ServiceError } from "../../errors.ts";
 import type { LoadEvent, TableEntry } from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
-import { prepareFiles } from "../../delivery/file.ts";
+import { prepareDeliveries } from "../../delivery/deliverer.ts";
 import type { RunOptions } from "../../runs/run.ts";
 import {
   groupsOf,
@@ -92,7 +92,7 @@ export const loadCommand: Command = {
       );
       return printComparisons(context.output, outcomes, "plan");
     }
-    await prepareFiles(config);
+    await prepareDeliveries(config);
     const app = context.app();
     const progress = await startProgress(context.output, options.tables);
     try {
