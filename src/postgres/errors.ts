@@ -431,17 +431,23 @@ export function toServiceError(
       },
     );
   }
+  const { code } = (error ?? {}) as { code?: string };
+  return new ServiceError(
+    code && LOST.has(code) ? "connection_lost" : "connection_failed",
+    `Lost the connection to ${address(config)}: ${textOf(error, config)}`,
+    { server: config.label, cause: error },
+  );
+}
+
+/** Returns the text of an error that no server sent. The driver's own texts lack the address. */
+function textOf(error: unknown, config: DatabaseConfig): string {
   const { code, message } = (error ?? {}) as {
     code?: string;
     message?: string;
   };
-  return new ServiceError(
-    code && LOST.has(code) ? "connection_lost" : "connection_failed",
-    `Lost the connection to ${address(config)}: ${
-      maskOfDatabase(config)(message || code || String(error))
-    }`,
-    { server: config.label, cause: error },
-  );
+  return code?.startsWith("CONNECTION_")
+    ? "the connection was closed"
+    : maskOfDatabase(config)(message || code || String(error));
 }
 
 /** Maximum length of a text from the server, in characters. */
@@ -480,9 +486,7 @@ export function asConnectFailure(
   if (!known.sqlstate && cause && /^connection_/.test(known.code)) {
     return new ServiceError(
       isTlsFailure(cause) ? "tls_failed" : "connection_failed",
-      `Cannot connect to ${address(config)}: ${
-        maskOfDatabase(config)(cause.message || cause.code || "no answer")
-      }`,
+      `Cannot connect to ${address(config)}: ${textOf(cause, config)}`,
       { cause },
     );
   }

@@ -68,7 +68,7 @@ const MAX_LENGTHS = new Map([
 ]);
 
 /** Messages that the guard reads whole. The driver loops without end, or throws outside a promise, where they are malformed. */
-const INSPECTED = new Set([..."AERST"].map(type));
+const INSPECTED = new Set([..."AERSTZ"].map(type));
 
 /** Maximum length of a setting that messages may contain, in characters. */
 const MAX_PARAMETER_LENGTH = 100;
@@ -282,20 +282,6 @@ export class ServerGuard {
       }
     }
     switch (kind) {
-      case READY:
-        if (length !== 5) throw this.#violation("a malformed ReadyForQuery");
-        if (!this.#login.isComplete) {
-          throw this.#violation("ReadyForQuery without authentication");
-        }
-        if (this.#isReady) this.#awaited--;
-        else {
-          this.#isReady = true;
-          this.#onReady();
-        }
-        this.#bytes = 0;
-        this.#columns = undefined;
-        if (this.#copy === "sending") this.#copy = "none";
-        return;
       case DATA_ROW:
         if (this.#columns === undefined) {
           throw this.#violation("a row before the description of its columns");
@@ -355,6 +341,8 @@ export class ServerGuard {
         }
         return;
       }
+      case READY:
+        return this.#becomeReady(body);
       case type("A"):
         // Process id, channel and payload. The driver searches for the end of the channel.
         if (body.length < 6 || body.indexOf(0, 4) < 0) {
@@ -365,6 +353,21 @@ export class ServerGuard {
         return this.#inspectColumns(body);
       case type("E"):
         return this.#inspectError(body);
+    }
+  }
+
+  #becomeReady(body: Buffer): void {
+    if (body.length !== 1) throw this.#violation("a malformed ReadyForQuery");
+    if (!this.#login.isComplete) {
+      throw this.#violation("ReadyForQuery without authentication");
+    }
+    this.#bytes = 0;
+    this.#columns = undefined;
+    if (this.#copy === "sending") this.#copy = "none";
+    if (this.#isReady) this.#awaited--;
+    else {
+      this.#isReady = true;
+      this.#onReady();
     }
   }
 

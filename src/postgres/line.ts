@@ -42,6 +42,7 @@ export class Line {
   readonly raw: net.Socket;
   readonly guard: ServerGuard;
   readonly #ready = Promise.withResolvers<void>();
+  readonly #failed = Promise.withResolvers<never>();
   #secure: tls.TLSSocket | undefined;
 
   private constructor(config: DatabaseConfig, credentials: Credentials) {
@@ -51,16 +52,12 @@ export class Line {
       ? net.connect(`${host}/.s.PGSQL.${port}`)
       : net.connect(port, host);
     this.#watch(this.raw);
-    this.#ready.promise.catch(() => {});
+    this.#failed.promise.catch(() => {});
     this.guard = new ServerGuard(
       config,
       credentials,
       (bytes) => this.socket.write(bytes),
-      () => {
-        // The driver resumes it.
-        this.socket.pause();
-        this.#ready.resolve();
-      },
+      this.#ready.resolve,
     );
   }
 
@@ -140,10 +137,15 @@ export class Line {
     this.raw.destroy(error);
   }
 
+  /** Waits, and fails when a socket fails. */
+  #unlessFailed<T>(work: Promise<T>): Promise<T> {
+    return Promise.race([work, this.#failed.promise]);
+  }
+
   /** Fails the start with the error of the socket. An error without a listener would end the process. */
   #watch(socket: net.Socket): void {
-    socket.on("error", this.#ready.reject);
-    socket.once("close", () => this.#ready.reject(closedError()));
+    socket.on("error", this.#failed.reject);
+    socket.once("close", () => this.#failed.reject(closedError()));
   }
 
   async #start(
@@ -155,20 +157,21 @@ export class Line {
     guardSocket(socket, this.guard);
     socket.resume();
     socket.write(startupMessage(this.config, applicationName));
-    await this.#ready.promise;
-    if (socket.destroyed || !this.guard.isBetweenMessages) {
-      throw socket.errored ?? closedError();
+    await this.#unlessFailed(this.#ready.promise);
+    // The guard reads a notice that follows. The driver must begin with a whole message.
+    while (!this.guard.isBetweenMessages) {
+      await this.#unlessFailed(nextData(socket));
     }
+    socket.pause();
+    if (socket.destroyed) throw socket.errored ?? closedError();
   }
 
   async #negotiate(tlsOptions: tls.ConnectionOptions): Promise<void> {
     const { raw, config } = this;
     const where = address(config);
     raw.write(SSL_REQUEST);
-    const data = Promise.withResolvers<Buffer>();
-    raw.once("data", data.resolve);
-    const answer = await Promise.race([data.promise, this.#ready.promise]);
-    if (answer?.length !== 1 || answer[0] !== 0x53 && answer[0] !== 0x4e) {
+    const answer = await this.#unlessFailed(nextData(raw));
+    if (answer.length !== 1 || answer[0] !== 0x53 && answer[0] !== 0x4e) {
       throw new ServiceError(
         "connection_failed",
         `Cannot connect to ${where}: the server's answer to the TLS request is not PostgreSQL's`,
@@ -190,8 +193,12 @@ export class Line {
       secured.resolve,
     );
     this.#watch(secure);
-    await Promise.race([secured.promise, this.#ready.promise]);
+    await this.#unlessFailed(secured.promise);
   }
+}
+
+function nextData(socket: net.Socket): Promise<Buffer> {
+  return new Promise((resolve) => socket.once("data", resolve));
 }
 
 /** Returns whether a server may accept the same login without TLS. */

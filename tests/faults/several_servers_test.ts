@@ -290,6 +290,27 @@ Deno.test("connect() takes the first suitable server", async (t) => {
       readonly: state("off", "on"),
       standby: state("on", "off"),
       pooler: greets({}),
+      // ReadyForQuery arrives in parts, and a notice follows in parts.
+      piecewise: async (connection: Parameters<Misbehavior>[0]) => {
+        await refuseTls(connection);
+        const notice = message("N", "SNOTICE\0Mhello\0\0");
+        const all = join(authentication(0), READY, notice);
+        for (const byte of all) {
+          await connection.write(new Uint8Array([byte]));
+          await new Promise((done) => setTimeout(done, 1));
+        }
+        while (true) await connection.read();
+      },
+      noticing: async (connection: Parameters<Misbehavior>[0]) => {
+        await refuseTls(connection);
+        const notice = message("N", "SNOTICE\0Mhello\0\0");
+        await connection.write(
+          join(authentication(0), READY, notice.slice(0, 9)),
+        );
+        await new Promise((done) => setTimeout(done, 20));
+        await connection.write(notice.slice(9));
+        while (true) await connection.read();
+      },
       old: greets({ server_version: "9.6" }),
       starting: refuses("57P03", "the database system is starting up"),
       refusing: refuses("28P01", "password authentication failed"),
@@ -346,6 +367,8 @@ Deno.test("connect() takes the first suitable server", async (t) => {
         "closed starting http closing old primary",
         "primary",
       ],
+      ["DWH_DB", undefined, "piecewise", "piecewise"],
+      ["DWH_DB", undefined, "noticing", "noticing"],
       // A pooler may not report its state.
       ["DWH_DB", undefined, "standby pooler", "pooler"],
       ["OLIST_DB", undefined, "standby primary", "standby"],
