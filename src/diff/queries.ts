@@ -47,10 +47,25 @@ export function hashesSql(
     : rows;
 }
 
+/** Joins many values by commas. Joins a few at a time, because all of them would take much memory. */
+function joined(
+  values: Iterable<string>,
+  format: (value: string) => string = String,
+): string {
+  const parts: string[] = [];
+  let part: string[] = [];
+  for (const value of values) {
+    if (part.push(format(value)) < 1000) continue;
+    parts.push(part.join());
+    part = [];
+  }
+  if (part.length > 0) parts.push(part.join());
+  return parts.join();
+}
+
 /** Returns an SQL condition for the rows with these ctids. */
 export function ctidSql(ctids: Iterable<string>): string {
-  const quoted = Array.from(ctids, (ctid) => `"${ctid}"`);
-  return `ctid = any ('{${quoted}}'::tid[])`;
+  return `ctid = any ('{${joined(ctids, (ctid) => `"${ctid}"`)}}'::tid[])`;
 }
 
 /** Returns an SQL condition for the rows with these hashes. */
@@ -59,7 +74,7 @@ export function hashSql(
   method: HashMethod,
   hashes: Iterable<string>,
 ): string {
-  return `${rowHash(columns, method)} = any ('{${[...hashes]}}'::int8[])`;
+  return `${rowHash(columns, method)} = any ('{${joined(hashes)}}'::int8[])`;
 }
 
 /**
@@ -80,7 +95,9 @@ export function rowsWithHashesSql(
         pg_catalog.row_number() over (partition by ${hash}) as "number of the row"
       from ${from} where ${hashSql(columns, method, list)}) rows
     join (select hash, pg_catalog.count(*) as needed
-      from pg_catalog.unnest('{${list}}'::int8[]) hash group by hash) hashes
+      from pg_catalog.unnest('{${
+    joined(list)
+  }}'::int8[]) hash group by hash) hashes
       on hash = "hash of the row" and "number of the row" <= needed) chosen`;
 }
 

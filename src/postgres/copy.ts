@@ -82,6 +82,8 @@ const COPY_DATA = "d".charCodeAt(0);
 /** Bytes of a message's type and length. */
 const HEADER_BYTES = 5;
 
+const NOTHING = Buffer.alloc(0);
+
 /**
  * Takes the COPY data that a server sends. All other messages go to the driver as
  * usual.
@@ -96,7 +98,7 @@ class CopyDataTap {
   #missing = 0;
   #isCopyData = false;
   /** The first part of a header that is split between two chunks. */
-  #header: Buffer | undefined;
+  #header: Buffer = NOTHING;
 
   /** `onCopyData` gets whole chunks of messages with their headers. A message may continue in the next chunk. */
   constructor(
@@ -118,31 +120,46 @@ class CopyDataTap {
   }
 
   #onData = (chunk: Buffer) => {
-    const data = this.#header ? Buffer.concat([this.#header, chunk]) : chunk;
-    this.#header = undefined;
     /** Start of the messages that go to the same receiver. */
     let start = 0;
     let at = 0;
-    while (at < data.length) {
+    while (at < chunk.length) {
       if (this.#missing === 0) {
-        if (data.length - at < HEADER_BYTES) {
-          this.#header = Buffer.from(data.subarray(at));
+        const before = this.#header.length;
+        const needed = HEADER_BYTES - before;
+        let header = chunk;
+        let headerAt = at;
+        if (before > 0 || chunk.length - at < needed) {
+          header = Buffer.concat([
+            this.#header,
+            chunk.subarray(at, at + needed),
+          ]);
+          headerAt = 0;
+        }
+        if (header.length - headerAt < HEADER_BYTES) {
+          this.#header = header;
           break;
         }
-        const isCopyData = data[at] === COPY_DATA;
+        const isCopyData = header[headerAt] === COPY_DATA;
         if (isCopyData !== this.#isCopyData) {
-          this.#send(data.subarray(start, at), false);
+          this.#send(chunk.subarray(start, at), false);
           start = at;
           this.#isCopyData = isCopyData;
         }
-        this.#missing = data.readUInt32BE(at + 1) + 1;
+        this.#missing = header.readUInt32BE(headerAt + 1) - 4;
         if (isCopyData) this.#messages++;
+        at += needed;
+        if (before > 0) {
+          this.#send(header, false);
+          this.#header = NOTHING;
+          start = at;
+        }
       }
-      const end = Math.min(at + this.#missing, data.length);
+      const end = Math.min(at + this.#missing, chunk.length);
       this.#missing -= end - at;
       at = end;
     }
-    this.#send(data.subarray(start, at), true);
+    this.#send(chunk.subarray(start, at), true);
   };
 
   #send(messages: Buffer, isEndOfChunk: boolean): void {
@@ -210,7 +227,7 @@ class Relay {
 /** Minimum bytes of a buffer with separate memory. Smaller buffers share a pool. */
 const OWN_MEMORY_BYTES = 16 * 1024;
 
-/** Frees the memory of a written chunk. The garbage collector would keep about 60 MB of chunks. */
+/** Frees the memory of a chunk that is no longer used. The garbage collector would keep about 60 MB of chunks. */
 function release(chunk: Buffer): void {
   const memory = chunk.buffer as ArrayBuffer;
   if (memory.byteLength >= OWN_MEMORY_BYTES) memory.transfer(0);
@@ -239,7 +256,7 @@ export class RowReader {
   readonly #onRow: OnRow;
   #isHeld = false;
   /** The first part of a message that is split between two chunks. */
-  #cut = Buffer.alloc(0);
+  #cut: Buffer = NOTHING;
 
   /** @param lengths bytes of each value. */
   constructor(session: Session, lengths: readonly number[], onRow: OnRow) {
@@ -257,10 +274,14 @@ export class RowReader {
   async read(select: string): Promise<void> {
     const tap = new CopyDataTap(this.#session.socket, this.#onCopyData);
     try {
-      const { done } = await this.#session.copyTo(
-        `copy (${select}) to stdout (format binary)`,
-      );
+      const session = this.#session;
+      // The server may compile the query. See `scan`.
+      const [, { done }] = await Promise.all([
+        session.query("set local jit to default"),
+        session.copyTo(`copy (${select}) to stdout (format binary)`),
+      ]);
       await done;
+      await session.query("set local jit = off");
       this.rows = Infinity;
       this.onChunk();
     } finally {
@@ -277,29 +298,45 @@ export class RowReader {
     else this.#session.socket.resume();
   }
 
-  #onCopyData = (chunk: Buffer) => {
-    const size = this.#messageBytes;
-    const bytes = this.#cut.length > 0
-      ? Buffer.concat([this.#cut, chunk])
-      : chunk;
+  #onCopyData = (chunk: Buffer, isEndOfChunk: boolean) => {
+    let at = 0;
+    if (this.#cut.length > 0) {
+      const first = Buffer.concat([
+        this.#cut,
+        chunk.subarray(0, this.#messageBytes + SIGNATURE_BYTES),
+      ]);
+      const read = this.#readRows(first, 1);
+      at = read > 0 ? read - this.#cut.length : chunk.length;
+      this.#cut = read > 0 ? NOTHING : first;
+    }
+    at += this.#readRows(chunk.subarray(at), Infinity);
+    if (at < chunk.length) this.#cut = Buffer.from(chunk.subarray(at));
+    if (isEndOfChunk && !this.#session.isEncrypted) release(chunk);
+    this.onChunk();
+  };
+
+  /** Reads whole messages, at most `max`. Returns their length in bytes. */
+  #readRows(bytes: Buffer, max: number): number {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     const end = bytes.length;
     let at = 0;
-    while (end - at >= HEADER_BYTES) {
+    for (let i = 0; i < max && end - at >= HEADER_BYTES; i++) {
       const length = view.getUint32(at + 1) + 1;
-      if (end - at < length) break;
-      const extra = length - size;
+      const extra = length - this.#messageBytes;
       // The signature comes with the first row, or with the trailer where there is none.
-      if (extra === 0 || extra === SIGNATURE_BYTES) {
+      const isRow = extra === 0 || extra === SIGNATURE_BYTES;
+      const isTrailer = length === TRAILER_BYTES ||
+        length === TRAILER_BYTES + SIGNATURE_BYTES;
+      if (!isRow && !isTrailer) {
+        throw new Error(`the server sent a row of ${length} bytes`);
+      }
+      if (end - at < length) break;
+      if (isRow) {
         this.#onRow(view, at + extra + HEADER_BYTES + 2 + 4);
         this.rows++;
-      } else if (
-        length !== TRAILER_BYTES && length !== TRAILER_BYTES + SIGNATURE_BYTES
-      ) throw new Error(`the server sent a row of ${length} bytes`);
+      }
       at += length;
     }
-    // A copy, because the memory of the chunk is reused.
-    this.#cut = Buffer.from(bytes.subarray(at));
-    this.onChunk();
-  };
+    return at;
+  }
 }

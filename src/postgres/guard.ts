@@ -44,13 +44,15 @@ const DATA_ROW = type("D");
 const READY = type("Z");
 const QUERY = type("Q");
 
+/** The limit that the server sets for a value. */
+const MAX_COPY_DATA_BYTES = 1024 * MIB;
+
 /**
  * Maximum length of each message, by its type. The guard refuses all other types,
  * such as those of the extended protocol, which the driver is not made to use.
  */
 const MAX_LENGTHS = new Map([
-  // The limit that the server sets for a value.
-  [COPY_DATA, 1024 * MIB],
+  [COPY_DATA, MAX_COPY_DATA_BYTES],
   [DATA_ROW, 64 * MIB],
   [READY, 5],
   [type("A"), 64 * KIB],
@@ -184,6 +186,10 @@ export class ServerGuard {
   check(chunk: Buffer): void {
     let at = 0;
     while (at < chunk.length) {
+      if (this.#missing === 0 && this.#cutBytes === 0) {
+        at = this.#skipCopyData(chunk, at);
+        if (at === chunk.length) return;
+      }
       if (this.#missing === 0) {
         const rest = chunk.length - at;
         if (this.#cutBytes + rest < HEADER_BYTES) {
@@ -229,6 +235,27 @@ export class ServerGuard {
     }
   }
 
+  /** Checks the COPY messages from `at` on, and returns where others begin. Every copied row takes this path. */
+  #skipCopyData(chunk: Buffer, start: number): number {
+    let at = start;
+    while (
+      this.#copy === "sending" && chunk[at] === COPY_DATA &&
+      chunk.length - at >= HEADER_BYTES
+    ) {
+      const length = chunk.readUInt32BE(at + 1);
+      this.#begin(COPY_DATA, length);
+      const end = Math.min(at + 1 + length, chunk.length);
+      this.#missing = at + 1 + length - end;
+      at = end;
+    }
+    if (at > start) {
+      this.#received += at - start;
+      this.#inspected = 0;
+      this.#isAside = false;
+    }
+    return at;
+  }
+
   /** Copies the bytes, because the next reader owns the memory of the chunk. */
   #keep(bytes: Buffer): void {
     this.#cut.push(Buffer.from(bytes));
@@ -245,8 +272,7 @@ export class ServerGuard {
   /** Checks a message by its type and length. The length does not include the type. */
   #begin(kind: number, length: number): void {
     if (kind === COPY_DATA && this.#copy === "sending") {
-      // Every copied row takes this path.
-      if (length < 4 || length > MAX_LENGTHS.get(COPY_DATA)!) {
+      if (length < 4 || length > MAX_COPY_DATA_BYTES) {
         throw this.#violation(`a COPY message of ${length} bytes`);
       }
       return;

@@ -290,6 +290,8 @@ export class Session implements AsyncDisposable, Disposable {
       transform_null_equals: "off",
       // Pays off for whole tables only. See `scan`.
       jit: "off",
+      // Rows in the same order on both servers are compared with little memory.
+      synchronize_seqscans: "off",
       // Formats of types and values must be the same on both sides.
       quote_all_identifiers: "off",
       datestyle: "ISO",

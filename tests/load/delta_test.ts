@@ -1,6 +1,8 @@
+import { Buffer } from "node:buffer";
 import { assertEquals } from "@std/assert";
 import { connectionOf } from "../../src/context.ts";
 import { diffRows } from "../../src/diff/find_difference.ts";
+import { copyRows } from "../../src/postgres/copy.ts";
 import { castToTarget } from "../../src/diff/row_hash.ts";
 import { load } from "../../src/load/load.ts";
 import { Session } from "../../src/postgres/session.ts";
@@ -349,25 +351,44 @@ function surplus(
   );
 }
 
-Deno.test("diffRows() finds the same differences in one pass and in many", async () => {
+/** Lets a session receive its data in pieces of 1 to 40 bytes. */
+function receiveInPieces({ socket }: Session, random: Random): void {
+  const emit = socket.emit;
+  socket.emit = function (event: string, ...values: unknown[]) {
+    if (event !== "data") {
+      return Reflect.apply(emit, socket, [event, ...values]);
+    }
+    const chunk = values[0] as Buffer;
+    for (let at = 0; at < chunk.length;) {
+      const end = at + 1 + random.below(40);
+      Reflect.apply(emit, socket, [
+        "data",
+        Buffer.from(chunk.subarray(at, end)),
+      ]);
+      at = end;
+    }
+    return true;
+  } as typeof emit;
+}
+
+Deno.test(`diffRows() and copyRows() need not one pass, nor whole messages (RANDOM_SEED=${SEED})`, async () => {
+  const random = new Random(SEED);
   await using db = await createDatabases({ withoutTables: true });
   await using context = contextOf(db);
   await db.warehouse.unsafe(
-    `create table public.a (id int); create table public.b (id int);
+    `create table public.a (id int); create table public.b (id int); create table public.c (id int);
      insert into public.a select i % 3000 from generate_series(1, 9000) i;
      insert into public.b select i from generate_series(2500, 9000) i order by random();
-     grant select on public.a, public.b to "${db.loader}"`,
+     grant select on public.a, public.b to "${db.loader}"; grant insert on public.c to "${db.loader}"`,
   );
   const connection = connectionOf(context.config, "test");
-  await using one = await Session.open(context.config.dwh, connection);
-  await using other = await Session.open(context.config.dwh, connection);
   const found: string[][][] = [];
   for (const maxPending of [1024, 2 ** 20]) {
+    await using one = await Session.open(context.config.dwh, connection);
+    await using other = await Session.open(context.config.dwh, connection);
+    if (maxPending === 1024) receiveInPieces(one, random);
     for (const session of [one, other]) {
-      await session.begin({
-        mode: "repeatable read read only",
-        lockTimeoutSeconds: 1,
-      });
+      await session.begin({ mode: "read committed", lockTimeoutSeconds: 1 });
     }
     const { difference, source, target } = await diffRows({
       table: {
@@ -390,7 +411,22 @@ Deno.test("diffRows() finds the same differences in one pass and in many", async
       [...difference.source.hashes()].sort(),
       [...difference.target.hashes()].sort(),
     ]);
-    for (const session of [one, other]) await session.commit();
+    // The session is still usable.
+    const copied = await copyRows(
+      one,
+      "select * from public.a",
+      other,
+      "public.c",
+      "binary",
+      () => {},
+    );
+    assertEquals([copied.rows, copied.sourceRows], [9000, 9000]);
+    assertEquals((await one.query("select 1 as one"))[0]!.one, 1);
+    await other.commit();
   }
   assertEquals(found[0], found[1]);
+  const [row] = await db.warehouse.unsafe(
+    "select count(*)::int as copies, sum(id)::int as sum from public.c",
+  );
+  assertEquals([row!.copies, row!.sum], [18_000, 18_000 / 3000 * 2999 * 1500]);
 });
