@@ -98,7 +98,8 @@ function linesOfCauses(failed: readonly FailedEntry[]) {
   return [
     ...shown.flatMap((entries) => [
       {
-        label: formatTables(namesOf(entries)),
+        // The text names a single table.
+        label: entries.length > 1 ? formatTables(namesOf(entries)) : "Cause",
         text: entries[0]!.message ?? entries[0]!.error,
       },
       { label: "Remedy", text: entries[0]!.remedy ?? "" },

@@ -56,7 +56,7 @@ Deno.test("alertOf() reports table, cause, remedy, loaded tables, duration and l
   assertEquals(
     text,
     `Load failed: a
-a: Cannot load a: it waits
+Cause: Cannot load a: it waits
 Remedy: ${remedy}
 Loaded: b
 Old rows: The failed tables keep the rows they had.
@@ -121,13 +121,13 @@ Deno.test("alertOf() groups the tables of 500 by cause, and shortens what is lon
 Deno.test("alertOf() names the rolled back tables after the cause", () => {
   const rolledBack = failed("a", "b failed", "rolled_back" as never);
   const { lines } = alertOf(failure(rolledBack, failed("b")), [], CONTEXT)!;
-  assertEquals(lines.map(({ label }) => label), [
-    "b",
-    "Remedy",
-    "a",
-    "Remedy",
-    "Old rows",
-    "Run",
+  assertEquals(lines.map(({ label, text }) => `${label}: ${text}`), [
+    "Cause: Cannot load b: it waits",
+    `Remedy: ${failed("b").remedy}`,
+    "Cause: Cannot load a: b failed",
+    `Remedy: ${rolledBack.remedy}`,
+    "Old rows: The failed tables keep the rows they had.",
+    "Run: 0b9f1c2d by schedule, 3.50 s, warehouse dwh",
   ]);
 });
 

@@ -45,7 +45,7 @@ Deno.test("Slack and Teams get each failure, and once the first load of a table 
   assertEquals(first, endpoint.teams[0] && { ...endpoint.teams[0] });
   assertStringIncludes(
     first!.text,
-    'closed_deal: Cannot load closed_deal: column "won_date" is missing in marketing.closed_deals',
+    'Cause: Cannot load closed_deal: column "won_date" is missing in marketing.closed_deals',
   );
   assertStringIncludes(first!.text, `\nRemedy: ${failure.remedy}\n`);
   assertStringIncludes(first!.text, "\nLoaded: marketing_qualified_lead\n");
