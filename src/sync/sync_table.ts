@@ -46,6 +46,7 @@ import {
   putInPlace,
   referenceError,
   type Target,
+  writeTo,
 } from "./target.ts";
 import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";
 
@@ -411,10 +412,11 @@ async function apply(
     const staged = await createStaging(session, target);
     const copied = await copy(staged, await measure());
     clock.enter("update");
-    const updated = await writeTo(
-      session,
+    const updated = await updateInPlace(
+      sides,
       target,
-      () => updateInPlace(sides, target, staged, selected?.target),
+      staged,
+      selected?.target,
     ).catch((error) => {
       throw referenceError(error, target);
     });
@@ -435,15 +437,6 @@ async function apply(
     rowsBefore: deleted.rows,
     deleted: deleted.fingerprint,
   };
-}
-
-/** Writes to the target, with the search path that functions called by it may need. */
-function writeTo<T>(
-  warehouse: Session,
-  { callsFunctions }: Target,
-  write: () => Promise<T>,
-): Promise<T> {
-  return callsFunctions ? warehouse.withOwnSearchPath(write) : write();
 }
 
 /** Deletes the selected rows of the target, or all rows. */

@@ -795,6 +795,15 @@ export function referenceError(
   });
 }
 
+/** Writes to the target, with the search path that functions called by it may need. */
+export function writeTo<T>(
+  warehouse: Session,
+  { callsFunctions }: Pick<Target, "callsFunctions">,
+  write: () => Promise<T>,
+): Promise<T> {
+  return callsFunctions ? warehouse.withOwnSearchPath(write) : write();
+}
+
 /** Kinds of objects by `pg_class.relkind`. */
 const KIND_NAMES: Readonly<Record<string, string>> = {
   v: "a view",

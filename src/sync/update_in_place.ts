@@ -12,7 +12,7 @@ import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
 import { formatTypeName, isBuiltIn } from "../tables/column_types.ts";
 import type { Column, Table } from "../tables/declaration.ts";
-import { checkReferences, type Target } from "./target.ts";
+import { checkReferences, type Target, writeTo } from "./target.ts";
 
 /** Maximum number of offending keys that a message names. */
 const MAX_NAMED_KEYS = 5;
@@ -152,9 +152,15 @@ export async function updateInPlace(
   condition: string | undefined,
 ): Promise<Updated> {
   const write = async (fixed: readonly Column[]) => {
-    const [row] = await session.scan(
-      updateSql(table, method, target.relation, staged, condition, fixed),
+    const sql = updateSql(
+      table,
+      method,
+      target.relation,
+      staged,
+      condition,
+      fixed,
     );
+    const [row] = await writeTo(session, target, () => session.scan(sql));
     return row!;
   };
   const isIdentity = ({ name }: Column) =>
