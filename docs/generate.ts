@@ -28,7 +28,7 @@ deno task cli events --limit 5
 \`\`\`
 
 Every log line of a run has its \`run_id\`. \`LOG_LEVEL=DEBUG\` logs more.
-\`health\` checks both databases, \`config\` prints the variables in force, and \`load --dry-run\` prints what a load would do.
+\`health\` checks both databases, \`config\` prints the variables in force, \`load --dry-run\` prints what a load would do, and \`verify --rows 20\` names rows that differ.
 
 A failed load keeps the old rows. Nothing must be cleaned up before the next load.
 Retried failures were tried \`RETRY_ATTEMPTS\` times before they were reported.

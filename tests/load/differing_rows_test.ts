@@ -146,6 +146,27 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
     );
   });
 
+  await t.step("verify without --rows points to it", async () => {
+    const plain = await runProgram(["verify"], environment);
+    assertStringIncludes(plain.stdout, "Use `verify --rows 20`");
+    const { code, stdout } = await runProgram(
+      [
+        "load",
+        "--dry-run",
+        "--mode",
+        "full",
+        "--rows",
+        "2",
+        "--table",
+        "recent",
+      ],
+      environment,
+    );
+    assertEquals(code, 0);
+    assertStringIncludes(stdout, "recent: 2 of 5 rows that differ\n  ");
+    assertStringIncludes(stdout, "would copy 1000 of 1000 rows");
+  });
+
   await t.step("without a key by all columns, with the copies", async () => {
     await db.source.unsafe(
       `delete from shop.log where value in ('v5', 'v6');

@@ -41,7 +41,7 @@ Deno.test("no output contains control or bidirectional characters of a server's 
         [["load", "--json"], {}],
         [["load", "--dry-run"], {}],
         [["verify"], {}],
-        [["verify", "--json"], {}],
+        [["verify", "--json", "--rows", "5"], {}],
         [["runs"], {}],
         [["runs", "--json"], {}],
         [["events"], {}],

@@ -1,7 +1,8 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, type Sql } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
 
 const ROOT = new URL("../../", import.meta.url);
 
@@ -137,7 +138,18 @@ Deno.test("no function or operator that a role plants in public is called", asyn
   await source.unsafe(
     "delete from marketing.closed_deals where ctid operator(pg_catalog.=) '(0,5)'::tid",
   );
-  await run("load", "--dry-run");
+  await run("load", "--dry-run", "--rows", "5");
+  await t.step("verify --rows with a key", async () => {
+    await using file = await writeTablesFile(`tables:
+  - { source: marketing.closed_deals, target: m_data.closed_deal, key: [mql_id] }
+`);
+    const { stdout } = await runProgram(["verify", "--rows", "5"], {
+      ...environment,
+      ...file.variables,
+    });
+    assertStringIncludes(stdout, "only in the target: mql_id");
+    await checkCalls("verify --rows with a key");
+  });
   await run("load");
   await run("verify");
   await run("runs");
@@ -152,9 +164,11 @@ Deno.test("no function or operator that a role plants in public is called", asyn
     await source.unsafe(
       `alter table marketing.closed_deals rename to kept;
        create view marketing.closed_deals as select * from marketing.kept;
-       grant select on marketing.closed_deals, marketing.kept to public`,
+       grant select on marketing.closed_deals, marketing.kept to public;
+       delete from marketing.kept where ctid operator(pg_catalog.=) '(0,6)'::tid`,
     );
   });
+  await run("load", "--dry-run", "--rows", "5");
   await run("load");
   await run("load", "--mode", "full");
   await t.step("a trigger at the target", async () => {
