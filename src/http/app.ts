@@ -56,7 +56,7 @@ export function createApp(context: HttpContext): OpenAPIHono {
   addLoadRoutes(app, context);
   addHistoryRoutes(app, context);
   addTableRoutes(app, context);
-  addDocumentRoutes(app);
+  addDocumentRoutes(app, context);
   addSessionRoutes(app, context, failures);
   addAssetRoutes(app);
   return app;

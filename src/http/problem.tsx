@@ -35,7 +35,8 @@ export function problemDocument(c: Context, error: ServiceError): Response {
       status,
       detail: error.line,
       code: error.code,
-      instance: c.req.path,
+      // The path of Hono is decoded.
+      instance: encodeURI(c.req.path).replaceAll(/[?#]/g, encodeURIComponent),
       request_id: c.get("requestId"),
     }),
     status,

@@ -8,6 +8,7 @@ import Ajv from "ajv/2020";
 import fc from "fast-check";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
+import { documented } from "../support/api_document.ts";
 import * as program from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer, until } from "../support/server.ts";
@@ -37,7 +38,7 @@ async function countRuns(db: Databases, condition = "true"): Promise<number> {
 
 Deno.test("the API answers as documented", async (t) => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
+  await using server = await documented(await startServer(db));
   const post = (
     path: string,
     body?: string,
@@ -363,9 +364,11 @@ Deno.test("the API answers as documented", async (t) => {
 
 Deno.test("the service requires the token except for /health, and refuses to listen openly without one", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db, {
-    API_TOKEN: "tok-en-1234567890",
-  });
+  const right = { headers: { authorization: "Bearer tok-en-1234567890" } };
+  await using server = await documented(
+    await startServer(db, { API_TOKEN: "tok-en-1234567890" }),
+    right.headers,
+  );
   for (const path of ["/", "/runs", "/metrics", "/openapi.json"]) {
     const response = await server.fetch(path);
     await response.body?.cancel();
@@ -373,7 +376,6 @@ Deno.test("the service requires the token except for /health, and refuses to lis
     assert(response.headers.get("www-authenticate"));
   }
   assertEquals((await server.json("/health")).status, 200);
-  const right = { headers: { authorization: "Bearer tok-en-1234567890" } };
   assertEquals((await server.json("/runs", right)).status, 200);
   const wrong = { headers: { authorization: "Bearer tok-en-123457" } };
   assertEquals((await server.json("/runs", wrong)).status, 401);

@@ -1,10 +1,5 @@
-import {
-  assert,
-  assertEquals,
-  assertMatch,
-  assertStringIncludes,
-} from "@std/assert";
-import Ajv from "ajv/2019";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { documented } from "../support/api_document.ts";
 import { createDatabases } from "../support/databases.ts";
 import { startServer, until } from "../support/server.ts";
 
@@ -12,7 +7,7 @@ const ROWS = { deals: 3, leads: 3 };
 
 Deno.test("GET /runs and /events answer 503 history_missing without the schema", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
+  await using server = await documented(await startServer(db));
   await db.warehouse.unsafe("drop schema marketing_data_service cascade");
   for (const path of ["/runs", `/runs/${crypto.randomUUID()}`, "/events"]) {
     const { status, body } = await server.json(path);
@@ -26,7 +21,9 @@ Deno.test("the pages of a warehouse without the schema say why the service canno
   await db.warehouse.unsafe(
     `revoke create on database ${name} from ${db.loader}`,
   );
-  await using server = await startServer(db, {}, undefined, "/health/live");
+  await using server = await documented(
+    await startServer(db, {}, undefined, "/health/live"),
+  );
   const cause = `permission denied for database ${name}`;
   const remedy = "Grant";
   for (const path of ["/", "/runs"]) {
@@ -68,35 +65,25 @@ Deno.test("GET /runs/{id}/stream ends when the run is deleted", async () => {
 
 Deno.test("GET /runs/{id} matches its schema for succeeded and failed runs, in snake_case", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
+  await using server = await documented(await startServer(db));
   await server.json("/load", { method: "POST" });
-  await db.source.unsafe("drop table closed_deal cascade").catch(() => {});
+  await db.source.unsafe("drop table marketing.closed_deals cascade");
   await server.json("/load", { method: "POST" });
   const { body: document } = await server.json("/openapi.json");
-  const ajv = new Ajv.default({ strict: false, validateFormats: false });
-  ajv.addSchema({ $id: "api", ...document });
-  const check = (name: string, value: unknown) => {
-    const validate = ajv.compile({
-      $ref: `api#/components/schemas/${name}`,
-    });
-    assert(validate(value), `${name}: ${JSON.stringify(validate.errors)}`);
-  };
-  const { body: list } = await server.json("/runs");
-  check("RunList", list);
   assertEquals(
     document.components.schemas.RunList.properties.runs.items,
     { $ref: "#/components/schemas/RunSummary" },
   );
-  assert(
-    !JSON.stringify(document.components.schemas.RunSummary.type).includes(
-      "null",
-    ),
+  assertEquals(document.components.schemas.RunSummary.type, "object");
+  const { body: list } = await server.json("/runs");
+  assertEquals(
+    list.runs.map((run: { status: string }) => run.status),
+    ["failed", "succeeded"],
   );
   for (const { run_id } of list.runs) {
     const response = await server.fetch(`/runs/${run_id}`);
     assertEquals(response.headers.get("cache-control"), "no-store");
     const run = await response.json();
-    check("RunDetails", run);
     for (const load of run.table_loads) {
       for (const phase of load.phases) {
         assertEquals(Object.keys(phase), ["phase", "started_after", "seconds"]);

@@ -9,7 +9,8 @@ import { problem } from "../problem.tsx";
 /** Marks a request without the token. */
 const ANONYMOUS = "anonymous";
 
-const COOKIE = "marketing_data_session";
+/** Name of the cookie of a browser that signed in. */
+export const SESSION_COOKIE = "marketing_data_session";
 
 /** Seconds for which a browser stays signed in. */
 const SESSION_SECONDS = 12 * 3600;
@@ -61,7 +62,7 @@ export function isToken(given: string, expected: string): boolean {
  */
 export async function openSession(c: Context, token: string): Promise<void> {
   const end = Math.floor(Date.now() / 1000) + SESSION_SECONDS;
-  await setSignedCookie(c, COOKIE, String(end), secretOf(token), {
+  await setSignedCookie(c, SESSION_COOKIE, String(end), secretOf(token), {
     httpOnly: true,
     sameSite: "Strict",
     path: "/",
@@ -81,12 +82,12 @@ export function isHttps(forwardedProto: string | undefined): boolean {
 
 /** Signs a browser out. */
 export function closeSession(c: Context): void {
-  deleteCookie(c, COOKIE, { path: "/" });
+  deleteCookie(c, SESSION_COOKIE, { path: "/" });
 }
 
 /** Returns whether a browser is signed in. */
 async function hasSession(c: Context, token: string): Promise<boolean> {
-  const end = await getSignedCookie(c, secretOf(token), COOKIE);
+  const end = await getSignedCookie(c, secretOf(token), SESSION_COOKIE);
   return typeof end === "string" && Number(end) > Date.now() / 1000;
 }
 

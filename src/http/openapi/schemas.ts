@@ -12,13 +12,27 @@ const STATES = [
   "interrupted",
 ] as const;
 
+/** A time with its offset. */
+const moment = () =>
+  z.string().openapi({
+    format: "date-time",
+    example: "2025-08-26T21:19:33.123456Z",
+  });
+
+/** A time of an event, which has no offset. */
+const utc = () =>
+  z.string().openapi({
+    description: "UTC, without an offset",
+    example: "2025-08-26T21:19:33.123456",
+  });
+
 export const Problem = z.object({
-  type: z.string(),
+  type: z.string().openapi({ format: "uri-reference" }),
   title: z.string(),
   status: z.int(),
   detail: z.string(),
   code: z.string(),
-  instance: z.string(),
+  instance: z.string().openapi({ format: "uri-reference" }),
   request_id: z.string(),
 }).openapi("Problem");
 
@@ -98,14 +112,11 @@ const totals = {
 };
 
 const announcement = {
-  timestamp: z.string().openapi({
-    description: "UTC, without an offset",
-    example: "2025-08-26T21:19:33.123456",
-  }),
+  timestamp: utc(),
   event_id: z.uuid(),
   run_id: z.uuid(),
   trigger: z.enum(TRIGGERS),
-  started_at: z.string().optional(),
+  started_at: utc().optional(),
   run_url: z.url().optional(),
   traceparent: z.string().optional(),
 };
@@ -119,7 +130,7 @@ export const LoadedEvent = z.looseObject({
     results: z.array(LoadedEntry),
     integrity_checks: z.array(IntegrityCheck),
   }),
-  source_snapshot_at: z.string(),
+  source_snapshot_at: utc(),
 }).openapi("LoadedEvent");
 
 export const FailedEvent = z.looseObject({
@@ -131,7 +142,7 @@ export const FailedEvent = z.looseObject({
     ...totals,
     results: z.array(z.union([LoadedEntry, FailedEntry])),
   }),
-  source_snapshot_at: z.string().optional(),
+  source_snapshot_at: utc().optional(),
   code: z.string().optional(),
   remedy: z.string().optional(),
 }).openapi("FailedEvent");
@@ -167,11 +178,11 @@ export const RunSummary = z.object({
   atomic: z.boolean(),
   recreate: z.boolean(),
   allow_shrink: z.boolean(),
-  requested_at: z.string(),
-  started_at: z.string().nullable(),
-  finished_at: z.string().nullable(),
+  requested_at: moment(),
+  started_at: moment().nullable(),
+  finished_at: moment().nullable(),
   duration: z.number().nullable(),
-  source_snapshot_at: z.string().nullable(),
+  source_snapshot_at: utc().nullable(),
   error: z.string().nullable(),
   code: z.string().nullable(),
   runner: z.string().nullable(),
@@ -204,8 +215,8 @@ export const EventList = z.object({
       publisher: z.enum(PUBLISHERS),
       status: z.enum(["pending", "delivered", "given_up", "stopped"]),
       attempts: z.int(),
-      delivered_at: z.string().nullable(),
-      next_attempt_at: z.string().nullable(),
+      delivered_at: moment().nullable(),
+      next_attempt_at: moment().nullable(),
       last_error: z.string().nullable(),
     })),
   })),
@@ -237,7 +248,7 @@ export const Root = z.object({
   last_run: z.union([RunSummary, z.null()]),
 }).openapi("Root");
 
-const lastResult = { run_id: z.uuid(), finished_at: z.string() };
+const lastResult = { run_id: z.uuid(), finished_at: moment() };
 
 export const TableList = z.object({
   tables: z.array(z.object({
@@ -260,8 +271,8 @@ export const TableList = z.object({
       description: "Rows after the last successful load. Null before it",
     }),
     freshness: z.object({
-      finished_at: z.string(),
-      source_snapshot_at: z.string().nullable(),
+      finished_at: moment(),
+      source_snapshot_at: utc().nullable(),
     }).nullable().openapi({
       description: "Times of the last successful load. Null before it",
     }),

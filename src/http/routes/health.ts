@@ -16,6 +16,8 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/health",
+      operationId: "getHealth",
+      security: [],
       summary:
         "Checks whether the source answers and the warehouse takes writes",
       responses: {
@@ -43,6 +45,8 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/health/live",
+      operationId: "getLiveness",
+      security: [],
       summary: "Reports that the process is running. Queries no database",
       responses: {
         ...ownHost,
@@ -55,6 +59,8 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/health/ready",
+      operationId: "getReadiness",
+      security: [],
       summary: "Reports whether the service accepts loads. Queries no database",
       responses: {
         ...ownHost,
@@ -75,6 +81,7 @@ export function addHealthRoutes(
     createRoute({
       method: "get",
       path: "/metrics",
+      operationId: "getMetrics",
       summary: "Returns metrics for Prometheus",
       responses: { ...guarded, 200: text("text/plain", "The metrics") },
     }),

@@ -1,6 +1,12 @@
 /** Requests for loads. */
 import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
-import { json, posted, refused, stored } from "../openapi/responses.ts";
+import {
+  json,
+  location,
+  posted,
+  refused,
+  stored,
+} from "../openapi/responses.ts";
 import type { HttpContext } from "../context.ts";
 import { prefersHtml } from "../pages/layout.tsx";
 import { readLoadRequest } from "./load_request.ts";
@@ -28,6 +34,7 @@ export function addLoadRoutes(
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/load",
+    operationId: "load",
     summary:
       "Runs a load that starts after this request, and waits until it has finished",
     request,
@@ -53,15 +60,19 @@ export function addLoadRoutes(
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/load-async",
+    operationId: "queueLoad",
     summary:
       "Queues a load and returns at once. The load survives a restart of the service",
     request,
     responses: {
       ...refusals,
-      202: json(schemas.Accepted, "The load is queued"),
+      202: {
+        ...json(schemas.Accepted, "The load is queued"),
+        headers: location("The run"),
+      },
       303: {
-        description:
-          "The load is queued. Redirects a browser to the page of the run",
+        description: "The load is queued. A browser is redirected to the run",
+        headers: location("The page of the run"),
       },
     },
   }));

@@ -34,6 +34,7 @@ export function addOverviewRoute(
     createRoute({
       method: "get",
       path: "/",
+      operationId: "getService",
       summary: "Describes the service. A browser gets the dashboard",
       responses: { 200: jsonOrPage(schemas.Root, "The service"), ...guarded },
     }),

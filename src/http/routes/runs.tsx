@@ -44,6 +44,7 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/runs",
+      operationId: "listRuns",
       summary: "Lists runs, newest first",
       request: { query: schemas.RunsQuery },
       responses: { ...stored, 200: jsonOrPage(schemas.RunList, "The runs") },
@@ -84,6 +85,7 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/runs/{id}",
+      operationId: "getRun",
       summary: "Returns a run with its tables and its event",
       request: { params: schemas.RunId },
       responses: {
@@ -125,6 +127,7 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/runs/{id}/stream",
+      operationId: "streamRun",
       summary:
         "Streams the state, the progress and the end of a run as server-sent events",
       request: { params: schemas.RunId },
@@ -150,6 +153,7 @@ export function addHistoryRoutes(
     createRoute({
       method: "get",
       path: "/events",
+      operationId: "listEvents",
       summary: "Lists events after a cursor, oldest first",
       request: { query: schemas.EventsQuery },
       responses: { ...stored, 200: json(schemas.EventList, "The events") },

@@ -1,8 +1,14 @@
 /** Signs browsers in and out. */
-import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import { ServiceError } from "../../errors.ts";
 import { closeSession, isToken, openSession } from "../middleware/auth.ts";
-import { crossOrigin, posted, refused } from "../openapi/responses.ts";
+import {
+  crossOrigin,
+  guarded,
+  location,
+  posted,
+  unauthorized,
+} from "../openapi/responses.ts";
 import { BodyReader } from "../body.ts";
 import type { HttpContext } from "../context.ts";
 import type { FailedTokens } from "../middleware/failed_tokens.ts";
@@ -22,6 +28,8 @@ export function addSessionRoutes(
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/session",
+    operationId: "signIn",
+    security: [],
     summary: "Signs a browser in with the token and sets a cookie",
     request: {
       body: {
@@ -32,14 +40,18 @@ export function addSessionRoutes(
       },
     },
     responses: {
-      303: { description: "Signed in. Redirects to the requested page" },
-      401: {
-        content: {
-          "text/html": { schema: z.string() },
-          "application/problem+json": { schema: schemas.Problem },
+      303: {
+        description: "Signed in",
+        headers: {
+          ...location("The requested page"),
+          "set-cookie": {
+            description:
+              "The session, which ends after 12 hours. Absent without API_TOKEN",
+            schema: { type: "string" },
+          },
         },
-        description: "The token is wrong",
       },
+      401: unauthorized("The token is wrong"),
       ...posted("4 KiB"),
     },
   }));
@@ -64,10 +76,12 @@ export function addSessionRoutes(
   app.openAPIRegistry.registerPath(createRoute({
     method: "post",
     path: "/session/end",
+    operationId: "signOut",
     summary: "Signs a browser out",
     responses: {
-      303: { description: "Signed out" },
-      401: refused("The browser is not signed in"),
+      ...guarded,
+      303: { description: "Signed out", headers: location("The dashboard") },
+      401: unauthorized("The browser is not signed in"),
       403: crossOrigin,
     },
   }));

@@ -18,6 +18,7 @@ export function addTableRoutes(
     createRoute({
       method: "get",
       path: "/tables",
+      operationId: "listTables",
       summary:
         "Lists the declared tables with their rows, freshness and last result",
       responses: { ...stored, 200: json(schemas.TableList, "The tables") },
