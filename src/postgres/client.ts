@@ -162,7 +162,7 @@ function allOf(
   const last = failures.at(-1)!.error;
   if (config.servers.length === 1) return last;
   const errors = failures.map(({ error }) => error);
-  const { code, remedy, cause } = isRefusal(last)
+  const { code, remedy } = isRefusal(last)
     ? last
     : errors.find(({ kind }) => kind.transient) ?? last;
   const reasons = failures.map(({ of, error: { reason } }) => {
@@ -174,7 +174,7 @@ function allOf(
   return new ServiceError(
     code,
     `Cannot connect to ${address(config)}: ${reasons.join("; ")}`,
-    { remedy, cause },
+    { remedy },
   );
 }
 

@@ -11,6 +11,7 @@ import { parseConfig } from "../../src/config/config.ts";
 import { connectionOf } from "../../src/context.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { connect } from "../../src/postgres/client.ts";
+import { Pool } from "../../src/postgres/pool.ts";
 import { Session } from "../../src/postgres/session.ts";
 import { acquireLock } from "../../src/runs/lock.ts";
 import { openSnapshot } from "../../src/sync/snapshot.ts";
@@ -341,13 +342,25 @@ Deno.test("connect() takes the first suitable server", async (t) => {
       ...on(prefix, ...ports),
       [`${prefix}_TARGET_SESSION_ATTRS`]: attrs,
     };
-    const { dwh, olist } = parseConfig(environment, () => "");
+    // A new configuration, whose servers all count as answering.
+    const config = () => {
+      const { dwh, olist } = parseConfig(environment, () => "");
+      return prefix === "DWH_DB" ? dwh : olist;
+    };
     try {
-      const line = await connect(prefix === "DWH_DB" ? dwh : olist, OPTIONS);
+      const line = await connect(config(), OPTIONS);
       line.destroy();
       return nameOf(line.config.servers[0]!.port);
-    } catch (error) {
-      if (!(error instanceof ServiceError)) throw error;
+    } catch {
+      await using pool = new Pool(config(), {
+        max: 1,
+        connectTimeoutSeconds: 20,
+        stallTimeoutSeconds: 20,
+      });
+      const error = await assertRejects(
+        () => pool.query("select 1"),
+        ServiceError,
+      );
       const named = [...error.line.matchAll(/127\.0\.0\.1:(\d+): /g)]
         .map(([, port]) => nameOf(Number(port)));
       return `${error.code}: ${named.join(" ")}`;
