@@ -12,7 +12,7 @@ import { type Alert, alertOf } from "./alert.ts";
 import { httpPublisher } from "./http_publisher.ts";
 import type { Publisher } from "./publisher.ts";
 
-/** Milliseconds after which an event is no news. Its alert is not sent. */
+/** Milliseconds after which an event is outdated. Its alert is not sent. */
 const MAX_AGE_MILLISECONDS = 3 * 86_400_000;
 
 /** Returns the configured publishers of alerts. */
@@ -63,7 +63,7 @@ export function alertPublishers(config: Config): Promise<Publisher[]> {
 }
 
 /**
- * Returns a message for an incoming webhook of Slack. The link is no button: Slack
+ * Returns a message for an incoming webhook of Slack. The link is not a button: Slack
  * shows a warning beside a button of an app that does not answer clicks.
  */
 export function slackMessage({ title, lines, runUrl }: Alert) {

@@ -83,7 +83,7 @@ Deno.test("Slack and Teams get each failure, and once the first load of a table 
     both,
   ]);
 
-  // An event that is no news is not sent.
+  // An outdated event is not sent.
   await renameColumn(db, "won_date", "won_on");
   await runProgram(["load"], { ...environment, ALERT_SLACK_URL: "" });
   await db.warehouse.unsafe(

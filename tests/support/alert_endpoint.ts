@@ -4,7 +4,7 @@
  *
  * - Slack: at most 50 blocks, and at most 3,000 characters in a text. In `text`,
  *   `&`, `<` and `>` are escaped. Rich text has the elements `text` and `link`.
- * - Teams: at most 28 KB, in UTF-8. One Adaptive Card, whose texts are no Markdown.
+ * - Teams: at most 28 KB, in UTF-8. One Adaptive Card, whose texts are not Markdown.
  *
  * @module
  */
