@@ -179,6 +179,8 @@ async function main(): Promise<number> {
         for (const table of ["closed_deals", "marketing_qualified_leads"]) {
           await source.unsafe(sql(`marketing.${table}`));
         }
+        // Otherwise the first reader would clean the pages.
+        await source.unsafe("vacuum analyze");
         if (!hasHint) {
           await warehouse.unsafe(
             "update marketing_data_service.table_load set source_mark = null",
@@ -204,7 +206,6 @@ async function main(): Promise<number> {
         if (isWhole) await warehouse.unsafe(`vacuum full m_data.${table}`);
         await warehouse.unsafe(`vacuum analyze m_data.${table}`);
       }
-      if (prepare) await source.unsafe("vacuum analyze");
     }
   }
   await source.end({ timeout: 1 });
