@@ -2,6 +2,7 @@ import {
   assert,
   assertEquals,
   assertMatch,
+  assertRejects,
   assertStringIncludes,
 } from "@std/assert";
 import { startPostgres } from "../../demo/postgres.ts";
@@ -217,5 +218,38 @@ testWith(
         },
       );
     }
+
+    await t.step("a rotated client certificate is read again", async () => {
+      const rotate = (name: string) => {
+        for (const kind of ["crt", "key"]) {
+          Deno.copyFileSync(
+            `${folder}/${name}.${kind}`,
+            `${folder}/now.${kind}`,
+          );
+        }
+      };
+      rotate("stranger");
+      const { dwh } = parseConfig({
+        DWH_DB_HOST: "127.0.0.1",
+        DWH_DB_PORT: String(server.port),
+        DWH_DB_USER: "certified",
+        DWH_DB_NAME: "postgres",
+        DWH_DB_SSLMODE: "require",
+        DWH_DB_SSLCERT: "now.crt",
+        DWH_DB_SSLKEY: "now.key",
+      }, (path) => Deno.readTextFileSync(`${folder}/${path}`));
+      const open = async () => {
+        await using session = await Session.open(dwh, {
+          applicationName: "tls",
+          connectTimeoutSeconds: 5,
+          stallTimeoutSeconds: 5,
+        });
+        return session.failure;
+      };
+      const error = await assertRejects(open);
+      assertEquals(asServiceError(error).code, "tls_failed");
+      rotate("client");
+      assertEquals(await open(), undefined);
+    });
   },
 );
