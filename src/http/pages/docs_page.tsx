@@ -6,6 +6,12 @@ type Document = any;
 
 const PROBLEM_TYPE = "application/problem+json";
 
+/** Number of operations from which a response is shown once for all of them. */
+const MIN_COMMON = 6;
+
+/** A status and the response. */
+type Answer = [status: string, response: Document];
+
 /** The content of the page. */
 export function DocsPage({ document }: { document: Document }) {
   const operations = Object.entries<Document>(document.paths).flatMap((
@@ -16,6 +22,13 @@ export function DocsPage({ document }: { document: Document }) {
       operation,
     }))
   );
+  const answers = operations.flatMap(({ operation }) =>
+    Object.entries<Document>(operation.responses)
+  );
+  const common = [...Map.groupBy(answers, keyOf).values()]
+    .filter((alike) => alike.length >= MIN_COMMON)
+    .map(([first]) => first!);
+  const commonKeys = new Set(common.map(keyOf));
   return (
     <>
       <h1>API</h1>
@@ -25,8 +38,17 @@ export function DocsPage({ document }: { document: Document }) {
         these tables is a <a href="#Problem">Problem</a> with the type{" "}
         <code>{PROBLEM_TYPE}</code>.
       </p>
+      <section class="card operation">
+        <h2>Responses of most requests</h2>
+        <Answers name="Responses of most requests" answers={common} />
+      </section>
       {operations.map(({ name, operation }) => (
-        <Operation name={name} operation={operation} />
+        <Operation
+          name={name}
+          operation={operation}
+          answers={Object.entries<Document>(operation.responses)
+            .filter((answer) => !commonKeys.has(keyOf(answer)))}
+        />
       ))}
       <h2>Schemas</h2>
       {Object.entries<Document>(document.components.schemas).map((
@@ -43,8 +65,16 @@ export function DocsPage({ document }: { document: Document }) {
   );
 }
 
+function keyOf([status, { description }]: Answer): string {
+  return `${status} ${description}`;
+}
+
 function Operation(
-  { name, operation }: { name: string; operation: Document },
+  { name, operation, answers }: {
+    name: string;
+    operation: Document;
+    answers: readonly Answer[];
+  },
 ) {
   const parameters: Document[] = operation.parameters ?? [];
   const bodies = Object.values<Document>(operation.requestBody?.content ?? {});
@@ -70,38 +100,44 @@ function Operation(
           ))}
         </ul>
       )}
-      <table aria-label={name}>
-        <thead>
-          <tr>
-            <th scope="col">Status</th>
-            <th scope="col">When</th>
-            <th scope="col">Body</th>
-          </tr>
-        </thead>
-        <tbody>
-          {Object.entries<Document>(operation.responses).map((
-            [status, response],
-          ) => (
-            <tr>
-              <th scope="row">{status}</th>
-              <td>{response.description}</td>
-              <td>
-                {Object.entries<Document>(response.content ?? {}).map((
-                  [type, { schema }],
-                ) => (
-                  // The introduction explains it.
-                  type === PROBLEM_TYPE ? null : (
-                    <span class="body">
-                      {type} <Shape schema={schema} />
-                    </span>
-                  )
-                ))}
-              </td>
-            </tr>
-          ))}
-        </tbody>
-      </table>
+      <Answers name={name} answers={answers} />
     </section>
+  );
+}
+
+function Answers(
+  { name, answers }: { name: string; answers: readonly Answer[] },
+) {
+  return (
+    <table aria-label={name}>
+      <thead>
+        <tr>
+          <th scope="col">Status</th>
+          <th scope="col">When</th>
+          <th scope="col">Body</th>
+        </tr>
+      </thead>
+      <tbody>
+        {answers.map(([status, response]) => (
+          <tr>
+            <th scope="row">{status}</th>
+            <td>{response.description}</td>
+            <td>
+              {Object.entries<Document>(response.content ?? {}).map((
+                [type, { schema }],
+              ) => (
+                // The introduction explains it.
+                type === PROBLEM_TYPE ? null : (
+                  <span class="body">
+                    {type} <Shape schema={schema} />
+                  </span>
+                )
+              ))}
+            </td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
   );
 }
 
