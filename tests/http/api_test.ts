@@ -390,7 +390,7 @@ Deno.test("the service requires the token except for /health, and refuses to lis
 
 Deno.test("500 requests at once share at most two runs", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
+  await using server = await documented(await startServer(db));
   await server.json("/load", { method: "POST" });
   const before = await countRuns(db);
   const held = await heldTable(db);
@@ -422,7 +422,7 @@ testWith(
   "curl -sf exits with 0 after a success and with 22 after a failure that names table, cause and remedy",
   async () => {
     await using db = await createDatabases({ rows: ROWS });
-    await using server = await startServer(db);
+    await using server = await documented(await startServer(db));
     const curl = (...flags: string[]) =>
       new Deno.Command("curl", {
         args: [...flags, "-X", "POST", `${server.url}/load`],
@@ -445,7 +445,7 @@ testWith(
 
 Deno.test("a client that closes its connection does not abort the load", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
+  await using server = await documented(await startServer(db));
   await server.json("/load", { method: "POST" });
   const held = await heldTable(db);
   const client = new AbortController();
@@ -466,8 +466,8 @@ Deno.test("a client that closes its connection does not abort the load", async (
 
 Deno.test("another service loads after kill -9 of a process, and the dead run has one failure event", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using first = await startServer(db);
-  await using second = await startServer(db);
+  await using first = await documented(await startServer(db));
+  await using second = await documented(await startServer(db));
   await first.json("/load", { method: "POST" });
   const held = await heldTable(db);
   const lost = first.fetch("/load", { method: "POST" }).then(
@@ -492,7 +492,7 @@ Deno.test("another service loads after kill -9 of a process, and the dead run ha
 
 Deno.test("the service refuses new loads with 503 on SIGTERM, finishes the running load, and exits with 143", async () => {
   await using db = await createDatabases({ rows: ROWS });
-  await using server = await startServer(db);
+  await using server = await documented(await startServer(db));
   await server.json("/load", { method: "POST" });
   const held = await heldTable(db);
   const running = server.json("/load", { method: "POST" });
@@ -531,7 +531,7 @@ Deno.test("the next process runs a queued run of a process that has ended", asyn
   await using db = await createDatabases({ rows: ROWS });
   let id = "";
   {
-    await using server = await startServer(db);
+    await using server = await documented(await startServer(db));
     await server.json("/load", { method: "POST" });
     await using _held = await heldTable(db);
     await server.json("/load-async", { method: "POST" });

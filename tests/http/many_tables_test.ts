@@ -3,6 +3,7 @@ import { createDatabases } from "../support/databases.ts";
 import { findProgram } from "../support/debian.ts";
 import { createManyTables } from "../support/many_tables.ts";
 import { runProgram, terminalCommand } from "../support/program.ts";
+import { documented } from "../support/api_document.ts";
 import { startServer } from "../support/server.ts";
 
 const TABLES = 500;
@@ -22,7 +23,7 @@ Deno.test("a failure in one of 500 tables is the only one that every output name
     ...file.variables,
     MAX_PARALLEL_TASKS: "4",
   };
-  await using server = await startServer({ environment });
+  await using server = await documented(await startServer({ environment }));
   await using listener = db.connect("warehouse");
   const payloads: string[] = [];
   await listener.listen("marketing_data_events", (text) => payloads.push(text));

@@ -19,12 +19,12 @@ export interface Step {
 export function stepsOf(text: string): Step[] {
   const blocks = text.matchAll(/^( *)```(sh|sql)\n([^]*?)^ *```$/gm);
   return [...blocks].flatMap(([, indent, language, body]): Step[] => {
-    const lines = body!.trimEnd().split("\n").map((line) =>
-      line.slice(indent!.length)
-    );
+    const text = body!.trimEnd().split("\n")
+      .map((line) => line.slice(indent!.length)).join("\n");
     return language === "sh"
-      ? lines.map((text) => ({ language, text }))
-      : [{ language: "sql", text: lines.join("\n") }];
+      ? text.replaceAll(/\\\n */g, "").split("\n")
+        .map((text) => ({ language, text }))
+      : [{ language: "sql", text }];
   });
 }
 
@@ -53,7 +53,7 @@ export async function serveForAMoment(
 ) {
   const port = freePort();
   const process = new Deno.Command("sh", {
-    args: ["-c", `exec ${command}`],
+    args: ["-c", `exec env ${command}`],
     cwd: ROOT,
     env: { ...env, PORT: String(port) },
     stdout: "null",
