@@ -117,12 +117,12 @@ export interface FoundTarget {
 }
 
 /**
- * Returns SQL that is true for a relation `c` whose triggers, rules, checks, indexes,
- * partition keys or types may call functions. Domains have checks, and arrays,
- * composite types and ranges can contain domains.
+ * SQL that is true for a relation `c` whose rules, checks, indexes, partition keys or
+ * types may call functions. Domains have checks, and arrays, composite types and
+ * ranges can contain domains.
  */
-const callsFunctionsSql = (hasTriggers: string) =>
-  `(c.relkind <> 'r' or c.relispartition or ${hasTriggers} or c.relhasrules or c.relchecks > 0 or exists (
+const HAS_CODE =
+  `(c.relkind <> 'r' or c.relispartition or c.relhasrules or c.relchecks > 0 or exists (
          select from pg_catalog.pg_index x where x.indrelid = c.oid
            and (x.indexprs is not null or x.indpred is not null)) or exists (
          with recursive part (oid) as (
@@ -140,16 +140,11 @@ const callsFunctionsSql = (hasTriggers: string) =>
          where t.typtype = 'd' or t.typnamespace <> 'pg_catalog'::pg_catalog.regnamespace and exists (
            select from pg_catalog.pg_range r where r.rngtypid = t.oid and (r.rngcanonical <> 0 or r.rngsubdiff <> 0))))`;
 
-const CALLS_FUNCTIONS = callsFunctionsSql("c.relhastriggers");
-
-/** The same without the triggers that only check unique values and foreign keys. */
-const MAY_ACT_ON_OTHERS = `(not ${HAS_STABLE_CTID} or ${
-  callsFunctionsSql(
-    `exists (select from pg_catalog.pg_trigger g join pg_catalog.pg_proc f on f.oid = g.tgfoid
+/** SQL that is true for a relation `c` with triggers that do more than check unique values and foreign keys. */
+const HAS_ACTING_TRIGGERS =
+  `exists (select from pg_catalog.pg_trigger g join pg_catalog.pg_proc f on f.oid = g.tgfoid
        where g.tgrelid = c.oid and not (g.tgisinternal
-         and f.proname ~ '^(RI_FKey_(check|noaction|restrict)_|unique_key_recheck)'))`,
-  )
-})`;
+         and f.proname ~ '^(RI_FKey_(check|noaction|restrict)_|unique_key_recheck)'))`;
 
 /** Returns for each target that exists whether writing to it may write to another table. */
 export async function findActing(
@@ -157,7 +152,7 @@ export async function findActing(
   warehouse: Pick<Session, "query">,
 ): Promise<ReadonlyMap<string, boolean>> {
   const rows = await warehouse.query(
-    `select t.name, ${MAY_ACT_ON_OTHERS} as acts
+    `select t.name, not ${HAS_STABLE_CTID} or ${HAS_ACTING_TRIGGERS} or ${HAS_CODE} as acts
      from (values ${
       tables.map(({ name, target }) =>
         `(${[name, target.schema, target.name].map(literal)})`
@@ -187,7 +182,7 @@ export async function findTarget(
         from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
        ${HASH_PROBE} as probe, ${HAS_STABLE_CTID} as rowids,
-       ${CALLS_FUNCTIONS} as calls_functions, ${MAY_ACT_ON_OTHERS} as acts_on_others,
+       ${HAS_CODE} as has_code, c.relhastriggers as has_triggers, ${HAS_ACTING_TRIGGERS} as has_acting_triggers,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
           join pg_catalog.pg_namespace cn on cn.oid = child.relnamespace
@@ -236,6 +231,7 @@ export async function findTarget(
       columns.some(({ mayUpdate }) => mayUpdate === false),
     DELETE: found!.may_delete === false,
   };
+  const isRelation = found!.oid !== null;
   return {
     exists: Boolean(found!.kind),
     oid: found!.oid,
@@ -244,8 +240,9 @@ export async function findTarget(
     isLocked: found!.is_locked,
     hashProbe: found!.probe,
     hasStableCtid: found!.rowids ?? false,
-    callsFunctions: found!.calls_functions ?? false,
-    mayActOnOthers: found!.acts_on_others ?? false,
+    callsFunctions: isRelation && (found!.has_code || found!.has_triggers),
+    mayActOnOthers: isRelation &&
+      (!found!.rowids || found!.has_code || found!.has_acting_triggers),
     children: found!.children ?? [],
     foreignParts: found!.foreign_parts ?? [],
     obstructingRules: found!.rules ?? [],
