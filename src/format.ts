@@ -50,13 +50,15 @@ function escapeCharacters(text: string, characters: RegExp): string {
   );
 }
 
-/** Two values of a column. Long ones are shortened around the first difference. */
-interface ValueDifference {
+/** Two values of a column, as text. Long ones are shortened around the first difference. */
+export interface ValueDifference {
   readonly source: string | null;
   readonly target: string | null;
+  /** `hex` when the texts are equal, and only the bytes differ. */
   readonly format: "text" | "hex";
-  /** Number of bytes of the whole value before the first difference. */
+  /** Number of bytes of the whole value before the first difference. The text is in UTF-8. */
   readonly position: number;
+  /** Numbers of bytes of the whole values. `null` for NULL. */
   readonly source_bytes: number | null;
   readonly target_bytes: number | null;
 }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { ValueDifference } from "../format.ts";
 import type { Column } from "../tables/declaration.ts";
 import type { Sides } from "./find_difference.ts";
 import { bytesOf, hexOf, textOf } from "./row_hash.ts";
@@ -32,18 +33,9 @@ interface RowPair {
   readonly target: Values;
 }
 
-/** The two values of one column, as text. */
-export interface ColumnDifference {
+/** The two values of one column. */
+export interface ColumnDifference extends ValueDifference {
   readonly column: string;
-  readonly source: string | null;
-  readonly target: string | null;
-  /** `hex` when the texts are equal, and only the bytes differ. */
-  readonly format: "text" | "hex";
-  /** Number of bytes of the value before the first difference. The text is in UTF-8. */
-  readonly position: number;
-  /** Numbers of bytes of the whole values. `null` for NULL. */
-  readonly source_bytes: number | null;
-  readonly target_bytes: number | null;
 }
 
 /** Returns the differing columns of each pair of rows, by the name of the pair. */
