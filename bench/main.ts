@@ -145,6 +145,11 @@ async function main(): Promise<number> {
     await drop();
     await warehouse.unsafe(TARGET_TABLES);
   };
+  const forget = async () => {
+    await warehouse.unsafe(
+      "update marketing_data_service.table_load set source_mark = null",
+    );
+  };
   const cases: Case[] = [
     { name: NEW_TABLES, prepare: dropAndCreate, run: pipe(true) },
     {
@@ -172,7 +177,30 @@ async function main(): Promise<number> {
       name: "load --mode full, content",
       run: () => load({}, "--mode", "full"),
     },
-    { name: "load, nothing changed", run: () => load() },
+    {
+      name: "load, nothing changed, read by content",
+      prepare: forget,
+      run: () => load(),
+    },
+    // The load before leaves the state that this one needs.
+    {
+      name: "load, nothing changed",
+      prepare: async () => void await load(),
+      run: () => load(),
+    },
+    {
+      name: "load, 0.1 % of the rows added",
+      async prepare() {
+        await load();
+        for (const table of ["closed_deals", "marketing_qualified_leads"]) {
+          await source.unsafe(
+            `insert into marketing.${table} select * from marketing.${table} where random() < 0.001`,
+          );
+        }
+        await source.unsafe("vacuum analyze");
+      },
+      run: () => load(),
+    },
     ...changes().map(({ name, sql, hasHint }): Case => ({
       name,
       async prepare() {
@@ -181,11 +209,7 @@ async function main(): Promise<number> {
         }
         // Otherwise the first reader would clean the pages.
         await source.unsafe("vacuum analyze");
-        if (!hasHint) {
-          await warehouse.unsafe(
-            "update marketing_data_service.table_load set source_mark = null",
-          );
-        }
+        if (!hasHint) await forget();
       },
       run: () => load(),
     })),

@@ -45,7 +45,7 @@ export type Plan =
   | { readonly mode: "delta"; readonly difference: RowDifference };
 
 /** The plan, and the fingerprints of both sides. */
-interface Compared {
+export interface Compared {
   readonly plan: Plan;
   readonly source: Fingerprint;
   readonly target: Fingerprint;
@@ -144,6 +144,32 @@ export async function diffRows(sides: Sides, maxPending?: number): Promise<{
     target: matcher.fingerprint("target"),
     difference: { source, target, isWhole },
   };
+}
+
+/**
+ * Reads rows that only the source has.
+ *
+ * @param relation SQL for FROM of these rows, with their ctid.
+ * @returns their fingerprint, and the difference.
+ */
+export async function readAdded(sides: Sides, relation: string): Promise<{
+  readonly added: Fingerprint;
+  readonly difference: RowDifference;
+}> {
+  const matcher = new RowMatcher();
+  const source = { ...sides.source, relation };
+  const { columns } = sides.table;
+  try {
+    do {
+      await readerOf(sides, "source", matcher).read(
+        hashesSql(source, columns, sides.method, matcher.range),
+      );
+    } while (matcher.endPass());
+  } catch (error) {
+    sides.source.session.destroy();
+    throw error;
+  }
+  return { added: matcher.fingerprint("source"), difference: matcher };
 }
 
 /** Bytes of a hash, and of a ctid: a block number of 32 bits and an item number of 16. */

@@ -29,6 +29,7 @@ import {
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
   beginWithLocks,
+  type LastLoad,
   settleConstraints,
   syncTable,
   type TableResult,
@@ -208,7 +209,7 @@ async function prepareGroup(
           loadedEntry(result, attempts),
           integrityCheck(result),
           result.phases,
-          snapshot.marks.get(result.table.name),
+          markOf(snapshot, result, isClean),
           result.differingRows,
         );
       }
@@ -226,6 +227,16 @@ async function prepareGroup(
     for (const table of tables) snapshot.abandon(table);
     return failedGroup(tables, error, attempts);
   }
+}
+
+/** Returns what the load leaves behind for the next one. */
+function markOf(
+  { marks }: Snapshot,
+  { table, verified }: TableResult,
+  isClean: boolean,
+): LastLoad | undefined {
+  const mark = marks.get(table.name);
+  return mark && { ...mark, verified: isClean ? verified : undefined };
 }
 
 /**

@@ -28,11 +28,19 @@ import {
   unsupportedReason,
 } from "./source_tables.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
+import {
+  HORIZON,
+  type Horizon,
+  horizonOf,
+  sourceFacts,
+} from "./verified_state.ts";
 
 /** The state of a source table when the snapshot was taken. */
 export interface SourceWatermark {
   /** Number of rows ever inserted, updated and deleted, by the server's statistics. They lag behind. */
   readonly changes: string;
+  /** Number of rows ever updated and deleted. */
+  readonly removals?: string;
 }
 
 /** A snapshot of the source. Disposing closes it. */
@@ -44,6 +52,10 @@ export interface Snapshot extends AsyncDisposable {
   readonly encoding: string;
   /** Seed of the row hashes. */
   readonly seed: bigint;
+  /** The transactions that may run in it. */
+  readonly horizon: Horizon;
+  /** Facts of the tables whose row versions a proof can compare. */
+  readonly facts: ReadonlyMap<string, string>;
   /** Watermarks. The next load expects differences where they are others. */
   readonly marks: ReadonlyMap<string, SourceWatermark>;
   /** Tables whose rows keep their ctid. */
@@ -137,9 +149,25 @@ export async function openSnapshot(
       const readable = supported.filter(({ name }) =>
         !(found.get(name) instanceof ServiceError)
       );
+      const facts = await sourceFacts(
+        holder,
+        readable.flatMap(({ name, oid }) => {
+          const { table, dependsOn } = found.get(name) as ResolvedTable;
+          const isFixed = dependsOn === "nothing" ||
+            dependsOn === "time zone" && config.loadTimezone === "UTC";
+          const columns = table.columns.map((c) => c.from ?? c.name);
+          return isFixed ? [{ name, oid, columns }] : [];
+        }),
+      );
       const [taken] = await holder.query<
-        { id: string; takenat: string; probe: string }
-      >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe,
+        {
+          id: string;
+          takenat: string;
+          probe: string;
+          xmin: string;
+          xmax: string;
+        }
+      >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe, ${HORIZON},
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
       const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
@@ -165,10 +193,12 @@ export async function openSnapshot(
         hashProbe: taken!.probe,
         encoding: holder.serverEncoding,
         seed: randomSeed(),
+        horizon: horizonOf(taken!),
+        facts,
         marks: new Map(
           reads.filter((r) => r.isSource && r.hasStableCtid).map((
-            { table, changes },
-          ) => [table, { changes }]),
+            { table, changes, removals },
+          ) => [table, { changes, removals }]),
         ),
         withStableCtid: named((read) => read.hasStableCtid),
         repeatable: named((read) => read.kind !== "v"),

@@ -36,6 +36,8 @@ export interface SourceTable extends TableDeclaration {
 export interface ResolvedTable {
   readonly table: Table;
   readonly warnings: readonly string[];
+  /** What the values of a row depend on, besides the row. */
+  readonly dependsOn: "nothing" | "time zone" | "SQL";
 }
 
 /** Each table by its name, or the reason why it cannot be loaded. */
@@ -113,6 +115,8 @@ export interface SourceRelation {
   readonly hasStableCtid: boolean;
   /** Number of rows ever inserted, updated and deleted, by the server's statistics. */
   readonly changes: string;
+  /** Number of rows ever updated and deleted. */
+  readonly removals: string;
   /** Whether it is the source, or a materialized view or foreign table that planning its query has locked. */
   readonly isAsked: boolean;
   readonly isPopulated: boolean;
@@ -154,13 +158,14 @@ export async function findDependencies(
 const KINDS = "'r', 'p', 'v', 'm', 'f'";
 
 /** OIDs from here on differ between servers. */
-const FIRST_VARIABLE_OID = 10_000;
+export const FIRST_VARIABLE_OID = 10_000;
 
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
   ${HAS_STABLE_CTID} as rowids, c.relispopulated as populated,
   (pg_catalog.pg_stat_get_tuples_inserted(c.oid) + pg_catalog.pg_stat_get_tuples_updated(c.oid)
-    + pg_catalog.pg_stat_get_tuples_deleted(c.oid))::text as changes`;
+    + pg_catalog.pg_stat_get_tuples_deleted(c.oid))::text as changes,
+  (pg_catalog.pg_stat_get_tuples_updated(c.oid) + pg_catalog.pg_stat_get_tuples_deleted(c.oid))::text as removals`;
 
 function readOf(table: string, row: Row, isSource: boolean): SourceRelation {
   return {
@@ -171,6 +176,7 @@ function readOf(table: string, row: Row, isSource: boolean): SourceRelation {
     relation: row.name,
     hasStableCtid: row.rowids,
     changes: row.changes,
+    removals: row.removals,
     isPopulated: row.populated,
     isAsked: isSource || row.asked,
   };
@@ -415,6 +421,7 @@ function resolveTable(
   const { schema, name } = declaration.source;
   const warnings: string[] = [];
   const columns: Column[] = [];
+  let dependsOnTimezone = false;
   const declared = declaration.columns ??
     found.map(({ name, type }): Column => ({ name, type }));
   for (const column of declared) {
@@ -439,6 +446,9 @@ function resolveTable(
       ? `column "${from}" of ${schema}.${name}`
       : `the expression of column "${column.name}"`;
     const isSame = source.type.base === column.type.base;
+    // Other types become a text or a time of a zone by rules that can change.
+    dependsOnTimezone ||= !isSame &&
+      column.type.base === "timestamp with time zone";
     const reason = fit.kind === "refused"
       ? fit.reason
       : isSame && !source.isBinary
@@ -497,7 +507,12 @@ function resolveTable(
       }`,
     );
   }
-  return { table: { ...declaration, columns }, warnings };
+  const isComputed = expressions.size > 0 || declaration.where !== undefined;
+  return {
+    table: { ...declaration, columns },
+    warnings,
+    dependsOn: isComputed ? "SQL" : dependsOnTimezone ? "time zone" : "nothing",
+  };
 }
 
 /**

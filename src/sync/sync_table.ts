@@ -49,6 +49,13 @@ import {
   writeTo,
 } from "./target.ts";
 import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";
+import {
+  presentFacts,
+  type Proof,
+  prove,
+  type VerifiedState,
+  verifiedState,
+} from "./verified_state.ts";
 
 /** The surroundings of a table's load. */
 interface SyncContext {
@@ -62,8 +69,13 @@ interface SyncContext {
   readonly allowShrink: boolean;
   /** Whether the transaction loads no other table. Deferred constraints then fire before the table is verified. */
   readonly isAlone: boolean;
-  /** The state of each source table at its last load, where it is known. It is only a hint. */
-  readonly lastLoads: ReadonlyMap<string, SourceWatermark>;
+  /** The last load of each table, where it is known. */
+  readonly lastLoads: ReadonlyMap<string, LastLoad>;
+}
+
+/** What a load of a table leaves behind for the next one. */
+export interface LastLoad extends SourceWatermark {
+  readonly verified?: VerifiedState | undefined;
 }
 
 /** A table that holds the source's rows, verified, in an open transaction. */
@@ -88,6 +100,8 @@ export interface TableResult {
   /** Whether writing to the target calls no function of others. */
   readonly hasNoSideEffects: boolean;
   readonly mayActOnOthers: boolean;
+  /** The state of both sides, where the next load can use it. */
+  readonly verified: VerifiedState | undefined;
   /**
    * Compares all of the target with the snapshot again.
    *
@@ -160,11 +174,13 @@ export async function syncTable(
     };
     isLocked = true;
     const { table } = target;
-    const sides = sidesOf(table, snapshot, source, warehouse, target);
 
     clock.enter("compare");
-    await checkKey(sides);
-    const compared = await compare(context, sides, target);
+    const { sides, compared, stateAfter } = await prepareComparison(
+      context,
+      sidesOf(table, snapshot, source, warehouse, target),
+      target,
+    );
     await guard(context, sides, target, compared);
     const differingRows = await findRows(context, sides, compared);
     const applied = await apply(context, sides, target, compared, clock);
@@ -190,6 +206,7 @@ export async function syncTable(
       table,
       mode: compared.plan.mode,
       ...verified,
+      verified: stateAfter(verified),
       hasNoSideEffects: placed.hasNoSideEffects,
       mayActOnOthers: placed.mayActOnOthers,
       async verifyAgain() {
@@ -275,6 +292,56 @@ export function sidesOf(
       hasStableCtid: target.hasStableCtid,
     },
     method: { kind: isComparable ? "native" : "text", seed: snapshot.seed },
+  };
+}
+
+/**
+ * Decides on the plan: by the row versions where that is a proof, and otherwise by the
+ * content. `stateAfter` returns what the load leaves behind for the next one.
+ */
+async function prepareComparison(
+  context: SyncContext,
+  unproven: Sides,
+  target: Target,
+): Promise<{
+  readonly sides: Sides;
+  readonly compared: Decided;
+  readonly stateAfter: (verified: Verified) => VerifiedState | undefined;
+}> {
+  const { config, snapshot, mode, recreate, lastLoads } = context;
+  const { name } = unproven.table;
+  const facts = snapshot.facts.get(name);
+  const present = facts && !recreate && config.verify === "content"
+    ? await presentFacts(
+      unproven,
+      { facts, horizon: snapshot.horizon },
+      target,
+      config.loadTimezone,
+    )
+    : undefined;
+  const last = lastLoads.get(name);
+  // Rows that were updated or deleted cannot be proven, so reading them again is in vain.
+  const mayProve = present && last?.verified && mode === "auto" &&
+    last.removals === snapshot.marks.get(name)?.removals;
+  const proof: Proof = mayProve
+    ? await prove(unproven, present, last.verified!)
+    : { xids: [] };
+  const { sides = unproven, xids } = proof;
+  // The key of the same rows was checked before.
+  if (proof.compared?.plan.mode !== "unchanged") await checkKey(sides);
+  return {
+    sides,
+    compared: proof.compared ?? await compare(context, sides, target),
+    stateAfter: ({ targetCount: count, checksum }) =>
+      present && checksum !== null
+        ? verifiedState(
+          present,
+          sides,
+          { count, checksum },
+          last?.verified,
+          xids,
+        )
+        : undefined,
   };
 }
 
@@ -372,7 +439,9 @@ async function apply(
     ? selectionOf(sides, plan.difference)
     : undefined;
   const isEmpty = target.isNew || held?.count === 0;
-  const isInPlace = table.key !== undefined && !isEmpty;
+  const isOnlyAdded = plan.mode === "delta" &&
+    plan.difference.target.count === 0;
+  const isInPlace = table.key !== undefined && !isEmpty && !isOnlyAdded;
 
   if (!target.isNew) {
     checkDeletable(table, target);
@@ -462,6 +531,9 @@ async function deleteRows(
   return { rows: fingerprint.count, fingerprint };
 }
 
+/** The result of the verification. */
+type Verified = Pick<TableResult, "sourceCount" | "targetCount" | "checksum">;
+
 /**
  * Compares the uncommitted target with the snapshot.
  *
@@ -473,7 +545,7 @@ async function verify(
   target: Target,
   { plan, target: before }: Decided,
   { source, deleted, rowsInserted, rowsDeleted, rowsBefore }: Applied,
-): Promise<Pick<TableResult, "sourceCount" | "targetCount" | "checksum">> {
+): Promise<Verified> {
   if (plan.mode === "unchanged") {
     // The comparison is the verification.
     const { count, checksum } = source;

@@ -1,0 +1,370 @@
+/**
+ * Proves that tables are still equal by their row versions, without hashing them. See
+ * `docs/guarantees.md` for the argument and its conditions.
+ *
+ * @module
+ */
+import {
+  type Compared,
+  readAdded,
+  type Sides,
+} from "../diff/find_difference.ts";
+import { type Fingerprint, modeFor } from "../diff/fingerprint.ts";
+import { HAS_STABLE_CTID } from "../diff/queries.ts";
+import { rowHash } from "../diff/row_hash.ts";
+import type { Session } from "../postgres/session.ts";
+import { literal, qualified } from "../postgres/sql.ts";
+import { BASE_TYPE } from "../tables/declaration.ts";
+import { FIRST_VARIABLE_OID, sourceRelation } from "./source_tables.ts";
+import type { Target } from "./target.ts";
+
+/** The row versions of a side that were visible when it was verified. */
+interface SideState {
+  /** Digest of the server and of the table, without its rows. */
+  readonly facts: string;
+  /** Every transaction below this number had ended. Decimal, 64 bits. */
+  readonly horizon: string;
+  /** The others whose rows were visible. Decimal, 64 bits. */
+  readonly xids: readonly string[];
+}
+
+/** What a load leaves behind for the next one: both sides held these rows. */
+export interface VerifiedState {
+  /** Digest of the declaration, the time zone and the hash method. */
+  readonly declaration: string;
+  /** Seed of the checksum, in decimal. */
+  readonly seed: string;
+  readonly count: number;
+  readonly checksum: string;
+  readonly source: SideState;
+  readonly target: SideState;
+}
+
+/** The range of transactions of a snapshot that may be running in it. */
+export interface Horizon {
+  readonly xmin: bigint;
+  readonly xmax: bigint;
+}
+
+/** SQL of {@linkcode Horizon}, as `xmin` and `xmax`. */
+export const HORIZON =
+  `pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot())::text as xmin,
+   pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())::text as xmax`;
+
+/** Returns the horizon of a row with the columns of {@linkcode HORIZON}. */
+export function horizonOf(
+  { xmin, xmax }: { readonly xmin: string; readonly xmax: string },
+): Horizon {
+  return { xmin: BigInt(xmin), xmax: BigInt(xmax) };
+}
+
+/** Bytes from which a table is worth a proof. Smaller ones are hashed as fast. */
+const MIN_BYTES = 2 ** 19;
+
+/** Number of transactions between two loads at which 32 bits might no longer order them. */
+const MAX_DISTANCE = 2n ** 30n;
+
+/** Maximum number of transactions that wrote rows since the last load. */
+const MAX_XIDS = 50_000;
+
+/** Maximum number of transactions in a {@linkcode SideState}. */
+const MAX_STORED_XIDS = 200;
+
+/**
+ * SQL that names the server until it is restarted, promoted or restored, or recovers
+ * from a crash, and the database until it is created again.
+ */
+const SERVER = `(select pg_catalog.concat_ws(' ', system_identifier,
+    case when pg_catalog.pg_is_in_recovery() then 'standby'
+      else pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end,
+    pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::numeric,
+    (select pg_catalog.date_part('epoch', stats_reset)::numeric from pg_catalog.pg_stat_wal),
+    (select pg_catalog.concat_ws(' ', d.oid, d.xmin) from pg_catalog.pg_database d
+      where d.datname = pg_catalog.current_database()))
+  from pg_catalog.pg_control_system())`;
+
+/** A table on one server, with the names of the columns that are read there. */
+interface TableOnServer {
+  readonly name: string;
+  readonly oid: number;
+  readonly columns: readonly string[];
+}
+
+/**
+ * Returns SQL of the facts of each table that a proof supports, as `name` and
+ * `facts`. The row version of each catalog row stands for all that it says, because
+ * every DDL makes a new one.
+ */
+function factsSql(tables: readonly TableOnServer[]): string {
+  const values = tables.map(({ name, oid, columns }) =>
+    `(${literal(name)}, ${oid}::oid, array[${columns.map(literal)}]::text[])`
+  );
+  return `select wanted.name, pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.concat_ws('|',
+       ${SERVER}, c.oid, c.xmin, c.relfilenode, parts.versions), 'UTF8')), 'hex') as facts
+     from (values ${values}) wanted (name, oid, columns)
+       join pg_catalog.pg_class c on c.oid = wanted.oid, lateral (
+       select pg_catalog.string_agg(pg_catalog.concat_ws(':', a.attnum, a.xmin, base.oid, t.xmin, (
+           select pg_catalog.string_agg(pg_catalog.concat_ws(':', e.oid, e.xmin), ',' order by e.oid)
+           from pg_catalog.pg_enum e where e.enumtypid = base.oid)), ' ' order by a.attnum) as versions,
+         pg_catalog.bool_and(a.attname::text <> all (wanted.columns) or a.attgenerated <> 'v'
+           and (base.oid < ${FIRST_VARIABLE_OID} or t.typtype = 'e')) as is_plain
+       from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
+         left join pg_catalog.pg_type t on t.oid = base.oid
+       where a.attrelid = c.oid and a.attnum > 0) parts
+     where ${HAS_STABLE_CTID} and c.relpersistence = 'p' and not c.relrowsecurity and parts.is_plain
+       and not exists (select from pg_catalog.pg_seclabel l
+         where l.objoid = c.oid and l.classoid = 'pg_catalog.pg_class'::pg_catalog.regclass)`;
+}
+
+/**
+ * Returns the facts of the source tables, by name. They are read before the snapshot
+ * is taken and under the locks of the tables. Returns none where the role may not
+ * read them, or where the server is too old to have them.
+ */
+export async function sourceFacts(
+  session: Session,
+  tables: readonly TableOnServer[],
+): Promise<ReadonlyMap<string, string>> {
+  if (tables.length === 0) return new Map();
+  try {
+    const rows = await session.query(
+      `savepoint facts;
+       ${
+        factsSql(tables)
+      } and pg_catalog.pg_relation_size(c.oid) >= ${MIN_BYTES};
+       release savepoint facts`,
+    );
+    return new Map(rows.map(({ name, facts }) => [name, facts]));
+  } catch (error) {
+    if (session.failure) throw error;
+    await session.query("rollback to savepoint facts; release savepoint facts");
+    return new Map();
+  }
+}
+
+/** What a proof needs to know of the two sides before it reads rows. */
+export interface Present {
+  readonly declaration: string;
+  readonly source: { readonly facts: string; readonly horizon: Horizon };
+  readonly target: { readonly facts: string; readonly horizon: bigint };
+  /** The loading transaction. */
+  readonly xid: string;
+}
+
+/**
+ * Returns the present facts of both sides. Requires the lock of the target. Returns
+ * `undefined` where a proof does not support the table.
+ */
+export async function presentFacts(
+  { table, target: { session }, method }: Sides,
+  source: Present["source"] | undefined,
+  { oid, hasNoSideEffects }: Target,
+  timezone: string,
+): Promise<Present | undefined> {
+  if (!source || !hasNoSideEffects) return undefined;
+  const columns = table.columns.map(({ name }) => name);
+  const declaration = JSON.stringify([
+    sourceRelation(table, true),
+    qualified(table.target),
+    table.key,
+    timezone,
+    rowHash(table.columns, { ...method, seed: 0n }),
+  ]);
+  // Whoever may write the history could forge a state.
+  const [target] = await session.query(
+    `select facts, pg_catalog.txid_current()::text as xid, ${HORIZON},
+       pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(${
+      literal(declaration)
+    }, 'UTF8')), 'hex') as declaration
+     from (${factsSql([{ name: table.name, oid, columns }])}) found
+     where not exists (
+       select from pg_catalog.pg_class h, pg_catalog.aclexplode(h.relacl) g
+       where h.oid = 'marketing_data_service.table_load'::pg_catalog.regclass
+         and g.privilege_type in ('INSERT', 'UPDATE', 'TRIGGER')
+         and g.grantee not in (h.relowner, (select r.oid from pg_catalog.pg_roles r where r.rolname = current_user)))`,
+  );
+  if (!target) return undefined;
+  return {
+    declaration: target.declaration,
+    source,
+    target: {
+      facts: target.facts,
+      horizon: horizonOf(target as { xmin: string; xmax: string }).xmin,
+    },
+    xid: target.xid,
+  };
+}
+
+/** The rows of a side by the transaction that wrote them. */
+interface RowVersions {
+  /** Number of rows that were visible at the last load. */
+  readonly old: number;
+  readonly young: number;
+  /** All transactions whose rows are not older than the horizon of the last load. */
+  readonly xids: readonly bigint[];
+}
+
+/** The outcome of a proof. */
+export interface Proof {
+  /** The plan, or `undefined` when nothing is proven. */
+  readonly compared?: Compared;
+  /** The sides with the seed of the plan's fingerprints. */
+  readonly sides?: Sides;
+  /** The transactions of the source's rows since the last load, where they were read. */
+  readonly xids: readonly bigint[];
+}
+
+/**
+ * Compares the two sides with the last load, by their row versions: unchanged, or
+ * rows were only added to the source.
+ */
+export async function prove(
+  sides: Sides,
+  present: Present,
+  last: VerifiedState,
+): Promise<Proof> {
+  const { table, method } = sides;
+  const { xmin, xmax } = present.source.horizon;
+  const isSame = last.declaration === present.declaration &&
+    last.source.facts === present.source.facts &&
+    last.target.facts === present.target.facts &&
+    isAfter(xmin, xmax, last.source.horizon) &&
+    isAfter(present.target.horizon, BigInt(present.xid), last.target.horizon);
+  if (!isSame) return { xids: [] };
+  const [source, target] = await Promise.all([
+    rowVersions(sides.source.session, qualified(table.source), last.source),
+    rowVersions(sides.target.session, sides.target.relation, last.target),
+  ]);
+  const xids = source?.xids ?? [];
+  if (
+    !source || !target || source.old !== last.count ||
+    target.old !== last.count || target.young > 0
+  ) return { xids };
+  const before = { count: last.count, checksum: last.checksum };
+  const proven = { ...sides, method: { ...method, seed: BigInt(last.seed) } };
+  if (source.young === 0) {
+    const plan = { mode: "unchanged" } as const;
+    return {
+      compared: { plan, source: before, target: before },
+      sides: proven,
+      xids,
+    };
+  }
+  const count = last.count + source.young;
+  if (modeFor(source.young, count) !== "delta") return { xids };
+  const where = youngSql(last.source);
+  const { difference, added } = await readAdded(
+    proven,
+    sourceRelation({ ...table, where }, true),
+  );
+  if (!difference.isWhole || added.count !== source.young) return { xids };
+  const checksum = BigInt(before.checksum) + BigInt(added.checksum);
+  return {
+    compared: {
+      plan: { mode: "delta", difference },
+      source: { count, checksum: checksum.toString() },
+      target: before,
+    },
+    sides: proven,
+    xids,
+  };
+}
+
+/** Returns whether 32 bits order all transactions from the last horizon on. */
+function isAfter(horizon: bigint, latest: bigint, last: string): boolean {
+  return horizon >= BigInt(last) && latest - BigInt(last) < MAX_DISTANCE;
+}
+
+const RAW_XID = 2n ** 32n;
+
+/** Returns the age of the horizon, as SQL that is computed once. */
+function horizonAge({ horizon }: SideState): string {
+  return `(select pg_catalog.age('${BigInt(horizon) % RAW_XID}'::xid))`;
+}
+
+/** Returns an SQL condition for rows that may have been invisible at the last load. */
+function youngSql(state: SideState): string {
+  const others = state.xids.map((xid) => BigInt(xid) % RAW_XID);
+  return `pg_catalog.age(xmin) <= ${horizonAge(state)}${
+    others.length > 0 ? ` and xmin <> all ('{${others}}'::xid[])` : ""
+  }`;
+}
+
+/**
+ * Counts the rows by their transactions. Returns `undefined` where a 32-bit number
+ * is not enough, or where the rows come from elsewhere than the table's own file.
+ */
+async function rowVersions(
+  session: Session,
+  relation: string,
+  state: SideState,
+): Promise<RowVersions | undefined> {
+  const age = horizonAge(state);
+  const sql =
+    `select case when pg_catalog.age(xmin) <= ${age} then xmin end as xid,
+       pg_catalog.count(*)::text as count, ${age} as distance
+     from ${relation} group by 1 limit ${MAX_XIDS + 1}`;
+  const plan = await session.query(`explain (costs off) ${sql}`);
+  if (!plan.every((line) => PLAIN_PLAN.test(line["QUERY PLAN"]))) {
+    return undefined;
+  }
+  const rows = await session.scan(sql);
+  const isOrdered = rows.every(({ distance }) =>
+    distance >= 0 && distance < MAX_DISTANCE
+  );
+  if (!isOrdered || rows.length > MAX_XIDS) return undefined;
+  const known = new Set(state.xids.map((xid) => BigInt(xid) % RAW_XID));
+  let old = 0;
+  let young = 0;
+  const xids: bigint[] = [];
+  for (const { xid, count } of rows) {
+    if (xid !== null) xids.push(BigInt(xid));
+    if (xid === null || known.has(BigInt(xid))) old += Number(count);
+    else young += Number(count);
+  }
+  return { old, young, xids };
+}
+
+/** The lines of the plan of {@linkcode rowVersions} on a table that the server itself stores. */
+const PLAIN_PLAN =
+  /^\s*(->\s+)?(Limit|HashAggregate|Group Key: .*|InitPlan .*|Result|(Parallel )?Seq Scan on .*|Gather|Workers Planned: \d+|JIT:|Functions: .*|Options: .*)$/;
+
+/**
+ * Returns the state that a load leaves behind. `verified` is the fingerprint of both
+ * sides with the method of `sides`.
+ *
+ * @param last the state before, and the transactions that its proof found.
+ */
+export function verifiedState(
+  { source, target, declaration, xid }: Present,
+  { method }: Sides,
+  verified: Fingerprint,
+  last: VerifiedState | undefined,
+  xids: readonly bigint[],
+): VerifiedState {
+  const { xmin, xmax } = source.horizon;
+  // Later, rows that VACUUM has frozen may have the 32 bits of a running transaction.
+  const isFirstEpoch = xmax < RAW_XID;
+  const visible = isFirstEpoch
+    ? xids.filter((x) => x >= xmin && x < xmax).map(String)
+    : [];
+  // Rows of earlier loads, where an older transaction still runs.
+  const earlier = last?.target.facts === target.facts
+    ? last.target.xids.filter((x) => BigInt(x) >= target.horizon)
+    : [];
+  return {
+    declaration,
+    seed: method.seed.toString(),
+    ...verified,
+    source: {
+      facts: source.facts,
+      horizon: xmin.toString(),
+      xids: visible.length > MAX_STORED_XIDS ? [] : visible,
+    },
+    target: {
+      facts: target.facts,
+      horizon: target.horizon.toString(),
+      xids: [...earlier.slice(1 - MAX_STORED_XIDS), xid],
+    },
+  };
+}
