@@ -64,11 +64,8 @@ const MIN_BYTES = 2 ** 19;
 /** Number of transactions between two loads at which 32 bits might no longer order them. */
 const MAX_DISTANCE = 2n ** 30n;
 
-/** Maximum number of transactions that wrote rows since the last load. */
-const MAX_XIDS = 50_000;
-
 /** Maximum number of transactions in a {@linkcode SideState}. */
-const MAX_STORED_XIDS = 200;
+const MAX_XIDS = 200;
 
 /**
  * SQL that names the server until it is restarted, promoted or restored, or recovers
@@ -195,23 +192,14 @@ export async function presentFacts(
   };
 }
 
-/** The rows of a side by the transaction that wrote them. */
-interface RowVersions {
-  /** Number of rows that were visible at the last load. */
-  readonly old: number;
-  readonly young: number;
-  /** All transactions whose rows are not older than the horizon of the last load. */
-  readonly xids: readonly bigint[];
-}
-
 /** The outcome of a proof. */
 export interface Proof {
   /** The plan, or `undefined` when nothing is proven. */
   readonly compared?: Compared;
   /** The sides with the seed of the plan's fingerprints. */
   readonly sides?: Sides;
-  /** The transactions of the source's rows since the last load, where they were read. */
-  readonly xids: readonly bigint[];
+  /** Transactions of the source from its horizon on, whose rows are visible. */
+  readonly xids: readonly string[];
 }
 
 /**
@@ -231,14 +219,18 @@ export async function prove(
     isAfter(xmin, xmax, last.source.horizon) &&
     isAfter(present.target.horizon, BigInt(present.xid), last.target.horizon);
   if (!isSame) return { xids: [] };
+  const from = qualified(table.source);
   const [source, target] = await Promise.all([
-    rowVersions(sides.source.session, qualified(table.source), last.source),
-    rowVersions(sides.target.session, sides.target.relation, last.target),
+    countVersions(sides.source.session, from, last.source),
+    countVersions(sides.target.session, sides.target.relation, last.target),
   ]);
-  const xids = source?.xids ?? [];
+  if (!source || !target) return { xids: [] };
+  const earlier = last.source.xids.filter((xid) => BigInt(xid) >= xmin);
+  const xids = source.young === 0
+    ? earlier
+    : await runningBeside(sides.source.session, from, present.source.horizon);
   if (
-    !source || !target || source.old !== last.count ||
-    target.old !== last.count || target.young > 0
+    source.old !== last.count || target.old !== last.count || target.young > 0
   ) return { xids };
   const before = { count: last.count, checksum: last.checksum };
   const proven = { ...sides, method: { ...method, seed: BigInt(last.seed) } };
@@ -278,12 +270,12 @@ function isAfter(horizon: bigint, latest: bigint, last: string): boolean {
 const RAW_XID = 2n ** 32n;
 
 /** Returns the age of the horizon, as SQL that is computed once. */
-function horizonAge({ horizon }: SideState): string {
+function horizonAge({ horizon }: Pick<SideState, "horizon">): string {
   return `(select pg_catalog.age('${BigInt(horizon) % RAW_XID}'::xid))`;
 }
 
 /** Returns an SQL condition for rows that may have been invisible at the last load. */
-function youngSql(state: SideState): string {
+function youngSql(state: Omit<SideState, "facts">): string {
   const others = state.xids.map((xid) => BigInt(xid) % RAW_XID);
   return `pg_catalog.age(xmin) <= ${horizonAge(state)}${
     others.length > 0 ? ` and xmin <> all ('{${others}}'::xid[])` : ""
@@ -291,43 +283,54 @@ function youngSql(state: SideState): string {
 }
 
 /**
- * Counts the rows by their transactions. Returns `undefined` where a 32-bit number
- * is not enough, or where the rows come from elsewhere than the table's own file.
+ * Counts the rows that were visible at the last load, and the others. Returns
+ * `undefined` where a 32-bit number does not order the transactions, or where the
+ * rows come from elsewhere than the table's own file.
  */
-async function rowVersions(
+async function countVersions(
   session: Session,
   relation: string,
   state: SideState,
-): Promise<RowVersions | undefined> {
-  const age = horizonAge(state);
-  const sql =
-    `select case when pg_catalog.age(xmin) <= ${age} then xmin end as xid,
-       pg_catalog.count(*)::text as count, ${age} as distance
-     from ${relation} group by 1 limit ${MAX_XIDS + 1}`;
+): Promise<{ readonly old: number; readonly young: number } | undefined> {
+  const sql = `select pg_catalog.count(*)::text as total, ${
+    horizonAge(state)
+  } as distance,
+       pg_catalog.count(*) filter (where ${youngSql(state)})::text as young
+     from ${relation}`;
   const plan = await session.query(`explain (costs off) ${sql}`);
   if (!plan.every((line) => PLAIN_PLAN.test(line["QUERY PLAN"]))) {
     return undefined;
   }
-  const rows = await session.scan(sql);
-  const isOrdered = rows.every(({ distance }) =>
-    distance >= 0 && distance < MAX_DISTANCE
-  );
-  if (!isOrdered || rows.length > MAX_XIDS) return undefined;
-  const known = new Set(state.xids.map((xid) => BigInt(xid) % RAW_XID));
-  let old = 0;
-  let young = 0;
-  const xids: bigint[] = [];
-  for (const { xid, count } of rows) {
-    if (xid !== null) xids.push(BigInt(xid));
-    if (xid === null || known.has(BigInt(xid))) old += Number(count);
-    else young += Number(count);
-  }
-  return { old, young, xids };
+  const [row] = await session.scan(sql);
+  const { distance, total, young } = row!;
+  if (distance < 0 || distance >= MAX_DISTANCE) return undefined;
+  return { old: Number(total) - Number(young), young: Number(young) };
 }
 
-/** The lines of the plan of {@linkcode rowVersions} on a table that the server itself stores. */
+/**
+ * Returns the transactions above the horizon whose rows are visible, or none where
+ * there are too many of them.
+ */
+async function runningBeside(
+  session: Session,
+  relation: string,
+  { xmin, xmax }: Horizon,
+): Promise<readonly string[]> {
+  // Later, rows that VACUUM has frozen may have the 32 bits of a running transaction.
+  if (xmin === xmax || xmax >= RAW_XID) return [];
+  const state = { horizon: xmin.toString(), xids: [] };
+  const rows = await session.scan(
+    `select xmin::text as xid from ${relation} where ${youngSql(state)}
+     group by xmin limit ${MAX_XIDS + 1}`,
+  );
+  return rows.length > MAX_XIDS
+    ? []
+    : rows.map(({ xid }) => xid).filter((xid) => BigInt(xid) < xmax);
+}
+
+/** The lines of the plan of {@linkcode countVersions} on a table that the server itself stores. */
 const PLAIN_PLAN =
-  /^\s*(->\s+)?(Limit|HashAggregate|Group Key: .*|InitPlan .*|Result|(Parallel )?Seq Scan on .*|Gather|Workers Planned: \d+|JIT:|Functions: .*|Options: .*)$/;
+  /^\s*(->\s+)?((Partial |Finalize )?Aggregate|InitPlan .*|Result|(Parallel )?Seq Scan on .*|Gather|Workers Planned: \d+|JIT:|Functions: .*|Options: .*)$/;
 
 /**
  * Returns the state that a load leaves behind. `verified` is the fingerprint of both
@@ -340,14 +343,8 @@ export function verifiedState(
   { method }: Sides,
   verified: Fingerprint,
   last: VerifiedState | undefined,
-  xids: readonly bigint[],
+  xids: readonly string[],
 ): VerifiedState {
-  const { xmin, xmax } = source.horizon;
-  // Later, rows that VACUUM has frozen may have the 32 bits of a running transaction.
-  const isFirstEpoch = xmax < RAW_XID;
-  const visible = isFirstEpoch
-    ? xids.filter((x) => x >= xmin && x < xmax).map(String)
-    : [];
   // Rows of earlier loads, where an older transaction still runs.
   const earlier = last?.target.facts === target.facts
     ? last.target.xids.filter((x) => BigInt(x) >= target.horizon)
@@ -358,13 +355,13 @@ export function verifiedState(
     ...verified,
     source: {
       facts: source.facts,
-      horizon: xmin.toString(),
-      xids: visible.length > MAX_STORED_XIDS ? [] : visible,
+      horizon: source.horizon.xmin.toString(),
+      xids,
     },
     target: {
       facts: target.facts,
       horizon: target.horizon.toString(),
-      xids: [...earlier.slice(1 - MAX_STORED_XIDS), xid],
+      xids: [...earlier.slice(1 - MAX_XIDS), xid],
     },
   };
 }

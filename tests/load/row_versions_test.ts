@@ -272,6 +272,8 @@ Deno.test("row versions prove that nothing, or only new rows, must be read", asy
     await t.step(`not used: a transaction that ${what}`, async () => {
       await using other = db.connect(side);
       await other.unsafe(before);
+      // A later transaction that has ended, so that the snapshot reaches beyond both.
+      await db[side].unsafe("select txid_current()");
       // It leaves the state that the next one could use.
       await loadItems(db);
       await other.unsafe(after);
