@@ -238,5 +238,4 @@ Deno.test(`a load that trusts row versions is right after random steps (RANDOM_S
       read > STEPS / 10,
     found,
   );
-  if (IS_THOROUGH) console.log(found);
 });
