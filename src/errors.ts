@@ -6,338 +6,169 @@
  */
 import { printable } from "./format.ts";
 
+type Exit = 1 | 64 | 69 | 74 | 75 | 78 | 143;
+type Status = 400 | 401 | 403 | 404 | 405 | 408 | 413 | 500 | 503;
+
 /** A kind of failure, as callers see it. */
 export interface ErrorKind {
   /** Exit code of the command line. */
-  readonly exit: 1 | 64 | 69 | 74 | 75 | 78 | 130 | 143;
+  readonly exit: Exit;
   /** Status of an HTTP answer. */
-  readonly status:
-    | 400
-    | 401
-    | 403
-    | 404
-    | 405
-    | 408
-    | 409
-    | 413
-    | 422
-    | 500
-    | 503;
+  readonly status: Status;
   /** Whether a later attempt may succeed with nothing changed. */
   readonly transient: boolean;
   /** Imperative sentences, at most three. */
   readonly remedy: string;
 }
 
-const kind = (
-  exit: ErrorKind["exit"],
-  status: ErrorKind["status"],
-  transient: boolean,
-  remedy: string,
-): ErrorKind => ({ exit, status, transient, remedy });
+/** Returns a function that makes kinds of failure from their remedies. */
+function kind(exit: Exit, status: Status, transient = false) {
+  return (remedy: string): ErrorKind => ({ exit, status, transient, remedy });
+}
+
+/** Failures of a load. */
+const failure = kind(1, 500);
+const transient = kind(1, 500, true);
+
+/** Failures of a connection. */
+const refused = kind(69, 503);
+const unavailable = kind(69, 503, true);
+
+const misconfigured = kind(78, 500);
 
 /** All kinds of failure by code. A code is stored and published verbatim. */
 export const ERRORS = {
-  usage: kind(64, 400, false, "See --help."),
-  configuration: kind(
-    78,
-    500,
-    false,
+  usage: kind(64, 400)("See --help."),
+  configuration: misconfigured(
     "Correct the named variables. `config` prints the variables in force.",
   ),
-  not_found: kind(1, 404, false, "See GET / for the endpoints."),
-  method_not_allowed: kind(1, 405, false, "See the Allow header."),
-  unauthorized: kind(
-    1,
-    401,
-    false,
+  not_found: kind(1, 404)("See GET / for the endpoints."),
+  method_not_allowed: kind(1, 405)("See the Allow header."),
+  unauthorized: kind(1, 401)(
     "Send the header `Authorization: Bearer` with the token of API_TOKEN.",
   ),
-  cross_origin: kind(
-    1,
-    403,
-    false,
+  cross_origin: kind(1, 403)(
     "Use the service's own pages, or a program that sends neither Origin nor Sec-Fetch-Site. Behind a proxy, set PUBLIC_URL to its URL.",
   ),
-  foreign_host: kind(
-    1,
-    403,
-    false,
+  foreign_host: kind(1, 403)(
     "Use localhost or 127.0.0.1. To serve under another name, as behind a proxy, set PUBLIC_URL or API_TOKEN.",
   ),
-  body_too_large: kind(1, 413, false, "Send at most 64 KiB."),
-  body_too_slow: kind(1, 408, false, "Send the body without pauses."),
-  connection_failed: kind(
-    69,
-    503,
-    true,
+  body_too_large: kind(1, 413)("Send at most 64 KiB."),
+  body_too_slow: kind(1, 408)("Send the body without pauses."),
+  connection_failed: unavailable(
     "Check that the server is up and that host and port (*_DB_HOST, *_DB_PORT) are right.",
   ),
-  authentication_failed: kind(
-    69,
-    503,
-    false,
+  authentication_failed: refused(
     "Check user and password (*_DB_USER, *_DB_PASSWORD or *_DB_PASSWORD_FILE) and the server's pg_hba.conf.",
   ),
-  tls_failed: kind(
-    69,
-    503,
-    false,
+  tls_failed: refused(
     "Check *_DB_SSLMODE and *_DB_SSLROOTCERT against the server's certificate, and *_DB_SSLCERT and *_DB_SSLKEY.",
   ),
-  database_missing: kind(
-    69,
-    503,
-    false,
-    "Check the database's name (*_DB_NAME).",
-  ),
-  connection_forbidden: kind(
-    69,
-    503,
-    false,
-    "Allow the role to connect to the database.",
-  ),
-  read_only: kind(
-    69,
-    503,
-    true,
+  database_missing: refused("Check the database's name (*_DB_NAME)."),
+  connection_forbidden: refused("Allow the role to connect to the database."),
+  read_only: unavailable(
     "Point DWH_DB_HOST at the primary, or turn default_transaction_read_only off.",
   ),
-  too_many_connections: kind(
-    69,
-    503,
-    true,
+  too_many_connections: unavailable(
     "Raise the connection limit that is reached, or close other connections.",
   ),
-  server_too_old: kind(
-    78,
-    500,
-    false,
-    "Use PostgreSQL 14 or newer.",
-  ),
-  connection_lost: kind(
-    1,
-    500,
-    true,
+  server_too_old: misconfigured("Use PostgreSQL 14 or newer."),
+  connection_lost: transient(
     "Look for a restart of the server or a terminated backend. The next load starts clean.",
   ),
-  stalled: kind(
-    1,
-    500,
-    true,
+  stalled: transient(
     "Check the network between the service and the server, or raise STALL_TIMEOUT.",
   ),
-  snapshot_lost: kind(
-    1,
-    500,
-    true,
+  snapshot_lost: transient(
     "Retry: the source ended the transaction of the snapshot, or another session replaced a table there.",
   ),
-  busy: kind(
-    75,
-    503,
-    false,
-    "Retry later, or raise LOCK_TIMEOUT.",
-  ),
-  target_locked: kind(
-    1,
-    500,
-    true,
+  busy: kind(75, 503)("Retry later, or raise LOCK_TIMEOUT."),
+  target_locked: transient(
     "Find the session that locks the table in pg_locks, or raise LOCK_TIMEOUT. Where a foreign key or trigger of the other table leads to it, set LOAD_ATOMIC=true.",
   ),
-  source_locked: kind(
-    1,
-    500,
-    true,
+  source_locked: transient(
     "Find the session that holds an ACCESS EXCLUSIVE lock in pg_locks, or raise LOCK_TIMEOUT.",
   ),
-  source_table_missing: kind(
-    1,
-    500,
-    false,
+  source_table_missing: failure(
     "Create the table, or point OLIST_DB_* at the database that has it.",
   ),
-  source_column_missing: kind(
-    1,
-    500,
-    false,
+  source_column_missing: failure(
     "Add the column to the source table, or restore its name.",
   ),
-  source_column_incompatible: kind(
-    1,
-    500,
-    false,
+  source_column_incompatible: failure(
     "Restore the type of the source column, or replace the table by a view with the right type.",
   ),
-  source_foreign: kind(
-    1,
-    500,
-    false,
+  source_foreign: failure(
     "Copy the foreign rows into a table or a materialized view of the source. Or point OLIST_DB_* at the database that has them.",
   ),
-  source_unpopulated: kind(
-    1,
-    500,
-    false,
-    "Run REFRESH MATERIALIZED VIEW in the source.",
-  ),
-  target_incompatible: kind(
-    1,
-    500,
-    false,
+  source_unpopulated: failure("Run REFRESH MATERIALIZED VIEW in the source."),
+  target_incompatible: failure(
     "Restore the columns of the table, or run `schema recreate`, which replaces the table.",
   ),
-  target_inherited: kind(
-    1,
-    500,
-    false,
+  target_inherited: failure(
     "Detach the tables that inherit from it with ALTER TABLE … NO INHERIT …: a load would delete their rows.",
   ),
-  target_dropped: kind(
-    1,
-    500,
-    true,
+  target_dropped: transient(
     "Load again: another session dropped or replaced it during the load.",
   ),
-  target_in_use: kind(
-    1,
-    500,
-    false,
+  target_in_use: failure(
     "Drop or detach the named objects and create them again afterwards, or load without --recreate.",
   ),
-  permission_denied: kind(
-    1,
-    500,
-    false,
+  permission_denied: failure(
     "Grant the source role SELECT on the source tables. Grant the warehouse role CREATE on its database, or ownership of the target tables.",
   ),
-  value_invalid: kind(
-    1,
-    500,
-    false,
+  value_invalid: failure(
     "Correct the value in the source. The target cannot hold it.",
   ),
-  constraint_violated: kind(
-    1,
-    500,
-    false,
+  constraint_violated: failure(
     "Correct the rows in the source, or drop the constraint or trigger of the target that refuses them.",
   ),
-  key_not_unique: kind(
-    1,
-    500,
-    false,
+  key_not_unique: failure(
     "Correct the rows in the source, or name other columns as key in TABLES_FILE.",
   ),
-  verification_failed: kind(
-    1,
-    500,
-    false,
+  verification_failed: failure(
     "Look for triggers or rules that change rows of the target. Look for a source view whose rows change between reads, such as with random(). The target was rolled back.",
   ),
-  would_shrink: kind(
-    1,
-    500,
-    false,
+  would_shrink: failure(
     'Check the source, and `where` of the table. If the rows are to go, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',
   ),
-  check_failed: kind(
-    1,
-    500,
-    false,
+  check_failed: failure(
     "Correct the rows in the source, or the check in TABLES_FILE. Where a check takes too long, raise CHECK_TIMEOUT. The target keeps its old rows.",
   ),
-  out_of_resources: kind(
-    1,
-    500,
-    true,
+  out_of_resources: transient(
     "Make room on the server: it is out of disk, memory or locks. See its log.",
   ),
-  serialization: kind(
-    1,
-    500,
-    true,
-    "Load again: a concurrent transaction interfered.",
-  ),
-  history_locked: kind(
-    75,
-    503,
-    true,
+  serialization: transient("Load again: a concurrent transaction interfered."),
+  history_locked: kind(75, 503, true)(
     "Wait until that session has ended, or end it with pg_terminate_backend. VACUUM FULL takes such a lock.",
   ),
-  history_missing: kind(
-    1,
-    503,
-    false,
+  history_missing: kind(1, 503)(
     "Run `load` or `schema ensure`, which create it, and check DWH_DB_NAME.",
   ),
-  schema_too_new: kind(
-    78,
-    500,
-    false,
+  schema_too_new: misconfigured(
     "Run the newer version of this program that has migrated the warehouse.",
   ),
-  run_lost: kind(
-    1,
-    500,
-    false,
+  run_lost: failure(
     "See the event of the run: another process closed it while this one was disconnected.",
   ),
-  lock_lost: kind(
-    1,
-    500,
-    true,
+  lock_lost: transient(
     "Load again: the connection that held the service's lock was lost.",
   ),
-  interrupted: kind(
-    1,
-    500,
-    false,
+  interrupted: failure(
     "Load again: the process ended before the load was done.",
   ),
-  terminated: kind(
-    143,
-    503,
-    false,
-    "Load again: the process was stopped.",
-  ),
-  draining: kind(
-    75,
-    503,
-    false,
-    "Retry in a moment: the service is shutting down.",
-  ),
-  rolled_back: kind(
-    1,
-    500,
-    false,
-    "See the error of the other table: LOAD_ATOMIC is on.",
-  ),
-  data_differ: kind(
-    1,
-    500,
-    false,
-    "Run `load` to make the target equal to the source.",
-  ),
-  event_file_unwritable: kind(
-    78,
-    500,
-    false,
+  terminated: kind(143, 503)("Load again: the process was stopped."),
+  draining: kind(75, 503)("Retry in a moment: the service is shutting down."),
+  rolled_back: failure("See the error of the other table: LOAD_ATOMIC is on."),
+  data_differ: failure("Run `load` to make the target equal to the source."),
+  event_file_unwritable: misconfigured(
     "Make the file's folder writable for the service, or name another file.",
   ),
-  output_unwritable: kind(
-    74,
-    500,
-    false,
+  output_unwritable: kind(74, 500)(
     "Free space where standard output goes, or redirect it.",
   ),
-  database_error: kind(1, 500, false, "See the cause and the server's log."),
-  internal: kind(
-    1,
-    500,
-    false,
-    "Report this defect of the service with the log.",
-  ),
+  database_error: failure("See the cause and the server's log."),
+  internal: failure("Report this defect of the service with the log."),
 } as const satisfies Record<string, ErrorKind>;
 
 /** Code of a failure, as in events, answers and logs. */
