@@ -5,7 +5,7 @@
  */
 import { Buffer } from "node:buffer";
 import type net from "node:net";
-import { takeData, type TakenData } from "./driver.ts";
+import { type CopyReceiver, HEADER_BYTES } from "./guard.ts";
 import type { Session } from "./session.ts";
 
 /** The amount that a copy moved. */
@@ -46,12 +46,12 @@ export async function copyRows(
       `copy ${into} from stdin (format ${format})`,
     );
     const relay = new Relay(source, target, onProgress);
-    const { done } = await source.copyTo(
-      `copy (${select}) to stdout (format ${format})`,
-    );
     // The target can fail first, but cannot succeed first.
     const sourceRows = await Promise.race([
-      done,
+      source.copyTo(
+        `copy (${select}) to stdout (format ${format})`,
+        relay.receive,
+      ),
       writer.done.then(() => new Promise<never>(() => {})),
     ]);
     relay.stop();
@@ -76,140 +76,41 @@ export function watchTogether(one: Session, other: Session): Disposable {
   };
 }
 
-/** First byte of a message with COPY data, in either direction. */
-const COPY_DATA = "d".charCodeAt(0);
-
-/** Bytes of a message's type and length. */
-const HEADER_BYTES = 5;
-
 const NOTHING = Buffer.alloc(0);
 
 /**
- * Takes the COPY data that a server sends. All other messages go to the driver as
- * usual.
- *
- * Create it before the server sends.
- */
-class CopyDataTap {
-  readonly #taken: TakenData;
-  readonly #onCopyData: (messages: Buffer, isEndOfChunk: boolean) => void;
-  #messages = 0;
-  /** Missing bytes of the current message, and whether they are COPY data. */
-  #missing = 0;
-  #isCopyData = false;
-  /** The first part of a header that is split between two chunks. */
-  #header: Buffer = NOTHING;
-
-  /** `onCopyData` gets whole chunks of messages with their headers. A message may continue in the next chunk. */
-  constructor(
-    socket: net.Socket,
-    onCopyData: (messages: Buffer, isEndOfChunk: boolean) => void,
-  ) {
-    this.#onCopyData = onCopyData;
-    this.#taken = takeData(socket, this.#onData);
-  }
-
-  /** Number of messages with COPY data that have begun. */
-  get messages(): number {
-    return this.#messages;
-  }
-
-  /** Returns the data of the socket to the driver. */
-  stop(): void {
-    this.#taken.giveBack();
-  }
-
-  #onData = (chunk: Buffer) => {
-    /** Start of the messages that go to the same receiver. */
-    let start = 0;
-    let at = 0;
-    while (at < chunk.length) {
-      if (this.#missing === 0) {
-        const before = this.#header.length;
-        const needed = HEADER_BYTES - before;
-        let header = chunk;
-        let headerAt = at;
-        if (before > 0 || chunk.length - at < needed) {
-          header = Buffer.concat([
-            this.#header,
-            chunk.subarray(at, at + needed),
-          ]);
-          headerAt = 0;
-        }
-        if (header.length - headerAt < HEADER_BYTES) {
-          this.#header = header;
-          break;
-        }
-        const isCopyData = header[headerAt] === COPY_DATA;
-        if (isCopyData !== this.#isCopyData) {
-          this.#send(chunk.subarray(start, at), false);
-          start = at;
-          this.#isCopyData = isCopyData;
-        }
-        this.#missing = header.readUInt32BE(headerAt + 1) - 4;
-        if (isCopyData) this.#messages++;
-        at += needed;
-        if (before > 0) {
-          this.#send(header, false);
-          this.#header = NOTHING;
-          start = at;
-        }
-      }
-      const end = Math.min(at + this.#missing, chunk.length);
-      this.#missing -= end - at;
-      at = end;
-    }
-    this.#send(chunk.subarray(start, at), true);
-  };
-
-  #send(messages: Buffer, isEndOfChunk: boolean): void {
-    if (this.#isCopyData) this.#onCopyData(messages, isEndOfChunk);
-    // A copy, because the receiver of COPY data may free the memory of the chunk.
-    else if (messages.length > 0) this.#taken.pass(Buffer.from(messages));
-  }
-}
-
-/**
- * Passes COPY data from the source socket to the target socket unchanged. A
- * CopyData message is the same in either direction.
- *
- * Create it when the target is ready to receive, and before the source sends.
+ * Passes COPY data from the source to the target socket unchanged. A CopyData message
+ * is the same in either direction.
  */
 class Relay {
   readonly #source: net.Socket;
   readonly #target: net.Socket;
-  readonly #tap: CopyDataTap;
   readonly #onProgress: CopyProgress;
-  /** Whether a chunk that was written is no longer needed. TLS may still use it. */
+  /** Whether a chunk that was written can be freed. TLS may still use it. */
   readonly #mayRelease: boolean;
-  #bytes = 0;
+  #sent = 0;
+  /** Bytes of row data passed so far. */
+  bytes = 0;
 
   constructor(source: Session, target: Session, onProgress: CopyProgress) {
     this.#source = source.socket;
     this.#target = target.socket;
     this.#mayRelease = !source.isEncrypted && !target.isEncrypted;
     this.#onProgress = onProgress;
-    this.#tap = new CopyDataTap(this.#source, this.#send);
     this.#target.on("drain", this.#onDrain);
-  }
-
-  /** Bytes of row data passed so far. */
-  get bytes(): number {
-    return this.#bytes - this.#tap.messages * HEADER_BYTES;
   }
 
   /** Returns the sockets to their clients. */
   stop(): void {
     this.#target.off("drain", this.#onDrain);
-    this.#tap.stop();
     this.#source.resume();
   }
 
   #onDrain = () => this.#source.resume();
 
-  #send = (messages: Buffer, isEndOfChunk: boolean) => {
+  receive: CopyReceiver = (messages, begun, isEndOfChunk) => {
     if (messages.length > 0) {
-      this.#bytes += messages.length;
+      this.#sent += messages.length;
       const hasRoom = this.#target.write(
         messages,
         // Writes finish in order, so all writes of the chunk are finished with this one.
@@ -217,9 +118,10 @@ class Relay {
       );
       if (!hasRoom) this.#source.pause();
     }
+    this.bytes = this.#sent - begun * HEADER_BYTES;
     if (!isEndOfChunk) return;
     // One message per row, the first with the header, and one for the trailer.
-    const rows = Math.max(0, this.#tap.messages - 1);
+    const rows = Math.max(0, begun - 1);
     this.#onProgress({ rows, bytes: this.bytes });
   };
 }
@@ -272,20 +174,20 @@ export class RowReader {
    * @throws {ServiceError} of the server.
    */
   async read(select: string): Promise<void> {
-    const tap = new CopyDataTap(this.#session.socket, this.#onCopyData);
     try {
       const session = this.#session;
       // The server may compile the query. See `scan`.
-      const [, { done }] = await Promise.all([
+      await Promise.all([
         session.query("set local jit to default"),
-        session.copyTo(`copy (${select}) to stdout (format binary)`),
+        session.copyTo(
+          `copy (${select}) to stdout (format binary)`,
+          this.#receive,
+        ),
       ]);
-      await done;
       await session.query("set local jit = off");
       this.rows = Infinity;
       this.onChunk();
     } finally {
-      tap.stop();
       this.hold(false);
     }
   }
@@ -298,7 +200,7 @@ export class RowReader {
     else this.#session.socket.resume();
   }
 
-  #onCopyData = (chunk: Buffer, isEndOfChunk: boolean) => {
+  #receive: CopyReceiver = (chunk, _, isEndOfChunk) => {
     let at = 0;
     if (this.#cut.length > 0) {
       const first = Buffer.concat([

@@ -6,7 +6,6 @@
  * @module
  */
 import { Buffer } from "node:buffer";
-import type net from "node:net";
 import type { Duplex, Readable, Writable } from "node:stream";
 import postgres from "postgres";
 import type { Row } from "./sql.ts";
@@ -187,21 +186,22 @@ export function sendCopy<S extends Readable | Writable>(
   const stream = Promise.withResolvers<S>();
   const done = Promise.withResolvers<number>();
   const query = client.unsafe(statement.padEnd(MIN_WRITE_BYTES)).simple();
+  let isCopy = false;
+  const reject = (error: unknown) => {
+    stream.reject(error);
+    done.reject(error);
+  };
   Object.assign(query, {
     resolve(value: S | { count: number }) {
       if ("pipe" in value) {
+        isCopy = true;
         // `done` reports the same error. Without a listener it would end the process.
         value.on("error", () => {});
         stream.resolve(value as S);
-      } else {
-        stream.reject(new Error("the server answered COPY without a COPY"));
-        done.resolve(value.count);
-      }
+      } else if (isCopy) done.resolve(value.count);
+      else reject(new Error("the server answered COPY without a COPY"));
     },
-    reject(error: unknown) {
-      stream.reject(error);
-      done.reject(error);
-    },
+    reject,
   });
   stream.promise.catch(() => {});
   done.promise.catch(() => {});
@@ -216,8 +216,12 @@ export function closeNow(client: Client): void {
 
 /** Checks the bytes of a connection before the driver and the server read them. */
 interface SocketGuard {
-  /** @throws {Error} when the bytes of the server are refused. */
-  check(chunk: Buffer): void;
+  /**
+   * Returns the bytes for the driver.
+   *
+   * @throws {Error} when the bytes of the server are refused.
+   */
+  check(chunk: Buffer): readonly Buffer[];
   /** Reads the bytes of the driver. */
   checkClient(chunk: Buffer): void;
 }
@@ -239,50 +243,19 @@ export function guardSocket(socket: Duplex, guard: SocketGuard): void {
     // The rest of a chunk after a violation.
     if (socket.destroyed) return false;
     try {
-      guard.check(values[0] as Buffer);
-      return Reflect.apply(emit, socket, [event, ...values]);
+      for (const bytes of guard.check(values[0] as Buffer)) {
+        Reflect.apply(emit, socket, [event, bytes]);
+      }
     } catch (error) {
       socket.destroy(error as Error);
-      return true;
     }
+    return true;
   } as typeof emit;
   const write = socket.write;
   socket.write = function (chunk: Buffer, ...rest: unknown[]) {
     guard.checkClient(chunk);
     return Reflect.apply(write, socket, [chunk, ...rest]);
   } as typeof write;
-}
-
-/** The data of a socket, taken from the driver. */
-export interface TakenData {
-  /** Passes bytes on to the driver. They must be whole messages, or go on with one. */
-  pass(bytes: Buffer): void;
-  /** Gives the data back to the driver. */
-  giveBack(): void;
-}
-
-/**
- * Hands the data of a socket to `onData` in place of the driver.
- *
- * Relies on the driver: it reads by listeners of `data` on the socket that it was
- * given, and these may be called at any time.
- */
-export function takeData(
-  socket: net.Socket,
-  onData: (chunk: Buffer) => void,
-): TakenData {
-  const listeners = socket.listeners("data") as ((data: Buffer) => void)[];
-  for (const listener of listeners) socket.off("data", listener);
-  socket.on("data", onData);
-  return {
-    pass(bytes) {
-      for (const listener of listeners) listener.call(socket, bytes);
-    },
-    giveBack() {
-      socket.off("data", onData);
-      for (const listener of listeners) socket.on("data", listener);
-    },
-  };
 }
 
 /** The fields of a server's error, with their names in the protocol. */

@@ -15,7 +15,7 @@ import { address } from "./errors.ts";
 import { type Credentials, Login } from "./login.ts";
 
 /** Bytes of a message's type and length. */
-const HEADER_BYTES = 5;
+export const HEADER_BYTES = 5;
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -87,7 +87,20 @@ const UNASKED = new Set([..."AENS"].map(type));
 /** Messages that the driver does not keep. */
 const NOT_KEPT = new Set([..."ANSc"].map(type));
 
-/** Checks the messages of one server on one connection. */
+const NOTHING = Buffer.alloc(0);
+
+/**
+ * Receives the COPY data of a server. `messages` have their headers, and one may
+ * continue in the next call. `begun` is the number of messages that have begun. At the
+ * end of a chunk, nothing else uses the memory of the chunk.
+ */
+export type CopyReceiver = (
+  messages: Buffer,
+  begun: number,
+  isEndOfChunk: boolean,
+) => void;
+
+/** Checks the messages of one server on one connection, and takes COPY data from the driver. */
 export class ServerGuard {
   readonly #config: DatabaseConfig;
   readonly #answer: (bytes: Buffer) => void;
@@ -102,13 +115,16 @@ export class ServerGuard {
   readonly #parameters = new Map<string, string>();
   /** The COPY that the server may answer with, or is sending. */
   #copy: "none" | "in" | "out" | "sending" = "none";
-  /** Missing bytes of the current message. */
+  #receiveCopy: CopyReceiver = () => {};
+  /** Number of COPY messages that have begun. */
+  #copied = 0;
+  /** Type of the current message, and its missing bytes. */
+  #kind = 0;
   #missing = 0;
-  /** The first part of a header or an inspected message that is split between chunks. */
-  #cut: Buffer[] = [];
-  #cutBytes = 0;
-  #inspected = 0;
-  #isAside = false;
+  /** The first part of a header that is split between chunks. */
+  #header: Buffer = NOTHING;
+  /** The first parts of an inspected message. */
+  #body: Buffer[] = [];
   #received = 0;
   #fatal: ServerErrorFields | undefined;
 
@@ -139,7 +155,7 @@ export class ServerGuard {
 
   /** Whether the last byte so far ended a message. */
   get isBetweenMessages(): boolean {
-    return this.#missing === 0 && this.#cutBytes === 0;
+    return this.#missing === 0 && this.#header.length === 0;
   }
 
   /** Whether the server was ready for a statement. */
@@ -170,103 +186,86 @@ export class ServerGuard {
     if (this.#isReady && isStatement) this.#awaited++;
   }
 
-  /** Allows the server to answer the next statement with COPY. */
-  expectCopy(direction: "in" | "out"): void {
-    this.#copy = direction;
+  /** Allows the server to answer the next statement with COPY. `receive` gets what the server sends. */
+  expectCopy(receive?: CopyReceiver): void {
+    this.#copy = receive ? "out" : "in";
+    if (receive) this.#receiveCopy = receive;
   }
 
   /**
-   * Checks the next bytes of the server.
+   * Checks the next bytes of the server. Returns the bytes for the driver.
    *
    * @throws {ServiceError} `connection_failed` or `connection_lost` when they
    * violate the protocol or its limits. `authentication_failed` when the server
    * asks for an authentication method that is not allowed.
    * @throws {Error} of the server, when it refuses the login.
    */
-  check(chunk: Buffer): void {
+  check(chunk: Buffer): readonly Buffer[] {
+    const forDriver: Buffer[] = [];
+    const pass = (bytes: Buffer, isEndOfChunk = false) => {
+      if (this.#kind === COPY_DATA) {
+        this.#receiveCopy(bytes, this.#copied, isEndOfChunk);
+      } else if (bytes.length === chunk.length) forDriver.push(bytes);
+      // A copy, because the receiver of COPY data may free the memory of the chunk.
+      else if (bytes.length > 0) forDriver.push(Buffer.from(bytes));
+    };
+    /** Start of the messages that go to the same reader. */
+    let start = 0;
     let at = 0;
     while (at < chunk.length) {
-      if (this.#missing === 0 && this.#cutBytes === 0) {
-        at = this.#skipCopyData(chunk, at);
-        if (at === chunk.length) return;
-      }
       if (this.#missing === 0) {
-        const rest = chunk.length - at;
-        if (this.#cutBytes + rest < HEADER_BYTES) {
-          this.#keep(chunk.subarray(at));
-          return;
-        }
+        const before = this.#header.length;
+        const needed = HEADER_BYTES - before;
         let header = chunk;
-        let start = at;
-        if (this.#cutBytes > 0) {
-          const needed = HEADER_BYTES - this.#cutBytes;
-          this.#keep(chunk.subarray(at, at + needed));
-          header = this.#takeCut();
-          start = 0;
-          at += needed;
-        } else at += HEADER_BYTES;
-        const kind = header[start]!;
-        const length = header.readUInt32BE(start + 1);
-        this.#begin(kind, length);
-        this.#missing = length - 4;
-        this.#inspected = INSPECTED.has(kind) ? kind : 0;
-        this.#isAside = ASIDES.has(kind);
-        if (!this.#isAside) this.#received += HEADER_BYTES;
-        if (this.#missing === 0 && this.#inspected) {
-          this.#inspect(this.#inspected, Buffer.alloc(0), at < chunk.length);
+        let headerAt = at;
+        if (before > 0 || chunk.length - at < needed) {
+          const rest = chunk.subarray(at, at + needed);
+          header = Buffer.concat([this.#header, rest]);
+          headerAt = 0;
         }
-        continue;
+        if (header.length - headerAt < HEADER_BYTES) {
+          this.#header = header;
+          break;
+        }
+        const kind = header[headerAt]!;
+        const length = header.readUInt32BE(headerAt + 1);
+        this.#begin(kind, length);
+        if ((kind === COPY_DATA) !== (this.#kind === COPY_DATA)) {
+          pass(chunk.subarray(start, at));
+          start = at;
+        }
+        this.#kind = kind;
+        this.#missing = length - 4;
+        at += needed;
+        if (before > 0) {
+          pass(header);
+          this.#header = NOTHING;
+          start = at;
+        }
+        this.#countReceived(HEADER_BYTES);
       }
       const end = Math.min(at + this.#missing, chunk.length);
       this.#missing -= end - at;
-      if (!this.#isAside) this.#received += end - at;
-      if (this.#inspected) {
-        if (this.#missing > 0 || this.#cutBytes > 0) {
-          this.#keep(chunk.subarray(at, end));
-        }
+      this.#countReceived(end - at);
+      if (this.#kind !== COPY_DATA && INSPECTED.has(this.#kind)) {
+        // Copies it, because the next reader owns the memory of the chunk.
+        this.#body.push(Buffer.from(chunk.subarray(at, end)));
         if (this.#missing === 0) {
-          const body = this.#cutBytes > 0
-            ? this.#takeCut()
-            : chunk.subarray(at, end);
-          this.#inspect(this.#inspected, body, end < chunk.length);
+          const body = Buffer.concat(this.#body);
+          this.#body = [];
+          this.#inspect(this.#kind, body, end < chunk.length);
         }
       }
       at = end;
     }
+    pass(chunk.subarray(start, at), true);
+    return forDriver;
   }
 
-  /** Checks the COPY messages from `at` on, and returns where others begin. Every copied row takes this path. */
-  #skipCopyData(chunk: Buffer, start: number): number {
-    let at = start;
-    while (
-      this.#copy === "sending" && chunk[at] === COPY_DATA &&
-      chunk.length - at >= HEADER_BYTES
-    ) {
-      const length = chunk.readUInt32BE(at + 1);
-      this.#begin(COPY_DATA, length);
-      const end = Math.min(at + 1 + length, chunk.length);
-      this.#missing = at + 1 + length - end;
-      at = end;
+  #countReceived(bytes: number): void {
+    if (this.#kind === COPY_DATA || !ASIDES.has(this.#kind)) {
+      this.#received += bytes;
     }
-    if (at > start) {
-      this.#received += at - start;
-      this.#inspected = 0;
-      this.#isAside = false;
-    }
-    return at;
-  }
-
-  /** Copies the bytes, because the next reader owns the memory of the chunk. */
-  #keep(bytes: Buffer): void {
-    this.#cut.push(Buffer.from(bytes));
-    this.#cutBytes += bytes.length;
-  }
-
-  #takeCut(): Buffer {
-    const bytes = Buffer.concat(this.#cut);
-    this.#cut = [];
-    this.#cutBytes = 0;
-    return bytes;
   }
 
   /** Checks a message by its type and length. The length does not include the type. */
@@ -275,6 +274,7 @@ export class ServerGuard {
       if (length < 4 || length > MAX_COPY_DATA_BYTES) {
         throw this.#violation(`a COPY message of ${length} bytes`);
       }
+      this.#copied++;
       return;
     }
     const name = kind > 0x20 && kind < 0x7f
@@ -327,6 +327,7 @@ export class ServerGuard {
           throw this.#violation("a COPY without a request");
         }
         this.#copy = "sending";
+        this.#copied = 0;
         return;
       case COPY_DATA:
       case type("c"):

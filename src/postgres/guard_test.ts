@@ -111,6 +111,37 @@ Deno.test("ServerGuard limits the memory of columns and of empty values", () => 
   }
 });
 
+Deno.test("ServerGuard gives COPY data to the receiver and all else to the driver, however chunks split messages", () => {
+  const rows = ["first", "", "third"].map((row) => message("d", row));
+  const before = message("H", "\0\0\0");
+  const notice = message("N", "SNOTICE\0Mno\0\0");
+  const after = Buffer.concat([
+    message("c", ""),
+    message("C", "COPY 3\0"),
+    message("Z", "I"),
+  ]);
+  const sent = Buffer.concat([before, ...rows, notice, rows[0]!, after]);
+  for (let size = 1; size <= sent.length; size++) {
+    const guard = readyGuard();
+    const copied: Buffer[] = [];
+    let begun = 0;
+    guard.expectCopy((messages, count) => {
+      copied.push(Buffer.from(messages));
+      begun = count;
+    });
+    const passed: Buffer[] = [];
+    for (let at = 0; at < sent.length; at += size) {
+      passed.push(...guard.check(sent.subarray(at, at + size)));
+    }
+    assertEquals(Buffer.concat(copied), Buffer.concat([...rows, rows[0]!]));
+    assertEquals(begun, 4);
+    assertEquals(
+      Buffer.concat(passed),
+      Buffer.concat([before, notice, after]),
+    );
+  }
+});
+
 Deno.test("ServerGuard refuses an answer without a statement", () => {
   const answer = Buffer.concat([message("C", "SET\0"), message("Z", "I")]);
   const guard = readyGuard();

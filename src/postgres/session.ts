@@ -6,7 +6,7 @@
  */
 import { delay } from "@std/async/delay";
 import type net from "node:net";
-import type { Readable, Writable } from "node:stream";
+import type { Writable } from "node:stream";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { connect, probe, withTimeout } from "./client.ts";
@@ -27,6 +27,7 @@ import {
   noAnswerError,
   toServiceError,
 } from "./errors.ts";
+import type { CopyReceiver } from "./guard.ts";
 import type { Line } from "./line.ts";
 import {
   otherServerError,
@@ -76,9 +77,9 @@ export interface TransactionOptions {
   readonly hasOwnSearchPath?: boolean;
 }
 
-/** A running COPY: its stream, and a promise of the number of rows. */
-interface CopyStream<S> {
-  readonly stream: S;
+/** A running `COPY … FROM STDIN`. */
+interface CopyIn {
+  readonly stream: Writable;
   /** Resolves with the row count of the server, or rejects with its error. */
   readonly done: Promise<number>;
 }
@@ -407,14 +408,22 @@ export class Session implements AsyncDisposable, Disposable {
     this.#inTransaction = false;
   }
 
-  /** Starts `COPY … TO STDOUT`. Take its data from the socket: the driver may stop to read. */
-  copyTo(text: string): Promise<CopyStream<Readable>> {
-    return this.#copy<Readable>(text, "out");
+  /** Runs `COPY … TO STDOUT`. Returns the row count of the server. */
+  copyTo(text: string, receive: CopyReceiver): Promise<number> {
+    this.#line.guard.expectCopy(receive);
+    return this.#run(() => sendCopy(this.#client, text).done);
   }
 
   /** Starts `COPY … FROM STDIN`. */
-  copyFrom(text: string): Promise<CopyStream<Writable>> {
-    return this.#copy<Writable>(text, "in");
+  async copyFrom(text: string): Promise<CopyIn> {
+    this.#line.guard.expectCopy();
+    const sent = sendCopy<Writable>(this.#client, text);
+    const done = this.#run(() => sent.done);
+    done.catch(() => {});
+    // `done` rejects with the translated error.
+    const opened = sent.stream.catch(() => done.then(() => sent.stream));
+    const stream = await Promise.race([opened, done.then(() => opened)]);
+    return { stream, done };
   }
 
   /** Whether the connection uses TLS. */
@@ -536,25 +545,6 @@ export class Session implements AsyncDisposable, Disposable {
       this.#idleSince = performance.now();
       this.#rejectors.delete(failure.reject);
     }
-  }
-
-  async #copy<S extends Readable | Writable>(
-    text: string,
-    direction: "in" | "out",
-  ): Promise<CopyStream<S>> {
-    this.#line.guard.expectCopy(direction);
-    const { stream, done } = sendCopy<S>(this.#client, text);
-    const finished = this.#run(() => done);
-    finished.catch(() => {});
-    const opened = stream.catch(async (error) => {
-      await finished;
-      throw this.#explain(error);
-    });
-    opened.catch(() => {});
-    return {
-      stream: await Promise.race([opened, finished.then(() => opened)]),
-      done: finished,
-    };
   }
 
   /** Keeps an idle transaction alive. */
