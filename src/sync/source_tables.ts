@@ -18,6 +18,7 @@ import {
 import {
   BASE_TYPE,
   type Column,
+  FIRST_VARIABLE_OID,
   formatCheck,
   type Table,
   type TableDeclaration,
@@ -156,9 +157,6 @@ export async function findDependencies(
 
 /** Kinds of relations with rows. */
 const KINDS = "'r', 'p', 'v', 'm', 'f'";
-
-/** OIDs from here on differ between servers. */
-export const FIRST_VARIABLE_OID = 10_000;
 
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,

@@ -14,8 +14,8 @@ import { HAS_STABLE_CTID } from "../diff/queries.ts";
 import { rowHash } from "../diff/row_hash.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
-import { BASE_TYPE } from "../tables/declaration.ts";
-import { FIRST_VARIABLE_OID, sourceRelation } from "./source_tables.ts";
+import { BASE_TYPE, FIRST_VARIABLE_OID } from "../tables/declaration.ts";
+import { sourceRelation } from "./source_tables.ts";
 import type { Target } from "./target.ts";
 
 /** The row versions of a side that were visible when it was verified. */

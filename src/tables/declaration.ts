@@ -122,6 +122,9 @@ export function selectTables<T extends TableDeclaration>(
   );
 }
 
+/** OIDs below come with PostgreSQL: they are the same on all servers, and no type among them is a domain. */
+export const FIRST_VARIABLE_OID = 10_000;
+
 /**
  * SQL, lateral to `pg_attribute a`, of the stored type of a column: `oid` and
  * `typmod`. A domain stores its base type, through any number of domains.
