@@ -44,7 +44,10 @@ const SLOWEST_FILES = [
 const SERVER_FAULTS =
   /terminated by signal|PANIC:|"base.*No space left|[Oo]ut of memory|could not fork|too many clients|connection slots/;
 
-/** Tests of loads that do not depend on the version of PostgreSQL. */
+/**
+ * Tests of loads that do not depend on the version of PostgreSQL, or that start
+ * servers of both versions.
+ */
 const SAME_ON_ALL_VERSIONS = [
   "declared_tables",
   "many_tables",
@@ -54,6 +57,7 @@ const SAME_ON_ALL_VERSIONS = [
   "pgbouncer",
   "queue",
   "random_tables",
+  "row_versions",
 ].map((name) => `tests/load/${name}_test.ts`);
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -149,16 +149,6 @@ export async function openSnapshot(
       const readable = supported.filter(({ name }) =>
         !(found.get(name) instanceof ServiceError)
       );
-      const facts = await sourceFacts(
-        holder,
-        readable.flatMap(({ name, oid }) => {
-          const { table, dependsOn } = found.get(name) as ResolvedTable;
-          const isFixed = dependsOn === "nothing" ||
-            dependsOn === "time zone" && config.loadTimezone === "UTC";
-          const columns = table.columns.map((c) => c.from ?? c.name);
-          return isFixed ? [{ name, oid, columns }] : [];
-        }),
-      );
       const [taken] = await holder.query<
         {
           id: string;
@@ -169,6 +159,16 @@ export async function openSnapshot(
         }
       >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe, ${HORIZON},
            to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
+      const facts = await sourceFacts(
+        holder,
+        readable.flatMap(({ name, oid }) => {
+          const { table, dependsOn } = found.get(name) as ResolvedTable;
+          const isFixed = dependsOn === "nothing" ||
+            dependsOn === "time zone" && config.loadTimezone === "UTC";
+          const columns = table.columns.map((c) => c.from ?? c.name);
+          return isFixed ? [{ name, oid, columns }] : [];
+        }),
+      );
       const open = (table: SourceTable) =>
         openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<string, Session>();

@@ -18,6 +18,8 @@ export interface Faults {
   cutAfterBytes?: number | undefined;
   /** Cuts the connection on which this text is sent, before or after it reaches the server. */
   cutAt?: { text: string; when: "before" | "after" } | undefined;
+  /** Runs before this text reaches the server, once. */
+  callAt?: { text: string; call: () => Promise<unknown> } | undefined;
   /** Directions without any traffic. */
   stalled?: readonly Direction[];
   /** Stalls both directions after this number of bytes. */
@@ -127,12 +129,18 @@ export class Proxy implements AsyncDisposable {
         if (latencyMilliseconds) await delay(latencyMilliseconds);
         if (bytesPerSecond) await delay(1000 * count / bytesPerSecond);
         await this.#waitWhileStalled(direction, from);
-        const { cutAt, cutAfterBytes } = this.faults;
+        const { callAt, cutAt, cutAfterBytes } = this.faults;
         const data = buffer.slice(0, count);
-        const isAt = cutAt && direction === "up" &&
+        const has = (text: string) =>
+          direction === "up" &&
           // The driver pads short statements with spaces.
           new TextDecoder("latin1").decode(data).replaceAll(/ +\0/g, "\0")
-            .includes(cutAt.text);
+            .includes(text);
+        if (callAt && has(callAt.text)) {
+          this.faults = { ...this.faults, callAt: undefined };
+          await callAt.call();
+        }
+        const isAt = cutAt && has(cutAt.text);
         if (isAt && cutAt.when === "before") {
           this.#cutByFault();
           break;

@@ -1,38 +1,20 @@
-import { assert } from "@std/assert";
-import { Random } from "../support/random.ts";
-import { IS_THOROUGH } from "../support/thorough.ts";
-import { contextOf, type Databases, type Sql } from "../support/databases.ts";
-import { connectionOf } from "../../src/context.ts";
-import { Session } from "../../src/postgres/session.ts";
-import { PhaseClock } from "../../src/sync/progress.ts";
-import { openSnapshot } from "../../src/sync/snapshot.ts";
-import {
-  beginWithLocks,
-  type LastLoad,
-  syncTable,
-} from "../../src/sync/sync_table.ts";
-import {
-  assertEqualItems,
-  ITEM,
-  itemDatabases,
-  loadItems,
-  rowsSql,
-  startScenes,
-} from "../support/proof_scene.ts";
-
-/** Number of random steps. A synchronization, and a comparison of all values, follows each. */
-const STEPS = Number(
-  Deno.env.get("RANDOM_STEPS") ?? (IS_THOROUGH ? 5000 : 200),
-);
-const SEED = Number(Deno.env.get("RANDOM_SEED") ?? Date.now() % 1_000_000);
+/**
+ * Random writes, maintenance and DDL on both sides of a {@linkcode ProofScene}, also
+ * in transactions that stay open over several steps.
+ *
+ * @module
+ */
+import type { Databases, Sql } from "./databases.ts";
+import { rowsSql } from "./proof_scene.ts";
+import type { Random } from "./random.ts";
 
 /** An open transaction of another writer. */
-interface Writer {
+export interface Writer {
   readonly sql: Sql;
   state: "idle" | "open" | "prepared";
 }
 
-const some = (relation: string, count: number) =>
+const someRows = (relation: string, count: number) =>
   `ctid in (select ctid from ${relation} order by random() limit ${count} for update skip locked)`;
 
 /** A statement that writes rows of the relation. */
@@ -45,12 +27,14 @@ function write(random: Random, relation: string, id: number): string {
     insert,
     insert,
     insert,
-    `update ${relation} set amount = -amount where ${some(relation, count)}`,
-    `update ${relation} set note = note where ${some(relation, count)}`,
-    `delete from ${relation} where ${some(relation, count)}`,
-    `delete from ${relation} where ${some(relation, 1)}; ${insert}`,
+    `update ${relation} set amount = -amount where ${
+      someRows(relation, count)
+    }`,
+    `update ${relation} set note = note where ${someRows(relation, count)}`,
+    `delete from ${relation} where ${someRows(relation, count)}`,
+    `delete from ${relation} where ${someRows(relation, 1)}; ${insert}`,
     `do $$ begin begin update ${relation} set amount = amount + 1 where ${
-      some(relation, count)
+      someRows(relation, count)
     }; exception when division_by_zero then null; end; end $$`,
     `do $$ begin begin ${insert}; perform 1 / 0; exception when division_by_zero then null; end; end $$`,
   ]);
@@ -74,7 +58,8 @@ const DDL = [
   "alter type shop.mood rename value 'sad' to 'x'; alter type shop.mood rename value 'glad' to 'sad'; alter type shop.mood rename value 'x' to 'glad'",
 ];
 
-async function step(
+/** Does something at random on one of the sides, and returns what. */
+export async function randomStep(
   random: Random,
   db: Pick<Databases, "source" | "warehouse">,
   writers: readonly Writer[],
@@ -153,89 +138,3 @@ async function step(
     }
   }
 }
-
-Deno.test(`a load that trusts row versions is right after random steps (RANDOM_SEED=${SEED})`, async () => {
-  const random = new Random(SEED);
-  await using source = await startScenes();
-  await using warehouse = await startScenes();
-  await using db = await itemDatabases(source, warehouse);
-  await using target = db.connect("warehouse");
-  await using one = db.connect("source");
-  await using two = db.connect("source");
-  await using left = db.connect("source");
-  await using right = db.connect("warehouse");
-  for (const sql of [left, right]) {
-    await sql.unsafe("set lock_timeout = '20ms'");
-  }
-  const writers: Writer[] = [target, one, two].map((sql) => ({
-    sql,
-    state: "idle",
-  }));
-  // It creates what a load needs.
-  await loadItems(db);
-  await using context = contextOf(db);
-  const { config } = context;
-  const connection = connectionOf(config, "test");
-  await using session = await Session.open(config.dwh, connection);
-  let last: LastLoad | undefined;
-  /** Makes the target equal as a load does, without its run and its event. */
-  const sync = async () => {
-    await using snapshot = await openSnapshot(config, connection, [ITEM]);
-    await beginWithLocks([ITEM], session, config);
-    const result = await syncTable(
-      {
-        config,
-        connection,
-        snapshot,
-        mode: "auto",
-        recreate: false,
-        allowShrink: true,
-        isAlone: true,
-        lastLoads: new Map(last ? [["item", last]] : []),
-      },
-      ITEM,
-      session,
-      new PhaseClock("item", () => {}),
-    );
-    await session.commit();
-    const isProven = result.verified !== undefined &&
-      result.verified.seed === last?.verified?.seed;
-    last = { ...snapshot.marks.get("item")!, verified: result.verified };
-    return { mode: result.mode, isProven };
-  };
-  const done: string[] = [];
-  const counts = { unchanged: 0, delta: 0, full: 0 };
-  let read = 0;
-  for (let i = 0; i < STEPS; i++) {
-    done.push(
-      await step(
-        random,
-        { source: left, warehouse: right },
-        writers,
-        10_000 + 10 * i,
-      ),
-    );
-    try {
-      const { mode, isProven } = await sync();
-      await assertEqualItems(db);
-      if (isProven) counts[mode]++;
-      else read++;
-    } catch (error) {
-      throw new Error(done.slice(-15).join("\n"), { cause: error });
-    }
-  }
-  for (const writer of writers) {
-    if (writer.state === "prepared") {
-      await writer.sql.unsafe(
-        `rollback prepared 'random ${writers.indexOf(writer)}'`,
-      );
-    }
-  }
-  const found = JSON.stringify({ counts, read });
-  // Otherwise the steps would test nothing.
-  assert(
-    counts.unchanged > STEPS / 20 && counts.delta > STEPS / 100 &&
-      read > STEPS / 10,
-    found,
-  );
-});
