@@ -30,6 +30,8 @@ type CopyProgress = (moved: Copied) => void;
  * After a failure both sessions are destroyed, because neither end of a broken
  * COPY is usable.
  *
+ * @param isFrozen whether the target is an empty heap that this transaction created, so
+ * that nobody else sees its rows. They then need no visibility checks.
  * @throws {ServiceError} of the side that failed first.
  */
 export async function copyRows(
@@ -39,11 +41,12 @@ export async function copyRows(
   into: string,
   format: "binary" | "text",
   onProgress: CopyProgress,
+  isFrozen = false,
 ): Promise<CopyResult> {
   using _ = watchTogether(source, target);
   try {
     const writer = await target.copyFrom(
-      `copy ${into} from stdin (format ${format})`,
+      `copy ${into} from stdin (format ${format}, freeze ${isFrozen})`,
     );
     const relay = new Relay(source, target, onProgress);
     // The target can fail first, but cannot succeed first.

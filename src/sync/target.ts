@@ -428,16 +428,14 @@ async function createTarget(
     }
   }
   const created = { ...table, target: { ...table.target, name } };
-  const { oid, callsFunctions, mayActOnOthers } = await findTarget(
-    created,
-    warehouse,
-  );
+  const { oid, hasStableCtid, callsFunctions, mayActOnOthers } =
+    await findTarget(created, warehouse);
   return {
     relation,
     oid: oid ?? 0,
     isNew: true,
     hashProbe: found.hashProbe,
-    hasStableCtid: false,
+    hasStableCtid,
     hasNoSideEffects: !callsFunctions,
     callsFunctions,
     mayActOnOthers,

@@ -405,6 +405,10 @@ Deno.test("load updates the statistics of a target that it loads in full", async
   assertEquals(await analyzed(), [[50, 14], [200, 4]]);
 
   await db.warehouse.unsafe(
+    `alter table m_data.closed_deal set (autovacuum_enabled = false);
+     alter table m_data.marketing_qualified_lead set (autovacuum_enabled = false)`,
+  );
+  await db.warehouse.unsafe(
     "delete from pg_statistic where starelid in (select oid from pg_class where relnamespace = 'm_data'::regnamespace)",
   );
   await db.source.unsafe(

@@ -80,3 +80,19 @@ Deno.test("a reader with an open transaction does not delay a load", async () =>
   assertEquals(old!.n, 0, "the old transaction still sees the old table");
   await reader.unsafe("commit");
 });
+
+Deno.test("a transaction that began before a table was created sees all of its rows", async () => {
+  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await using context = contextOf(db);
+  await using reader = db.connect("warehouse");
+  for (const options of [ALL, { ...ALL, recreate: true }]) {
+    await reader.unsafe("begin isolation level repeatable read");
+    await reader.unsafe("select 1");
+    assertEquals((await load(context, "cli", options)).status, "success");
+    const [seen] = await reader.unsafe(
+      "select count(*)::int as n from m_data.closed_deal",
+    );
+    assertEquals(seen!.n, 10);
+    await reader.unsafe("commit");
+  }
+});
