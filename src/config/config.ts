@@ -5,13 +5,11 @@
  * @module
  */
 import { ServiceError } from "../errors.ts";
-import type { TableDeclaration } from "../tables/declaration.ts";
 import { MARKETING_TABLES } from "../tables/marketing.ts";
 import type { DeclaredTables } from "../tables/tables_file.ts";
 import {
   type AuthMethod,
   defaultAuthMethods,
-  type LOG_LEVELS,
   type SSL_MODES,
   type TargetSessionAttrs,
   type Variable,
@@ -64,50 +62,8 @@ export interface DatabaseConfig {
   readonly requireAuth: ReadonlySet<AuthMethod>;
 }
 
-/** The configuration, typed. Durations are seconds. */
-export interface Config {
-  readonly olist: DatabaseConfig;
-  readonly dwh: DatabaseConfig;
-  /** The declared tables, in the order in which results are reported. */
-  readonly tables: readonly TableDeclaration[];
-  readonly maxParallelTasks: number;
-  readonly retryAttempts: number;
-  readonly retryDelaySeconds: number;
-  readonly loadMode: "auto" | "full";
-  readonly loadAtomic: boolean;
-  readonly showRows: boolean;
-  readonly loadTimezone: string;
-  readonly verify: "content" | "count";
-  /** Share of a target's rows. */
-  readonly maxShrink: number;
-  readonly checkTimeoutSeconds: number;
-  readonly lockTimeoutSeconds: number;
-  readonly connectTimeoutSeconds: number;
-  readonly stallTimeoutSeconds: number;
-  readonly eventPublisherType: "database" | "file";
-  readonly eventFile: string;
-  readonly eventSpoolFile: string;
-  /** Its path can be a secret, so only its origin is printed. */
-  readonly eventWebhookUrl: string | undefined;
-  readonly eventWebhookSecret: string | undefined;
-  /** Secret like a password, as is that of Teams. */
-  readonly alertSlackUrl: string | undefined;
-  readonly alertTeamsUrl: string | undefined;
-  /** Without a slash at its end. */
-  readonly publicUrl: string | undefined;
-  readonly host: string;
-  /** 0 takes any free port. */
-  readonly port: number;
-  readonly apiToken: string | undefined;
-  readonly allowUnauthenticated: boolean;
-  /** A crontab expression in UTC. */
-  readonly loadSchedule: string | undefined;
-  readonly listenChannel: string | undefined;
-  readonly shutdownGraceSeconds: number;
-  readonly runRetentionDays: number;
-  readonly logLevel: (typeof LOG_LEVELS)[number];
-  readonly logFormat: "auto" | "text" | "json";
-}
+/** The configuration. Durations are seconds. */
+export type Config = Readonly<ReturnType<typeof parseConfig>>;
 
 /** Number of values of a changing password that are masked. Old ones are of no use. */
 const MAX_KNOWN = 16;
@@ -115,11 +71,6 @@ const MAX_KNOWN = 16;
 /** Matches parts of a connection string, a URL with a password, and a PEM file. */
 const SECRET_LOOKING =
   /:\/\/[^/]*@|^\w+:\/\/.*[?&]\w*(password|token|secret|key)=|\bpass(word|wd)?\s*=|-----BEGIN /i;
-
-/** Returns whether a value looks like a secret, such as a connection string. */
-function looksSecret(value: string): boolean {
-  return SECRET_LOOKING.test(value);
-}
 
 /** Variables by name, such as the environment. */
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -137,7 +88,7 @@ export function parseConfig(
   environment: Environment,
   readFile: (path: string) => string,
   declared: DeclaredTables = { tables: MARKETING_TABLES, problems: [] },
-): Config {
+) {
   const problems = [...declared.problems];
 
   function read<K extends VariableName>(name: K): Values[K] {
@@ -147,7 +98,7 @@ export function parseConfig(
     // Stands for an invalid value, which is never used: the problems are thrown below.
     const nothing = undefined as Values[K];
     if (value === undefined) return nothing;
-    if (!secret && looksSecret(value)) {
+    if (!secret && SECRET_LOOKING.test(value)) {
       problems.push(
         `${name} must be ${allowed}: its value looks like a connection string or a key, and is not shown`,
       );
@@ -275,9 +226,10 @@ export function parseConfig(
 
   // The caller has read the file. This reports a value that looks like a secret.
   read("TABLES_FILE");
-  const config: Config = {
+  const config = {
     olist: database("olist", "OLIST_DB"),
     dwh: database("dwh", "DWH_DB"),
+    /** The declared tables, in the order in which results are reported. */
     tables: declared.tables,
     maxParallelTasks: read("MAX_PARALLEL_TASKS"),
     retryAttempts: read("RETRY_ATTEMPTS"),
@@ -287,6 +239,7 @@ export function parseConfig(
     showRows: read("SHOW_ROWS"),
     loadTimezone: read("LOAD_TIMEZONE"),
     verify: read("VERIFY"),
+    /** Share of a target's rows. */
     maxShrink: read("MAX_SHRINK"),
     checkTimeoutSeconds: read("CHECK_TIMEOUT"),
     lockTimeoutSeconds: read("LOCK_TIMEOUT"),
@@ -295,15 +248,20 @@ export function parseConfig(
     eventPublisherType: read("EVENT_PUBLISHER_TYPE"),
     eventFile: read("EVENT_FILE"),
     eventSpoolFile: read("EVENT_SPOOL_FILE"),
+    /** Its path can be a secret, so only its origin is printed. */
     eventWebhookUrl: read("EVENT_WEBHOOK_URL"),
     eventWebhookSecret: constantOf("EVENT_WEBHOOK_SECRET"),
+    /** Secret like a password, as is that of Teams. */
     alertSlackUrl: constantOf("ALERT_SLACK_URL"),
     alertTeamsUrl: constantOf("ALERT_TEAMS_URL"),
+    /** Without a slash at its end. */
     publicUrl: read("PUBLIC_URL"),
     host: read("HOST"),
+    /** 0 takes any free port. */
     port: read("PORT"),
     apiToken: constantOf("API_TOKEN"),
     allowUnauthenticated: read("ALLOW_UNAUTHENTICATED"),
+    /** A crontab expression in UTC. */
     loadSchedule: read("LOAD_SCHEDULE"),
     listenChannel: read("LISTEN_CHANNEL"),
     shutdownGraceSeconds: read("SHUTDOWN_GRACE"),
@@ -341,7 +299,7 @@ export async function readTables(
 ): Promise<DeclaredTables> {
   const path = environment.TABLES_FILE;
   // A value that looks like a secret is reported without showing it.
-  if (!path || looksSecret(path)) {
+  if (!path || SECRET_LOOKING.test(path)) {
     return { tables: MARKETING_TABLES, problems: [] };
   }
   let text: string;
@@ -356,24 +314,14 @@ export async function readTables(
   return parseTablesFile(path, text);
 }
 
-/** One variable in the output of `config`. */
-interface EffectiveVariable {
-  readonly name: string;
-  readonly value: string | null;
-  readonly origin: "set" | "default";
-  readonly description: string;
-}
-
 /** Returns the effective variables, with secrets masked. */
-export function effectiveVariables(
-  environment: Environment,
-): readonly EffectiveVariable[] {
+export function effectiveVariables(environment: Environment) {
   return Object.entries<Variable>(VARIABLES).map(([name, variable]) => {
     const given = environment[name];
     const value = given || (variable.default ?? null);
     return {
       name,
-      value: value !== null && (variable.secret || looksSecret(value))
+      value: value !== null && (variable.secret || SECRET_LOOKING.test(value))
         ? variable.shown?.(value) ?? "***"
         : value,
       origin: given ? "set" : "default",

@@ -48,6 +48,10 @@ export const optional = <T>(of: Variable<T>): Variable<T | undefined> => ({
   default: undefined,
 });
 
+/** Returns a parser that accepts the texts that match the pattern. */
+const matching = (pattern: RegExp) => (value: string) =>
+  pattern.test(value) ? value : undefined;
+
 export const path = (description: string) => optional(text("", description));
 
 /** Matches an IPv6 address, with an optional zone. */
@@ -99,7 +103,7 @@ export const writtenPath = (fallback: string, description: string) =>
     fallback,
     "a path without commas, and without white space other than single spaces inside",
     description,
-    (value) => /^[^\s,\0]+( [^\s,\0]+)*$/.test(value) ? value : undefined,
+    matching(/^[^\s,\0]+( [^\s,\0]+)*$/),
   );
 
 export const secret = (description: string) => ({
@@ -116,7 +120,7 @@ export const bearerToken = (description: string) => ({
     "",
     "at least 16 visible ASCII characters without white space (openssl rand -hex 32)",
     description,
-    (value) => /^[\x21-\x7e]{16,}$/.test(value) ? value : undefined,
+    matching(/^[\x21-\x7e]{16,}$/),
   )),
   secret: true,
 });
@@ -226,23 +230,14 @@ export const ports = (fallback: string, description: string) => {
   );
 };
 
-const BOOLEANS: Readonly<Record<string, boolean>> = {
-  true: true,
-  yes: true,
-  on: true,
-  "1": true,
-  false: false,
-  no: false,
-  off: false,
-  "0": false,
-};
-
 export const boolean = (fallback: boolean, description: string) =>
   variable(
     String(fallback),
     "true or false",
     description,
-    (value) => BOOLEANS[value.toLowerCase()],
+    (value) =>
+      /^(true|yes|on|1)$/i.test(value) ||
+      (/^(false|no|off|0)$/i.test(value) ? false : undefined),
   );
 
 export const timezone = (fallback: string, description: string) =>
@@ -326,13 +321,12 @@ export const authMethods = (description: string) =>
     `a list of ${AUTH_METHODS.join(", ")}, separated by commas`,
     description,
     (value) => {
-      const names = value.split(",").map((name) => name.trim().toLowerCase());
-      const methods = names.map((name) =>
-        AUTH_METHODS.find((method) => method === name)
+      const methods = value.split(",").map((name) =>
+        AUTH_METHODS.find((method) => method === name.trim().toLowerCase())
       );
-      return methods.every((method) => method !== undefined)
-        ? new Set(methods) as ReadonlySet<AuthMethod>
-        : undefined;
+      return methods.includes(undefined)
+        ? undefined
+        : new Set(methods) as ReadonlySet<AuthMethod>;
     },
   ));
 
