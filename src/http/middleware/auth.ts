@@ -1,13 +1,9 @@
 /** Authenticates callers: programs by the token, browsers by a session. */
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { Context, MiddlewareHandler } from "hono";
-import { deleteCookie, getSignedCookie, setSignedCookie } from "hono/cookie";
+import { getSignedCookie, setSignedCookie } from "hono/cookie";
 import { ServiceError } from "../../errors.ts";
 import type { FailedTokens } from "./failed_tokens.ts";
-import { problem } from "../problem.tsx";
-
-/** Marks a request without the token. */
-const ANONYMOUS = "anonymous";
 
 /** Name of the cookie of a browser that signed in. */
 export const SESSION_COOKIE = "marketing_data_session";
@@ -35,19 +31,19 @@ export function tokenRequired(
     // A wrong token is slow on open paths too. Otherwise callers could guess it there.
     if (given !== undefined) await failures.delay(c);
     if (OPEN.test(c.req.path)) {
-      c.set(ANONYMOUS, true);
+      c.set("isAnonymous", true);
       return next();
     }
-    return problem(
-      c,
-      new ServiceError("unauthorized", "The bearer token is missing or wrong"),
+    throw new ServiceError(
+      "unauthorized",
+      "The bearer token is missing or wrong",
     );
   };
 }
 
 /** Returns whether the caller uses an open path without the required token. */
 export function isAnonymous(c: Context): boolean {
-  return c.get(ANONYMOUS) === true;
+  return c.get("isAnonymous") === true;
 }
 
 /** Returns whether a token is the expected one. The duration reveals nothing about it. */
@@ -78,11 +74,6 @@ export async function openSession(c: Context, token: string): Promise<void> {
 export function isHttps(forwardedProto: string | undefined): boolean {
   const [first] = (forwardedProto ?? "").split(",");
   return first?.trim().toLowerCase() === "https";
-}
-
-/** Signs a browser out. */
-export function closeSession(c: Context): void {
-  deleteCookie(c, SESSION_COOKIE, { path: "/" });
 }
 
 /** Returns whether a browser is signed in. */

@@ -1,7 +1,6 @@
 /** Refuses requests that another site makes a browser send. */
 import type { MiddlewareHandler } from "hono";
 import { ServiceError } from "../../errors.ts";
-import { problem } from "../problem.tsx";
 
 /** Methods that change nothing. */
 const SAFE = new Set(["GET", "HEAD", "OPTIONS"]);
@@ -22,13 +21,10 @@ export function sameOriginOnly(
       (fetchSite === undefined && origin === publicOrigin) ||
       isSameOrigin(fetchSite, origin, c.req.header("host"));
     if (isAllowed) return next();
-    return Promise.resolve(problem(
-      c,
-      new ServiceError(
-        "cross_origin",
-        `${c.req.method} ${c.req.path} was requested by a page of another origin`,
-      ),
-    ));
+    throw new ServiceError(
+      "cross_origin",
+      `${c.req.method} ${c.req.path} was requested by a page of another origin`,
+    );
   };
 }
 

@@ -5,7 +5,7 @@
 import type { MiddlewareHandler } from "hono";
 import { isLoopback } from "../../config/loopback.ts";
 import { ServiceError } from "../../errors.ts";
-import { problem, problemDocument } from "../problem.tsx";
+import { problemDocument } from "../problem.tsx";
 
 /**
  * Refuses a request without a valid Host header. The URL of a request is built from
@@ -47,13 +47,10 @@ export function ownHostOnly(publicUrl: string | undefined): MiddlewareHandler {
     if (!host || isOwnHost(host) || host.toLowerCase() === publicHost) {
       return next();
     }
-    return Promise.resolve(problem(
-      c,
-      new ServiceError(
-        "foreign_host",
-        `The request is for the host ${JSON.stringify(host.slice(0, 100))}`,
-      ),
-    ));
+    throw new ServiceError(
+      "foreign_host",
+      `The request is for the host ${JSON.stringify(host.slice(0, 100))}`,
+    );
   };
 }
 

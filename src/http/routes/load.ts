@@ -1,5 +1,5 @@
 /** Requests for loads. */
-import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
+import type { OpenAPIHono } from "@hono/zod-openapi";
 import {
   json,
   location,
@@ -31,7 +31,7 @@ export function addLoadRoutes(
   const request = {
     body: { required: false, content: { "application/json": { schema } } },
   };
-  app.openAPIRegistry.registerPath(createRoute({
+  app.openAPIRegistry.registerPath({
     method: "post",
     path: "/load",
     operationId: "load",
@@ -50,14 +50,14 @@ export function addLoadRoutes(
           "The load failed. The event names the table, the cause and the remedy",
       },
     },
-  }));
+  });
   app.post("/load", async (c) => {
     const options = await readLoadRequest(c.req.raw, config, schema);
     const event = await dispatcher.load("http", options);
     return c.json(event, event.status === "success" ? 200 : 500);
   });
 
-  app.openAPIRegistry.registerPath(createRoute({
+  app.openAPIRegistry.registerPath({
     method: "post",
     path: "/load-async",
     operationId: "queueLoad",
@@ -75,7 +75,7 @@ export function addLoadRoutes(
         headers: location("The page of the run"),
       },
     },
-  }));
+  });
   app.post("/load-async", async (c) => {
     const options = await readLoadRequest(c.req.raw, config, schema);
     const run_id = await dispatcher.submit("http", options);

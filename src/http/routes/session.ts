@@ -1,7 +1,8 @@
 /** Signs browsers in and out. */
-import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
+import type { OpenAPIHono } from "@hono/zod-openapi";
+import { deleteCookie } from "hono/cookie";
 import { ServiceError } from "../../errors.ts";
-import { closeSession, isToken, openSession } from "../middleware/auth.ts";
+import { isToken, openSession, SESSION_COOKIE } from "../middleware/auth.ts";
 import {
   crossOrigin,
   guarded,
@@ -13,7 +14,7 @@ import { BodyReader } from "../body.ts";
 import type { HttpContext } from "../context.ts";
 import type { FailedTokens } from "../middleware/failed_tokens.ts";
 import { prefersHtml } from "../pages/layout.tsx";
-import { problem, signIn } from "../problem.tsx";
+import { signIn } from "../problem.tsx";
 import * as schemas from "../openapi/schemas.ts";
 
 /** Reads sign-in forms. A token and a path are short. */
@@ -25,7 +26,7 @@ export function addSessionRoutes(
   { config: { apiToken } }: HttpContext,
   failures: FailedTokens,
 ): void {
-  app.openAPIRegistry.registerPath(createRoute({
+  app.openAPIRegistry.registerPath({
     method: "post",
     path: "/session",
     operationId: "signIn",
@@ -54,7 +55,7 @@ export function addSessionRoutes(
       401: unauthorized("The token is wrong"),
       ...posted("4 KiB"),
     },
-  }));
+  });
   app.post("/session", async (c) => {
     const form = new URLSearchParams(await forms.read(c.req.raw));
     const next = ownPath(form.get("next"));
@@ -66,14 +67,11 @@ export function addSessionRoutes(
     await failures.delay(c);
     const refusal = "The token is wrong. Enter the value of API_TOKEN.";
     if (prefersHtml(c)) return signIn(c, refusal, next);
-    return problem(
-      c,
-      new ServiceError("unauthorized", "The token is wrong", {
-        remedy: "Send the value of API_TOKEN in the field `token`.",
-      }),
-    );
+    throw new ServiceError("unauthorized", "The token is wrong", {
+      remedy: "Send the value of API_TOKEN in the field `token`.",
+    });
   });
-  app.openAPIRegistry.registerPath(createRoute({
+  app.openAPIRegistry.registerPath({
     method: "post",
     path: "/session/end",
     operationId: "signOut",
@@ -84,9 +82,9 @@ export function addSessionRoutes(
       401: unauthorized("The browser is not signed in"),
       403: crossOrigin,
     },
-  }));
+  });
   app.post("/session/end", (c) => {
-    closeSession(c);
+    deleteCookie(c, SESSION_COOKIE, { path: "/" });
     return c.redirect("/", 303);
   });
 }
