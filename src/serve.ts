@@ -6,7 +6,6 @@
  */
 import { once } from "node:events";
 import { delay } from "@std/async/delay";
-import type { Logger } from "@logtape/logtape";
 import { isLoopback } from "./config/loopback.ts";
 import { type AppContext, connectionOf } from "./context.ts";
 import {
@@ -17,7 +16,7 @@ import {
 import { undeliveredEvents } from "./delivery/outbox.ts";
 import { asServiceError, ServiceError } from "./errors.ts";
 import { createApp } from "./http/app.ts";
-import { type HttpServer, listen } from "./http/server.ts";
+import { listen } from "./http/server.ts";
 import { Pool } from "./postgres/pool.ts";
 import { lastSuccess } from "./runs/history.ts";
 import type { RunObserver } from "./runs/run_observer.ts";
@@ -61,12 +60,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   const { config, log, warehouse } = options.app;
   requireProtection(options.app);
   await prepareDeliveries(config);
-  await using source = new Pool(config.olist, {
-    max: 1,
-    connectTimeoutSeconds: config.connectTimeoutSeconds,
-    stallTimeoutSeconds: config.stallTimeoutSeconds,
-    lockTimeoutSeconds: config.lockTimeoutSeconds,
-  });
+  await using source = new Pool(config.olist, { ...config, max: 1 });
   const metrics: Metrics = new Metrics({
     tables: namesOf(config.tables),
     pools: { olist: source, dwh: warehouse },
@@ -95,7 +89,7 @@ export async function serve(options: ServeOptions): Promise<number> {
   let isReady = false;
   let startFailure: ServiceError | undefined;
   const streams = new AbortController();
-  const server = await listen({
+  const closeServer = await listen({
     hostname: config.host,
     port: config.port,
     app: createApp({
@@ -128,46 +122,25 @@ export async function serve(options: ServeOptions): Promise<number> {
   })();
   if (!signal.aborted) await once(signal, "abort");
   log.info("Stopping: the service takes no more loads");
-  await stop(
-    { log, streams, dispatcher, server, background, deliverer, source },
-    config.shutdownGraceSeconds,
-  );
-  log.info("Stopped");
-  return 0;
-}
-
-/** The parts of a running service that need to be stopped. */
-interface Running {
-  readonly log: Logger;
-  readonly streams: AbortController;
-  readonly dispatcher: Dispatcher;
-  readonly server: HttpServer;
-  readonly background: Promise<void>;
-  readonly deliverer: Deliverer;
-  readonly source: Pool;
-}
-
-/** Stops the service: the last run, the streams, the server, and the delivery of the last event. */
-async function stop(
-  { log, streams, dispatcher, server, background, deliverer, source }: Running,
-  graceSeconds: number,
-): Promise<void> {
+  const { shutdownGraceSeconds } = config;
   const isDrained = await endsWithin(
-    graceSeconds + RECORD_SECONDS,
-    dispatcher.drain(graceSeconds),
+    shutdownGraceSeconds + RECORD_SECONDS,
+    dispatcher.drain(shutdownGraceSeconds),
   );
   if (!isDrained) {
     log.warn("The last run did not end in time. The next load records its end");
   }
   // An open stream keeps the server open.
   streams.abort();
-  await endsWithin(CLOSE_SECONDS, server.shutdown(), background);
+  await endsWithin(CLOSE_SECONDS, closeServer(), background);
   // The next process delivers the rest.
   const delivered = deliverer.deliver(
     CLOSE_SECONDS,
     AbortSignal.timeout(CLOSE_SECONDS * 1000),
   );
   await endsWithin(CLOSE_SECONDS, delivered, source[Symbol.asyncDispose]());
+  log.info("Stopped");
+  return 0;
 }
 
 /** Waits until all the work has ended, at most `seconds`. Returns whether it has. */

@@ -62,12 +62,7 @@ export function createAppContext(
   maxConnections: number,
 ): AppContext {
   const warehouse = released.use(
-    new Pool(config.dwh, {
-      max: maxConnections,
-      connectTimeoutSeconds: config.connectTimeoutSeconds,
-      stallTimeoutSeconds: config.stallTimeoutSeconds,
-      lockTimeoutSeconds: config.lockTimeoutSeconds,
-    }),
+    new Pool(config.dwh, { ...config, max: maxConnections }),
   );
   let delivered = Promise.resolve();
   // Wait for the deliveries before the connections are closed.

@@ -16,7 +16,7 @@ import type { Publisher } from "./publisher.ts";
 const MAX_AGE_MILLISECONDS = 3 * 86_400_000;
 
 /** Returns the configured publishers of alerts. */
-export function alertPublishers(config: Config): Promise<Publisher[]> {
+export function alertPublishers(config: Config): Publisher[] {
   const destinations = [
     {
       name: "slack",
@@ -37,28 +37,26 @@ export function alertPublishers(config: Config): Promise<Publisher[]> {
     declared: namesOf(config.tables),
     warehouse: config.dwh.database,
   };
-  return Promise.all(
-    destinations.flatMap(({ url, messageOf, ...destination }) =>
-      url
-        ? [httpPublisher({
-          ...destination,
-          url,
-          retryDelaySeconds: config.retryDelaySeconds,
-          requestOf({ payload, timestamp, failingTables }) {
-            const age = Date.now() - Date.parse(`${timestamp}Z`);
-            if (age > MAX_AGE_MILLISECONDS) return undefined;
-            const event = JSON.parse(payload);
-            const alert = alertOf(event, failingTables, context);
-            return alert && {
-              // Without the character set, Teams counts each character twice.
-              headers: { "content-type": "application/json; charset=utf-8" },
-              body: JSON.stringify(messageOf(alert)),
-              failingTables: alert.failingTables,
-            };
-          },
-        })]
-        : []
-    ),
+  return destinations.flatMap(({ url, messageOf, ...destination }) =>
+    url
+      ? httpPublisher({
+        ...destination,
+        url,
+        retryDelaySeconds: config.retryDelaySeconds,
+        requestOf({ payload, timestamp, failingTables }) {
+          const age = Date.now() - Date.parse(`${timestamp}Z`);
+          if (age > MAX_AGE_MILLISECONDS) return undefined;
+          const event = JSON.parse(payload);
+          const alert = alertOf(event, failingTables, context);
+          return alert && {
+            // Without the character set, Teams counts each character twice.
+            headers: { "content-type": "application/json; charset=utf-8" },
+            body: JSON.stringify(messageOf(alert)),
+            failingTables: alert.failingTables,
+          };
+        },
+      })
+      : []
   );
 }
 

@@ -4,11 +4,9 @@
  *
  * @module
  */
-import type { Logger } from "@logtape/logtape";
 import { delay } from "@std/async/delay";
 import type { Config } from "../config/config.ts";
-import { APPLICATION_NAME } from "../identity.ts";
-import type { Pool } from "../postgres/pool.ts";
+import { type AppContext, connectionOf } from "../context.ts";
 import { Session } from "../postgres/session.ts";
 import { asServiceError } from "../errors.ts";
 import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
@@ -24,19 +22,12 @@ const POLL_SECONDS = 5;
 const LOCK_SECONDS = 20;
 
 /** The context of a deliverer. */
-interface DeliveryContext {
-  readonly config: Config;
-  readonly warehouse: Pool;
-  readonly log: Logger;
-}
+type DeliveryContext = Pick<AppContext, "config" | "warehouse" | "log">;
 
-/** Outcomes that the metrics count. */
-type DeliveryOutcome = "delivered" | "failed" | "stopped" | "given_up";
-
-/** Receives the outcome of each attempt. */
+/** Receives the outcome of each attempt, and the number of its events. */
 type DeliveryListener = (
   publisher: PublisherName,
-  outcome: DeliveryOutcome,
+  outcome: "delivered" | "failed" | "stopped" | "given_up",
   events: number,
 ) => void;
 
@@ -72,11 +63,11 @@ async function publishersOf(config: Config): Promise<readonly Publisher[]> {
   if (url && secret) {
     // Load its library only when it is configured.
     const { webhookPublisher } = await import("./webhook.ts");
-    publishers.push(await webhookPublisher({ ...config, url, secret }));
+    publishers.push(webhookPublisher({ ...config, url, secret }));
   }
   if (config.alertSlackUrl || config.alertTeamsUrl) {
     const { alertPublishers } = await import("./alert_publishers.ts");
-    publishers.push(...await alertPublishers(config));
+    publishers.push(...alertPublishers(config));
   }
   return publishers;
 }
@@ -167,12 +158,10 @@ export class Deliverer {
     signal: AbortSignal,
   ): Promise<number> {
     const { config } = this.#context;
-    await using session = await Session.open(config.dwh, {
-      applicationName: `${APPLICATION_NAME}/deliver`,
-      connectTimeoutSeconds: config.connectTimeoutSeconds,
-      stallTimeoutSeconds: config.stallTimeoutSeconds,
-      signal,
-    });
+    await using session = await Session.open(
+      config.dwh,
+      connectionOf(config, "deliver", signal),
+    );
     while (performance.now() < until) {
       const lockTimeoutSeconds = Math.min(
         LOCK_SECONDS,

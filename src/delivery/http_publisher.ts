@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { createHash } from "node:crypto";
 import { VERSION } from "../identity.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 import { unrecorded } from "./unrecorded.ts";
@@ -43,14 +44,12 @@ interface HttpRequest {
 }
 
 /** Returns a publisher that posts to the URL. */
-export async function httpPublisher(
-  options: HttpPublisherOptions,
-): Promise<Publisher> {
+export function httpPublisher(options: HttpPublisherOptions): Publisher {
   const url = new URL(options.url);
   return {
     name: options.name,
     variable: options.variable,
-    target: await digestOf(url.href),
+    target: createHash("sha256").update(url.href).digest("hex"),
     label: `${options.label} at ${url.origin}`,
     isRemote: true,
     giveUpAfter: GIVE_UP_AFTER,
@@ -138,15 +137,4 @@ function causeOf(error: unknown, url: URL): string {
   const text = cause instanceof Error ? cause.message : message;
   return text.replace(/ for url \(\S*\)/, "")
     .replaceAll(url.href, url.origin);
-}
-
-async function digestOf(text: string): Promise<string> {
-  const bytes = await crypto.subtle.digest(
-    "SHA-256",
-    new TextEncoder().encode(text),
-  );
-  return Array.from(
-    new Uint8Array(bytes),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
 }

@@ -26,7 +26,7 @@ interface WebhookOptions {
 }
 
 /** Returns a publisher that posts to the URL. */
-export function webhookPublisher(options: WebhookOptions): Promise<Publisher> {
+export function webhookPublisher(options: WebhookOptions): Publisher {
   const signer = new Webhook(options.secret);
   return httpPublisher({
     ...options,

@@ -7,7 +7,6 @@ import { once } from "node:events";
 import {
   createServer,
   type IncomingMessage,
-  type Server,
   type ServerResponse,
 } from "node:http";
 import type { Socket } from "node:net";
@@ -56,18 +55,15 @@ interface ServerOptions {
   readonly log: Logger;
 }
 
-/** A server that listens. */
-export interface HttpServer {
-  /** Stops listening. Waits until open requests have ended. */
-  shutdown(): Promise<void>;
-}
-
 /**
- * Listens until `shutdown`.
+ * Listens. Returns a function that stops listening, and waits until open requests
+ * have ended.
  *
  * @throws {ServiceError} `configuration` when the address cannot be used.
  */
-export async function listen(options: ServerOptions): Promise<HttpServer> {
+export async function listen(
+  options: ServerOptions,
+): Promise<() => Promise<void>> {
   const { hostname, port, app, log } = options;
   const answer = getRequestListener(app.fetch, {
     overrideGlobalObjects: false,
@@ -95,9 +91,13 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
     void answer(incoming, outgoing);
   });
   const maxConnections = connectionLimit(countFreeDescriptors());
-  const warn = limitRate((text: string, values: Record<string, unknown>) =>
-    log.warn(text, values)
-  );
+  let warnedAt = -Infinity;
+  /** Warns at most once a minute. */
+  const warn = (text: string, values: Record<string, unknown>) => {
+    if (performance.now() - warnedAt < WARN_MILLISECONDS) return;
+    warnedAt = performance.now();
+    log.warn(text, values);
+  };
   let connections = 0;
   // Deno stops accepting for a while when a server reaches its `maxConnections`.
   server.on("connection", (socket: Socket) => {
@@ -109,7 +109,16 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
       limit: maxConnections,
     });
   });
-  await bind(server, hostname, port);
+  try {
+    server.listen(port, hostname);
+    await once(server, "listening");
+  } catch (error) {
+    throw new ServiceError(
+      "configuration",
+      `Cannot listen on ${hostname}:${port}: ${(error as Error).message}`,
+      { cause: error, remedy: "Set HOST and PORT to an address that is free." },
+    );
+  }
   server.on("error", (error: Error) => {
     warn("Cannot accept a connection: {error}", {
       error: asServiceError(error).message,
@@ -123,12 +132,10 @@ export async function listen(options: ServerOptions): Promise<HttpServer> {
         : `${address.address}:${address.port}`,
     });
   }
-  return {
-    shutdown() {
-      const closed = new Promise<void>((done) => server.close(() => done()));
-      server.closeIdleConnections();
-      return closed;
-    },
+  return () => {
+    const closed = new Promise<void>((done) => server.close(() => done()));
+    server.closeIdleConnections();
+    return closed;
   };
 }
 
@@ -163,34 +170,4 @@ function urlHost(header: string | undefined): string {
     ? URL.parse(`http://${header}/`)
     : null;
   return url?.host ?? "unknown.invalid";
-}
-
-/** Listens on an address. */
-async function bind(
-  server: Server,
-  hostname: string,
-  port: number,
-): Promise<void> {
-  try {
-    server.listen(port, hostname);
-    await once(server, "listening");
-  } catch (error) {
-    throw new ServiceError(
-      "configuration",
-      `Cannot listen on ${hostname}:${port}: ${(error as Error).message}`,
-      { cause: error, remedy: "Set HOST and PORT to an address that is free." },
-    );
-  }
-}
-
-/** Returns `work` limited to one call per minute. Further calls are dropped. */
-function limitRate<A extends unknown[]>(
-  work: (...args: A) => void,
-): (...args: A) => void {
-  let last = -Infinity;
-  return (...args) => {
-    if (performance.now() - last < WARN_MILLISECONDS) return;
-    last = performance.now();
-    work(...args);
-  };
 }

@@ -1,7 +1,7 @@
 /** The channel: loads at every NOTIFY on LISTEN_CHANNEL. */
 import { delay } from "@std/async/delay";
 import { asServiceError } from "../errors.ts";
-import { APPLICATION_NAME } from "../identity.ts";
+import { connectionOf } from "../context.ts";
 import { Session } from "../postgres/session.ts";
 import { identifier } from "../postgres/sql.ts";
 import type { TriggerContext } from "./schedule.ts";
@@ -21,10 +21,7 @@ export async function listenForTriggers(
   while (!signal.aborted) {
     try {
       await using session = await Session.open(config.dwh, {
-        applicationName: `${APPLICATION_NAME}/listen`,
-        connectTimeoutSeconds: config.connectTimeoutSeconds,
-        stallTimeoutSeconds: config.stallTimeoutSeconds,
-        signal,
+        ...connectionOf(config, "listen", signal),
         onNotify: () => void loadNotified(context),
       });
       // An idle timeout of the role would end it repeatedly, with a load each time.
@@ -47,9 +44,7 @@ export async function listenForTriggers(
       if (signal.aborted) return;
       log.warn(
         "The connection that listens is lost and is made again: {error}",
-        {
-          error: asServiceError(error).message,
-        },
+        { error: asServiceError(error).message },
       );
       await delay(1000, { signal }).catch(() => {});
     }
