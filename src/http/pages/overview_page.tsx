@@ -23,7 +23,6 @@ import type { TableDeclaration } from "../../tables/declaration.ts";
 import { DurationChart, RowsChart } from "./components/charts.tsx";
 import { Icon, Status } from "./components/icons.tsx";
 import { LiveRow } from "./components/live_row.tsx";
-import { LoadButton } from "./components/load_button.tsx";
 import { Distance, Moment } from "./components/moment.tsx";
 import { Pair } from "./components/pair.tsx";
 import { Sparkline } from "./components/sparkline.tsx";
@@ -148,8 +147,9 @@ function Tables({ tables, histories, now, live }: Overview) {
   let explained = 0;
   const rows = tables.map(({ name, group }, i): ListRow => {
     const { loaded, failed, durations } = histories[i] ?? {};
-    const freshAt = loaded &&
-      new Date(loaded.source_snapshot_at ?? loaded.finished_at);
+    const freshAt = loaded
+      ? new Date(loaded.source_snapshot_at ?? loaded.finished_at)
+      : undefined;
     const entry = loaded?.entry;
     const phase = live?.tables.get(name)?.phase;
     return {
@@ -157,10 +157,10 @@ function Tables({ tables, histories, now, live }: Overview) {
       group,
       hasFailed: Boolean(failed),
       cells: [
-        entry ? formatCount(entry.records_loaded) : "–",
+        entry && formatCount(entry.records_loaded),
         {
-          value: freshAt ? Math.floor(freshAt.getTime() / 1000) : undefined,
-          text: freshAt ? formatDistance(freshAt, now) : "–",
+          value: freshAt && Math.floor(freshAt.getTime() / 1000),
+          text: freshAt && formatDistance(freshAt, now),
         },
         phase ??
           (failed
@@ -172,12 +172,10 @@ function Tables({ tables, histories, now, live }: Overview) {
                 <small class="clip">{failed.entry.error}</small>
               </>
             )
-            : entry
-            ? describeChange(entry)
-            : "–"),
+            : entry && describeChange(entry)),
         {
           value: entry?.duration,
-          text: entry ? formatSeconds(entry.duration) : "–",
+          text: entry && formatSeconds(entry.duration),
         },
         Sparkline({ values: durations ?? [] }),
       ],
@@ -241,7 +239,21 @@ function Verdict(
           ))}
         </p>
       </div>
-      <LoadButton unsupportedReason={unsupportedReason} />
+      {/* Needs no script. It leads to the page of the run. */}
+      <form class="load" method="post" action="/load-async">
+        <button
+          type="submit"
+          id="load"
+          disabled={unsupportedReason !== undefined}
+          aria-describedby="load-hint"
+        >
+          Load now
+        </button>
+        <p id="load-hint">
+          {unsupportedReason ??
+            "Compares the tables and copies rows that differ."}
+        </p>
+      </form>
     </section>
   );
 }

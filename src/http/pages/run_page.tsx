@@ -11,7 +11,7 @@ import {
 } from "../../runs/describe.ts";
 import type { TableDeclaration } from "../../tables/declaration.ts";
 import { DifferingRowCard } from "./components/differing_rows.tsx";
-import { Icon, Status } from "./components/icons.tsx";
+import { Icon, nameOf, Status } from "./components/icons.tsx";
 import { Json } from "./components/json.tsx";
 import { LiveRow } from "./components/live_row.tsx";
 import { Distance, Moment } from "./components/moment.tsx";
@@ -46,7 +46,7 @@ export function RunPage({ now, run, live, tables, rows }: RunPageProps) {
       <section class="verdict">
         <Icon state={run.status} />
         <div>
-          <h1>{TITLES[run.status]}</h1>
+          <h1>{run.status === "running" ? "Loading" : nameOf(run.status)}</h1>
           <p>
             Requested by {run.trigger}{" "}
             <Distance at={run.requested_at} now={now} />
@@ -119,14 +119,6 @@ export function RunPage({ now, run, live, tables, rows }: RunPageProps) {
   );
 }
 
-const TITLES: Readonly<Record<RunDetails["status"], string>> = {
-  queued: "Queued",
-  running: "Loading",
-  succeeded: "Succeeded",
-  failed: "Failed",
-  interrupted: "Interrupted",
-};
-
 /** Number of tables in the timeline of many tables. */
 const SLOWEST = 5;
 
@@ -143,6 +135,8 @@ function ManyTables(
   const warnings = loaded.flatMap(({ table, warnings }) =>
     warnings.map((warning) => `${table}: ${warning}`)
   );
+  const more = warnings.splice(MAX_EXPLAINED).length;
+  if (more > 0) warnings.push(`${formatCount(more)} more warnings`);
   const rows = run.tables.map((name): ListRow => {
     const entry = loads.get(name)?.result;
     const hasFailed = entry?.status === "failure";
@@ -156,17 +150,17 @@ function ManyTables(
           : entry
           ? describeChange(entry)
           : live?.tables.get(name)?.phase ??
-            (run.finished_at === null ? "waiting" : "–"),
-        numbers ? formatCount(numbers.records_loaded) : "–",
-        numbers ? formatCount(numbers.rows_inserted) : "–",
-        numbers ? formatCount(numbers.rows_deleted) : "–",
+            (run.finished_at === null ? "waiting" : undefined),
+        numbers && formatCount(numbers.records_loaded),
+        numbers && formatCount(numbers.rows_inserted),
+        numbers && formatCount(numbers.rows_deleted),
         {
           value: numbers?.bytes_copied,
-          text: numbers ? formatBytes(numbers.bytes_copied) : "–",
+          text: numbers && formatBytes(numbers.bytes_copied),
         },
         {
           value: numbers?.duration,
-          text: numbers ? formatSeconds(numbers.duration) : "–",
+          text: numbers && formatSeconds(numbers.duration),
         },
       ],
     };
@@ -182,7 +176,7 @@ function ManyTables(
       {warnings.length > 0 && (
         <section class="card" aria-labelledby="warnings-title">
           <h2 id="warnings-title">Warnings</h2>
-          <Warnings warnings={shortList(warnings, "warnings")} />
+          <Warnings warnings={warnings} />
         </section>
       )}
       <TableList
@@ -199,14 +193,6 @@ function ManyTables(
       />
     </>
   );
-}
-
-/** Returns the first texts, and the number of the others. */
-function shortList(texts: readonly string[], noun: string): readonly string[] {
-  const more = texts.length - MAX_EXPLAINED;
-  return more <= 0
-    ? texts
-    : [...texts.slice(0, MAX_EXPLAINED), `${formatCount(more)} more ${noun}`];
 }
 
 /** Returns the event without the entries of most tables, where they would fill the page. */

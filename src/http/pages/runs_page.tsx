@@ -1,6 +1,7 @@
 /** The list of runs. */
 import type { RunOutcome } from "../../runs/history.ts";
 import type { RunState } from "../../runs/run.ts";
+import { nameOf } from "./components/icons.tsx";
 import { RunTable } from "./components/run_table.tsx";
 
 /** The data of the list. */
@@ -16,12 +17,12 @@ interface RunsPageProps {
 }
 
 const FILTERS = [
-  [undefined, "All"],
-  ["succeeded", "Succeeded"],
-  ["failed", "Failed"],
-  ["interrupted", "Interrupted"],
-  ["running", "Running"],
-  ["queued", "Queued"],
+  undefined,
+  "succeeded",
+  "failed",
+  "interrupted",
+  "running",
+  "queued",
 ] as const;
 
 /** The content of the page. */
@@ -39,12 +40,12 @@ export function RunsPage(
     <>
       <h1>Runs</h1>
       <nav class="filter" aria-label="Status of the runs">
-        {FILTERS.map(([value, name]) => (
+        {FILTERS.map((value) => (
           <a
             href={link({ status: value })}
             aria-current={value === status ? "true" : undefined}
           >
-            {name}
+            {value ? nameOf(value) : "All"}
           </a>
         ))}
       </nav>

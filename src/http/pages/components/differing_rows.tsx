@@ -3,7 +3,6 @@ import type {
   DifferingRow,
   DifferingRows,
 } from "../../../diff/differing_rows.ts";
-import type { ColumnDifference } from "../../../diff/value_differences.ts";
 import {
   formatCount,
   formatDifference,
@@ -42,7 +41,7 @@ export function DifferingRowCard(
   );
 }
 
-/** The lines of a row: its key, and each column that differs. */
+/** The lines of a row: its key, and the old and new value of each column that differs. */
 function RowBody({ row }: { row: DifferingRow }) {
   const { columns, target } = row;
   const more = (columns?.length ?? 0) - MAX_COLUMNS;
@@ -55,34 +54,27 @@ function RowBody({ row }: { row: DifferingRow }) {
           {nameOf(row)}
         </th>
       </tr>
-      {columns?.slice(0, MAX_COLUMNS).map((difference) => (
-        <tr>
-          <Values difference={difference} />
-        </tr>
-      ))}
+      {columns?.slice(0, MAX_COLUMNS).map((difference) => {
+        const [source, target] = formatDifference(difference);
+        return (
+          <tr>
+            <td>{printable(difference.column)}</td>
+            {[target, source].map(([before, differing, after]) => (
+              <td>
+                {before}
+                <mark>{differing}</mark>
+                {after}
+              </td>
+            ))}
+          </tr>
+        );
+      })}
       {more > 0 && (
         <tr>
           <td colspan={3}>and {formatCount(more)} more columns</td>
         </tr>
       )}
     </tbody>
-  );
-}
-
-/** The column, its old value and its new one. */
-function Values({ difference }: { difference: ColumnDifference }) {
-  const [source, target] = formatDifference(difference);
-  return (
-    <>
-      <td>{printable(difference.column)}</td>
-      {[target, source].map(([before, differing, after]) => (
-        <td>
-          {before}
-          <mark>{differing}</mark>
-          {after}
-        </td>
-      ))}
-    </>
   );
 }
 

@@ -43,7 +43,12 @@ export function Status({ state, text }: { state: RunState; text?: string }) {
   return (
     <span class={`status ${state}`}>
       <Icon state={state} />
-      {text ?? `${state[0]!.toUpperCase()}${state.slice(1)}`}
+      {text ?? nameOf(state)}
     </span>
   );
+}
+
+/** Returns the name of a state on a page. */
+export function nameOf(state: RunState): string {
+  return `${state[0]!.toUpperCase()}${state.slice(1)}`;
 }

@@ -14,7 +14,7 @@ interface ListColumn {
   readonly kind?: "number" | "state";
 }
 
-/** A cell, with the number to sort it by where its text is none. */
+/** A cell, with the number to sort it by where its text is none. An unknown text is a dash. */
 interface ListCell {
   readonly value: number | undefined;
   readonly text: Child;
@@ -73,8 +73,8 @@ export function TableList(
               </th>
               {cells.map((cell) => (
                 isListCell(cell)
-                  ? <td data-v={cell.value}>{cell.text}</td>
-                  : <td>{cell}</td>
+                  ? <td data-v={cell.value}>{cell.text ?? "–"}</td>
+                  : <td>{cell === undefined ? "–" : cell}</td>
               ))}
             </tr>
           ))}
