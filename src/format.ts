@@ -12,9 +12,10 @@
  * surrogates and private characters. The two joiners stay, because scripts and
  * emoji need them.
  */
-const UNPRINTABLE = /[[\p{C}\p{Zl}\p{Zp}]--[\u200c\u200d\p{Cn}]]/v;
+const UNPRINTABLES = /[[\p{C}\p{Zl}\p{Zp}]--[\u200c\u200d\p{Cn}]]/gv;
 
-const UNPRINTABLES = new RegExp(UNPRINTABLE.source, "gv");
+const UNPRINTABLES_IN_LINES =
+  /[[\p{C}\p{Zl}\p{Zp}]--[\n\r\t\u200c\u200d\p{Cn}]]/gv;
 
 /**
  * Returns the text as one line that is safe to print. White space is folded, and
@@ -26,10 +27,7 @@ export function printable(text: string): string {
 
 /** Returns the text with its unprintable characters as numbers. Line breaks and tabs stay. */
 export function printableLines(text: string): string {
-  return text.replace(
-    UNPRINTABLES,
-    (c) => /[\n\r\t]/.test(c) ? c : `\\u{${c.codePointAt(0)!.toString(16)}}`,
-  );
+  return escapeCharacters(text, UNPRINTABLES_IN_LINES);
 }
 
 /** Matches characters that {@linkcode formatValue} prints as numbers: spaces of other scripts are confused with spaces. */
@@ -94,18 +92,18 @@ export function formatDifference(
   if (texts[0]!.normalize("NFKC") === texts[1]!.normalize("NFKC")) {
     texts = texts.map((text) => escapeCharacters(text, /[^\0-~…]/gv));
   }
-  const [ours, theirs] = texts.map((text) => [...text]);
-  const start = equalLetters(ours!, theirs!);
+  const [first, second] = texts.map((text) => [...text]);
+  const start = equalLetters(first!, second!);
   const end = equalLetters(
-    ours!.slice(start).reverse(),
-    theirs!.slice(start).reverse(),
+    first!.slice(start).reverse(),
+    second!.slice(start).reverse(),
   );
   const divide = (letters: readonly string[]): MarkedValue => [
     letters.slice(0, start).join(""),
     letters.slice(start, letters.length - end).join(""),
     letters.slice(letters.length - end).join(""),
   ];
-  return [divide(ours!), divide(theirs!)];
+  return [divide(first!), divide(second!)];
 }
 
 /** Returns the number of letters that both have at their beginning. */

@@ -38,11 +38,8 @@ export function readEnvironment(file: string | undefined): Environment {
   }
   const invalid: string[] = [];
   for (const name of Object.keys(VARIABLES)) {
-    try {
-      environment[name] = readVariable(name) || environment[name];
-    } catch {
-      invalid.push(name);
-    }
+    const value = readVariable(name, () => void invalid.push(name));
+    environment[name] = value || environment[name];
   }
   if (invalid.length > 0) {
     throw new ServiceError(
@@ -59,52 +56,40 @@ export function readEnvironment(file: string | undefined): Environment {
   return environment;
 }
 
-/**
- * Returns the value of a variable.
- *
- * @throws {Error} when it is not valid UTF-8. The error does not contain the value.
- */
-function readVariable(name: string): string | undefined {
+/** Returns the value of a variable, or the result of `replace` for a value that is not valid UTF-8. */
+function readVariable(
+  name: string,
+  replace: () => string | undefined,
+): string | undefined {
   try {
     return Deno.env.get(name);
   } catch {
-    throw new Error("not valid UTF-8");
+    return replace();
   }
 }
 
 /** Returns whether NO_COLOR disables colors. */
 export function hasNoColor(): boolean {
-  try {
-    return Boolean(readVariable("NO_COLOR"));
-  } catch {
-    return true;
-  }
+  return Boolean(readVariable("NO_COLOR", () => "1"));
 }
 
 /** Returns whether OpenTelemetry is enabled. */
 export function isTraced(): boolean {
-  try {
-    return readVariable("OTEL_DENO") === "true";
-  } catch {
-    return false;
-  }
+  return readVariable("OTEL_DENO", () => "false") === "true";
 }
-
-/** Texts of pipes, which can be read only once, by path. */
-const pipes = new Map<string, string>();
 
 /**
  * Returns what Deno does with the console while OpenTelemetry is enabled: `replace`
  * exports and does not print, `capture` does both, and `ignore` only prints.
  */
 export function consoleMode(): string {
-  if (!isTraced()) return "ignore";
-  try {
-    return readVariable("OTEL_DENO_CONSOLE") || "capture";
-  } catch {
-    return "ignore";
-  }
+  return isTraced()
+    ? readVariable("OTEL_DENO_CONSOLE", () => "ignore") || "capture"
+    : "ignore";
 }
+
+/** Texts of pipes, which can be read only once, by path. */
+const pipes = new Map<string, string>();
 
 /**
  * Returns the text of a file.

@@ -7,10 +7,6 @@ import { type Command, COMMON_FLAGS } from "./command.ts";
 
 /** Returns the help of the program. */
 export function helpOfAll(commands: readonly Command[]): string {
-  const flags = Object.entries(COMMON_FLAGS).map(([name, flag]) => [
-    `--${name}${flag.value ? ` ${flag.value}` : ""}`,
-    flag.description,
-  ]);
   return [
     "Usage: marketing-data-service COMMAND [flags]",
     "",
@@ -20,7 +16,7 @@ export function helpOfAll(commands: readonly Command[]): string {
     ...columns(commands.map(({ name, summary }) => [name, summary])),
     "",
     "Flags of every command:",
-    ...columns(flags),
+    ...flagLines(COMMON_FLAGS),
   ].join("\n");
 }
 
@@ -31,29 +27,27 @@ export function helpOf(command: Command): string {
     operands[name] ? `${name} ${operands[name]}` : name
   );
   const action = actions.length > 0 ? ` [${actions.join("|")}]` : "";
-  const rows = Object.entries({ ...command.flags, ...COMMON_FLAGS }).map(
-    ([name, flag]) => {
-      const allowed = flag.allowed ? ` (${flag.allowed.join(", ")})` : "";
-      return [
-        `--${name}${flag.value ? ` ${flag.value}` : ""}`,
-        `${flag.description}${allowed}`,
-      ];
-    },
-  );
   return [
     `Usage: marketing-data-service ${command.name}${action} [flags]`,
     "",
     command.summary,
     "",
     "Flags:",
-    ...columns(rows),
+    ...flagLines({ ...command.flags, ...COMMON_FLAGS }),
   ].join("\n");
 }
 
-/** Returns a line for each row, with the first cells padded to the same width. */
-function columns(rows: readonly (readonly string[])[]): string[] {
-  const width = Math.max(...rows.map(([first]) => first!.length));
-  return rows.map(([first, ...rest]) =>
-    `  ${first!.padEnd(width)}  ${rest.join("  ")}`.trimEnd()
+function flagLines(flags: Command["flags"]): string[] {
+  return columns(
+    Object.entries(flags).map(([name, { value, description, allowed }]) => [
+      `--${name}${value ? ` ${value}` : ""}`,
+      `${description}${allowed ? ` (${allowed.join(", ")})` : ""}`,
+    ]),
   );
+}
+
+/** Returns a line for each row, with the first cells padded to the same width. */
+function columns(rows: readonly (readonly [string, string])[]): string[] {
+  const width = Math.max(...rows.map(([first]) => first.length));
+  return rows.map(([first, second]) => `  ${first.padEnd(width)}  ${second}`);
 }

@@ -6,7 +6,12 @@
  */
 import { formatSeconds, formatTables, printable } from "../format.ts";
 import { describeOutcome } from "../runs/describe.ts";
-import type { FailedEntry, LoadEvent, TableEntry } from "../runs/event.ts";
+import {
+  entriesOf,
+  type FailedEntry,
+  type LoadEvent,
+  type TableEntry,
+} from "../runs/event.ts";
 
 /** An alert. Its texts are single lines, are printable and have a limited length. */
 export interface Alert {
@@ -42,9 +47,7 @@ export function alertOf(
   context: { readonly declared: readonly string[]; readonly warehouse: string },
 ): Alert | undefined {
   const isFailure = event.status === "failure";
-  const entries: readonly TableEntry[] = isFailure
-    ? event.details.results
-    : event.results.results;
+  const entries = entriesOf(event);
   const failed = entries.filter((entry) => entry.status === "failure");
   const loaded = entries.filter((entry) => entry.status === "success");
   const again = loaded.filter(({ table }) => failingTables.includes(table));

@@ -124,6 +124,13 @@ export interface FailedEvent extends EventBase {
 /** All events of the service. */
 export type LoadEvent = LoadedEvent | FailedEvent;
 
+/** Returns the entries of all tables of an event. */
+export function entriesOf(event: LoadEvent): readonly TableEntry[] {
+  return event.status === "success"
+    ? event.results.results
+    : event.details.results;
+}
+
 /** The channel of the warehouse for notifications of every event. */
 export const EVENT_CHANNEL = "marketing_data_events";
 

@@ -7,7 +7,7 @@
 import process from "node:process";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { VERSION } from "../identity.ts";
-import { type LoadEvent, TRIGGERS } from "../runs/event.ts";
+import { entriesOf, type LoadEvent, TRIGGERS } from "../runs/event.ts";
 import type { Run } from "../runs/run.ts";
 import type { RunObserver } from "../runs/run_observer.ts";
 
@@ -183,10 +183,7 @@ export class Metrics implements RunObserver {
     if (startedAt !== undefined) {
       this.#seconds.observe({ status }, (performance.now() - startedAt) / 1000);
     }
-    const entries = event.status === "success"
-      ? event.results.results
-      : event.details.results;
-    for (const entry of entries) {
+    for (const entry of entriesOf(event)) {
       const { table } = entry;
       if (entry.status === "failure") {
         if (entry.code === "check_failed") {

@@ -5,7 +5,11 @@ import {
   MAX_NAMED_ROWS,
 } from "../../sync/compare_tables.ts";
 import { asServiceError, ERRORS, ServiceError } from "../../errors.ts";
-import type { LoadEvent, TableEntry } from "../../runs/event.ts";
+import {
+  entriesOf,
+  type LoadEvent,
+  type TableEntry,
+} from "../../runs/event.ts";
 import { load } from "../../load/load.ts";
 import { prepareDeliveries } from "../../delivery/deliverer.ts";
 import type { RunOptions } from "../../runs/run.ts";
@@ -197,9 +201,7 @@ function exitCodeOf(event: LoadEvent): number {
 }
 
 function printEvent({ output }: CommandContext, event: LoadEvent): void {
-  const entries: readonly TableEntry[] = event.status === "success"
-    ? event.results.results
-    : event.details.results;
+  const entries = entriesOf(event);
   const isLong = entries.length > MAX_NAMES;
   // The end of a long output is what a person sees.
   const sorted = isLong
