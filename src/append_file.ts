@@ -4,8 +4,6 @@
  * The folder of such a file may be writable for other users. So a link to a file
  * of another user is refused, and only the owner can read a new file. An existing
  * file keeps its mode.
- *
- * @module
  */
 import { constants } from "node:fs";
 import { access } from "node:fs/promises";
@@ -251,17 +249,14 @@ async function isShared(folder: string): Promise<boolean> {
 }
 
 function notRegular(info: Deno.FileInfo): UnfitFileError {
-  return new UnfitFileError(
-    `it is ${kindOf(info)}, not a regular file`,
-    "Remove it",
-  );
-}
-
-function kindOf(info: Deno.FileInfo): string {
-  if (info.isDirectory) return "a folder";
-  if (info.isFifo) return "a pipe";
-  if (info.isSocket) return "a socket";
-  return "a device";
+  const kind = info.isDirectory
+    ? "folder"
+    : info.isFifo
+    ? "pipe"
+    : info.isSocket
+    ? "socket"
+    : "device";
+  return new UnfitFileError(`it is a ${kind}, not a regular file`, "Remove it");
 }
 
 function unwritable(target: AppendFile, error: unknown): ServiceError {
@@ -344,7 +339,7 @@ async function readBytes(
   return bytes.subarray(0, read);
 }
 
-/** Replaces the content by a part of it, in the old order. A crash meanwhile loses nothing of that part. */
+/** Replaces the content by a part of it, in the old order. A crash in between loses nothing of that part. */
 export async function keepOnly(
   file: Deno.FsFile,
   rest: Uint8Array,

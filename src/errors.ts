@@ -1,8 +1,6 @@
 /**
  * The error table: every failure of the service, with its HTTP status, exit code
  * and remedy. Nothing else decides on a status or an exit code.
- *
- * @module
  */
 import { printable } from "./format.ts";
 

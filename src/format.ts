@@ -2,8 +2,6 @@
  * Formats numbers and times, and makes foreign text safe to print.
  *
  * `Intl` is not used: its start takes longer than the work of a command.
- *
- * @module
  */
 
 /**

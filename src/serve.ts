@@ -1,8 +1,6 @@
 /**
  * Starts the parts of the service and stops them in order. The parts are HTTP,
  * schedule, channel and deliveries.
- *
- * @module
  */
 import { once } from "node:events";
 import { delay } from "@std/async/delay";
@@ -40,22 +38,19 @@ const CLOSE_SECONDS = 2;
 
 const DAY_MILLISECONDS = 86_400_000;
 
-/** The options of {@linkcode serve}. */
-interface ServeOptions {
+/**
+ * Serves until the signal. Returns the exit code.
+ *
+ * @throws {ServiceError} `configuration` when the service must not or cannot listen.
+ */
+export async function serve(options: {
   readonly app: AppContext;
   /** Stops the service. */
   readonly signal: AbortSignal;
   readonly isTraced: boolean;
   /** Removes old runs. Never throws. */
   readonly prune: () => Promise<void>;
-}
-
-/**
- * Serves until the signal. Returns the exit code.
- *
- * @throws {ServiceError} `configuration` when the service must not or cannot listen.
- */
-export async function serve(options: ServeOptions): Promise<number> {
+}): Promise<number> {
   const { signal, prune } = options;
   const { config, log, warehouse } = options.app;
   requireProtection(options.app);

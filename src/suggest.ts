@@ -1,8 +1,4 @@
-/**
- * Suggestions for mistyped words.
- *
- * @module
- */
+/** Suggestions for mistyped words. */
 import { closestString } from "@std/text/closest-string";
 
 /** Returns a suggestion for a mistyped word, or an empty text when no known word is similar. */

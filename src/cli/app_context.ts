@@ -1,8 +1,6 @@
 /**
  * Creates the context of a command: its log, its pool, and the deliveries after a
  * load.
- *
- * @module
  */
 import type { Logger } from "@logtape/logtape";
 import type { Config } from "../config/config.ts";
@@ -89,7 +87,7 @@ export function createAppContext(
   };
 }
 
-/** Removes what is older than RUN_RETENTION_DAYS. Never throws: the next run retries. */
+/** Removes runs older than RUN_RETENTION_DAYS. Never throws: the next run retries. */
 export async function prune(
   { config, warehouse, log }: Pick<AppContext, "config" | "warehouse" | "log">,
 ): Promise<void> {

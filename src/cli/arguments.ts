@@ -1,8 +1,4 @@
-/**
- * The arguments of a command line.
- *
- * @module
- */
+/** The arguments of a command line. */
 import { parseArgs } from "@std/cli/parse-args";
 import { ServiceError } from "../errors.ts";
 import { suggest } from "../suggest.ts";

@@ -1,8 +1,4 @@
-/**
- * A command: its flags, and the context in which it runs.
- *
- * @module
- */
+/** A command: its flags, and the context in which it runs. */
 import type { Logger } from "@logtape/logtape";
 import type { Config, Environment } from "../config/config.ts";
 import type { AppContext } from "../context.ts";

@@ -49,7 +49,7 @@ export function printComparisons(
 /** A table, its result, and the details. */
 type Result = readonly [string, string, string];
 
-/** Returns the results. Many end with those that matter, and with their numbers. */
+/** Returns the results. A long list ends with those that matter, and with their numbers. */
 function partsOf(results: readonly Result[], isTerminal: boolean): Part[] {
   if (results.length <= MAX_NAMES) return [resultList(results)];
   const isFine = ([, result]: Result) =>

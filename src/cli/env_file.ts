@@ -1,8 +1,4 @@
-/**
- * Files of variables, with the syntax of `EnvironmentFile=` in systemd.exec(5).
- *
- * @module
- */
+/** Files of variables, with the syntax of `EnvironmentFile=` in systemd.exec(5). */
 
 /** An empty line, a comment, or a line without an assignment. */
 const OTHER_LINE = /[ \t\r\n]+|[#;][^\r\n]*|[^\r\n][^=\r\n]*(?![^=\r\n]*=)/y;

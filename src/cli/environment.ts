@@ -3,8 +3,6 @@
  *
  * Deno's error about a value with invalid UTF-8 contains the value. So no error
  * of Deno may leave this module.
- *
- * @module
  */
 import type { Environment } from "../config/config.ts";
 import { VARIABLES } from "../config/variables.ts";

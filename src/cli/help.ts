@@ -1,8 +1,4 @@
-/**
- * The help of the program and of each command.
- *
- * @module
- */
+/** The help of the program and of each command. */
 import { type Command, COMMON_FLAGS } from "./command.ts";
 
 /** Returns the help of the program. */

@@ -1,8 +1,4 @@
-/**
- * Standard output and standard error: masked, printable, and as JSON on request.
- *
- * @module
- */
+/** Standard output and standard error: masked, printable, and as JSON on request. */
 import { type Mask, maskStrings } from "../config/secrets.ts";
 import { ServiceError } from "../errors.ts";
 import { printable, printableJson } from "../format.ts";
@@ -10,26 +6,7 @@ import { hasNoColor, terminalWidth } from "./environment.ts";
 import { type Part, textLines } from "./terminal_table.ts";
 
 /** The output of a command. Standard output is data, and standard error is for people. */
-export interface Output {
-  /** Prints the data as JSON with `--json`, and the parts as text otherwise. */
-  readonly show: (data: unknown, ...parts: readonly Part[]) => void;
-  /** Prints a value as JSON, on one line. */
-  readonly json: (value: unknown) => void;
-  /** Prints one line to standard error. */
-  readonly progress: (line: string) => void;
-  /** Writes the log by `write` while bars are shown, because it would break them. `undefined` ends that. */
-  readonly divertLog: (write: ((text: string) => void) | undefined) => void;
-  /** Returns whether standard output has no reader or failed. */
-  readonly isUnread: () => boolean;
-  readonly isJson: boolean;
-  readonly isQuiet: boolean;
-  /** Whether standard error is a terminal. */
-  readonly isInteractive: boolean;
-  /** Whether standard error is a terminal with colors. */
-  readonly hasColors: boolean;
-  /** Whether standard output is a terminal. */
-  readonly isTerminal: boolean;
-}
+export type Output = Readonly<ReturnType<typeof outputFor>>;
 
 const encoder = new TextEncoder();
 
@@ -43,8 +20,8 @@ export const printError = (text: string) => writeAll(Deno.stderr, text);
 export function outputFor(
   flags: ReadonlySet<string>,
   mask: Mask,
-  divertLog: Output["divertLog"],
-): Output {
+  divertLog: (write: ((text: string) => void) | undefined) => void,
+) {
   const isInteractive = Deno.stderr.isTerminal();
   const isTerminal = Deno.stdout.isTerminal();
   const terminal = {
@@ -55,18 +32,26 @@ export function outputFor(
   const json = (value: unknown) =>
     print(`${printableJson(JSON.stringify(maskStrings(value, mask)))}\n`);
   return {
-    show: (data, ...parts) =>
+    /** Prints the data as JSON with `--json`, and the parts as text otherwise. */
+    show: (data: unknown, ...parts: readonly Part[]) =>
       isJson ? json(data) : print(
         textLines(parts, terminal, mask).map((line) => `${line}\n`).join(""),
       ),
+    /** Prints a value as JSON, on one line. */
     json,
-    progress: (line) => printError(`${printable(mask(line))}\n`),
+    /** Prints one line to standard error. */
+    progress: (line: string) => printError(`${printable(mask(line))}\n`),
+    /** Writes the log by `write` while bars are shown, because it would break them. `undefined` ends that. */
     divertLog,
+    /** Returns whether standard output has no reader or failed. */
     isUnread: () => broken.has(Deno.stdout),
     isJson,
     isQuiet: flags.has("quiet"),
+    /** Whether standard error is a terminal. */
     isInteractive,
+    /** Whether standard error is a terminal with colors. */
     hasColors: isInteractive && !hasNoColor(),
+    /** Whether standard output is a terminal. */
     isTerminal,
   };
 }

@@ -1,8 +1,6 @@
 /**
  * Parses the configuration once, before any connection is made, and reports all
  * mistakes together.
- *
- * @module
  */
 import { ServiceError } from "../errors.ts";
 import { MARKETING_TABLES } from "../tables/marketing.ts";
@@ -65,7 +63,7 @@ export interface DatabaseConfig {
 /** The configuration. Durations are seconds. */
 export type Config = Readonly<ReturnType<typeof parseConfig>>;
 
-/** Number of values of a changing password that are masked. Old ones are of no use. */
+/** Number of values of a changing password that are masked. Older ones are no longer valid. */
 const MAX_KNOWN = 16;
 
 /** Matches parts of a connection string, a URL with a password, and a PEM file. */
@@ -79,7 +77,7 @@ export type Environment = Readonly<Record<string, string | undefined>>;
  * Parses the configuration.
  *
  * `readFile` returns the text of a file that a variable names, such as a
- * password or a certificate. `declared` is what {@linkcode readTables} returns.
+ * password or a certificate. `declared` is the result of {@linkcode readTables}.
  *
  * @throws {ServiceError} `configuration`, with every mistake: the variable, its
  * value (masked when it is secret) and the allowed values.

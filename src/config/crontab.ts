@@ -1,8 +1,4 @@
-/**
- * Parses schedules, which are crontab expressions in UTC.
- *
- * @module
- */
+/** Parses schedules, which are crontab expressions in UTC. */
 import { Cron } from "croner";
 
 /** Matches the syntax of crontab(5). croner also accepts seconds, `@daily`, `L`, `W`, `#` and `?`. */

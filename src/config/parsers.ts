@@ -1,8 +1,4 @@
-/**
- * Parsers of variables, one for each kind of value.
- *
- * @module
- */
+/** Parsers of variables, one for each kind of value. */
 import { parseCrontab } from "./crontab.ts";
 
 /** A variable and its parser. `parse` throws a plain `Error` that names the allowed values. */

@@ -1,8 +1,4 @@
-/**
- * Finds the secrets of a configuration, and masks them in every output.
- *
- * @module
- */
+/** Finds the secrets of a configuration, and masks them in every output. */
 import { ERRORS } from "../errors.ts";
 import type { Config, DatabaseConfig } from "./config.ts";
 import type { Variable } from "./parsers.ts";

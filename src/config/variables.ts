@@ -1,8 +1,4 @@
-/**
- * All variables, with their defaults, descriptions and allowed values.
- *
- * @module
- */
+/** All variables, with their defaults, descriptions and allowed values. */
 import {
   authMethods,
   bearerToken,

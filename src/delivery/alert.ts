@@ -1,8 +1,6 @@
 /**
  * The content of an alert: a failed run, or the first load of tables after a
  * failure.
- *
- * @module
  */
 import { formatSeconds, formatTables, printable } from "../format.ts";
 import { describeOutcome } from "../runs/describe.ts";

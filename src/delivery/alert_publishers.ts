@@ -3,8 +3,6 @@
  *
  * Their texts are elements without markup. So no text of a database can mention a
  * person, add a link or change the format.
- *
- * @module
  */
 import type { Config } from "../config/config.ts";
 import { namesOf } from "../tables/declaration.ts";

@@ -1,8 +1,6 @@
 /**
  * Delivers events to the publishers: once after a load on the command line, or as
  * long as the service runs.
- *
- * @module
  */
 import { delay } from "@std/async/delay";
 import type { Config } from "../config/config.ts";

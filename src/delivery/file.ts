@@ -1,8 +1,4 @@
-/**
- * The file publisher: appends events to a file, one per line.
- *
- * @module
- */
+/** The file publisher: appends events to a file, one per line. */
 import {
   type AppendFile,
   appendLine,

@@ -1,8 +1,6 @@
 /**
  * A publisher that posts to an endpoint. It retries with growing delays, and gives
  * up events that failed for too long.
- *
- * @module
  */
 import { createHash } from "node:crypto";
 import { VERSION } from "../identity.ts";
@@ -24,7 +22,6 @@ const MAX_RETRY_AFTER_SECONDS = 86_400;
 /** Limit after which events are given up. With rare loads, three days alone mean too few attempts. */
 const GIVE_UP_AFTER = { seconds: 3 * 86_400, failures: 10 } as const;
 
-/** The options of a publisher that posts. */
 interface HttpPublisherOptions extends Pick<Publisher, "name" | "variable"> {
   readonly url: string;
   /** Name of the destination in logs, without its address. */
@@ -35,11 +32,11 @@ interface HttpPublisherOptions extends Pick<Publisher, "name" | "variable"> {
   readonly requestOf: (event: OutgoingEvent) => HttpRequest | undefined;
 }
 
-/** What is posted. */
+/** The request for one event. */
 interface HttpRequest {
   readonly headers: Readonly<Record<string, string>>;
   readonly body: string;
-  /** What the outcome of the delivery has. */
+  /** The tables of the outcome, where they change. */
   readonly failingTables?: readonly string[];
 }
 

@@ -6,8 +6,6 @@
  * is locked from reading the next event until marking it. So several processes
  * deliver one event at a time, in order. If a process ends in between, the event
  * is delivered again.
- *
- * @module
  */
 import type { Session } from "../postgres/session.ts";
 import { literal, type Queryable } from "../postgres/sql.ts";

@@ -1,8 +1,4 @@
-/**
- * The interface of a publisher, which delivers events one after another.
- *
- * @module
- */
+/** The interface of a publisher, which delivers events one after another. */
 import type { VariableName } from "../config/variables.ts";
 import type { PublisherName } from "../runs/event.ts";
 
@@ -27,7 +23,7 @@ export interface OutgoingEvent {
 export type Outcome =
   | {
     readonly kind: "delivered";
-    /** What {@linkcode OutgoingEvent.failingTables} is for the next event, where it changes. */
+    /** {@linkcode OutgoingEvent.failingTables} of the next event, where it changes. */
     readonly failingTables?: readonly string[];
   }
   /** The event is not one for this publisher. */

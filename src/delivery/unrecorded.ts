@@ -1,8 +1,6 @@
 /**
- * Requests that are in no trace. With OTEL_DENO=true, Deno records the URL of each
+ * Requests outside of traces. With OTEL_DENO=true, Deno records the URL of each
  * request, and the URLs of the webhook and of alerts are secrets.
- *
- * @module
  */
 import { ServiceError } from "../errors.ts";
 
@@ -24,7 +22,7 @@ async function openTelemetry() {
   return { context, trace, parent, TraceFlags };
 }
 
-/** Does the work in no trace. */
+/** Does the work outside of any trace. */
 export async function unrecorded<T>(work: () => Promise<T>): Promise<T> {
   if (!isTraced()) return await work();
   const { context, parent } = await openTelemetry();
@@ -32,7 +30,7 @@ export async function unrecorded<T>(work: () => Promise<T>): Promise<T> {
 }
 
 /**
- * Checks that {@linkcode unrecorded} has its effect.
+ * Checks that {@linkcode unrecorded} works.
  *
  * @throws {ServiceError} `configuration` when the sampler ignores the parent.
  */

@@ -1,8 +1,6 @@
 /**
  * The webhook publisher: posts each event as a CloudEvent, signed as Standard
  * Webhooks specify.
- *
- * @module
  */
 import { Webhook } from "standardwebhooks";
 import { EVENT_SCHEMA_PATH } from "../runs/event.ts";
@@ -15,18 +13,15 @@ const SOURCE = "/marketing-data-service";
 /** Number of digits of the largest number of an event. */
 const SEQUENCE_DIGITS = 19;
 
-/** The options of the webhook. */
-interface WebhookOptions {
+/** Returns a publisher that posts to the URL. */
+export function webhookPublisher(options: {
   readonly url: string;
   /** `whsec_` and base64. */
   readonly secret: string;
   readonly retryDelaySeconds: number;
   /** Base of the URL of the schema. */
   readonly publicUrl: string | undefined;
-}
-
-/** Returns a publisher that posts to the URL. */
-export function webhookPublisher(options: WebhookOptions): Publisher {
+}): Publisher {
   const signer = new Webhook(options.secret);
   return httpPublisher({
     ...options,

@@ -1,8 +1,4 @@
-/**
- * The HTTP application: middleware, then routes. Every error is a problem document.
- *
- * @module
- */
+/** The HTTP application: middleware, then routes. Every error is a problem document. */
 import { OpenAPIHono } from "@hono/zod-openapi";
 import { requestId } from "hono/request-id";
 import { tokenRequired } from "./middleware/auth.ts";

@@ -1,8 +1,4 @@
-/**
- * Reads the bodies of requests within limits of size, time and number.
- *
- * @module
- */
+/** Reads the bodies of requests within limits of size, time and number. */
 import { ServiceError } from "../errors.ts";
 
 /**

@@ -1,8 +1,4 @@
-/**
- * The HTTP server: limits on connections and timeouts in front of the app.
- *
- * @module
- */
+/** The HTTP server: limits on connections and timeouts in front of the app. */
 import { once } from "node:events";
 import {
   createServer,
@@ -45,26 +41,20 @@ const CHECK_MILLISECONDS = 1000;
 /** Milliseconds between two warnings about connections. */
 const WARN_MILLISECONDS = 60_000;
 
-/** The options of {@linkcode listen}. */
-interface ServerOptions {
-  readonly hostname: string;
-  readonly port: number;
-  readonly app: {
-    fetch(request: Request, env: unknown): Response | Promise<Response>;
-  };
-  readonly log: Logger;
-}
-
 /**
  * Listens. Returns a function that stops listening, and waits until open requests
  * have ended.
  *
  * @throws {ServiceError} `configuration` when the address cannot be used.
  */
-export async function listen(
-  options: ServerOptions,
-): Promise<() => Promise<void>> {
-  const { hostname, port, app, log } = options;
+export async function listen({ hostname, port, app, log }: {
+  readonly hostname: string;
+  readonly port: number;
+  readonly app: {
+    fetch(request: Request, env: unknown): Response | Promise<Response>;
+  };
+  readonly log: Logger;
+}): Promise<() => Promise<void>> {
   const answer = getRequestListener(app.fetch, {
     overrideGlobalObjects: false,
     errorHandler: () => new Response(null, { status: 400 }),

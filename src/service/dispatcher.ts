@@ -1,8 +1,6 @@
 /**
  * Requests for loads within one process. Callers with equal requests share a run,
- * whatever their trigger is.
- *
- * @module
+ * also across triggers.
  */
 import { delay } from "@std/async/delay";
 import type { Config } from "../config/config.ts";
@@ -29,7 +27,7 @@ export class Dispatcher {
   readonly #next = new Map<string, Promise<unknown>>();
   /** The statement that runs, by options. */
   readonly #sent = new Map<string, Promise<unknown>>();
-  /** What {@linkcode drain} waits for. */
+  /** Work that {@linkcode drain} waits for. */
   readonly #open = new Set<Promise<unknown>>();
 
   constructor(context: AppContext, observers: readonly RunObserver[] = []) {

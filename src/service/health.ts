@@ -1,8 +1,4 @@
-/**
- * Checks whether the source answers and the warehouse takes writes, and how fast.
- *
- * @module
- */
+/** Checks whether the source answers and the warehouse takes writes, and how fast. */
 import type { Pool } from "../postgres/pool.ts";
 import { asServiceError } from "../errors.ts";
 

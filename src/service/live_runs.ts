@@ -1,8 +1,6 @@
 /**
  * The current state of the runs of this process, for streams and pages. Only the
  * newest state is kept, so a slow reader costs nothing.
- *
- * @module
  */
 import type { LoadEvent } from "../runs/event.ts";
 import type { Run } from "../runs/run.ts";

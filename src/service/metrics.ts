@@ -1,8 +1,6 @@
 /**
  * Metrics for Prometheus. Labels hold words of closed sets only, never an ID.
  * The number of series is therefore bounded.
- *
- * @module
  */
 import process from "node:process";
 import { Counter, Gauge, Histogram, Registry } from "prom-client";

@@ -5,7 +5,7 @@ import type { Config } from "../config/config.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { asServiceError } from "../errors.ts";
 
-/** The surroundings of a trigger. */
+/** The parts of the process that a trigger uses. */
 export interface TriggerContext {
   readonly config: Config;
   readonly log: Logger;

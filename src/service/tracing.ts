@@ -1,8 +1,6 @@
 /**
  * Spans for run, table and phase. Deno exports them when OTEL_DENO=true. The
  * service loads this module only then.
- *
- * @module
  */
 import { context, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import { VERSION } from "../identity.ts";

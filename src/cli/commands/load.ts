@@ -203,7 +203,7 @@ function exitCodeOf(event: LoadEvent): number {
 function printEvent({ output }: CommandContext, event: LoadEvent): void {
   const entries = entriesOf(event);
   const isLong = entries.length > MAX_NAMES;
-  // The end of a long output is what a person sees.
+  // A person sees the end of a long output.
   const sorted = isLong
     ? entries.toSorted((a, b) =>
       Number(a.status === "failure") - Number(b.status === "failure")

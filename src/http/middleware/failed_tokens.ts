@@ -1,8 +1,4 @@
-/**
- * Delays the responses to wrong tokens, and logs them.
- *
- * @module
- */
+/** Delays the responses to wrong tokens, and logs them. */
 import { printable } from "../../format.ts";
 import { delay } from "@std/async/delay";
 import type { Context } from "hono";

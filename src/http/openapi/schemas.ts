@@ -149,7 +149,7 @@ export const FailedEvent = z.looseObject({
 
 export const LoadEvent = z.union([LoadedEvent, FailedEvent]);
 
-/** What the webhook posts. */
+/** The body of a request to the webhook. */
 export const CloudEvent = z.object({
   specversion: z.literal("1.0"),
   id: z.uuid(),

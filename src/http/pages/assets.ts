@@ -1,17 +1,8 @@
 /**
  * The stylesheet and the script of the pages. Their paths contain a hash of the
  * content, so browsers can cache them forever.
- *
- * @module
  */
 import { createHash } from "node:crypto";
-
-/** A file that the pages refer to. */
-interface Asset {
-  readonly path: string;
-  readonly contentType: string;
-  readonly text: string;
-}
 
 export const STYLESHEET = readAsset("dashboard.css", "text/css");
 export const SCRIPT = readAsset("dashboard.js", "text/javascript");
@@ -19,11 +10,10 @@ export const SCRIPT = readAsset("dashboard.js", "text/javascript");
 export const LIST_STYLESHEET = readAsset("table_list.css", "text/css");
 export const LIST_SCRIPT = readAsset("table_list.js", "text/javascript");
 
-/** All files. */
 export const ASSETS = [STYLESHEET, SCRIPT, LIST_STYLESHEET, LIST_SCRIPT];
 
 /** Reads a file of this folder. */
-function readAsset(file: string, type: string): Asset {
+function readAsset(file: string, type: string) {
   const text = Deno.readTextFileSync(new URL(file, import.meta.url));
   const hash = createHash("sha256").update(text).digest("hex").slice(0, 12);
   const [name, extension] = file.split(".");

@@ -12,7 +12,6 @@ const MIN_COMMON = 6;
 /** A status and the response. */
 type Answer = [status: string, response: Document];
 
-/** The content of the page. */
 export function DocsPage({ document }: { document: Document }) {
   const operations = Object.entries<Document>(document.paths).flatMap((
     [path, methods],

@@ -35,7 +35,6 @@ import {
   TableList,
 } from "./components/table_list.tsx";
 
-/** The data of the overview. */
 export interface Overview {
   readonly now: Date;
   readonly health: Health;
@@ -60,7 +59,6 @@ export interface Overview {
 /** Number of runs in the list. The charts show more. */
 export const LISTED = 8;
 
-/** The content of the page. */
 export function OverviewPage(overview: Overview) {
   const { now, health, runs, charted, tables, nextTick } = overview;
   const last = runs.find((run) => run.finished_at !== null);

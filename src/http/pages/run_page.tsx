@@ -25,8 +25,7 @@ import {
 } from "./components/table_list.tsx";
 import { Timeline } from "./components/timeline.tsx";
 
-/** The data of the page. */
-interface RunPageProps {
+export function RunPage({ now, run, live, tables, rows }: {
   readonly now: Date;
   readonly run: RunDetails;
   readonly live: LiveRun | undefined;
@@ -34,10 +33,7 @@ interface RunPageProps {
   readonly tables: readonly TableDeclaration[];
   /** The first rows that the load changed, by table. */
   readonly rows: ReadonlyMap<string, DifferingRows>;
-}
-
-/** The content of the page. */
-export function RunPage({ now, run, live, tables, rows }: RunPageProps) {
+}) {
   return (
     <>
       <p class="crumb">
@@ -256,7 +252,7 @@ function Outcome({ run }: { run: RunDetails }) {
   );
 }
 
-/** Returns what the state of a run without failures means for its tables. */
+/** Describes the tables of a run without failures. */
 function describeState({ status, table_loads: loads }: RunDetails): string {
   if (status === "queued") {
     return "The run starts when no other load is running.";

@@ -4,18 +4,6 @@ import type { RunState } from "../../runs/run.ts";
 import { nameOf } from "./components/icons.tsx";
 import { RunTable } from "./components/run_table.tsx";
 
-/** The data of the list. */
-interface RunsPageProps {
-  readonly now: Date;
-  readonly runs: readonly RunOutcome[];
-  readonly status: RunState | undefined;
-  readonly limit: number;
-  /** Whether newer runs exist. */
-  readonly isPast: boolean;
-  /** Id of the last run of this page, if older runs exist. */
-  readonly older: string | undefined;
-}
-
 const FILTERS = [
   undefined,
   "succeeded",
@@ -25,10 +13,16 @@ const FILTERS = [
   "queued",
 ] as const;
 
-/** The content of the page. */
-export function RunsPage(
-  { now, runs, status, limit, isPast, older }: RunsPageProps,
-) {
+export function RunsPage({ now, runs, status, limit, isPast, older }: {
+  readonly now: Date;
+  readonly runs: readonly RunOutcome[];
+  readonly status: RunState | undefined;
+  readonly limit: number;
+  /** Whether newer runs exist. */
+  readonly isPast: boolean;
+  /** Id of the last run of this page, if older runs exist. */
+  readonly older: string | undefined;
+}) {
   const link = (parameters: Record<string, string | undefined>) => {
     const given = Object.entries({
       limit: limit === DEFAULT_LIMIT ? undefined : String(limit),

@@ -42,7 +42,7 @@ function prepareList() {
   filterList();
 }
 
-/** Returns what a column is sorted by: a number, a text, or undefined. */
+/** Returns the sort key of a row: a number, a text, or undefined. */
 function keyOf(row, column) {
   const { dataset, textContent } = row.cells[column];
   const text = dataset.v ?? textContent.replaceAll(",", "");
@@ -64,7 +64,7 @@ function sortList() {
   }
   const rows = [...body.rows].map((row) => [keyOf(row, column), row]);
   rows.sort(([a], [b]) =>
-    // What is unknown comes last.
+    // Unknown values come last.
     a === b
       ? 0
       : a === undefined

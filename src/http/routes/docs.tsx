@@ -25,7 +25,7 @@ const describe = ({ publicUrl, apiToken }: Config) => ({
   security: [{ token: [] }, { session: [] }, ...(apiToken ? [] : [{}])],
 });
 
-/** Adds `/openapi.json`, `/docs`, the schema of events, and what the webhook posts. */
+/** Adds `/openapi.json`, `/docs`, the schema of events, and the webhook. */
 export function addDocumentRoutes(
   app: OpenAPIHono,
   { config }: HttpContext,

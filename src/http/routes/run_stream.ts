@@ -1,8 +1,4 @@
-/**
- * Server-sent events of one run.
- *
- * @module
- */
+/** Server-sent events of one run. */
 import { delay } from "@std/async/delay";
 import { printableJson } from "../../format.ts";
 import type { RunDetails } from "../../runs/history.ts";
@@ -19,22 +15,16 @@ const KEEPALIVE_MILLISECONDS = 15_000;
 /** Maximum number of tables that every message repeats. A message about more tables has those that changed. */
 const MAX_REPEATED = 10;
 
-/** The sources of a stream, and the signal that ends it. */
-interface StreamSources {
-  readonly live: LiveRuns;
-  readonly stored: StoredRuns;
-  readonly shutdown: AbortSignal;
-}
-
 /**
  * Sends the state of a run at once, after each change, and at its end. Creates a
  * message only after the client has read the previous one. The stream ends with
  * the run, or when the run is deleted.
  */
-export function streamRun(
-  runId: string,
-  { live, stored, shutdown }: StreamSources,
-): ReadableStream<Uint8Array> {
+export function streamRun(runId: string, { live, stored, shutdown }: {
+  readonly live: LiveRuns;
+  readonly stored: StoredRuns;
+  readonly shutdown: AbortSignal;
+}): ReadableStream<Uint8Array> {
   const encoder = new TextEncoder();
   const closed = new AbortController();
   const signal = AbortSignal.any([shutdown, closed.signal]);

@@ -1,8 +1,4 @@
-/**
- * Looks up watched runs in the history. All streams share one statement a second.
- *
- * @module
- */
+/** Looks up watched runs in the history. All streams share one statement a second. */
 import { delay } from "@std/async/delay";
 import type { Pool } from "../../postgres/pool.ts";
 import { findRun, findRuns, type RunDetails } from "../../runs/history.ts";
@@ -23,7 +19,7 @@ export class StoredRuns {
     this.#warehouse = warehouse;
   }
 
-  /** Waits for the next lookup, or for the signal, and returns what it found. */
+  /** Waits for the next lookup, or for the signal. Returns the result. */
   async next(runId: string, signal: AbortSignal): Promise<Found> {
     const waiting = this.#waiting.get(runId) ??
       Promise.withResolvers<Found>();

@@ -79,7 +79,10 @@ export function RowsChart(
   );
 }
 
-interface ChartProps {
+/** Number of columns that fit into a chart. Few runs do not make wide columns. */
+const PLACES = 40;
+
+function Chart({ name, columns, peak, top, summary, isTwoSided = false }: {
   readonly name: string;
   readonly columns: readonly Column[];
   /** The value that fills the height. */
@@ -88,14 +91,7 @@ interface ChartProps {
   readonly top: string;
   readonly summary: string;
   readonly isTwoSided?: boolean;
-}
-
-/** Number of columns that fit into a chart. Few runs do not make wide columns. */
-const PLACES = 40;
-
-function Chart(
-  { name, columns, peak, top, summary, isTwoSided = false }: ChartProps,
-) {
+}) {
   const failed = columns.filter(({ isFailed }) => isFailed).length;
   const first = PLACES - columns.length;
   const line = isTwoSided ? 50 : 100;

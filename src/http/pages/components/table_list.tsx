@@ -14,7 +14,7 @@ interface ListColumn {
   readonly kind?: "number" | "state";
 }
 
-/** A cell, with the number to sort it by where its text is none. An unknown text is a dash. */
+/** A cell, with the number to sort it by where its text is not a number. An unknown text is a dash. */
 interface ListCell {
   readonly value: number | undefined;
   readonly text: Child;
