@@ -5,7 +5,7 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { effectiveVariables, parseConfig } from "./config.ts";
+import { effectiveVariables, type Environment, parseConfig } from "./config.ts";
 import type { Variable } from "./parsers.ts";
 import { maskOf, maskOfConfig, maskStrings, secretsOf } from "./secrets.ts";
 import { VARIABLES } from "./variables.ts";
@@ -15,8 +15,18 @@ const noFile = (path: string): string => {
   throw new Error(`no file ${path}`);
 };
 
+const parse = (environment: Environment, readFile = noFile) =>
+  parseConfig(environment, readFile);
+
+/** Returns the error about a wrong configuration. */
+const refused = (
+  environment: Environment,
+  message?: string,
+  readFile = noFile,
+) => assertThrows(() => parse(environment, readFile), ServiceError, message);
+
 Deno.test("parseConfig() has the documented defaults", () => {
-  const config = parseConfig({}, noFile);
+  const config = parse({});
   const { password, ...olist } = config.olist;
   assertEquals(password.read(), undefined);
   assertEquals(olist, {
@@ -41,32 +51,24 @@ Deno.test("parseConfig() has the documented defaults", () => {
 });
 
 Deno.test("parseConfig() allows every login where TLS authenticates the server", () => {
-  const { olist, dwh } = parseConfig({
+  const { olist, dwh } = parse({
     OLIST_DB_SSLMODE: "verify-full",
     DWH_DB_REQUIRE_AUTH: "MD5, none",
-  }, noFile);
+  });
   const all = ["password", "md5", "scram-sha-256", "none"] as const;
   assertEquals(olist.requireAuth, new Set(all));
   assertEquals(dwh.requireAuth, new Set(["md5", "none"] as const));
-  assertThrows(
-    () => parseConfig({ DWH_DB_REQUIRE_AUTH: "md5,kerberos" }, noFile),
-    ServiceError,
-    "DWH_DB_REQUIRE_AUTH=",
-  );
+  refused({ DWH_DB_REQUIRE_AUTH: "md5,kerberos" }, "DWH_DB_REQUIRE_AUTH=");
 });
 
 Deno.test("parseConfig() reports all mistakes together, with the value and the allowed values", () => {
-  const error = assertThrows(
-    () =>
-      parseConfig({
-        OLIST_DB_PORT: "70000",
-        VERIFY: "maybe",
-        RETRY_ATTEMPTS: "-1",
-        LOAD_TIMEZONE: "+02:00",
-        DWH_DB_PASSWORD_FILE: "/gone",
-      }, noFile),
-    ServiceError,
-  );
+  const error = refused({
+    OLIST_DB_PORT: "70000",
+    VERIFY: "maybe",
+    RETRY_ATTEMPTS: "-1",
+    LOAD_TIMEZONE: "+02:00",
+    DWH_DB_PASSWORD_FILE: "/gone",
+  });
   assertEquals(error.code, "configuration");
   assertEquals(error.kind.exit, 78);
   assertStringIncludes(error.message, "5 configuration mistakes");
@@ -88,13 +90,13 @@ Deno.test("parseConfig() reports all mistakes together, with the value and the a
 
 Deno.test("parseConfig() treats an empty variable as unset", () => {
   assertEquals(
-    parseConfig({ OLIST_DB_PORT: "", LOAD_TIMEZONE: "" }, noFile).olist.servers,
+    parse({ OLIST_DB_PORT: "", LOAD_TIMEZONE: "" }).olist.servers,
     [{ host: "localhost", port: 5432 }],
   );
 });
 
 Deno.test("parseConfig() reads a password from a file without its last newline", () => {
-  const config = parseConfig(
+  const config = parse(
     { DWH_DB_PASSWORD_FILE: "/run/secret" },
     () => "p w\n\n",
   );
@@ -116,10 +118,10 @@ Deno.test("parseConfig() refuses an empty secret file", () => {
   ];
   for (const name of names) {
     for (const text of ["", "\n", " \t\r\n\n"]) {
-      const error = assertThrows(
-        () => parseConfig({ [name]: "/run/secret" }, () => text),
-        ServiceError,
+      const error = refused(
+        { [name]: "/run/secret" },
         `${name}="/run/secret" is an empty file: write the value into it, or unset ${name}`,
+        () => text,
       );
       assertEquals(error.kind.exit, 78);
     }
@@ -128,8 +130,8 @@ Deno.test("parseConfig() refuses an empty secret file", () => {
 
 Deno.test("parseConfig() refuses a token that no header can carry, without showing it", () => {
   const given = (token: string) => [
-    () => parseConfig({ API_TOKEN: token }, noFile),
-    () => parseConfig({ API_TOKEN_FILE: "/t" }, () => token),
+    () => parse({ API_TOKEN: token }),
+    () => parse({ API_TOKEN_FILE: "/t" }, () => token),
   ];
   for (
     const token of [
@@ -160,20 +162,17 @@ Deno.test("parseConfig() refuses a token that no header can carry, without showi
     for (const parse of given(token)) assertEquals(parse().apiToken, token);
   }
   assertEquals(
-    parseConfig({ API_TOKEN_FILE: "/t" }, () => "tok-en-1234567890\r\n")
+    parse({ API_TOKEN_FILE: "/t" }, () => "tok-en-1234567890\r\n")
       .apiToken,
     "tok-en-1234567890",
   );
 });
 
 Deno.test("parseConfig() refuses a password together with a password file", () => {
-  const error = assertThrows(
-    () =>
-      parseConfig(
-        { DWH_DB_PASSWORD: "hush-hush", DWH_DB_PASSWORD_FILE: "/f" },
-        () => "x",
-      ),
-    ServiceError,
+  const error = refused(
+    { DWH_DB_PASSWORD: "hush-hush", DWH_DB_PASSWORD_FILE: "/f" },
+    undefined,
+    () => "x",
   );
   assertStringIncludes(
     error.message,
@@ -183,13 +182,9 @@ Deno.test("parseConfig() refuses a password together with a password file", () =
 });
 
 Deno.test("parseConfig() refuses an identifier that the server would truncate", () => {
-  assertThrows(
-    () => parseConfig({ DWH_DB_NAME: "é".repeat(32) }, noFile),
-    ServiceError,
-    "63 bytes",
-  );
+  refused({ DWH_DB_NAME: "é".repeat(32) }, "63 bytes");
   assertEquals(
-    parseConfig({ DWH_DB_NAME: "a".repeat(63) }, noFile).dwh.database.length,
+    parse({ DWH_DB_NAME: "a".repeat(63) }).dwh.database.length,
     63,
   );
 });
@@ -200,30 +195,25 @@ const WEBHOOK = {
 };
 
 Deno.test("parseConfig() accepts a webhook secret of 24 to 64 bytes, also from a file", () => {
-  const config = parseConfig(WEBHOOK, noFile);
+  const config = parse(WEBHOOK);
   assertEquals(config.eventWebhookUrl, WEBHOOK.EVENT_WEBHOOK_URL);
   const { EVENT_WEBHOOK_URL, EVENT_WEBHOOK_SECRET } = WEBHOOK;
   const fromFile = { EVENT_WEBHOOK_URL, EVENT_WEBHOOK_SECRET_FILE: "/s" };
   assertEquals(
-    parseConfig(fromFile, () => `${EVENT_WEBHOOK_SECRET}\n`)
+    parse(fromFile, () => `${EVENT_WEBHOOK_SECRET}\n`)
       .eventWebhookSecret,
     EVENT_WEBHOOK_SECRET,
   );
-  assertThrows(
-    () => parseConfig(fromFile, () => "not a key"),
-    ServiceError,
+  refused(
+    fromFile,
     "the content of EVENT_WEBHOOK_SECRET_FILE must be whsec_",
+    () => "not a key",
   );
   for (const bytes of [23, 65]) {
-    assertThrows(
-      () =>
-        parseConfig({
-          ...WEBHOOK,
-          EVENT_WEBHOOK_SECRET: `whsec_${btoa("x".repeat(bytes))}`,
-        }, noFile),
-      ServiceError,
-      "EVENT_WEBHOOK_SECRET=***",
-    );
+    refused({
+      ...WEBHOOK,
+      EVENT_WEBHOOK_SECRET: `whsec_${btoa("x".repeat(bytes))}`,
+    }, "EVENT_WEBHOOK_SECRET=***");
   }
 });
 
@@ -231,23 +221,17 @@ Deno.test("effectiveVariables() shows only the origin of a webhook URL, and mask
   const shown = effectiveVariables(WEBHOOK)
     .find(({ name }) => name === "EVENT_WEBHOOK_URL");
   assertEquals(shown?.value, "https://hooks.example");
-  const mask = maskOfConfig(parseConfig(WEBHOOK, noFile));
+  const mask = maskOfConfig(parse(WEBHOOK));
   assertEquals(mask(WEBHOOK.EVENT_WEBHOOK_URL), "***");
   assertEquals(mask("part T0123456789AB"), "part ***");
   assertEquals(mask("https://hooks.example"), "https://hooks.example");
 });
 
 Deno.test("parseConfig() accepts a public URL with a path, and refuses user, query and fragment", () => {
-  const { publicUrl } = parseConfig(
-    { PUBLIC_URL: "https://loads.example/a/" },
-    noFile,
-  );
+  const { publicUrl } = parse({ PUBLIC_URL: "https://loads.example/a/" });
   assertEquals(publicUrl, "https://loads.example/a");
   for (const rest of ["me@h/", "me:pw@h/", "h/?", "h/#a", "", ":80"]) {
-    const error = assertThrows(
-      () => parseConfig({ PUBLIC_URL: `https://${rest}` }, noFile),
-      ServiceError,
-    );
+    const error = refused({ PUBLIC_URL: `https://${rest}` });
     assertMatch(
       error.message,
       /PUBLIC_URL(="[^"]*")? must be an http or https/,
@@ -272,10 +256,10 @@ Deno.test("effectiveVariables() masks secrets and reports which variables are se
 });
 
 Deno.test("maskOf() masks every form of every secret", () => {
-  const config = parseConfig({
+  const config = parse({
     OLIST_DB_PASSWORD: `a"b\\ c'd e&f`,
     DWH_DB_PASSWORD: `a"b\\ c'd`,
-  }, noFile);
+  });
   const mask = maskOf(secretsOf(config));
   for (const { password: { read } } of [config.olist, config.dwh]) {
     const password = read()!;
@@ -307,10 +291,10 @@ Deno.test("maskOf() leaves a secret that is short or a fixed word of the output"
       "my_database_name",
     ]
   ) {
-    const config = parseConfig({
+    const config = parse({
       DWH_DB_PASSWORD: secret,
       DWH_DB_NAME: "my_database_name",
-    }, noFile);
+    });
     const text = `Cannot load closed_deal: ${secret}`;
     assertEquals(maskOfConfig(config)(text), text);
   }
@@ -330,7 +314,7 @@ Deno.test("maskStrings() masks string values and leaves keys, numbers and dates"
 
 Deno.test("parseConfig() pairs hosts with ports, as libpq does", () => {
   const serversOf = (host: string, port: string) =>
-    parseConfig({ DWH_DB_HOST: host, DWH_DB_PORT: port }, noFile).dwh;
+    parse({ DWH_DB_HOST: host, DWH_DB_PORT: port }).dwh;
   const list = serversOf("a,::1,/run/pg", "5432,5433,5434");
   assertEquals(list.servers, [
     { host: "a", port: 5432 },
@@ -360,20 +344,17 @@ Deno.test("parseConfig() pairs hosts with ports, as libpq does", () => {
 
 Deno.test("parseConfig() needs a client certificate and its key together", () => {
   for (const name of ["DWH_DB_SSLCERT", "DWH_DB_SSLKEY"]) {
-    assertThrows(
-      () => parseConfig({ [name]: "/file" }, () => "PEM"),
-      ServiceError,
+    refused(
+      { [name]: "/file" },
       "DWH_DB_SSLCERT and DWH_DB_SSLKEY belong together",
+      () => "PEM",
     );
   }
 });
 
 Deno.test("a password file is read again, and its values are masked", () => {
   let text = "first password\n";
-  const config = parseConfig(
-    { DWH_DB_PASSWORD_FILE: "/run/secret" },
-    () => text,
-  );
+  const config = parse({ DWH_DB_PASSWORD_FILE: "/run/secret" }, () => text);
   const mask = maskOfConfig(config);
   const { password } = config.dwh;
   text = "next password";
@@ -406,7 +387,7 @@ Deno.test("parseConfig() refuses an invalid host, without showing it", () => {
   ];
   for (const host of allowed) {
     assertEquals(
-      parseConfig({ DWH_DB_HOST: host }, noFile).dwh.servers[0]!.host,
+      parse({ DWH_DB_HOST: host }).dwh.servers[0]!.host,
       host,
     );
   }
@@ -427,11 +408,7 @@ Deno.test("parseConfig() refuses an invalid host, without showing it", () => {
     ]
   ) {
     for (const name of ["DWH_DB_HOST", "OLIST_DB_HOST", "HOST"]) {
-      const error = assertThrows(
-        () => parseConfig({ [name]: host }, noFile),
-        ServiceError,
-        `${name} must be`,
-      );
+      const error = refused({ [name]: host }, `${name} must be`);
       assert(!error.line.includes(host), error.line);
       assert(!error.line.includes("hunter2"), error.line);
     }
@@ -449,11 +426,7 @@ Deno.test("parseConfig() shows no value that looks like a connection string or a
         "-----BEGIN PRIVATE KEY-----\nhunter2",
       ]
     ) {
-      const error = assertThrows(
-        () => parseConfig({ [name]: value }, noFile),
-        ServiceError,
-        name,
-      );
+      const error = refused({ [name]: value }, name);
       assert(!error.line.includes("hunter2"), error.line);
       const shown = effectiveVariables({ [name]: value })
         .find((v) => v.name === name);
@@ -463,10 +436,6 @@ Deno.test("parseConfig() shows no value that looks like a connection string or a
 });
 
 Deno.test("parseConfig() refuses an API_TOKEN of fewer than 16 characters", () => {
-  parseConfig({ API_TOKEN: "x".repeat(16) }, noFile);
-  assertThrows(
-    () => parseConfig({ API_TOKEN: "x".repeat(15) }, noFile),
-    ServiceError,
-    "API_TOKEN=*** must be at least 16",
-  );
+  parse({ API_TOKEN: "x".repeat(16) });
+  refused({ API_TOKEN: "x".repeat(15) }, "API_TOKEN=*** must be at least 16");
 });
