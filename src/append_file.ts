@@ -101,7 +101,7 @@ export async function checkWritable(target: AppendFile): Promise<void> {
 }
 
 /**
- * Checks that the path names a regular file or nothing.
+ * Checks that the path names a regular file, or a file that does not exist.
  *
  * @throws {ServiceError} `event_file_unwritable`.
  */
@@ -339,7 +339,7 @@ async function readBytes(
   return bytes.subarray(0, read);
 }
 
-/** Replaces the content by a part of it, in the old order. A crash in between loses nothing of that part. */
+/** Replaces the content by a part of it, in the old order. A crash in between keeps that part. */
 export async function keepOnly(
   file: Deno.FsFile,
   rest: Uint8Array,

@@ -13,7 +13,7 @@ export interface ErrorKind {
   readonly exit: Exit;
   /** Status of an HTTP answer. */
   readonly status: Status;
-  /** Whether a later attempt may succeed with nothing changed. */
+  /** Whether a later attempt may succeed without a change. */
   readonly transient: boolean;
   /** Imperative sentences, at most three. */
   readonly remedy: string;

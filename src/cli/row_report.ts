@@ -130,7 +130,7 @@ function columnLines(
 /** Minimum number of characters of a value. A narrower terminal breaks the line. */
 const MIN_ROOM = 8;
 
-/** Returns the part of a text that begins at a letter and has this width, with an ellipsis at each cut. */
+/** Returns the part of a text from a letter on, in this width, with an ellipsis at each cut. */
 function cut(text: string, from: number, width: number): string {
   const letters = [...text];
   const part = letters.slice(from, from + width);

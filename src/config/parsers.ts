@@ -11,7 +11,7 @@ export interface Variable<T = unknown> {
   readonly secret: boolean;
   /** Whether messages leave out an invalid value, because it may hold a secret. */
   readonly isHidden?: boolean;
-  /** Returns the part of a secret that may be shown. Without it, nothing is shown. */
+  /** Returns the part of a secret that may be shown. Without it, the whole value is masked. */
   readonly shown?: (text: string) => string;
   readonly parse: (text: string) => T;
 }
@@ -293,7 +293,7 @@ export const TARGET_SESSION_ATTRS = [
 
 export type TargetSessionAttrs = (typeof TARGET_SESSION_ATTRS)[number];
 
-/** Authentication methods that a server may ask for. `none` stands for a server that asks for nothing. */
+/** Authentication methods that a server may ask for. `none` stands for a server without authentication. */
 const AUTH_METHODS = [
   "password",
   "md5",

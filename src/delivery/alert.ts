@@ -33,7 +33,7 @@ const MAX_LABEL = 300;
 const MAX_TEXT = 500;
 
 /**
- * Returns the alert about an event, or `undefined` when there is nothing to report.
+ * Returns the alert about an event, or `undefined` without a failure or a recovery.
  * Every failure is reported, and of each failed table the first load after it.
  *
  * @param failingTables the tables whose failure the receiver knows.

@@ -17,7 +17,7 @@ import { namesOf } from "../tables/declaration.ts";
 /** Milliseconds between two polls of the queue. */
 const POLL_MILLISECONDS = 3000;
 
-/** Accepts requests, shares runs among them, and runs those that happen in any case. */
+/** Accepts requests, shares runs among them, and runs those that no caller waits for. */
 export class Dispatcher {
   readonly #context: AppContext;
   readonly #worker: Worker;
@@ -66,7 +66,7 @@ export class Dispatcher {
     return await end;
   }
 
-  /** Queues a run that happens in any case, even if this process ends. Returns its id. */
+  /** Queues a run that does not need a caller, even if this process ends. Returns its id. */
   async submit(
     trigger: Trigger,
     options = defaultOptions(this.#context.config),
@@ -97,7 +97,7 @@ export class Dispatcher {
   }
 
   /**
-   * Watches the queue until the signal. Runs the runs that happen in any case, such
+   * Watches the queue until the signal. Runs the runs that do not need a caller, such
    * as those of an ended process, and closes abandoned ones.
    */
   async resume(signal: AbortSignal): Promise<void> {

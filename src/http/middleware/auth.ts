@@ -46,7 +46,7 @@ export function isAnonymous(c: Context): boolean {
   return c.get("isAnonymous") === true;
 }
 
-/** Returns whether a token is the expected one. The duration reveals nothing about it. */
+/** Returns whether a token is the expected one. The duration does not depend on it. */
 export function isToken(given: string, expected: string): boolean {
   const digest = (text: string) => createHash("sha256").update(text).digest();
   return timingSafeEqual(digest(given), digest(expected));

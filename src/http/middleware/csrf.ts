@@ -2,7 +2,7 @@
 import type { MiddlewareHandler } from "hono";
 import { ServiceError } from "../../errors.ts";
 
-/** Methods that change nothing. */
+/** Read-only methods. */
 const SAFE = new Set(["GET", "HEAD", "OPTIONS"]);
 
 /**

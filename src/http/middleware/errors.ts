@@ -34,7 +34,7 @@ export function answerErrors(app: OpenAPIHono, log: Logger): void {
     )
   );
   app.onError((cause, c) => {
-    // The client closed the connection. No response reaches it, and nothing failed here.
+    // The client closed the connection. This is not a failure of the service.
     if (hasLeft(c)) return c.body(null);
     const error = asServiceError(cause);
     if (error.kind.status >= 500 && error.code !== "draining") {

@@ -32,7 +32,7 @@ interface Failures {
 
 /**
  * Counts wrong tokens by address and delays the responses. Each address gets one
- * response after another, so parallel requests gain nothing. A caller with the
+ * response after another, so parallel requests are not faster. A caller with the
  * right token behind the same proxy does not wait.
  */
 export class FailedTokens {

@@ -1,4 +1,4 @@
-/** The API as a page, rendered from the OpenAPI document. It loads nothing from other hosts. */
+/** The API as a page, rendered from the OpenAPI document. It does not load from other hosts. */
 import { Json } from "./components/json.tsx";
 
 // deno-lint-ignore no-explicit-any -- an OpenAPI document of any shape
