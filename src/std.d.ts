@@ -1,3 +1,10 @@
+declare module "@std/async/abortable" {
+  export function abortable<T>(
+    work: Promise<T>,
+    signal: AbortSignal,
+  ): Promise<T>;
+}
+
 declare module "@std/async/pool" {
   export function pooledMap<T, R>(
     limit: number,

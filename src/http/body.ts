@@ -1,4 +1,5 @@
 /** Reads the bodies of requests within limits of size, time and number. */
+import { abortable } from "@std/async/abortable";
 import { ServiceError } from "../errors.ts";
 
 /**
@@ -32,32 +33,29 @@ export class BodyReader {
     if (!request.body) return "";
     const announced = Number(request.headers.get("content-length") ?? 0);
     if (announced > DISCARD_BYTES) throw this.#tooLarge();
-    const stopped = Promise.withResolvers<never>();
-    stopped.promise.catch(() => {});
+    const deadline = new AbortController();
     const timer = setTimeout(() =>
-      stopped.reject(
+      deadline.abort(
         new ServiceError(
           "body_too_slow",
           `Request body not received within ${DEADLINE_SECONDS} s`,
         ),
       ), DEADLINE_SECONDS * 1000);
-    const leave = () => stopped.reject(request.signal.reason);
-    request.signal.addEventListener("abort", leave, { once: true });
+    const signal = AbortSignal.any([request.signal, deadline.signal]);
     try {
-      await this.#enter(stopped.promise);
+      await this.#enter(signal);
       try {
-        return await this.#collect(request.body, stopped.promise);
+        return await this.#collect(request.body, signal);
       } finally {
         this.#leave();
       }
     } finally {
       clearTimeout(timer);
-      request.signal.removeEventListener("abort", leave);
     }
   }
 
-  /** Waits until fewer than `MAX_OPEN_BODIES` are open, or until `stopped` rejects. */
-  async #enter(stopped: Promise<never>): Promise<void> {
+  /** Waits until fewer than `MAX_OPEN_BODIES` are open, or until the signal. */
+  async #enter(signal: AbortSignal): Promise<void> {
     if (this.#open < MAX_OPEN_BODIES) {
       this.#open++;
       return;
@@ -65,7 +63,7 @@ export class BodyReader {
     const turn = Promise.withResolvers<void>();
     this.#waiting.add(turn.resolve);
     try {
-      await Promise.race([turn.promise, stopped]);
+      await abortable(turn.promise, signal);
     } catch (error) {
       // A turn that was granted at the same moment goes to the next body.
       if (!this.#waiting.delete(turn.resolve)) this.#leave();
@@ -86,7 +84,7 @@ export class BodyReader {
 
   async #collect(
     body: ReadableStream<Uint8Array>,
-    stopped: Promise<never>,
+    signal: AbortSignal,
   ): Promise<string> {
     const reader = body.getReader();
     const decoder = new TextDecoder();
@@ -94,7 +92,7 @@ export class BodyReader {
     let size = 0;
     try {
       while (true) {
-        const { done, value } = await Promise.race([reader.read(), stopped]);
+        const { done, value } = await abortable(reader.read(), signal);
         if (done && size > this.#maxBytes) throw this.#tooLarge();
         if (done) return text + decoder.decode();
         size += value.length;

@@ -1,4 +1,5 @@
 /** Looks up watched runs in the history. All streams share one statement a second. */
+import { abortable } from "@std/async/abortable";
 import { delay } from "@std/async/delay";
 import type { Pool } from "../../postgres/pool.ts";
 import { findRun, findRuns, type RunDetails } from "../../runs/history.ts";
@@ -25,14 +26,7 @@ export class StoredRuns {
       Promise.withResolvers<Found>();
     this.#waiting.set(runId, waiting);
     void this.#poll();
-    const aborted = Promise.withResolvers<undefined>();
-    const abort = () => aborted.resolve(undefined);
-    signal.addEventListener("abort", abort, { once: true });
-    try {
-      return await Promise.race([waiting.promise, aborted.promise]);
-    } finally {
-      signal.removeEventListener("abort", abort);
-    }
+    return await abortable(waiting.promise, signal).catch(() => undefined);
   }
 
   /** Looks up a run now. Returns `undefined` without a run or without an answer of the warehouse. */
