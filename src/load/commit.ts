@@ -22,6 +22,7 @@ import {
 } from "../runs/event.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
 import { warehouseTransaction } from "../sync/sync_table.ts";
+import { selectTables } from "../tables/declaration.ts";
 import { findActing, lockTargetSql } from "../sync/target.ts";
 import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";
@@ -77,6 +78,11 @@ export async function loadFromOneSnapshot(
   mayRestart: boolean,
   isProtected: boolean,
 ): Promise<RoundEnd> {
+  const found = findActing(
+    selectTables(context.config.tables, context.run.tables),
+    context.warehouse,
+  );
+  found.catch(() => {});
   await using preparation = await openPreparation(context);
   const { groups, largestFirst, snapshotAt } = preparation;
   const settled = new Map<CommitGroup, Settled>();
@@ -95,7 +101,7 @@ export async function loadFromOneSnapshot(
     ? []
     : isProtected
     ? largestFirst
-    : await protectOthers(context, largestFirst, locks);
+    : await protectOthers(context, largestFirst, found, locks);
   const first = await inParallel(
     acting,
     (group) => preparation.prepare(group, 0),
@@ -204,14 +210,14 @@ const UNPROTECTED =
 async function protectOthers(
   context: RunContext,
   groups: readonly CommitGroup[],
+  found: ReturnType<typeof findActing>,
   locks: AsyncDisposableStack,
 ): Promise<readonly CommitGroup[]> {
-  const { config, warehouse } = context;
+  const { config } = context;
   try {
-    const tables = groups.flat();
-    const found = await findActing(tables, warehouse);
-    const acting = groups.filter(([table]) => found.get(table!.name));
-    const others = tables.filter(({ name }) => found.get(name) === false);
+    const acts = await found;
+    const acting = groups.filter(([table]) => acts.get(table!.name));
+    const others = groups.flat().filter(({ name }) => acts.get(name) === false);
     if (acting.length > 0 && others.length > 0) {
       const session = locks.use(
         await Session.open(config.dwh, warehouseConnection(context)),

@@ -5,7 +5,7 @@
  */
 import { holderClause, nameLockedTable } from "../postgres/lock_holders.ts";
 import { limitHistoryLocks, type Pool } from "../postgres/pool.ts";
-import { Session } from "../postgres/session.ts";
+import { Session, takeUsable } from "../postgres/session.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
 import {
   type FailedEntry,
@@ -88,6 +88,18 @@ export async function openPreparation(
   const { config } = context;
   const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
+  const idle: Session[] = [];
+  const closing: Promise<void>[] = [];
+  // The sessions of the first groups connect in the meantime.
+  const connecting = groups.slice(0, config.maxParallelTasks).map(async () => {
+    const connection = warehouseConnection(context);
+    await Session.open(config.dwh, connection)
+      .then((session) => idle.push(session), () => {});
+  });
+  const closeIdle = async () => {
+    await Promise.all(connecting);
+    await Promise.all([...closing, ...idle.map((session) => session.close())]);
+  };
   let snapshot: Snapshot;
   let attempts = 0;
   try {
@@ -103,11 +115,11 @@ export async function openPreparation(
       snapshotAt: null,
       prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
       release: ({ session }) => session.close(),
-      [Symbol.asyncDispose]: async () => {},
+      [Symbol.asyncDispose]: closeIdle,
     };
   }
+  await Promise.all(connecting);
   const { bySize } = snapshot;
-  const idle: Session[] = [];
   return {
     groups,
     largestFirst: groups.toSorted(([a], [b]) =>
@@ -129,11 +141,11 @@ export async function openPreparation(
         hasNoSideEffects && !table.checks?.some(({ kind }) => kind === "sql")
       );
       if (isNeeded && isClean && !session.failure) idle.push(session);
-      else await session.close();
+      else if (isNeeded) await session.close();
+      else closing.push(session.close());
     },
     async [Symbol.asyncDispose]() {
-      await Promise.all(idle.map((session) => session.close()));
-      await snapshot[Symbol.asyncDispose]();
+      await Promise.all([closeIdle(), snapshot[Symbol.asyncDispose]()]);
     },
   };
 }
@@ -157,9 +169,10 @@ async function prepareGroup(
     if (lost) {
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
-    // Before the session is opened, so that the load needs one connection less.
-    await ensureTargetSchemas(warehouse, tables);
-    const known = await lastLoads(warehouse, namesOf(tables));
+    const [known] = await Promise.all([
+      lastLoads(warehouse, namesOf(tables)),
+      ensureTargetSchemas(warehouse, tables),
+    ]);
     const session = takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;
@@ -201,18 +214,20 @@ async function prepareGroup(
         results[index] = await withChecks(context, result, session);
       }
       if (!isClean) await checkHistoryTables(session);
-      await session.query(limitHistoryLocks(config.lockTimeoutSeconds));
-      for (const result of results) {
-        await recordTableLoad(
-          session,
-          run.id,
-          loadedEntry(result, attempts),
-          integrityCheck(result),
-          result.phases,
-          markOf(snapshot, result, isClean),
-          result.differingRows,
-        );
-      }
+      await Promise.all([
+        session.query(limitHistoryLocks(config.lockTimeoutSeconds)),
+        ...results.map((result) =>
+          recordTableLoad(
+            session,
+            run.id,
+            loadedEntry(result, attempts),
+            integrityCheck(result),
+            result.phases,
+            markOf(snapshot, result, isClean),
+            result.differingRows,
+          )
+        ),
+      ]);
       return { state: "verified", tables, results, session, attempts };
     } catch (error) {
       // No ROLLBACK: the server rolls back when the connection ends.
@@ -274,15 +289,6 @@ function progressOf(
   { table, targetCount: rows, bytesCopied: bytes }: TableResult,
 ) {
   return { table: table.name, rows, bytes, totalRows: rows };
-}
-
-/** Removes and returns a session that is still connected, or `undefined`. */
-function takeUsable(idle: Session[]): Session | undefined {
-  while (idle.length > 0) {
-    const session = idle.pop()!;
-    if (!session.failure) return session;
-  }
-  return undefined;
 }
 
 /** Returns the failure with the session that holds the lock, where a wait for a lock timed out. */

@@ -252,7 +252,7 @@ export class Worker {
       if (event) {
         observer.runEnded?.(event);
         this.#end(event.run_id, ({ end }) => end.resolve(event));
-      }
+      } else deliver();
     } catch (error) {
       const run = this.#running;
       if (!run) throw error;
@@ -268,17 +268,17 @@ export class Worker {
         );
       }
       this.#end(run.id, ({ end }) => end.reject(error));
+      deliver();
     } finally {
       this.#running = undefined;
       this.#isStarting = false;
     }
-    deliver();
     this.#isAwake ||= unattendedTables.length > 0;
   }
 
   /** Takes the lock, claims the oldest run that this process may run, and runs it. */
   async #runNext(): Promise<LoadEvent | undefined> {
-    const { config, warehouse, log, workerId } = this.#context;
+    const { config, warehouse, log, workerId, deliver } = this.#context;
     const { stop, unattendedTables } = this.#options;
     await using locks = new AsyncDisposableStack();
     const lock = await this.#takeLock();
@@ -303,7 +303,10 @@ export class Worker {
     // A caller of another run may have started this loop.
     const caller = [...this.#waits].find((wait) => wait.run.id === run.id);
     const inTrace = caller?.inTrace ?? this.#inOwnTrace;
-    return await inTrace(() => this.#execute(run, lock, locks));
+    const event = await inTrace(() => this.#execute(run, lock, locks));
+    // Begins while the lock is released.
+    locks.defer(deliver);
+    return event;
   }
 
   /** Waits for the lock, and updates the history. Returns undefined when nothing is left to run. */

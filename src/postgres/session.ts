@@ -211,6 +211,11 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#server;
   }
 
+  /** Whether the server of the transaction is a standby. */
+  get isStandby(): boolean {
+    return this.#server.endsWith(" t");
+  }
+
   /** Aborts with the reason when the connection is lost or destroyed. */
   get signal(): AbortSignal {
     return this.#lost.signal;
@@ -589,6 +594,15 @@ export async function openWhenFree(
       await delay(ENDING_POLL_MILLISECONDS);
     }
   }
+}
+
+/** Removes and returns a session that is still connected, or `undefined`. */
+export function takeUsable(idle: Session[]): Session | undefined {
+  while (idle.length > 0) {
+    const session = idle.pop()!;
+    if (!session.failure) return session;
+  }
+  return undefined;
 }
 
 /** Waits for all promises. Throws the failure of the earliest in the list. */

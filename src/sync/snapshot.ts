@@ -10,16 +10,19 @@ import {
   type ConnectionOptions,
   openWhenFree,
   Session,
+  takeUsable,
 } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { ERRORS, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
 import { HASH_PROBE, randomSeed } from "../diff/row_hash.ts";
 import {
+  existingSql,
+  findColumns,
   findDependencies,
-  findReadable,
   isLockable,
   lockSql,
+  readableOf,
   type ResolvedTable,
   resolveTables,
   type SourceChecks,
@@ -32,6 +35,7 @@ import {
   HORIZON,
   type Horizon,
   horizonOf,
+  MIN_PROOF_BYTES,
   sourceFacts,
 } from "./verified_state.ts";
 
@@ -125,6 +129,7 @@ export async function openSnapshot(
   const found: SourceChecks = new Map();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
+    let connecting: Promise<Session | undefined>[] = [];
     let isStandby = false;
     const explain = (error: unknown) =>
       isStandby ? asRecoveryConflict(error, config) : error;
@@ -134,18 +139,24 @@ export async function openSnapshot(
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
       );
-      const [server] = await holder.begin<{ standby: boolean }>({
+      // The readers connect in the meantime.
+      connecting = pending.slice(0, config.maxParallelTasks).map(() =>
+        Session.open(holder.config, connection).catch(() => undefined)
+      );
+      const existing = await holder.begin({
         mode: "read committed read only",
         lockTimeoutSeconds: config.lockTimeoutSeconds,
-      }, "select pg_catalog.pg_is_in_recovery() as standby");
-      isStandby = server!.standby;
-      const present = await findReadable(holder, pending, found);
+      }, existingSql(pending));
+      isStandby = holder.isStandby;
+      const present = readableOf(existing, holder, pending, found);
       await lockAll(config, holder, present, found, isLastAttempt);
-      const reads = await findDependencies(holder, present);
+      const [reads, columns] = await Promise.all([
+        findDependencies(holder, present),
+        findColumns(holder, present.filter(({ kind }) => kind !== "f")),
+      ]);
       const supported = withoutUnsupported(present, reads, found);
-      for (const [name, resolved] of await resolveTables(holder, supported)) {
-        found.set(name, resolved);
-      }
+      const resolved = await resolveTables(holder, supported, columns);
+      for (const [name, table] of resolved) found.set(name, table);
       const readable = supported.filter(({ name }) =>
         !(found.get(name) instanceof ServiceError)
       );
@@ -165,12 +176,18 @@ export async function openSnapshot(
           const { table, dependsOn } = found.get(name) as ResolvedTable;
           const isFixed = dependsOn === "nothing" ||
             dependsOn === "time zone" && config.loadTimezone === "UTC";
-          const columns = table.columns.map((c) => c.from ?? c.name);
-          return isFixed ? [{ name, oid, columns }] : [];
+          const names = table.columns.map((c) => c.from ?? c.name);
+          const { bytes } = columns.find((row) => row.oid === oid)!;
+          return isFixed && bytes >= MIN_PROOF_BYTES
+            ? [{ name, oid, columns: names }]
+            : [];
         }),
       );
+      const connected = (await Promise.all(connecting))
+        .filter((session) => session !== undefined);
+      sessions.push(...connected);
       const open = (table: SourceTable) =>
-        openReader(config, connection, table, holder, taken!.id);
+        openReader(config, connection, table, holder, taken!.id, connected);
       const readers = new Map<string, Session>();
       const idleReaders: Session[] = [];
       // Before DDL can wait for a table. The first ones are loaded at once.
@@ -251,6 +268,7 @@ export async function openSnapshot(
     } catch (cause) {
       const error = explain(cause);
       for (const session of sessions) session.destroy();
+      for (const one of connecting) void one.then((late) => late?.destroy());
       const isWorthAnother = error instanceof LockRefused ||
         error instanceof ServiceError && error.code === "snapshot_lost";
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
@@ -310,13 +328,19 @@ async function lockAll(
   found: SourceChecks,
   isLastAttempt: boolean,
 ): Promise<void> {
-  for (const table of tables) {
+  const [first, others] = [true, false].map((isFirst) =>
+    tables.filter(({ kind }) => isLockable(kind) === isFirst)
+  );
+  // All in one round trip.
+  const locks = first!.map((table) => session.query(lockSql(table)));
+  for (const lock of locks) lock.catch(() => {});
+  for (const [index, table] of [...first!, ...others!].entries()) {
     // It is refused later. Planning its query could contact another server.
     if (table.kind === "f") continue;
     try {
-      const lock = () => session.query(lockSql(table));
       // Planning a view can call its functions.
-      await (isLockable(table.kind) ? lock() : session.withOwnSearchPath(lock));
+      await (locks[index] ??
+        session.withOwnSearchPath(() => session.query(lockSql(table))));
     } catch (error) {
       if (
         !(error instanceof ServiceError) || !error.sqlstate || session.failure
@@ -405,8 +429,10 @@ async function openReader(
   table: SourceTable,
   holder: Session,
   snapshotId: string,
+  connected: Session[],
 ): Promise<Session> {
-  const session = await Session.open(holder.config, connection);
+  const session = takeUsable(connected) ??
+    await Session.open(holder.config, connection);
   const lock = lockSql(table);
   const adopt = `set transaction snapshot ${literal(snapshotId)}`;
   const isLockedFirst = isLockable(table.kind);

@@ -44,22 +44,21 @@ export interface ResolvedTable {
 /** Each table by its name, or the reason why it cannot be loaded. */
 export type SourceChecks = Map<string, ResolvedTable | ServiceError>;
 
+/** Returns SQL of the source tables that exist, for {@linkcode readableOf}. */
+export function existingSql(tables: readonly TableDeclaration[]): string {
+  return `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind, c.relpages as pages,
+       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable
+     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+     where ${isSource(tables)}`;
+}
+
 /** Returns the tables that exist and can be read. Puts the others into `found` with the reason. */
-export async function findReadable(
+export function readableOf(
+  rows: readonly Row[],
   session: Session,
   tables: readonly TableDeclaration[],
   found: SourceChecks,
-): Promise<SourceTable[]> {
-  const rows = await session.query(
-    `select n.nspname as schema, c.relname as name, c.oid, c.relkind as kind, c.relpages as pages,
-       has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT') as readable
-     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
-      tables.map(({ source }) =>
-        `(${literal(source.schema)}, ${literal(source.name)})`
-      )
-    })`,
-  );
+): SourceTable[] {
   return tables.flatMap((table) => {
     const { schema, name } = table.source;
     const row = rows.find((r) => r.schema === schema && r.name === name);
@@ -135,11 +134,7 @@ export async function findDependencies(
   const sources = await session.query(
     `select n.nspname as schema, c.relname as relation, ${READ_COLUMNS}, c.relhassubclass as parent
      from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-     where c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${
-      tables.map(({ source }) =>
-        `(${literal(source.schema)}, ${literal(source.name)})`
-      )
-    })`,
+     where ${isSource(tables)}`,
   );
   const reads = await Promise.all(tables.map(async ({ name, source }) => {
     const row = sources.find((s) =>
@@ -157,6 +152,14 @@ export async function findDependencies(
 
 /** Kinds of relations with rows. */
 const KINDS = "'r', 'p', 'v', 'm', 'f'";
+
+/** Returns an SQL condition for the sources of the tables. */
+function isSource(tables: readonly TableDeclaration[]): string {
+  const names = tables.map(({ source }) =>
+    `(${literal(source.schema)}, ${literal(source.name)})`
+  );
+  return `c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${names})`;
+}
 
 const READ_COLUMNS =
   `c.oid, c.relkind as kind, pg_catalog.format('%I.%I', n.nspname, c.relname) as name,
@@ -289,20 +292,28 @@ function typeNameOf(text: string): TypeName {
   }
 }
 
-/** Finds the columns of every table in the open transaction, and checks their types. */
-export async function resolveTables(
+/** Returns the columns of locked tables, for {@linkcode resolveTables}, and the bytes of each table. */
+export async function findColumns(
   session: Session,
   tables: readonly SourceTable[],
-): Promise<[string, ResolvedTable | ServiceError][]> {
+): Promise<readonly Row[]> {
   if (tables.length === 0) return [];
-  const rows = await session.query(
-    `select a.attrelid as oid, a.attname as column, ${TYPE_COLUMNS}
+  return await session.query(
+    `select a.attrelid as oid, a.attname as column, pg_catalog.pg_relation_size(a.attrelid)::float8 as bytes, ${TYPE_COLUMNS}
      from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
        join pg_catalog.pg_type t on t.oid = base.oid
      where a.attnum > 0 and not a.attisdropped and a.attrelid in (${
       tables.map(({ oid }) => oid)
     }) order by a.attnum`,
   );
+}
+
+/** Checks the types of the columns of every table. */
+export async function resolveTables(
+  session: Session,
+  tables: readonly SourceTable[],
+  rows: readonly Row[],
+): Promise<[string, ResolvedTable | ServiceError][]> {
   const resolved: [string, ResolvedTable | ServiceError][] = [];
   for (const declaration of tables) {
     const columns = rows.filter((row) => row.oid === declaration.oid)

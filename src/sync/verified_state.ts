@@ -58,8 +58,8 @@ export function horizonOf(
   return { xmin: BigInt(xmin), xmax: BigInt(xmax) };
 }
 
-/** Bytes from which a table is worth a proof. Smaller ones are hashed as fast. */
-const MIN_BYTES = 2 ** 19;
+/** Bytes from which a source table is worth a proof. Smaller ones are hashed as fast. */
+export const MIN_PROOF_BYTES = 2 ** 21;
 
 /** Number of transactions between two loads at which 32 bits might no longer order them. */
 const MAX_DISTANCE = 2n ** 30n;
@@ -131,9 +131,7 @@ export async function sourceFacts(
   try {
     const rows = await session.query(
       `savepoint facts;
-       ${
-        factsSql(tables)
-      } and pg_catalog.pg_relation_size(c.oid) >= ${MIN_BYTES};
+       ${factsSql(tables)};
        release savepoint facts`,
     );
     return new Map(rows.map(({ name, facts }) => [name, facts]));

@@ -104,7 +104,7 @@ const CHANGES: Readonly<
     }),
   "a table with the same name and other rows": ({ source, reader }) =>
     source.unsafe(
-      `create table shop.twin as select * from shop.item; update shop.twin set amount = amount + 1;
+      `create table shop.twin with (fillfactor = 10) as select * from shop.item; update shop.twin set amount = amount + 1;
        alter table shop.item rename to before; alter table shop.twin rename to item; grant select on shop.item to "${reader}"`,
     ),
   "a row is deleted and another one inserted": ({ source }) =>
@@ -349,7 +349,7 @@ Deno.test("row versions prove that nothing, or only new rows, must be read", asy
     );
     // In one transaction, so that the dead rows stay.
     await db.source.unsafe(
-      `do $$ begin for i in 1..20 loop
+      `do $$ begin for i in 1..100 loop
          update pg_catalog.pg_class set relacl = relacl where relkind = 'v';
        end loop; end $$`,
     );

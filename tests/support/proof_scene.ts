@@ -67,7 +67,7 @@ export const ITEM: TableDeclaration = {
   ],
 };
 
-/** Rows of the table. Four of them fill a page. */
+/** Rows of the table. Each fills a page, so that the table is worth a proof. */
 export const ROWS = 280;
 
 /** SQL of rows from one number to another one. */
@@ -153,7 +153,7 @@ export class ProofScene implements AsyncDisposable {
     await db.source.unsafe(
       `create schema shop;
        create type shop.mood as enum ('sad', 'glad');
-       create table shop.item (id int, amount numeric, mood shop.mood, day date, note text);
+       create table shop.item (id int, amount numeric, mood shop.mood, day date, note text) with (fillfactor = 10);
        create table shop.other (id int);
        grant usage on schema shop to "${db.reader}";
        grant select on shop.item to "${db.reader}";
