@@ -168,7 +168,7 @@ class Search {
     const { table, method } = this.#sides;
     const condition = hasStableCtid
       ? ctidSql(rows.ctids().take(MAX_GROUPS))
-      : hashSql(table.columns, method, rows.hashes().take(MAX_GROUPS));
+      : hashSql(rowHash(table.columns, method), rows.hashes().take(MAX_GROUPS));
     const [row] = await session.scan<{ names: string | null }>(
       `select pg_catalog.string_agg(distinct ${this.#nameHash}::text || ' ' || ${this.#firstHash}::text, ',') as names
        from ${relation} where ${condition}`,

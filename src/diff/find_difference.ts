@@ -16,12 +16,13 @@ import {
 import {
   ctidSql,
   hashesSql,
+  type HashRange,
   rowsWithHashesSql,
   wholeTableSql,
 } from "./queries.ts";
-import type { HashMethod } from "./row_hash.ts";
-import { RowMatcher, type RowSet, type SideName } from "./row_matcher.ts";
-import type { Table } from "../tables/declaration.ts";
+import { type HashMethod, rowHash } from "./row_hash.ts";
+import { RowMatcher, RowSet, type SideName } from "./row_matcher.ts";
+import type { Column, Table } from "../tables/declaration.ts";
 
 /** One side of a comparison: a session that sees the rows, and their table. */
 export interface Side {
@@ -114,30 +115,12 @@ export async function diffRows(sides: Sides, maxPending?: number): Promise<{
   readonly difference: RowDifference;
 }> {
   const matcher = new RowMatcher(maxPending);
-  const sessions = [sides.source.session, sides.target.session] as const;
-  using _ = watchTogether(...sessions);
-  try {
-    do {
-      const source = readerOf(sides, "source", matcher);
-      const target = readerOf(sides, "target", matcher);
-      source.onChunk = target.onChunk = () => {
-        const ahead = source.rows - target.rows;
-        source.hold(ahead > MAX_AHEAD);
-        target.hold(-ahead > MAX_AHEAD);
-      };
-      const read = (reader: RowReader, side: Side) =>
-        reader.read(
-          hashesSql(side, sides.table.columns, sides.method, matcher.range),
-        );
-      await Promise.all([
-        read(source, sides.source),
-        read(target, sides.target),
-      ]);
-    } while (matcher.endPass());
-  } catch (error) {
-    for (const session of sessions) session.destroy();
-    throw error;
-  }
+  await matchRows(sides, matcher, (side, range) =>
+    hashesSql(
+      sides[side],
+      rowHash(sides.table.columns, sides.method),
+      range,
+    ));
   const { source, target, isWhole } = matcher;
   return {
     source: matcher.fingerprint("source"),
@@ -146,48 +129,107 @@ export async function diffRows(sides: Sides, maxPending?: number): Promise<{
   };
 }
 
-/**
- * Reads rows that only the source has.
- *
- * @param relation SQL for FROM of these rows, with their ctid.
- * @returns their fingerprint, and the difference.
- */
-export async function readAdded(sides: Sides, relation: string): Promise<{
-  readonly added: Fingerprint;
+/** The rows that the last load saw, and the younger ones. */
+export interface OldRows {
+  /** Number of old rows. */
+  readonly count: Readonly<Record<SideName, number>>;
+  readonly young: Readonly<Record<SideName, RowSet>>;
+  /** The old rows that one side has more often, by the columns of the comparison. */
   readonly difference: RowDifference;
-}> {
+}
+
+/**
+ * Matches the old rows of both sides by some of their columns. Reads no other column.
+ *
+ * @param isYoung SQL conditions for the young rows of each side.
+ */
+export async function matchOldRows(
+  sides: Sides,
+  columns: readonly Column[],
+  isYoung: Readonly<Record<SideName, string>>,
+): Promise<OldRows> {
+  const hash = rowHash(columns, sides.method);
   const matcher = new RowMatcher();
-  const source = { ...sides.source, relation };
-  const { columns } = sides.table;
+  const young = { source: new RowSet(), target: new RowSet() };
+  await matchRows(
+    sides,
+    matcher,
+    (side, range) =>
+      // The last bit of the hash marks a young row.
+      hashesSql(
+        sides[side],
+        `case when ${
+          isYoung[side]
+        } then ${hash} | '1'::bigint else ${hash} & '-2'::bigint end`,
+        range,
+      ),
+    (side, upper, lower, block = 0, item = 0) => {
+      if ((lower & 1) === 0) matcher.add(side, upper, lower, block, item);
+      else if (matcher.isFirstPass) young[side].add(upper, lower, block, item);
+    },
+  );
+  const { source, target, isWhole } = matcher;
+  return {
+    count: {
+      source: matcher.fingerprint("source").count,
+      target: matcher.fingerprint("target").count,
+    },
+    young,
+    difference: { source, target, isWhole },
+  };
+}
+
+/** Receives a row: its hash in two halves, and its place where it has one. */
+type OnHash = (
+  side: SideName,
+  upper: number,
+  lower: number,
+  block?: number,
+  item?: number,
+) => void;
+
+/** Reads the hashes of both sides side by side, until the matcher needs no other pass. */
+async function matchRows(
+  sides: Sides,
+  matcher: RowMatcher,
+  select: (side: SideName, range: HashRange | undefined) => string,
+  onRow: OnHash = (side, upper, lower, block, item) =>
+    matcher.add(side, upper, lower, block, item),
+): Promise<void> {
+  const sessions = [sides.source.session, sides.target.session] as const;
+  using _ = watchTogether(...sessions);
   try {
     do {
-      await readerOf(sides, "source", matcher).read(
-        hashesSql(source, columns, sides.method, matcher.range),
-      );
+      const source = readerOf(sides, "source", onRow);
+      const target = readerOf(sides, "target", onRow);
+      source.onChunk = target.onChunk = () => {
+        const ahead = source.rows - target.rows;
+        source.hold(ahead > MAX_AHEAD);
+        target.hold(-ahead > MAX_AHEAD);
+      };
+      await Promise.all([
+        source.read(select("source", matcher.range)),
+        target.read(select("target", matcher.range)),
+      ]);
     } while (matcher.endPass());
   } catch (error) {
-    sides.source.session.destroy();
+    for (const session of sessions) session.destroy();
     throw error;
   }
-  return { added: matcher.fingerprint("source"), difference: matcher };
 }
 
 /** Bytes of a hash, and of a ctid: a block number of 32 bits and an item number of 16. */
 const HASH_BYTES = 8;
 const CTID_BYTES = 6;
 
-function readerOf(
-  sides: Sides,
-  side: SideName,
-  matcher: RowMatcher,
-): RowReader {
+function readerOf(sides: Sides, side: SideName, onRow: OnHash): RowReader {
   const { session, hasStableCtid } = sides[side];
   return hasStableCtid
     ? new RowReader(
       session,
       [HASH_BYTES, CTID_BYTES],
       (bytes, at) =>
-        matcher.add(
+        onRow(
           side,
           bytes.getInt32(at),
           bytes.getInt32(at + 4),
@@ -198,8 +240,7 @@ function readerOf(
     : new RowReader(
       session,
       [HASH_BYTES],
-      (bytes, at) =>
-        matcher.add(side, bytes.getInt32(at), bytes.getInt32(at + 4)),
+      (bytes, at) => onRow(side, bytes.getInt32(at), bytes.getInt32(at + 4)),
     );
 }
 

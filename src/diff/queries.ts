@@ -25,18 +25,20 @@ export function wholeTableSql(
   }), 0)::text as checksum from ${from}`;
 }
 
+/** A range of hashes, both limits included. */
+export type HashRange = readonly [min: bigint, max: bigint];
+
 /**
  * Returns SQL of the rows for a {@linkcode RowMatcher}: the hash and, where it is
  * stable, the ctid. `range` restricts the hash.
  */
 export function hashesSql(
   { relation, hasStableCtid }: { relation: string; hasStableCtid: boolean },
-  columns: readonly Column[],
-  method: HashMethod,
-  range: readonly [min: bigint, max: bigint] | undefined,
+  hash: string,
+  range: HashRange | undefined,
 ): string {
   const values = hasStableCtid ? "hash, ctid" : "hash";
-  const rows = `select ${rowHash(columns, method)} as hash${
+  const rows = `select ${hash} as hash${
     hasStableCtid ? ", ctid" : ""
   } from ${relation}`;
   // "offset 0" keeps the server from computing the hash twice.
@@ -69,12 +71,8 @@ export function ctidSql(ctids: Iterable<string>): string {
 }
 
 /** Returns an SQL condition for the rows with these hashes. */
-export function hashSql(
-  columns: readonly Column[],
-  method: HashMethod,
-  hashes: Iterable<string>,
-): string {
-  return `${rowHash(columns, method)} = any ('{${joined(hashes)}}'::int8[])`;
+export function hashSql(hash: string, hashes: Iterable<string>): string {
+  return `(${hash}) = any ('{${joined(hashes)}}'::int8[])`;
 }
 
 /**
@@ -93,7 +91,7 @@ export function rowsWithHashesSql(
   return `(select ${values} from (
       select ${values}, ${hash} as "hash of the row",
         pg_catalog.row_number() over (partition by ${hash}) as "number of the row"
-      from ${from} where ${hashSql(columns, method, list)}) rows
+      from ${from} where ${hashSql(hash, list)}) rows
     join (select hash, pg_catalog.count(*) as needed
       from pg_catalog.unnest('{${
     joined(list)

@@ -144,6 +144,11 @@ export class RowMatcher {
     return this.#totals[side].fingerprint;
   }
 
+  /** Whether all rows are being read, or were read once. */
+  get isFirstPass(): boolean {
+    return this.#isFirstPass;
+  }
+
   /** The hashes of the pass, as limits of a signed 64-bit number. `undefined` for all. */
   get range(): readonly [min: bigint, max: bigint] | undefined {
     if (this.#isFirstPass) return undefined;

@@ -544,8 +544,9 @@ export function sourceRelation(
       expression === undefined ? identifier(from ?? name) : fragment(expression)
     } as ${identifier(name)}`
   );
-  // The ctid leads to the row of the table.
-  return `(select ${[...hasStableCtid ? ["ctid"] : [], ...values]}
+  // They lead to the row of the table.
+  const row = hasStableCtid ? ["ctid", "xmin"] : [];
+  return `(select ${[...row, ...values]}
     from ${relation}${
     where === undefined ? "" : ` where ${fragment(where)}`
   }) mapped`;

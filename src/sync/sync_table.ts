@@ -322,18 +322,22 @@ async function prepareComparison(
     )
     : undefined;
   const last = lastLoads.get(name);
-  // Rows that were updated or deleted cannot be proven, so reading them again is in vain.
-  const mayProve = present && last?.verified && mode === "auto" &&
-    last.removals === snapshot.marks.get(name)?.removals;
-  const proof: Proof = mayProve
-    ? await prove(unproven, present, last.verified!)
+  const mark = snapshot.marks.get(name);
+  const proof: Proof = present && last?.verified && mode === "auto"
+    ? await prove(
+      unproven,
+      present,
+      last.verified,
+      last.removals !== mark?.removals,
+    )
     : { xids: [] };
   const { sides = unproven, xids } = proof;
   // The key of the same rows was checked before.
   if (proof.compared?.plan.mode !== "unchanged") await checkKey(sides);
   return {
     sides,
-    compared: proof.compared ?? await compare(context, sides, target),
+    compared: proof.compared ??
+      await compare(context, sides, target, proof.isChanged),
     stateAfter: ({ targetCount: count, checksum }) =>
       present && checksum !== null
         ? verifiedState(
@@ -359,10 +363,11 @@ async function compare(
   context: SyncContext,
   sides: Sides,
   target: Target,
+  isChanged = expectsDifference(context, sides.table),
 ): Promise<Decided> {
   return target.isNew || context.mode === "full"
     ? { plan: { mode: "full" } }
-    : await compareContent(sides, expectsDifference(context, sides.table));
+    : await compareContent(sides, isChanged);
 }
 
 /** Maximum number of rows of a load that are stored, and of characters of their JSON. */

@@ -6,15 +6,21 @@
  */
 import {
   type Compared,
-  readAdded,
+  diffRows,
+  matchOldRows,
+  type Side,
   type Sides,
 } from "../diff/find_difference.ts";
 import { type Fingerprint, modeFor } from "../diff/fingerprint.ts";
-import { HAS_STABLE_CTID } from "../diff/queries.ts";
+import { ctidSql, HAS_STABLE_CTID, hashSql } from "../diff/queries.ts";
 import { rowHash } from "../diff/row_hash.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
-import { BASE_TYPE, FIRST_VARIABLE_OID } from "../tables/declaration.ts";
+import {
+  BASE_TYPE,
+  type Column,
+  FIRST_VARIABLE_OID,
+} from "../tables/declaration.ts";
 import { sourceRelation } from "./source_tables.ts";
 import type { Target } from "./target.ts";
 
@@ -206,18 +212,23 @@ export interface Proof {
   readonly sides?: Sides;
   /** Transactions of the source from its horizon on, whose rows are visible. */
   readonly xids: readonly string[];
+  /** Whether the source is known to have other rows. */
+  readonly isChanged?: boolean;
 }
 
 /**
- * Compares the two sides with the last load, by their row versions: unchanged, or
- * rows were only added to the source.
+ * Compares the two sides with the last load, by their row versions. Reads the contents
+ * of no row that is as old as that load, or only columns that identify such rows.
+ *
+ * @param expectsRemovals whether rows were probably updated or deleted.
  */
 export async function prove(
   sides: Sides,
   present: Present,
   last: VerifiedState,
+  expectsRemovals: boolean,
 ): Promise<Proof> {
-  const { table, method } = sides;
+  const { method, source, target } = sides;
   const { xmin, xmax } = present.source.horizon;
   const isSame = last.declaration === present.declaration &&
     last.source.facts === present.source.facts &&
@@ -225,49 +236,162 @@ export async function prove(
     isAfter(xmin, xmax, last.source.horizon) &&
     isAfter(present.target.horizon, BigInt(present.xid), last.target.horizon);
   if (!isSame) return { xids: [] };
-  const from = qualified(table.source);
-  const [source, target] = await Promise.all([
-    countVersions(sides.source.session, from, last.source),
-    countVersions(sides.target.session, sides.target.relation, last.target),
+  const areOrdered = await Promise.all([
+    ordersVersions(source, last.source),
+    ordersVersions(target, last.target),
   ]);
-  if (!source || !target) return { xids: [] };
-  const earlier = last.source.xids.filter((xid) => BigInt(xid) >= xmin);
-  const xids = source.young === 0
-    ? earlier
-    : await runningBeside(sides.source.session, from, present.source.horizon);
-  if (
-    source.old !== last.count || target.old !== last.count || target.young > 0
-  ) return { xids };
-  const before = { count: last.count, checksum: last.checksum };
+  if (!areOrdered.every(Boolean)) return { xids: [] };
   const proven = { ...sides, method: { ...method, seed: BigInt(last.seed) } };
-  if (source.young === 0) {
+  const counted = expectsRemovals ? undefined : await proveAdded(proven, last);
+  const found = counted?.compared
+    ? counted
+    : await proveRemoved(proven, last) ?? counted;
+  const { compared, hasYoung = false, isChanged = true } = found ?? {};
+  const xids = hasYoung
+    ? await runningBeside(source, present.source.horizon)
+    : last.source.xids.filter((xid) => BigInt(xid) >= xmin);
+  return { xids, isChanged, ...compared ? { compared, sides: proven } : {} };
+}
+
+/** What row versions say about a table. */
+interface Found {
+  readonly compared?: Compared;
+  /** Whether the source has rows that the last load did not see. */
+  readonly hasYoung: boolean;
+  readonly isChanged: boolean;
+}
+
+/** Finds that nothing changed, or that rows were only added to the source. */
+async function proveAdded(sides: Sides, last: VerifiedState): Promise<Found> {
+  const [source, target] = await Promise.all([
+    countVersions(sides.source, last.source),
+    countVersions(sides.target, last.target),
+  ]);
+  const { count, checksum } = last;
+  const hasYoung = source.young > 0;
+  const isChanged = hasYoung || source.old !== count;
+  if (source.old !== count || target.old !== count || target.young > 0) {
+    return { hasYoung, isChanged };
+  }
+  const before = { count, checksum };
+  if (!hasYoung) {
     const plan = { mode: "unchanged" } as const;
     return {
       compared: { plan, source: before, target: before },
-      sides: proven,
-      xids,
+      hasYoung,
+      isChanged,
     };
   }
-  const count = last.count + source.young;
-  if (modeFor(source.young, count) !== "delta") return { xids };
   // New rows are often the last ones, so that few pages are read again.
-  const where = `ctid >= '${source.first}' and ctid <= '${source.last}' and ${
-    youngSql(last.source)
-  }`;
-  const { difference, added } = await readAdded(
-    proven,
-    sourceRelation({ ...table, where }, true),
+  const compared = await compareRows(
+    sides,
+    last,
+    `ctid >= '${source.first}' and ctid <= '${source.last}' and ${
+      youngSql(last.source)
+    }`,
+    "false",
+    { added: source.young, removed: 0 },
   );
-  if (!difference.isWhole || added.count !== source.young) return { xids };
-  const checksum = BigInt(before.checksum) + BigInt(added.checksum);
-  return {
-    compared: {
-      plan: { mode: "delta", difference },
-      source: { count, checksum: checksum.toString() },
-      target: before,
+  return { hasYoung, isChanged, ...compared ? { compared } : {} };
+}
+
+/**
+ * Finds which rows are new in the source, and which rows of the last load it lacks.
+ * Matches the others by a column whose values are probably unique. So each old row of
+ * the source has its row in the target, and the others were removed, unless a value
+ * is repeated.
+ */
+async function proveRemoved(
+  sides: Sides,
+  last: VerifiedState,
+): Promise<Found | undefined> {
+  const columns = await identifyingColumns(sides);
+  if (!columns) return undefined;
+  const { count, young, difference } = await matchOldRows(sides, columns, {
+    source: youngSql(last.source),
+    target: youngSql(last.target),
+  });
+  const removed = difference.target;
+  const hasYoung = young.source.count > 0;
+  const found = { hasYoung, isChanged: hasYoung || removed.count > 0 };
+  const isSound = difference.isWhole && difference.source.count === 0 &&
+    count.target === last.count && young.target.count === 0;
+  if (!isSound) return found;
+  const hash = rowHash(columns, sides.method);
+  const compared = await compareRows(
+    sides,
+    last,
+    ctidSql(young.source.ctids()),
+    // All rows with these values, so that a repeated value is noticed.
+    removed.count > 0
+      ? hashSql(`${hash} & '-2'::bigint`, removed.hashes())
+      : "false",
+    { added: young.source.count, removed: removed.count },
+  );
+  return { ...found, ...compared ? { compared } : {} };
+}
+
+/**
+ * Returns the columns of the key, or the first column that has no repeated value in
+ * the statistics of the target.
+ */
+async function identifyingColumns(
+  { table: { columns, key, target }, target: { session } }: Sides,
+): Promise<readonly Column[] | undefined> {
+  if (key) return columns.filter(({ name }) => key.includes(name));
+  const rows = await session.query(
+    `select attname::text as name from pg_catalog.pg_stats
+     where schemaname = ${literal(target.schema)} and tablename = ${
+      literal(target.name)
+    } and n_distinct = -1 and null_frac = 0`,
+  );
+  const unique = new Set(rows.map(({ name }) => name));
+  const column = columns.find(({ name }) => unique.has(name));
+  return column && [column];
+}
+
+/**
+ * Compares the rows that were added with those that were removed.
+ *
+ * @param added SQL condition for rows of the source.
+ * @param removed SQL condition for rows of the target.
+ * @param counts numbers of these rows. Returns `undefined` where there are others.
+ */
+async function compareRows(
+  sides: Sides,
+  last: VerifiedState,
+  added: string,
+  removed: string,
+  counts: { readonly added: number; readonly removed: number },
+): Promise<Compared | undefined> {
+  const { table, target } = sides;
+  const { source: plus, target: minus, difference } = await diffRows({
+    ...sides,
+    source: {
+      ...sides.source,
+      relation: sourceRelation({ ...table, where: added }, true),
     },
-    sides: proven,
-    xids,
+    target: { ...target, relation: `${target.relation} where ${removed}` },
+  });
+  if (plus.count !== counts.added || minus.count !== counts.removed) {
+    return undefined;
+  }
+  const before = { count: last.count, checksum: last.checksum };
+  const source = {
+    count: before.count - minus.count + plus.count,
+    checksum: (BigInt(before.checksum) - BigInt(minus.checksum) +
+      BigInt(plus.checksum)).toString(),
+  };
+  const mode = difference.isWhole
+    ? modeFor(
+      difference.source.count + difference.target.count,
+      source.count,
+    )
+    : "full";
+  return {
+    plan: mode === "delta" ? { mode, difference } : { mode },
+    source,
+    target: before,
   };
 }
 
@@ -301,30 +425,39 @@ interface RowVersions {
   readonly last: string | null;
 }
 
+/** The lines of the plan of a count on a table that the server itself stores. */
+const PLAIN_PLAN =
+  /^\s*(->\s+)?((Partial |Finalize )?Aggregate|InitPlan .*|Result|(Parallel )?Seq Scan on .*|Gather|Workers Planned: \d+|JIT:|Functions: .*|Options: .*)$/;
+
 /**
- * Counts the rows that were visible at the last load, and the others. Returns
- * `undefined` where a 32-bit number does not order the transactions, or where the
- * rows come from elsewhere than the table's own file.
+ * Returns whether 32-bit numbers order the transactions of the rows since the last
+ * load, and the rows come from the table's own file.
  */
-async function countVersions(
-  session: Session,
-  relation: string,
+async function ordersVersions(
+  { session, relation }: Side,
   state: SideState,
-): Promise<RowVersions | undefined> {
+): Promise<boolean> {
+  const isYoung = youngSql(state);
+  const plan = await session.query(
+    `explain (costs off) select pg_catalog.count(*) filter (where ${isYoung}) from ${relation}`,
+  );
+  const [row] = await session.query(`select ${horizonAge(state)} as age`);
+  return plan.every((line) => PLAIN_PLAN.test(line["QUERY PLAN"])) &&
+    row!.age >= 0 && row!.age < MAX_DISTANCE;
+}
+
+/** Counts the rows that were visible at the last load, and the others. */
+async function countVersions(
+  { session, relation }: Side,
+  state: SideState,
+): Promise<RowVersions> {
   const isYoung = `filter (where ${youngSql(state)})`;
-  const sql = `select pg_catalog.count(*)::text as total, ${
-    horizonAge(state)
-  } as distance,
-       pg_catalog.count(*) ${isYoung}::text as young,
+  const [row] = await session.query(
+    `select pg_catalog.count(*)::text as total, pg_catalog.count(*) ${isYoung}::text as young,
        pg_catalog.min(ctid) ${isYoung}::text as first, pg_catalog.max(ctid) ${isYoung}::text as last
-     from ${relation}`;
-  const plan = await session.query(`explain (costs off) ${sql}`);
-  if (!plan.every((line) => PLAIN_PLAN.test(line["QUERY PLAN"]))) {
-    return undefined;
-  }
-  const [row] = await session.query(sql);
-  const { distance, total, young, first, last } = row!;
-  if (distance < 0 || distance >= MAX_DISTANCE) return undefined;
+     from ${relation}`,
+  );
+  const { total, young, first, last } = row!;
   return {
     old: Number(total) - Number(young),
     young: Number(young),
@@ -338,8 +471,7 @@ async function countVersions(
  * there are too many of them.
  */
 async function runningBeside(
-  session: Session,
-  relation: string,
+  { session, relation }: Side,
   { xmin, xmax }: Horizon,
 ): Promise<readonly string[]> {
   // Later, rows that VACUUM has frozen may have the 32 bits of a running transaction.
@@ -353,10 +485,6 @@ async function runningBeside(
     ? []
     : rows.map(({ xid }) => xid).filter((xid) => BigInt(xid) < xmax);
 }
-
-/** The lines of the plan of {@linkcode countVersions} on a table that the server itself stores. */
-const PLAIN_PLAN =
-  /^\s*(->\s+)?((Partial |Finalize )?Aggregate|InitPlan .*|Result|(Parallel )?Seq Scan on .*|Gather|Workers Planned: \d+|JIT:|Functions: .*|Options: .*)$/;
 
 /**
  * Returns the state that a load leaves behind. `verified` is the fingerprint of both

@@ -129,7 +129,7 @@ interface SyncOptions {
 export interface Synced extends
   Pick<
     TableResult,
-    "mode" | "rowsInserted" | "checksum"
+    "mode" | "rowsInserted" | "rowsDeleted" | "checksum"
   > {
   readonly isProven: boolean;
 }

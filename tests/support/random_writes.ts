@@ -32,6 +32,9 @@ function write(random: Random, relation: string, id: number): string {
     }`,
     `update ${relation} set note = note where ${someRows(relation, count)}`,
     `delete from ${relation} where ${someRows(relation, count)}`,
+    `insert into ${relation} select * from ${relation} where ${
+      someRows(relation, count)
+    }`,
     `delete from ${relation} where ${someRows(relation, 1)}; ${insert}`,
     `do $$ begin begin update ${relation} set amount = amount + 1 where ${
       someRows(relation, count)
