@@ -130,12 +130,20 @@ export async function diffRows(sides: Sides, maxPending?: number): Promise<{
 }
 
 /** The rows that the last load saw, and the younger ones. */
-export interface OldRows {
+interface OldRows {
   /** Number of old rows. */
   readonly count: Readonly<Record<SideName, number>>;
   readonly young: Readonly<Record<SideName, RowSet>>;
   /** The old rows that one side has more often, by the columns of the comparison. */
   readonly difference: RowDifference;
+}
+
+/** Returns the hash of an old row, as SQL. The last bit distinguishes it from a young one. */
+export function oldHash(
+  columns: readonly Column[],
+  method: HashMethod,
+): string {
+  return `(${rowHash(columns, method)} & '-2'::bigint)`;
 }
 
 /**
@@ -148,19 +156,18 @@ export async function matchOldRows(
   columns: readonly Column[],
   isYoung: Readonly<Record<SideName, string>>,
 ): Promise<OldRows> {
-  const hash = rowHash(columns, sides.method);
+  const { method } = sides;
   const matcher = new RowMatcher();
   const young = { source: new RowSet(), target: new RowSet() };
   await matchRows(
     sides,
     matcher,
     (side, range) =>
-      // The last bit of the hash marks a young row.
       hashesSql(
         sides[side],
-        `case when ${
-          isYoung[side]
-        } then ${hash} | '1'::bigint else ${hash} & '-2'::bigint end`,
+        `case when ${isYoung[side]} then ${
+          rowHash(columns, method)
+        } | '1'::bigint else ${oldHash(columns, method)} end`,
         range,
       ),
     (side, upper, lower, block = 0, item = 0) => {

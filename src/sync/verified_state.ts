@@ -8,12 +8,15 @@ import {
   type Compared,
   diffRows,
   matchOldRows,
+  oldHash,
   type Side,
   type Sides,
+  wholeFingerprint,
 } from "../diff/find_difference.ts";
 import { type Fingerprint, modeFor } from "../diff/fingerprint.ts";
 import { ctidSql, HAS_STABLE_CTID, hashSql } from "../diff/queries.ts";
 import { rowHash } from "../diff/row_hash.ts";
+import type { RowSet } from "../diff/row_matcher.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
 import {
@@ -228,7 +231,7 @@ export async function prove(
   last: VerifiedState,
   expectsRemovals: boolean,
 ): Promise<Proof> {
-  const { method, source, target } = sides;
+  const { source, target } = sides;
   const { xmin, xmax } = present.source.horizon;
   const isSame = last.declaration === present.declaration &&
     last.source.facts === present.source.facts &&
@@ -241,16 +244,24 @@ export async function prove(
     ordersVersions(target, last.target),
   ]);
   if (!areOrdered.every(Boolean)) return { xids: [] };
-  const proven = { ...sides, method: { ...method, seed: BigInt(last.seed) } };
-  const counted = expectsRemovals ? undefined : await proveAdded(proven, last);
+  const counted = expectsRemovals ? undefined : await proveAdded(sides, last);
   const found = counted?.compared
     ? counted
-    : await proveRemoved(proven, last) ?? counted;
+    : await proveRemoved(sides, last) ?? counted;
   const { compared, hasYoung = false, isChanged = true } = found ?? {};
   const xids = hasYoung
     ? await runningBeside(source, present.source.horizon)
     : last.source.xids.filter((xid) => BigInt(xid) >= xmin);
-  return { xids, isChanged, ...compared ? { compared, sides: proven } : {} };
+  return {
+    xids,
+    isChanged,
+    ...compared ? { compared, sides: withSeed(sides, last) } : {},
+  };
+}
+
+/** Returns the sides with the hash method of the last load. */
+function withSeed(sides: Sides, { seed }: VerifiedState): Sides {
+  return { ...sides, method: { ...sides.method, seed: BigInt(seed) } };
 }
 
 /** What row versions say about a table. */
@@ -289,8 +300,7 @@ async function proveAdded(sides: Sides, last: VerifiedState): Promise<Found> {
     `ctid >= '${source.first}' and ctid <= '${source.last}' and ${
       youngSql(last.source)
     }`,
-    "false",
-    { added: source.young, removed: 0 },
+    source.young,
   );
   return { hasYoung, isChanged, ...compared ? { compared } : {} };
 }
@@ -317,17 +327,11 @@ async function proveRemoved(
   const isSound = difference.isWhole && difference.source.count === 0 &&
     count.target === last.count && young.target.count === 0;
   if (!isSound) return found;
-  const hash = rowHash(columns, sides.method);
-  const compared = await compareRows(
-    sides,
-    last,
-    ctidSql(young.source.ctids()),
-    // All rows with these values, so that a repeated value is noticed.
-    removed.count > 0
-      ? hashSql(`${hash} & '-2'::bigint`, removed.hashes())
-      : "false",
-    { added: young.source.count, removed: removed.count },
-  );
+  const added = ctidSql(young.source.ctids());
+  const compared = await compareRows(sides, last, added, young.source.count, {
+    columns,
+    rows: removed,
+  });
   return { ...found, ...compared ? { compared } : {} };
 }
 
@@ -351,46 +355,62 @@ async function identifyingColumns(
 }
 
 /**
- * Compares the rows that were added with those that were removed.
+ * Compares the rows that were added to the source with those that were removed.
  *
- * @param added SQL condition for rows of the source.
- * @param removed SQL condition for rows of the target.
- * @param counts numbers of these rows. Returns `undefined` where there are others.
+ * @param added SQL condition for the added rows, which are `count` rows.
+ * @param removed the rows of the target, found by the hash of these columns.
+ * @returns `undefined` where the conditions find other numbers of rows.
  */
 async function compareRows(
   sides: Sides,
   last: VerifiedState,
   added: string,
-  removed: string,
-  counts: { readonly added: number; readonly removed: number },
+  count: number,
+  removed?: { readonly columns: readonly Column[]; readonly rows: RowSet },
 ): Promise<Compared | undefined> {
-  const { table, target } = sides;
+  const { table, target, method } = sides;
+  const source = {
+    ...sides.source,
+    relation: sourceRelation({ ...table, where: added }, true),
+  };
+  const targetRows = (condition: string) => ({
+    ...target,
+    relation: `${target.relation} where ${condition}`,
+  });
+  // The seed of the last load is known by now. So rows could be made for it.
   const { source: plus, target: minus, difference } = await diffRows({
     ...sides,
-    source: {
-      ...sides.source,
-      relation: sourceRelation({ ...table, where: added }, true),
-    },
-    target: { ...target, relation: `${target.relation} where ${removed}` },
+    source,
+    // All rows with these values, so that a repeated value is noticed.
+    target: targetRows(
+      removed
+        ? hashSql(oldHash(removed.columns, method), removed.rows.hashes())
+        : "false",
+    ),
   });
-  if (plus.count !== counts.added || minus.count !== counts.removed) {
+  if (plus.count !== count || minus.count !== (removed?.rows.count ?? 0)) {
     return undefined;
   }
   const before = { count: last.count, checksum: last.checksum };
-  const source = {
-    count: before.count - minus.count + plus.count,
-    checksum: (BigInt(before.checksum) - BigInt(minus.checksum) +
-      BigInt(plus.checksum)).toString(),
+  const earlier = withSeed(sides, last);
+  const [more, less] = await Promise.all([
+    wholeFingerprint(source, earlier),
+    wholeFingerprint(
+      targetRows(removed ? ctidSql(removed.rows.ctids()) : "false"),
+      earlier,
+    ),
+  ]);
+  const now = {
+    count: before.count - less.count + more.count,
+    checksum: (BigInt(before.checksum) - BigInt(less.checksum) +
+      BigInt(more.checksum)).toString(),
   };
   const mode = difference.isWhole
-    ? modeFor(
-      difference.source.count + difference.target.count,
-      source.count,
-    )
+    ? modeFor(difference.source.count + difference.target.count, now.count)
     : "full";
   return {
     plan: mode === "delta" ? { mode, difference } : { mode },
-    source,
+    source: now,
     target: before,
   };
 }

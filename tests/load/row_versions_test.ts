@@ -290,19 +290,25 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     });
   }
 
-  await t.step("only changed rows are read: with renamed columns", async () => {
-    const columns = ITEM.columns!.map((column) =>
-      column.name === "note" ? { ...column, from: "remark" } : column
-    );
-    const table = { ...ITEM, columns };
-    await db.source.unsafe("alter table shop.item rename note to remark");
-    await scene.sync({ table });
-    await db.source.unsafe(`delete from shop.item where ${FIRST_ITEM}`);
-    const { rowsDeleted } = await scene.expect(true, { table });
-    assertEquals(rowsDeleted, 1);
-    await db.source.unsafe("alter table shop.item rename remark to note");
-    await scene.settle();
-  });
+  await t.step(
+    "only changed rows are read: with a renamed column",
+    async () => {
+      const columns = ITEM.columns!.map((column) =>
+        column.name === "id"
+          ? { ...column, name: "number", from: "id" }
+          : column
+      );
+      const target = { schema: "raw", name: "copy" };
+      const table = { ...ITEM, name: "copy", target, columns };
+      await scene.sync({ table });
+      await db.warehouse.unsafe("analyze raw.copy");
+      await scene.sync({ table });
+      await db.source.unsafe(`delete from shop.item where ${FIRST_ITEM}`);
+      const { rowsDeleted } = await scene.expect(true, { table });
+      assertEquals(rowsDeleted, 1);
+      await scene.settle();
+    },
+  );
 
   await t.step("an update that changes no value writes nothing", async () => {
     await db.source.unsafe(
@@ -311,17 +317,20 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     assertEquals((await scene.expect(true)).mode, "unchanged");
   });
 
-  await t.step("not used: a repeated value in the column of the matching", async () => {
-    await db.source.unsafe(
-      "insert into shop.item select * from shop.item where id = 9",
-    );
-    await scene.expect(true);
-    await db.source.unsafe(
-      "delete from shop.item where ctid = (select max(ctid) from shop.item where id = 9)",
-    );
-    assertEquals((await scene.expect(false)).rowsDeleted, 1);
-    await scene.settle();
-  });
+  await t.step(
+    "not used: a repeated value in the column of the matching",
+    async () => {
+      await db.source.unsafe(
+        "insert into shop.item select * from shop.item where id = 9",
+      );
+      await scene.expect(true);
+      await db.source.unsafe(
+        "delete from shop.item where ctid = (select max(ctid) from shop.item where id = 9)",
+      );
+      assertEquals((await scene.expect(false)).rowsDeleted, 1);
+      await scene.settle();
+    },
+  );
 
   await t.step("not used: states with distant transactions", async () => {
     await scene.settle();
@@ -697,12 +706,12 @@ Deno.test("row versions of a standby prove until it is promoted", async () => {
   assertEquals((await replica.sync()).rowsInserted, 2);
   await other.unsafe("commit");
   await caughtUp();
-  await replica.expect(false);
+  assertEquals((await replica.expect(true)).rowsDeleted, 1);
   await slow.unsafe(
     `update shop.item set amount = 6 where ${LAST_ITEM}; commit`,
   );
   await caughtUp();
-  await replica.expect(false);
+  assertEquals((await replica.expect(true)).rowsDeleted, 1);
   await replica.expect(true);
 
   await primary.stop();

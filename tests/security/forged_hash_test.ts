@@ -115,6 +115,44 @@ Deno.test("verify and load detect a text that was forged for a known seed", asyn
   }
 });
 
+Deno.test("load copies a text that was forged for the seed of the last load", async () => {
+  await using db = await createDatabases({ rows: { deals: 5, leads: 30_000 } });
+  const { environment, source, warehouse } = db;
+  for (let i = 0; i < 2; i++) {
+    assertEquals((await runJson(["load"], environment)).code, 0);
+  }
+  const [state] = await warehouse.unsafe(
+    `select source_mark -> 'verified' ->> 'seed' as seed from marketing_data_service.table_load
+     where table_name = 'marketing_qualified_lead' order by finished_at desc limit 1`,
+  );
+  const position = 1n + BigInt(
+    MARKETING_TABLES.find(({ name }) => name === "marketing_qualified_lead")!
+      .columns.findIndex(({ name }) => name === "origin"),
+  );
+  const seed = BigInt.asIntN(
+    64,
+    (BigInt(state!.seed) + position) * 0x9e3779b97f4a7c15n,
+  );
+  const hash = `hashtextextended(origin collate "C", ${seed})::text as hash`;
+  const [row] = await source.unsafe(
+    `select mql_id, ${hash} from marketing.marketing_qualified_leads where origin is not null limit 1`,
+  );
+  const forged = forge(BigInt(row!.hash), seed);
+  const [changed] = await source.unsafe(
+    `update marketing.marketing_qualified_leads set origin = $1 where mql_id = $2 returning ${hash}`,
+    [forged, row!.mql_id],
+  );
+  assertEquals(changed!.hash, row!.hash);
+
+  const loaded = await runJson(["load"], environment);
+  assertEquals(loaded.code, 0, loaded.stderr);
+  const [result] = await warehouse.unsafe(
+    "select origin from m_data.marketing_qualified_lead where mql_id = $1",
+    [row!.mql_id],
+  );
+  assertEquals(result!.origin, forged);
+});
+
 Deno.test("two runs hash the same rows with different seeds", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 3 } });
   const checksums = new Set<string>();
