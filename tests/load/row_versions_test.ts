@@ -200,7 +200,7 @@ const TRANSACTIONS: Readonly<
   "wrote in a subtransaction": {
     side: "source",
     before:
-      `begin; savepoint a; update shop.item set amount = -1 where ${FIRST_ITEM}`,
+      `begin; savepoint a; update shop.item set amount = amount - 1 where ${FIRST_ITEM}`,
     after: "release a; commit",
   },
   "began a subtransaction before and writes after": {
@@ -208,7 +208,7 @@ const TRANSACTIONS: Readonly<
     before:
       "begin; savepoint a; insert into shop.other values (1); savepoint b; insert into shop.other values (2)",
     after:
-      `update shop.item set amount = -1 where ${FIRST_ITEM}; release a; commit`,
+      `update shop.item set amount = amount - 1 where ${FIRST_ITEM}; release a; commit`,
   },
   "is prepared before and committed after": {
     side: "source",
