@@ -6,7 +6,8 @@ import {
 } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { freePort } from "../support/server.ts";
-import { runProgram, runTask } from "../support/program.ts";
+import * as program from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 
 async function inScene(
   work: (
@@ -30,13 +31,20 @@ async function inScene(
   }
 }
 
+/** Runs `serve` in a process, because only a signal ends it if it starts. */
+const runWords: typeof runProgram = (words, environment) =>
+  (words[0] === "serve" ? program.runProgram : runProgram)(words, environment);
+
 const modeOf = (path: string) => Deno.statSync(path).mode! & 0o777;
 
 Deno.test("load creates the event file and the spool readable by their owner only", () =>
   inScene(async (_, folder, environment) => {
-    const loaded = await runTask(["load"], environment);
+    const loaded = await program.runTask(["load"], environment);
     assertEquals(loaded.code, 0, loaded.stderr);
-    const away = await runTask(["load"], { ...environment, DWH_DB_PORT: "1" });
+    const away = await program.runTask(["load"], {
+      ...environment,
+      DWH_DB_PORT: "1",
+    });
     assertEquals(away.code, 69, away.stderr);
     for (const name of ["events.jsonl", "spool.jsonl"]) {
       assertEquals(modeOf(`${folder}/${name}`), 0o600);
@@ -64,7 +72,8 @@ Deno.test("load, serve and config refuse the same file for events and spool, for
             await Deno.remove(`${folder}/${spelling}`).catch(() => {});
             await link(event, `${folder}/${spelling}`);
           }
-          const { code, stderr } = await runProgram(words, {
+          // Permissions of the process decide how Deno reads a path.
+          const { code, stderr } = await program.runProgram(words, {
             ...environment,
             PORT: String(freePort()),
             EVENT_SPOOL_FILE: `${folder}/${spelling}`,
@@ -78,7 +87,7 @@ Deno.test("load, serve and config refuse the same file for events and spool, for
       }
     }
     await t.step("a relative and an absolute path", async () => {
-      const { code, stderr } = await runProgram(["load"], {
+      const { code, stderr } = await program.runProgram(["load"], {
         ...environment,
         EVENT_FILE: "same-events.jsonl",
         EVENT_SPOOL_FILE: `${Deno.cwd()}/same-events.jsonl`,
@@ -108,7 +117,7 @@ Deno.test("load, serve and config refuse an event file and a spool that are not 
       ) {
         for (const words of [["load"], ["serve"], ["config"]]) {
           await t.step(`${words} with ${variable}=${path}`, async () => {
-            const { code, stdout, stderr } = await runProgram(words, {
+            const { code, stdout, stderr } = await runWords(words, {
               ...environment,
               PORT: String(freePort()),
               [variable]: path,
@@ -152,17 +161,20 @@ Deno.test("load keeps every byte of a spool with other data, and reports it", ()
       [...new TextEncoder().encode('{"a": 1}\n[1]\n"x"\n{"torn": "li')],
     ].flat();
     await Deno.writeFile(path, new Uint8Array(other));
-    const first = await runTask(["load"], environment);
+    const first = await program.runTask(["load"], environment);
     assertEquals(first.code, 0, first.stderr);
     assertStringIncludes(first.stderr, `of the spool ${path}`);
     assertStringIncludes(first.stderr, "They stay there.");
     assertEquals([...await Deno.readFile(path)], other);
 
     // A failure is appended and removed again. The earlier content stays.
-    const away = await runTask(["load"], { ...environment, DWH_DB_PORT: "1" });
+    const away = await program.runTask(["load"], {
+      ...environment,
+      DWH_DB_PORT: "1",
+    });
     assertEquals(away.code, 69, away.stderr);
     assert((await Deno.readTextFile(path)).includes("connection_failed"));
-    const next = await runTask(["load"], environment);
+    const next = await program.runTask(["load"], environment);
     assertEquals(next.code, 0, next.stderr);
     const left = new TextDecoder("latin1").decode(await Deno.readFile(path));
     const before = new TextDecoder("latin1").decode(new Uint8Array(other));

@@ -3,12 +3,14 @@ import type { Databases } from "../support/databases.ts";
 import { codeOf, exitOf, pauseLoad } from "../support/local_load.ts";
 import {
   changeSource,
-  loadedDatabases,
+  loadedOnce,
+  recover,
   settle,
 } from "../support/fault_scene.ts";
 import { until } from "../support/soundness.ts";
 import { some } from "../support/thorough.ts";
 
+const copyLoaded = loadedOnce({ deals: 60, leads: 200 });
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 
@@ -71,7 +73,7 @@ async function terminate(
 
 for (const victim of Object.keys(VICTIMS) as (keyof typeof VICTIMS)[]) {
   Deno.test(`pg_terminate_backend in each phase, of ${victim}`, async (t) => {
-    await using db = await loadedDatabases({ deals: 60, leads: 200 });
+    await using db = await copyLoaded();
     for (const phase of PHASES) {
       for (const attempts of some([3, 1], 1)) {
         await t.step(`${phase}, RETRY_ATTEMPTS=${attempts}`, async () => {
@@ -93,9 +95,11 @@ for (const victim of Object.keys(VICTIMS) as (keyof typeof VICTIMS)[]) {
             fault: `in ${phase}, RETRY_ATTEMPTS=${attempts}`,
             scene,
             outcome,
+            isFollowed: true,
           });
         });
       }
     }
+    await recover(db);
   });
 }

@@ -4,6 +4,7 @@ import { proxied } from "../support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
+  recover,
   settle,
 } from "../support/fault_scene.ts";
 import { some } from "../support/thorough.ts";
@@ -57,10 +58,12 @@ for (
               fault,
               scene,
               outcome,
+              isFollowed: true,
             });
           });
         }
       }
     }
+    await recover(db);
   });
 }

@@ -46,7 +46,7 @@ for (const side of SIDES) {
             // The spool has the failure of a run that cannot be closed.
             mayHaveDeadRun: attempts === "1",
           });
-          await recoverHere(db);
+          if (exitOf(outcome) !== 0) await recoverHere(db);
         });
       }
     }

@@ -15,7 +15,8 @@ import {
   SASL,
   writeAll,
 } from "../support/hostile_server.ts";
-import { type Finished, runProgram } from "../support/program.ts";
+import type { Finished } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { startServer, until } from "../support/server.ts";
 
 const SECRET = "only-for-genuine-servers";

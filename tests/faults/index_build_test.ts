@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { startProgram } from "../support/program.ts";
+import { copyDatabases } from "../support/databases.ts";
+import { runProgram } from "../support/program_here.ts";
 import { changeSource, loadedDatabases } from "../support/fault_scene.ts";
 import { assertSound, targetContent, until } from "../support/soundness.ts";
 
@@ -21,56 +22,62 @@ const CASES = [
   { statement: "CREATE INDEX CONCURRENTLY", option: "--recreate" },
 ] as { statement: keyof typeof STATEMENTS; option: string }[];
 
-for (const table of TABLES) {
-  const [other] = TABLES.filter((name) => name !== table);
-  for (const { statement, option } of CASES) {
-    Deno.test(`${["load", option].join(" ").trim()} and ${statement} on ${table} both succeed, however long they wait`, async () => {
-      await using db = await loadedDatabases({ deals: 20, leads: 60 });
-      const scene = await changeSource(db);
-      await db.warehouse.unsafe(
-        `create index early on m_data.${table} (mql_id)`,
-      );
-      await using writer = db.connect("warehouse");
-      await using builder = db.connect("warehouse");
-      const waiting = (condition: string) =>
-        until(async () =>
-          (await db.warehouse.unsafe(
-            `select from pg_stat_activity where datname = current_database()
+Deno.test("a load and a statement that waits for transactions both succeed, however long they wait", async (t) => {
+  await using loaded = await loadedDatabases({ deals: 20, leads: 60 });
+  for (const table of TABLES) {
+    const [other] = TABLES.filter((name) => name !== table);
+    for (const { statement, option } of CASES) {
+      await t.step(
+        `${["load", option].join(" ").trim()} and ${statement} on ${table}`,
+        async () => {
+          await using db = await copyDatabases(loaded);
+          const scene = await changeSource(db);
+          await db.warehouse.unsafe(
+            `create index early on m_data.${table} (mql_id)`,
+          );
+          await using writer = db.connect("warehouse");
+          await using builder = db.connect("warehouse");
+          const waiting = (condition: string) =>
+            until(async () =>
+              (await db.warehouse.unsafe(
+                `select from pg_stat_activity where datname = current_database()
                and wait_event_type = 'Lock' and ${condition}`,
-          )).length > 0
-        );
-      await writer.unsafe(
-        `begin; lock table m_data.${table} in row exclusive mode`,
+              )).length > 0
+            );
+          await writer.unsafe(
+            `begin; lock table m_data.${table} in row exclusive mode`,
+          );
+          const word = STATEMENTS[statement].slice(0, 6);
+          const built = builder.unsafe(
+            STATEMENTS[statement].replace("$table", table)
+              .replace(
+                "origin_or_date",
+                table === "closed_deal" ? "won_date" : "origin",
+              ),
+          );
+          built.catch(() => {});
+          if (statement !== "VACUUM") await waiting(`query ilike '${word}%'`);
+          const running = runProgram(
+            ["load", "--json", ...option ? [option] : []],
+            { ...db.environment, LOCK_TIMEOUT: "20" },
+          );
+          await waiting("application_name like 'marketing-data-service/%'");
+          if (!option && statement !== "VACUUM FULL") {
+            // The other table is loaded meanwhile.
+            await until(async () =>
+              (await targetContent(db))[other!] === scene.new[other!]
+            );
+          }
+          // Longer than deadlock_timeout, after which a waiter looks no more.
+          await writer.unsafe("select pg_sleep(2.2)");
+          await writer.unsafe("rollback");
+          const { code, stdout, stderr } = await running;
+          assertEquals(code, 0, stdout + stderr);
+          await built;
+          assertEquals(stderr.includes("transient"), false, stderr);
+          await assertSound(db, { contents: [scene.new] });
+        },
       );
-      const word = STATEMENTS[statement].slice(0, 6);
-      const built = builder.unsafe(
-        STATEMENTS[statement].replace("$table", table)
-          .replace(
-            "origin_or_date",
-            table === "closed_deal" ? "won_date" : "origin",
-          ),
-      );
-      built.catch(() => {});
-      if (statement !== "VACUUM") await waiting(`query ilike '${word}%'`);
-      const program = startProgram(
-        ["load", "--json", ...option ? [option] : []],
-        { ...db.environment, LOCK_TIMEOUT: "20" },
-      );
-      await waiting("application_name like 'marketing-data-service/%'");
-      if (!option && statement !== "VACUUM FULL") {
-        // The other table is loaded meanwhile.
-        await until(async () =>
-          (await targetContent(db))[other!] === scene.new[other!]
-        );
-      }
-      // Longer than deadlock_timeout, after which a waiter looks no more.
-      await writer.unsafe("select pg_sleep(2.2)");
-      await writer.unsafe("rollback");
-      const { code, stdout, stderr } = await program.finished;
-      assertEquals(code, 0, stdout + stderr);
-      await built;
-      assertEquals(stderr.includes("transient"), false, stderr);
-      await assertSound(db, { contents: [scene.new] });
-    });
+    }
   }
-}
+});

@@ -6,7 +6,7 @@ import { sayOutcome } from "../support/local_load.ts";
 import { measure } from "../support/measure.ts";
 import {
   changeSource,
-  loadedDatabases,
+  loadedOnce,
   newTables,
   recover,
   settle,
@@ -18,6 +18,7 @@ import {
   until,
 } from "../support/soundness.ts";
 
+const copyLoaded = loadedOnce();
 const SLOW = {
   source: { latencyMilliseconds: 60 },
   warehouse: { latencyMilliseconds: 60 },
@@ -27,7 +28,7 @@ const LEAD = "marketing_qualified_lead";
 
 for (const signal of ["SIGKILL", "SIGTERM"] as const) {
   Deno.test(`${signal} in each phase leaves each table whole, and the next load succeeds`, async (t) => {
-    await using db = await loadedDatabases();
+    await using db = await copyLoaded();
     for (const phase of PHASES) {
       await t.step(phase, async () => {
         const scene = await changeSource(db);
@@ -68,7 +69,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
   });
 
   Deno.test(`${signal} while the load waits for the service's lock`, async () => {
-    await using db = await loadedDatabases({ deals: 5, leads: 5 });
+    await using db = await copyLoaded();
     const scene = await changeSource(db);
     await using other = db.connect("warehouse");
     await other.unsafe(
@@ -100,7 +101,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const) {
 }
 
 Deno.test("the event names the committed table after kill -9 between the two commits", async () => {
-  await using db = await loadedDatabases();
+  await using db = await copyLoaded();
   const scene = await changeSource(db);
   await using other = db.connect("warehouse");
   // The row that numbers events. Only the last commit needs it.
@@ -133,7 +134,7 @@ Deno.test("the event names the committed table after kill -9 between the two com
 });
 
 Deno.test("the event reports the outcome of a COMMIT that continues after kill -9", async () => {
-  await using db = await loadedDatabases({ deals: 20, leads: 20 });
+  await using db = await copyLoaded();
   // The closed deals are equal, so this trigger fires only at the commit.
   await db.source.unsafe(
     "update marketing.marketing_qualified_leads set origin = 'new'",
@@ -166,7 +167,7 @@ Deno.test("the event reports the outcome of a COMMIT that continues after kill -
 });
 
 Deno.test("the next load delivers the event after kill -9 between commit and delivery", async () => {
-  await using db = await loadedDatabases({ deals: 20, leads: 20 });
+  await using db = await copyLoaded();
   const folder = await Deno.makeTempDir();
   const file = `${folder}/events.jsonl`;
   const environment = {
@@ -208,7 +209,7 @@ Deno.test("the next load delivers the event after kill -9 between commit and del
 });
 
 Deno.test("a second SIGTERM after more than a second ends the process at once", async () => {
-  await using db = await loadedDatabases({ deals: 5, leads: 5 });
+  await using db = await copyLoaded();
   const scene = await changeSource(db);
   await using network = proxied(db, SLOW);
   const program = watchProgram(["load"], network.environment);
@@ -236,7 +237,7 @@ Deno.test("a second SIGTERM after more than a second ends the process at once", 
 
 for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
   Deno.test(`load counts several ${signal} within a second as one, and stops in order`, async () => {
-    await using db = await loadedDatabases({ deals: 5, leads: 5 });
+    await using db = await copyLoaded();
     const scene = await changeSource(db);
     await using network = proxied(db, SLOW);
     const program = watchProgram(["load"], network.environment);

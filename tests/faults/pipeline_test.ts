@@ -11,13 +11,14 @@ import {
 import { measure } from "../support/measure.ts";
 import {
   changeSource,
-  loadedDatabases,
+  loadedOnce,
   recover,
   settle,
 } from "../support/fault_scene.ts";
 import { assertSound, type Content, until } from "../support/soundness.ts";
 import { some } from "../support/thorough.ts";
 
+const copyLoaded = loadedOnce({ deals: 20, leads: 100 });
 const LEAD = "marketing_qualified_lead";
 const PHASES = ["lock", "compare", "delete", "copy", "verify", "wait"] as const;
 
@@ -43,7 +44,7 @@ const PIPELINES = {
 for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
   for (const phase of PHASES) {
     Deno.test(`load in ${phase} survives a pipeline that drops m_data and ${what}`, async () => {
-      await using db = await loadedDatabases({ deals: 20, leads: 100 });
+      await using db = await copyLoaded();
       const scene = await changeSource(db);
       await using other = db.connect("warehouse");
       await using paused = await pauseLoad(db, { table: LEAD, phase }, {
@@ -94,7 +95,7 @@ for (const [what, { sql, leaves }] of Object.entries(PIPELINES)) {
 
 for (const [what, { sql }] of Object.entries(PIPELINES)) {
   Deno.test(`load fills the targets again when a pipeline drops m_data before the lock and ${what}`, async () => {
-    await using db = await loadedDatabases({ deals: 20, leads: 100 });
+    await using db = await copyLoaded();
     const scene = await changeSource(db);
     await using other = db.connect("warehouse");
     await other.unsafe(`begin; drop schema m_data cascade; ${sql(db.loader)}`);
@@ -117,7 +118,7 @@ for (const [what, { sql }] of Object.entries(PIPELINES)) {
 }
 
 Deno.test("load reports a locked target after LOCK_TIMEOUT, and retries", async (t) => {
-  await using db = await loadedDatabases({ deals: 20, leads: 60 });
+  await using db = await copyLoaded();
   const holders = {
     "a writer with other rows":
       `insert into m_data.${LEAD} (mql_id) values ('mine')`,
@@ -189,7 +190,7 @@ const RIGHTS = {
 
 for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
   Deno.test(`load reports a privilege that is revoked in ${phase}`, async (t) => {
-    await using db = await loadedDatabases({ deals: 20, leads: 60 });
+    await using db = await copyLoaded();
     for (const [right, [side, privileges, role]] of Object.entries(RIGHTS)) {
       await t.step(right, async () => {
         const name = role.replace("$loader", db.loader)
@@ -218,7 +219,7 @@ for (const phase of some(["compare", "wait", "lock", "copy"] as const, 2)) {
 }
 
 Deno.test("load reports damaged tables of the history and loads nothing, and succeeds when they are restored", async (t) => {
-  await using db = await loadedDatabases({ deals: 10, leads: 10 });
+  await using db = await copyLoaded();
   const damages = {
     "the event table is missing": [
       "alter table marketing_data_service.event rename to gone",

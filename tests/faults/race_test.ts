@@ -6,6 +6,7 @@ import { watchProgram } from "../support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
+  recover,
   settle,
 } from "../support/fault_scene.ts";
 import { until } from "../support/soundness.ts";
@@ -46,9 +47,11 @@ Deno.test("a second load waits in every phase of the first one, and both are com
         fault: `a second load in ${phase} of the first`,
         scene,
         outcome: outcomes[1]!,
+        isFollowed: true,
       });
     });
   }
+  await recover(db);
 });
 
 Deno.test("parallel processes load one at a time, and each gets a result", async (t) => {

@@ -15,6 +15,7 @@ import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
+  loadedOnce,
   recover,
   settle,
 } from "../support/fault_scene.ts";
@@ -26,6 +27,7 @@ import {
 } from "../support/soundness.ts";
 
 const SMALL = { deals: 5, leads: 5 };
+const copyLoaded = loadedOnce(SMALL);
 const GROUP = "The service (`serve`)";
 const OPTIONS = {
   tables: namesOf(MARKETING_TABLES),
@@ -102,7 +104,7 @@ Deno.test("serve starts before its databases, and becomes ready when they start"
 });
 
 Deno.test("serve ends a load after SHUTDOWN_GRACE with 500, the event, exit 143 and the old rows", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   const scene = await changeSource(db);
   await using other = await holdTable(db);
   await using server = await startServer(db, {
@@ -132,7 +134,7 @@ Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is
   const giveUpAfter = { CONNECT_TIMEOUT: "300", STALL_TIMEOUT: "300" };
 
   await t.step("with no load running", async () => {
-    await using db = await loadedDatabases(SMALL);
+    await using db = await copyLoaded();
     await using proxies = proxied(db);
     const file = await Deno.makeTempFile();
     await using server = await startServer(db, {
@@ -159,7 +161,7 @@ Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is
   await t.step(
     "with a load running, whose run the next load closes",
     async () => {
-      await using db = await loadedDatabases(SMALL);
+      await using db = await copyLoaded();
       const scene = await changeSource(db);
       await using other = await holdTable(db);
       await using proxies = proxied(db);
@@ -199,7 +201,7 @@ Deno.test("serve ends on SIGTERM long before STALL_TIMEOUT when the warehouse is
 });
 
 Deno.test("serve ends at once on a second SIGTERM after more than a second", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   const scene = await changeSource(db);
   await using other = await holdTable(db);
   await using server = await startServer(db, { LOCK_TIMEOUT: "60" });
@@ -226,7 +228,7 @@ Deno.test("serve ends at once on a second SIGTERM after more than a second", asy
 });
 
 Deno.test("a slow request body gets 408 and starts no load", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using server = await startServer(db);
   const { hostname, port } = new URL(server.url);
   using connection = await Deno.connect({ hostname, port: Number(port) });
@@ -246,7 +248,7 @@ Deno.test("a slow request body gets 408 and starts no load", async () => {
 });
 
 Deno.test("events --follow survives lost connections, prints each event once, and ends with 143", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   const follower = watchProgram(["events", "--follow"], db.environment);
   const ids = async () => {
     const rows = await db.warehouse.unsafe(
@@ -275,7 +277,7 @@ Deno.test("events --follow survives lost connections, prints each event once, an
 });
 
 Deno.test("runs are kept for RUN_RETENTION_DAYS, and longer while their event is undelivered", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await recover(db);
   await db.warehouse.unsafe(
     `update marketing_data_service.run set finished_at = finished_at - interval '3 days'
@@ -312,7 +314,7 @@ const BEFORE_THE_START = {
 };
 
 Deno.test("a load that is stopped before its run begins does not begin", async (t) => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db);
   const reason = new ServiceError("draining", "The service is shutting down");
 
@@ -357,7 +359,7 @@ Deno.test("a load that is stopped before its run begins does not begin", async (
 });
 
 Deno.test("a late replica does not run a tick that another replica skipped", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using one = contextOf(db, { LOCK_TIMEOUT: "60" });
   await using two = contextOf(db);
   const [first, late] = [one, two].map((context) => ({
@@ -382,7 +384,7 @@ Deno.test("a late replica does not run a tick that another replica skipped", asy
 });
 
 Deno.test("a tick without the warehouse has its event when the warehouse is back", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db, {
     DWH_DB_PORT: "1",
     RETRY_ATTEMPTS: "1",
@@ -405,7 +407,7 @@ for (
   const [signal, code] of [["SIGHUP", 129], ["SIGINT", 130]] as const
 ) {
   Deno.test(`serve gives the running load SHUTDOWN_GRACE on ${signal}, also when it arrives twice`, async () => {
-    await using db = await loadedDatabases(SMALL);
+    await using db = await copyLoaded();
     const scene = await changeSource(db);
     await using other = await holdTable(db);
     await using server = await startServer(db, { LOCK_TIMEOUT: "60" });

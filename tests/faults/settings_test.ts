@@ -11,6 +11,7 @@ import { watchProgram } from "../support/phases.ts";
 import {
   changeSource,
   loadedDatabases,
+  recover,
   settle,
 } from "../support/fault_scene.ts";
 import { until } from "../support/soundness.ts";
@@ -156,9 +157,11 @@ Deno.test("load does not depend on settings of the roles", async (t) => {
         }`,
         scene,
         outcome,
+        isFollowed: true,
       });
     });
   }
+  await recover(db);
 });
 
 Deno.test("a busy request leaves the queue for every DateStyle of the role", async () => {

@@ -2,11 +2,13 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { exitOf, pauseLoad, sayOutcome } from "../support/local_load.ts";
 import {
   changeSource,
-  loadedDatabases,
+  loadedOnce,
+  recover,
   settle,
 } from "../support/fault_scene.ts";
 import { some } from "../support/thorough.ts";
 
+const copyLoaded = loadedOnce({ deals: 20, leads: 400 });
 const LEAD = "marketing_qualified_lead";
 const SIDES = ["source", "warehouse"] as const;
 /** Additional attempts, because a slow host reaches the limits without a fault, too. */
@@ -24,7 +26,7 @@ for (const side of SIDES) {
       ? "towards the server"
       : "from the server";
     Deno.test(`load replaces a connection to the ${side} that stalls ${what}`, async (t) => {
-      await using db = await loadedDatabases({ deals: 20, leads: 400 });
+      await using db = await copyLoaded();
       for (const phase of ["compare", "copy"] as const) {
         for (const isHalfOpen of some([true, false], 1)) {
           const fault = `${side}, ${what}, in ${phase}${
@@ -50,15 +52,17 @@ for (const side of SIDES) {
               fault,
               scene,
               outcome,
+              isFollowed: true,
             });
           });
         }
       }
+      await recover(db);
     });
   }
 
   Deno.test(`load fails in time when the network to the ${side} stalls permanently`, async () => {
-    await using db = await loadedDatabases({ deals: 20, leads: 100 });
+    await using db = await copyLoaded();
     const scene = await changeSource(db);
     await using paused = await pauseLoad(db, { table: LEAD, phase: "copy" }, {
       ...IMPATIENT,

@@ -4,7 +4,8 @@ import { createDatabases, type Sql } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { createManyTables } from "../support/many_tables.ts";
 
-const TABLES = 500;
+/** Many more tables than connections. Their names together exceed what an index can hold. */
+const TABLES = 120;
 
 /** Long names, as many people have them. */
 const NAME = "customers_of_the_north_by_month_";
@@ -32,7 +33,7 @@ async function mostConnections(
   return most;
 }
 
-Deno.test("load copies 500 tables with at most 10 connections on either server", async () => {
+Deno.test("load copies many tables with at most 10 connections on either server", async () => {
   await using db = await createDatabases({ withoutTables: true });
   await using file = await createManyTables(db, TABLES, NAME);
   await db.source.unsafe("alter table many.t77 add column bad regclass");

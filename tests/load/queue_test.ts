@@ -20,14 +20,10 @@ import { closeAbandonedRuns } from "../../src/runs/dead_runs.ts";
 import { acquireLock, findBusyError } from "../../src/runs/lock.ts";
 import { enqueueRun, withdrawRun } from "../../src/runs/queue.ts";
 import type { QueuedRun } from "../../src/runs/run.ts";
-import {
-  changeSource,
-  loadedDatabases,
-  recover,
-} from "../support/fault_scene.ts";
+import { changeSource, loadedOnce, recover } from "../support/fault_scene.ts";
 import { assertSound, sourceContent, until } from "../support/soundness.ts";
 
-const SMALL = { deals: 20, leads: 50 };
+const copyLoaded = loadedOnce({ deals: 20, leads: 50 });
 
 /** Locks a table, so that the next load waits until this is disposed of. */
 async function holdTable(db: Databases): Promise<AsyncDisposable> {
@@ -116,7 +112,7 @@ const codesOf = async (started: readonly Started[]) =>
 
 for (const [stopped, which] of [[1, "last"], [0, "first"]] as const) {
   Deno.test(`a run continues for one caller when the ${which} caller is stopped`, async () => {
-    await using db = await loadedDatabases(SMALL);
+    await using db = await copyLoaded();
     const scene = await changeSource(db);
     let running: Started;
     let queued: Started[];
@@ -140,7 +136,7 @@ for (const [stopped, which] of [[1, "last"], [0, "first"]] as const) {
 }
 
 Deno.test("a run is interrupted with one event when all its callers are stopped", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   {
     await using _ = await holdTable(db);
     const running = await startRunning(db);
@@ -158,7 +154,7 @@ Deno.test("a run is interrupted with one event when all its callers are stopped"
 });
 
 Deno.test("a run continues for one caller when the other one is killed", async (t) => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   for (const killed of [0, 1]) {
     await t.step(killed === 0 ? "the first" : "the last", async () => {
       const scene = await changeSource(db);
@@ -180,7 +176,7 @@ Deno.test("a run continues for one caller when the other one is killed", async (
 });
 
 Deno.test("a caller of a shared run fails with 1, not 143, when the process that runs it is stopped", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   {
     await using _ = await holdTable(db);
     const running = await startRunning(db);
@@ -199,7 +195,7 @@ Deno.test("a caller of a shared run fails with 1, not 143, when the process that
 });
 
 Deno.test("a service closes a run after its waiting time when all its callers are killed", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using server = await startServer(db);
   {
     await using _ = await holdTable(db);
@@ -222,7 +218,7 @@ Deno.test("a service closes a run after its waiting time when all its callers ar
 });
 
 Deno.test("a caller keeps its LOCK_TIMEOUT when it joins a run with a longer one", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   let running: Started;
   let patient: Started;
   {
@@ -239,7 +235,7 @@ Deno.test("a caller keeps its LOCK_TIMEOUT when it joins a run with a longer one
 });
 
 Deno.test("a caller keeps its LOCK_TIMEOUT when it joins a scheduled run, which stays queued", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using server = await startServer(db, { LOCK_TIMEOUT: "1" });
   let running: Started;
   let runId: string;
@@ -267,7 +263,7 @@ Deno.test("a caller keeps its LOCK_TIMEOUT when it joins a scheduled run, which 
 });
 
 Deno.test("a draining service refuses its requests of a shared run, which the other service runs", async (t) => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   for (const drained of [1, 0]) {
     await t.step(drained === 0 ? "the first" : "the last", async () => {
       await using one = await startServer(db, { LOCK_TIMEOUT: "60" });
@@ -299,7 +295,7 @@ Deno.test("a draining service refuses its requests of a shared run, which the ot
 });
 
 Deno.test("a queued run of /load-async stays when its service drains, and the other service runs it", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using one = await startServer(db, { LOCK_TIMEOUT: "60" });
   await using two = await startServer(db, { LOCK_TIMEOUT: "60" });
   let running: Started;
@@ -330,7 +326,7 @@ Deno.test("a queued run of /load-async stays when its service drains, and the ot
 });
 
 Deno.test("a caller that joins while the last one leaves keeps the run", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db);
   const { warehouse } = context;
   const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
@@ -372,7 +368,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
 });
 
 Deno.test("withdrawRun() keeps the run for a later caller of the same process", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db);
   const { warehouse } = context;
   const busy = new ServiceError("busy", "another load is running");
@@ -397,7 +393,7 @@ Deno.test("withdrawRun() keeps the run for a later caller of the same process", 
 });
 
 Deno.test("a withdrawn run that the warehouse cannot record is spooled, and the next load records it", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using other = db.connect("warehouse");
   await other.unsafe(
     "begin; lock table marketing_data_service.load_lock in exclusive mode",
@@ -430,7 +426,7 @@ Deno.test("a withdrawn run that the warehouse cannot record is spooled, and the 
 });
 
 Deno.test("load runs its own run, and leaves a queued run of /load-async to a service", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db);
   const request = { ...ALL, mode: "full", trigger: "http" } as const;
   const run = await enqueueRun(context.warehouse, request, null, "a service");
@@ -445,7 +441,7 @@ Deno.test("load runs its own run, and leaves a queued run of /load-async to a se
 });
 
 Deno.test("a service leaves a queued run whose tables it does not declare to a service that does", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db);
   const request = { ...ALL, trigger: "http" } as const;
   const tables = [...ALL.tables, "declared_elsewhere"];
@@ -459,7 +455,7 @@ Deno.test("a service leaves a queued run whose tables it does not declare to a s
 });
 
 Deno.test("a service with several queued runs gives a waiting load its turn between them", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using server = await startServer(db, { LOCK_TIMEOUT: "60" });
   await using other = db.connect("warehouse");
   await other.unsafe(
@@ -491,7 +487,7 @@ Deno.test("a service with several queued runs gives a waiting load its turn betw
 });
 
 Deno.test("a request is not refused as busy while the lock is free, however slow the network is", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using network = proxied(db, {
     warehouse: { latencyMilliseconds: 60 },
   });
@@ -504,7 +500,7 @@ Deno.test("a request is not refused as busy while the lock is free, however slow
 });
 
 Deno.test("findBusyError() reports no lock that this process has without knowing it yet", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using context = contextOf(db);
   await using other = contextOf(db);
   await using _lock = await acquireLock(context, 1);
@@ -516,7 +512,7 @@ Deno.test("findBusyError() reports no lock that this process has without knowing
 });
 
 Deno.test("a wait with a lost connection ends at its deadline", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   await using other = db.connect("warehouse");
   await other.unsafe(
     "begin; lock table marketing_data_service.load_lock in exclusive mode",
@@ -549,7 +545,7 @@ Deno.test("a wait with a lost connection ends at its deadline", async () => {
 });
 
 Deno.test("the migration of the queue keeps the place of each waiting run", async () => {
-  await using db = await loadedDatabases(SMALL);
+  await using db = await copyLoaded();
   const ids = { awaited: crypto.randomUUID(), certain: crypto.randomUUID() };
   await db.warehouse.unsafe(
     `delete from marketing_data_service.migration where version > 3;

@@ -64,8 +64,9 @@ export async function setScene(
   };
 }
 
-/** Saves a screenshot of the page among the results of the build. */
+/** Saves a screenshot of the page in `test-results/`, only on request because it takes long. */
 export async function keepPicture(page: Page, name: string): Promise<void> {
+  if (Deno.env.get("UPDATE_PICTURES") !== "1") return;
   await page.screenshot({
     path: new URL(`dashboard-${name}.png`, RESULTS).pathname,
     fullPage: true,

@@ -172,6 +172,60 @@ export async function createDatabases(
   };
 }
 
+/**
+ * Copies both databases, for tests that each change a scene that takes long to
+ * prepare. The copies have the roles of the originals. Ends all sessions of these.
+ */
+export async function copyDatabases(original: Databases): Promise<Databases> {
+  const id = crypto.randomUUID().slice(0, 8);
+  const spool = `${tmpdir()}/mds_${id}.spool.jsonl`;
+  await using made = new AsyncDisposableStack();
+  made.defer(() => Deno.remove(spool).catch(() => {}));
+  const copy = async (side: "source" | "warehouse", template: string) => {
+    const name = `mds_${id}_${side}`;
+    const url = serverUrl(side);
+    const admin = connectAs(url, "postgres", 1);
+    made.defer(() => admin.end());
+    await admin.unsafe(
+      `select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = '${template}'`,
+    );
+    await createDatabase(admin, name, template);
+    made.defer(async () => {
+      await admin.unsafe(`drop database ${identifier(name)} with (force)`);
+    });
+    await admin.unsafe(
+      `grant create on database ${identifier(name)} to ${
+        identifier(original.loader)
+      }`,
+    );
+    const connect = (max?: number) => connectAs(url, name, max);
+    const sql = connect();
+    made.defer(() => sql.end({ timeout: 1 }));
+    return { name, connect, sql };
+  };
+  const source = await copy("source", original.environment.OLIST_DB_NAME!);
+  const warehouse = await copy("warehouse", original.environment.DWH_DB_NAME!);
+  const kept = made.move();
+  return {
+    ...original,
+    source: source.sql,
+    warehouse: warehouse.sql,
+    connect(side) {
+      const client = (side === "source" ? source : warehouse).connect(1);
+      return Object.assign(client, {
+        [Symbol.asyncDispose]: () => client.end({ timeout: 1 }),
+      });
+    },
+    environment: {
+      ...original.environment,
+      OLIST_DB_NAME: source.name,
+      DWH_DB_NAME: warehouse.name,
+      EVENT_SPOOL_FILE: spool,
+    },
+    [Symbol.asyncDispose]: () => kept.disposeAsync(),
+  };
+}
+
 async function createRole(sql: Sql, name: string): Promise<void> {
   await sql.unsafe(
     `create role ${identifier(name)} login password '${VERIFIER}'`,
@@ -182,12 +236,20 @@ async function createRole(sql: Sql, name: string): Promise<void> {
  * Creates a database by copying files. With its files in memory and without
  * fsync, the server needs half as long as by writing them to its log.
  */
-async function createDatabase(sql: Sql, name: string): Promise<void> {
+async function createDatabase(
+  sql: Sql,
+  name: string,
+  template = "template1",
+): Promise<void> {
   const [server] = await sql.unsafe(
     "select current_setting('server_version_num')::int as version",
   );
   const strategy = server!.version < 150_000 ? "" : "strategy file_copy";
-  await sql.unsafe(`create database ${identifier(name)} ${strategy}`);
+  await sql.unsafe(
+    `create database ${identifier(name)} template ${
+      identifier(template)
+    } ${strategy}`,
+  );
 }
 
 /**

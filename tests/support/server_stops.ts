@@ -50,6 +50,7 @@ export function testStops(
             fault: `${side}, \`pg_ctl -m ${mode} stop\`, in ${phase}`,
             scene,
             outcome,
+            isFollowed: true,
           });
         });
       }
