@@ -158,7 +158,10 @@ function isSource(tables: readonly TableDeclaration[]): string {
   const names = tables.map(({ source }) =>
     `(${literal(source.schema)}, ${literal(source.name)})`
   );
-  return `c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${names})`;
+  // None is left where each was refused in an earlier snapshot.
+  return names.length === 0
+    ? "false"
+    : `c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${names})`;
 }
 
 const READ_COLUMNS =

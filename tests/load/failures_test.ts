@@ -365,6 +365,13 @@ Deno.test("load fails only the table that DDL locks in the source", async () => 
   assertStringIncludes(deal.error, `session ${pid} (`);
   assertStringIncludes(deal.error, "a long ALTER");
   assertEquals(lead.status, "success");
+  const alone = await runJson(["load", "--table", "closed_deal"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "0.3",
+    RETRY_ATTEMPTS: "1",
+  });
+  assertEquals(alone.code, 1);
+  assertEquals(alone.json.details.results[0].code, "source_locked");
 });
 
 Deno.test("load retries a locked source table, and loads both tables when the lock is released", async () => {
