@@ -226,11 +226,33 @@ export class ServiceError extends Error {
 
   /** Returns the same failure with the name of a table. */
   of(table: string): ServiceError {
-    if (this.table === table) return this;
-    const { server, sqlstate, remedy } = this;
-    const details = { server, table, sqlstate, remedy, cause: this };
-    return new ServiceError(this.code, this.reason, details);
+    return this.table === table ? this : this.with({ table });
   }
+
+  /** Returns the same failure with some other details. */
+  with(
+    changes: ErrorDetails & { code?: ErrorCode; reason?: string },
+  ): ServiceError {
+    const details = { ...this, cause: this, ...changes };
+    return new ServiceError(details.code, details.reason, details);
+  }
+}
+
+/** Returns whether the error is a failure with one of these codes. */
+export function hasCode(
+  error: unknown,
+  ...codes: readonly ErrorCode[]
+): error is ServiceError {
+  return error instanceof ServiceError && codes.includes(error.code);
+}
+
+/** Returns whether a server reported the error with one of these SQLSTATEs. */
+export function hasSqlstate(
+  error: unknown,
+  ...sqlstates: readonly string[]
+): error is ServiceError & { readonly sqlstate: string } {
+  return error instanceof ServiceError && error.sqlstate !== undefined &&
+    sqlstates.includes(error.sqlstate);
 }
 
 /** Returns the error as a {@linkcode ServiceError}. An unknown error becomes the cause of an `internal` one. */

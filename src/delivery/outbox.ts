@@ -26,9 +26,9 @@ export async function registerPublishers(
     `insert into marketing_data_service.publisher (name, cursor)
      select name, case name when 'file' then 0
        else (select coalesce(max(seq), 0) from marketing_data_service.event) end
-     from json_array_elements_text($1::text::json) name
+     from unnest($1::text[]) name
      on conflict do nothing`,
-    [JSON.stringify(names)],
+    [names],
   );
 }
 
@@ -141,7 +141,7 @@ async function recordSkip(
   { seq }: ClaimedEvent,
 ) {
   await session.query(
-    "update marketing_data_service.publisher set cursor = $1::text::bigint where name = $2",
+    "update marketing_data_service.publisher set cursor = $1::bigint where name = $2",
     [seq, name],
   );
   return { attempts: 0, delaySeconds: 0, givenUp: 0 };
@@ -156,13 +156,13 @@ async function recordDelivery(
   const [row] = await session.query(
     `with done as (
        insert into marketing_data_service.delivery as d (seq, publisher, delivered_at)
-       values ($1::text::bigint, $2, clock_timestamp())
+       values ($1::bigint, $2, clock_timestamp())
        on conflict (seq, publisher) do update
          set attempts = d.attempts + 1, delivered_at = excluded.delivered_at, given_up_at = null
        returning attempts)
      update marketing_data_service.publisher
-     set cursor = $1::text::bigint, failures = 0, failing_since = null, next_attempt_at = null, last_error = null,
-       failing_tables = coalesce($3::text::json, failing_tables)
+     set cursor = $1::bigint, failures = 0, failing_since = null, next_attempt_at = null, last_error = null,
+       failing_tables = coalesce($3::json, failing_tables)
      from done where name = $2 returning attempts`,
     [seq, name, failingTables ? JSON.stringify(failingTables) : null],
   );
@@ -184,7 +184,7 @@ async function recordFailure(
   const [row] = await session.query(
     `with tried as (
        insert into marketing_data_service.delivery as d (seq, publisher, last_error)
-       values ($1::text::bigint, $2, $3)
+       values ($1::bigint, $2, $3)
        on conflict (seq, publisher) do update
          set attempts = d.attempts + 1, last_error = excluded.last_error
        returning attempts)
@@ -264,8 +264,8 @@ export async function undeliveredEvents(
   const rows = await queryable.query(
     `select name, (select count(*) from marketing_data_service.event where seq > cursor)::int as count
      from marketing_data_service.publisher
-     where name in (select json_array_elements_text($1::text::json))`,
-    [JSON.stringify(names)],
+     where name = any ($1::text[])`,
+    [names],
   );
   return Object.fromEntries(rows.map(({ name, count }) => [name, count]));
 }

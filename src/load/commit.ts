@@ -8,16 +8,15 @@ import { APPLICATION_NAME } from "../identity.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
 import { beginLocked } from "../postgres/locked_transaction.ts";
 import { Session } from "../postgres/session.ts";
-import { asServiceError, ServiceError } from "../errors.ts";
+import { asServiceError, hasCode, ServiceError } from "../errors.ts";
 import {
-  causeOf,
   failedEvent,
   failureLine,
   integrityCheck,
   loadedEntry,
   loadedEvent,
   type LoadEvent,
-  runUrlOf,
+  subjectOf,
   type TableEntry,
 } from "../runs/event.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
@@ -34,13 +33,14 @@ import {
   eventOf,
 } from "../runs/record.ts";
 import { endBackend } from "../postgres/backends.ts";
-import type { RunEnd } from "../runs/run.ts";
 import {
   type CommitGroup,
   type Failed,
   failedGroup,
   hasLostSnapshot,
   openPreparation,
+  type Preparation,
+  type Prepared,
   type Verified,
 } from "./prepare.ts";
 
@@ -57,7 +57,7 @@ type RoundEnd =
 /** Retries of what closes a run, which must also happen after an abort. */
 const CLOSING = { atLeast: 3, evenIfAborted: true };
 
-/** A group of which nothing is left to do. */
+/** A group that is committed, or has failed. */
 type Settled = Verified | Failed;
 
 /**
@@ -84,118 +84,162 @@ export async function loadFromOneSnapshot(
   );
   found.catch(() => {});
   await using preparation = await openPreparation(context);
-  const { groups, largestFirst, snapshotAt } = preparation;
-  const settled = new Map<CommitGroup, Settled>();
-  const commits = new Turns();
-  let event: LoadEvent | undefined;
-  let restart: string | undefined;
-  let failure: { readonly cause: unknown } | undefined;
-
-  const inParallel = <T>(
-    groups: readonly CommitGroup[],
-    work: (group: CommitGroup) => Promise<T>,
-  ) =>
-    Array.fromAsync(pooledMap(context.config.maxParallelTasks, groups, work));
   await using locks = new AsyncDisposableStack();
+  const { groups, largestFirst } = preparation;
   const acting = groups.length === 1
     ? []
     : isProtected
     ? largestFirst
     : await protectOthers(context, largestFirst, found, locks);
-  const first = await inParallel(
-    acting,
-    (group) => preparation.prepare(group, 0),
-  );
-  if (mayRestart && first.some(hasLostSnapshot)) restart = SNAPSHOT_LOST;
-
-  const settle = async (group: CommitGroup) => {
-    for (let attempts = 0;;) {
-      const prepared = attempts === 0 && first[acting.indexOf(group)] ||
-        await preparation.prepare(group, attempts);
-      if (mayRestart && hasLostSnapshot(prepared)) restart ??= SNAPSHOT_LOST;
-      if (prepared.state === "failed") {
-        settled.set(group, prepared);
-        return;
-      }
-      const outcome = await commits.take(async () => {
-        const isUnprotected = !first.includes(prepared) &&
-          prepared.results.some((result) => result.mayActOnOthers) &&
-          [...settled.values()].some(({ state }) => state === "verified");
-        // A new target shows only now that it calls functions.
-        if (isUnprotected && (mayRestart || !isProtected)) {
-          restart ??= UNPROTECTED;
-        }
-        // Two snapshots must never be mixed, so what is prepared is given up too.
-        if (restart || failure) {
-          prepared.session.destroy();
-          return { state: "abandoned" } as const;
-        }
-        if (isUnprotected) {
-          prepared.session.destroy();
-          const cause = new ServiceError("serialization", UNPROTECTED);
-          settled.set(group, failedGroup(group, cause, prepared.attempts));
-          return { state: "failed", cause } as const;
-        }
-        const isLast = settled.size === groups.length - 1;
-        const others = isLast ? [...settled.values()] : undefined;
-        const outcome = await commitGroup(
-          context,
-          prepared,
-          (timestamp) =>
-            others && runEnd(
-              context,
-              snapshotAt,
-              inOrder(groups, [...others, prepared]),
-              timestamp,
-            ),
-        );
-        // Before the next one looks whether it is the last.
-        if (outcome.state === "committed") settled.set(group, prepared);
-        if (outcome.state === "failed") {
-          const { cause } = outcome;
-          settled.set(group, failedGroup(group, cause, prepared.attempts));
-        }
-        return outcome;
-      });
-      switch (outcome.state) {
-        case "committed":
-        case "settledElsewhere":
-          if (outcome.state === "committed") {
-            await analyzeLoaded(context, prepared);
-          }
-          event ??= outcome.event;
-          await preparation.release(prepared);
-          return;
-        case "failed":
-        case "abandoned":
-          return;
-        case "retry":
-          attempts = prepared.attempts;
-      }
-    }
-  };
-
-  const settleAll = (groups: readonly CommitGroup[]) =>
-    inParallel(groups, (group) =>
-      settle(group).catch((cause) => {
-        failure ??= { cause };
-      }));
-  await settleAll(acting);
+  const round = new Round(context, preparation, mayRestart, isProtected);
+  await round.prepare(acting);
+  await round.settle(acting);
   await locks.disposeAsync();
-  if (!failure && !restart) {
-    await settleAll(largestFirst.filter((group) => !acting.includes(group)));
+  if (!round.isGivenUp) {
+    await round.settle(largestFirst.filter((group) => !acting.includes(group)));
   }
-  if (failure) throw failure.cause;
-  if (event) return { state: "closed", event };
-  if (restart) {
-    const isUnprotected = restart === UNPROTECTED;
-    return { state: "restart", reason: restart, isUnprotected };
+  return await round.end();
+}
+
+/** The outcomes of the groups of one snapshot. */
+class Round {
+  readonly #context: RunContext;
+  readonly #preparation: Preparation;
+  readonly #mayRestart: boolean;
+  readonly #isProtected: boolean;
+  /** Groups that are prepared before the first commit. */
+  readonly #first = new Map<CommitGroup, Prepared>();
+  readonly #settled = new Map<CommitGroup, Settled>();
+  readonly #commits = new Turns();
+  #event: LoadEvent | undefined;
+  #restart: string | undefined;
+  #failure: { readonly cause: unknown } | undefined;
+
+  constructor(
+    context: RunContext,
+    preparation: Preparation,
+    mayRestart: boolean,
+    isProtected: boolean,
+  ) {
+    this.#context = context;
+    this.#preparation = preparation;
+    this.#mayRestart = mayRestart;
+    this.#isProtected = isProtected;
   }
-  const outcomes = inOrder(groups, [...settled.values()]);
-  return {
-    state: "closed",
-    event: await closeWithoutTables(context, snapshotAt, outcomes),
-  };
+
+  /** Whether no further group commits. */
+  get isGivenUp(): boolean {
+    return this.#restart !== undefined || this.#failure !== undefined;
+  }
+
+  /** Prepares the groups and keeps their transactions open. */
+  async prepare(groups: readonly CommitGroup[]): Promise<void> {
+    await this.#inParallel(groups, async (group) => {
+      this.#first.set(group, await this.#prepare(group, 0));
+    });
+  }
+
+  /** Prepares the groups that are not prepared, and commits all. */
+  async settle(groups: readonly CommitGroup[]): Promise<void> {
+    await this.#inParallel(groups, async (group) => {
+      await this.#settle(group).catch((cause) => this.#failure ??= { cause });
+    });
+  }
+
+  /** Returns the end of the round. Closes the run where no commit has closed it. */
+  async end(): Promise<RoundEnd> {
+    if (this.#failure) throw this.#failure.cause;
+    if (this.#event) return { state: "closed", event: this.#event };
+    const reason = this.#restart;
+    if (reason) {
+      const isUnprotected = reason === UNPROTECTED;
+      return { state: "restart", reason, isUnprotected };
+    }
+    return {
+      state: "closed",
+      event: await closeWithoutTables(
+        this.#context,
+        (timestamp) => this.#eventAt(timestamp),
+      ),
+    };
+  }
+
+  async #inParallel(
+    groups: readonly CommitGroup[],
+    work: (group: CommitGroup) => Promise<void>,
+  ): Promise<void> {
+    const { maxParallelTasks } = this.#context.config;
+    await Array.fromAsync(pooledMap(maxParallelTasks, groups, work));
+  }
+
+  async #prepare(group: CommitGroup, attempts: number): Promise<Prepared> {
+    const prepared = await this.#preparation.prepare(group, attempts);
+    if (this.#mayRestart && hasLostSnapshot(prepared)) {
+      this.#restart ??= SNAPSHOT_LOST;
+    }
+    return prepared;
+  }
+
+  async #settle(group: CommitGroup): Promise<void> {
+    let prepared = this.#first.get(group) ?? await this.#prepare(group, 0);
+    while (prepared.state === "verified") {
+      const verified = prepared;
+      const outcome = await this.#commits.take(() => this.#commit(verified));
+      if (outcome.state === "retry") {
+        prepared = await this.#prepare(group, verified.attempts);
+        continue;
+      }
+      if (outcome.state === "committed") {
+        await analyzeLoaded(this.#context, verified);
+      }
+      if ("event" in outcome) {
+        this.#event ??= outcome.event;
+        await this.#preparation.release(verified);
+      }
+      return;
+    }
+    this.#settled.set(group, prepared);
+  }
+
+  /** Commits a verified group, unless the round is given up. */
+  async #commit(verified: Verified): Promise<CommitOutcome> {
+    const { tables, results, session, attempts } = verified;
+    const others = [...this.#settled.values()];
+    const isUnprotected = this.#first.get(tables) !== verified &&
+      results.some(({ mayActOnOthers }) => mayActOnOthers) &&
+      others.some(({ state }) => state === "verified");
+    // A new target shows only now that it calls functions.
+    if (isUnprotected && (this.#mayRestart || !this.#isProtected)) {
+      this.#restart ??= UNPROTECTED;
+    }
+    // Two snapshots must never be mixed, so what is prepared is given up too.
+    if (this.isGivenUp || isUnprotected) session.destroy();
+    if (this.isGivenUp) return { state: "abandoned" };
+    const isLast = others.length === this.#preparation.groups.length - 1;
+    const outcome: CommitOutcome = isUnprotected
+      ? {
+        state: "failed",
+        cause: new ServiceError("serialization", UNPROTECTED),
+      }
+      : await commitGroup(
+        this.#context,
+        verified,
+        (timestamp) => isLast ? this.#eventAt(timestamp, verified) : undefined,
+      );
+    // Before the next one looks whether it is the last.
+    if (outcome.state === "committed") this.#settled.set(tables, verified);
+    if (outcome.state === "failed") {
+      this.#settled.set(tables, failedGroup(tables, outcome.cause, attempts));
+    }
+    return outcome;
+  }
+
+  /** Returns the event of the run, with the group that is about to commit. */
+  #eventAt(timestamp: string, last?: Verified): LoadEvent {
+    const { groups, snapshotAt } = this.#preparation;
+    const outcomes = groups.map((group) => this.#settled.get(group) ?? last!);
+    return runEvent(this.#context, snapshotAt, outcomes, timestamp);
+  }
 }
 
 const SNAPSHOT_LOST = "the source's snapshot was lost";
@@ -245,45 +289,37 @@ class Turns {
   }
 }
 
-function inOrder(
-  groups: readonly CommitGroup[],
-  settled: readonly Settled[],
-): readonly Settled[] {
-  return groups.flatMap((group) =>
-    settled.filter(({ tables }) => tables === group)
-  );
-}
-
-/** What became of one attempt to commit a group. */
+/** The outcome of one attempt to commit a group. */
 type CommitOutcome =
   /** It is visible, and the event exists if it was the last. */
   | { readonly state: "committed"; readonly event: LoadEvent | undefined }
   /** Another process has closed the run. */
   | { readonly state: "settledElsewhere"; readonly event: LoadEvent }
-  | { readonly state: "retry" }
+  | { readonly state: "retry" | "abandoned" }
   | { readonly state: "failed"; readonly cause: unknown };
 
 /**
  * Commits one group.
  *
- * @param endOf returns the end of the run for the last group, which closes it.
+ * @param eventAt returns the event of the run for the last group, which closes it.
  */
 async function commitGroup(
   context: RunContext,
   prepared: Verified,
-  endOf: (timestamp: string) => RunEnd | undefined,
+  eventAt: (timestamp: string) => LoadEvent | undefined,
 ): Promise<CommitOutcome> {
   const { config, warehouse, run, signal } = context;
   const { session } = prepared;
   try {
-    const end = endOf(await confirmRun(session, run.id));
-    if (end) await closeRun(session, run.id, "running", end);
+    const event = eventAt(await confirmRun(session, run.id));
+    if (event) await closeRun(session, run.id, "running", event);
     await session.commit();
-    return { state: "committed", event: end?.event };
+    return { state: "committed", event };
   } catch (error) {
     session.destroy();
     const cause = await nameLockedTable(warehouse, error);
-    if (!isLockedHistory(cause)) {
+    // A statement that waited for a lock in vain has changed nothing.
+    if (!hasCode(cause, "history_locked")) {
       const found = await resolveUnknownCommit(context, prepared);
       if (found.isCommitted) return { state: "committed", event: found.event };
       if (found.event) return { state: "settledElsewhere", event: found.event };
@@ -292,14 +328,6 @@ async function commitGroup(
       prepared.attempts < config.retryAttempts && !signal?.aborted;
     return mayRetry ? { state: "retry" } : { state: "failed", cause };
   }
-}
-
-/**
- * Returns whether a statement timed out in a wait for a lock on the history. Such a
- * statement changed nothing, and a retry waits again.
- */
-function isLockedHistory(error: unknown): boolean {
-  return error instanceof ServiceError && error.code === "history_locked";
 }
 
 /** Looks up a commit whose outcome is unknown: what it would have written exists or not. */
@@ -319,25 +347,19 @@ async function resolveUnknownCommit(
   }, { ...context, ...CLOSING });
 }
 
-/** Closes a run of which no transaction is left that could do it: its tables failed, or their commits did. */
+/** Closes a run whose tables, or their commits, failed. So no transaction of a table can close it. */
 async function closeWithoutTables(
   context: RunContext,
-  snapshotAt: string | null,
-  outcomes: readonly Settled[],
+  eventAt: (timestamp: string) => LoadEvent,
 ): Promise<LoadEvent> {
   const { config, warehouse, run } = context;
   return await retry(config, async () => {
-    const end = runEnd(
-      context,
-      snapshotAt,
-      outcomes,
-      await databaseTime(warehouse),
-    );
+    const event = eventAt(await databaseTime(warehouse));
     try {
-      await closeRun(warehouse, run.id, "running", end);
-      return end.event;
+      await closeRun(warehouse, run.id, "running", event);
+      return event;
     } catch (error) {
-      if (isLockedHistory(error)) throw error;
+      if (hasCode(error, "history_locked")) throw error;
       const event = await eventOf(warehouse, run.id);
       if (event) return event;
       throw error;
@@ -365,50 +387,24 @@ async function analyzeLoaded(
   }
 }
 
-/** Returns the run's end and its event, from what became of its groups. */
-function runEnd(
+/** Returns the event of the run, from the outcomes of its groups. */
+function runEvent(
   { run, config, traceparent }: RunContext,
   sourceSnapshotAt: string | null,
   outcomes: readonly Settled[],
   timestamp: string,
-): RunEnd {
-  const subject = {
-    runId: run.id,
-    trigger: run.trigger,
-    timestamp,
-    sourceSnapshotAt,
-    startedAt: run.startedAt,
-    runUrl: runUrlOf(config, run.id),
-    traceparent,
-  };
-  const failed = outcomes.flatMap((outcome) =>
-    outcome.state === "failed" ? outcome.failures : []
-  );
-  if (failed.length === 0) {
-    const verified = outcomes.filter((outcome) => outcome.state === "verified");
-    const loaded = verified.flatMap(entriesOf).filter((entry) =>
-      entry.status === "success"
-    );
-    const checks = verified.flatMap((group) =>
-      group.results.map(integrityCheck)
-    );
-    return {
-      state: "succeeded",
-      event: loadedEvent(subject, loaded, checks),
-      code: null,
-      failed,
-      sourceSnapshotAt,
-    };
-  }
+): LoadEvent {
+  const details = { timestamp, sourceSnapshotAt, traceparent };
+  const subject = subjectOf(config, run, details);
   const entries = outcomes.flatMap(entriesOf);
-  const { code } = causeOf(failed)!;
-  return {
-    state: code === "terminated" ? "interrupted" : "failed",
-    event: failedEvent(subject, failureLine(entries), entries),
-    code,
-    failed,
-    sourceSnapshotAt,
-  };
+  const loaded = entries.filter((entry) => entry.status === "success");
+  if (loaded.length < entries.length) {
+    return failedEvent(subject, failureLine(entries), entries);
+  }
+  const checks = outcomes.flatMap((outcome) =>
+    outcome.state === "verified" ? outcome.results.map(integrityCheck) : []
+  );
+  return loadedEvent(subject, loaded, checks);
 }
 
 /** Returns the entries of a group in the event. */

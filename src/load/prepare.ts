@@ -6,7 +6,7 @@
 import { holderClause, nameLockedTable } from "../postgres/lock_holders.ts";
 import { limitHistoryLocks, type Pool } from "../postgres/pool.ts";
 import { Session, takeUsable } from "../postgres/session.ts";
-import { asServiceError, ServiceError } from "../errors.ts";
+import { asServiceError, hasCode, ServiceError } from "../errors.ts";
 import {
   type FailedEntry,
   failedEntry,
@@ -63,10 +63,10 @@ export interface Failed {
   readonly attempts: number;
 }
 
-type Prepared = Verified | Failed;
+export type Prepared = Verified | Failed;
 
 /** The commit groups of a run and the one snapshot that all of them are loaded from. */
-interface Preparation extends AsyncDisposable {
+export interface Preparation extends AsyncDisposable {
   /** In the order in which results are reported. */
   readonly groups: readonly CommitGroup[];
   /** In the order of work, so that no large table is left for the end. */
@@ -298,17 +298,10 @@ async function nameHolder(
   error: unknown,
 ): Promise<unknown> {
   const known = await nameLockedTable(warehouse, error);
-  if (!(known instanceof ServiceError) || known.code !== "target_locked") {
-    return known;
-  }
+  if (!hasCode(known, "target_locked")) return known;
   const table = tables.find(({ name }) => name === known.table);
   const clause = table ? await holderClause(warehouse, table.target) : "";
-  const { reason, server, sqlstate, remedy } = known;
-  return new ServiceError(
-    known.code,
-    `${reason}${clause}`,
-    { server, table: known.table, sqlstate, remedy, cause: known },
-  );
+  return known.with({ reason: known.reason + clause });
 }
 
 export function failedGroup(

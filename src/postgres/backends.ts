@@ -1,6 +1,6 @@
 /** Ends backends of the service that outlive their connections. */
 import { delay } from "@std/async/delay";
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import type { Parameter, Queryable } from "./sql.ts";
 
@@ -15,8 +15,8 @@ export async function endBackends(
 }
 
 /**
- * Ends one backend of ours and waits until it has ended. A connection that is
- * closed here may live on at the server, with its locks and perhaps a commit.
+ * Ends one backend of the service and waits until it has ended. A connection that is
+ * closed here may stay open at the server, with its locks and perhaps a commit.
  */
 export async function endBackend(
   queryable: Queryable,
@@ -37,23 +37,22 @@ async function terminate(
   condition: string,
   parameters: readonly Parameter[],
 ): Promise<void> {
-  for (let look = 1;; look++) {
+  for (let attempt = 1;; attempt++) {
     try {
       await queryable.query(
         // A role that switched to another role at login may not end its own sessions.
         `with itself as materialized (select set_config('role', 'none', true))
          select pg_terminate_backend(pid, 5000) from itself, pg_stat_activity
          where ${condition} and pid <> pg_backend_pid()
-           -- Any role can give its session our name.
+           -- Any role can give its session this name.
            and usename = session_user`,
         parameters,
       );
       return;
     } catch (error) {
-      // 42501: a backend that is ending has no role, so it does not look like ours.
-      const isGoing = error instanceof ServiceError &&
-        error.sqlstate === "42501";
-      if (!isGoing || look === MAX_ATTEMPTS) throw error;
+      // A backend that is ending has no role. So it looks like that of another role.
+      const isEnding = hasSqlstate(error, "42501");
+      if (!isEnding || attempt === MAX_ATTEMPTS) throw error;
       await delay(50);
     }
   }

@@ -8,7 +8,7 @@
  */
 import type { DatabaseConfig, ServerAddress } from "../config/config.ts";
 import { maskOfDatabase } from "../config/secrets.ts";
-import { type ErrorCode, ServiceError } from "../errors.ts";
+import { type ErrorCode, hasCode, ServiceError } from "../errors.ts";
 import {
   isServerError,
   serverError,
@@ -355,7 +355,7 @@ export function checkVersion(
 }
 
 /** SQLSTATEs of a missing table (42P01) and a missing schema (3F000). */
-export const GONE: ReadonlySet<string> = new Set(["42P01", "3F000"]);
+export const GONE: readonly string[] = ["42P01", "3F000"];
 
 /**
  * Returns whether the connection must be replaced: 08 is a connection failure,
@@ -368,9 +368,7 @@ export function isOtherServerNeeded(sqlstate: string): boolean {
 
 /** Returns whether a lack of free connections can have caused the error. A pooler does not answer then. */
 export function mayLackConnections(error: unknown): boolean {
-  return error instanceof ServiceError &&
-    (error.code === "too_many_connections" ||
-      error.code === "connection_failed");
+  return hasCode(error, "too_many_connections", "connection_failed");
 }
 
 /** Returns the error with which the server ended the session, if `error` only reports the loss. */

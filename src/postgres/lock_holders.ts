@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 import type { Queryable, Row } from "./sql.ts";
 
 /** A session, or a prepared transaction, that holds a lock on a table. */
@@ -93,8 +93,7 @@ export async function nameLockedTable(
   queryable: Queryable,
   error: unknown,
 ): Promise<unknown> {
-  const isLock = error instanceof ServiceError && error.sqlstate === "55P03" &&
-    error.code === "serialization";
+  const isLock = hasSqlstate(error, "55P03") && error.code === "serialization";
   if (!isLock) return error;
   const holders = await findLockHolders(queryable, { schema: SCHEMA })
     .catch((): readonly LockHolder[] => []);

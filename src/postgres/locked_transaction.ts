@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate } from "../errors.ts";
 import type { Session, TransactionOptions } from "./session.ts";
 
 /** Seconds of the first wait, in which most locks are free. */
@@ -44,8 +44,8 @@ export async function beginLocked(
       );
       return;
     } catch (error) {
-      const isHeld = error instanceof ServiceError &&
-        HELD.has(error.sqlstate ?? "");
+      // The wait for a lock timed out, or was a deadlock.
+      const isHeld = hasSqlstate(error, "55P03", "40P01");
       if (!isHeld || left <= longest) throw error;
     }
     await session.query("rollback");
@@ -59,6 +59,3 @@ export async function beginLocked(
 function setLockTimeout(seconds: number): string {
   return `set local lock_timeout = '${Math.ceil(seconds * 1000)}ms'`;
 }
-
-/** SQLSTATEs of a wait for a lock that failed: the timeout, and a deadlock. */
-const HELD = new Set(["55P03", "40P01"]);

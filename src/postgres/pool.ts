@@ -4,7 +4,7 @@
  * @module
  */
 import type { DatabaseConfig } from "../config/config.ts";
-import { ServiceError } from "../errors.ts";
+import { hasCode, ServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { Lines, probe, withTimeout } from "./client.ts";
 import { type Client, closeNow, createClient, send } from "./driver.ts";
@@ -262,9 +262,7 @@ export class Pool implements AsyncDisposable {
     try {
       await this.checkWritable(PROBE_SECONDS);
     } catch (error) {
-      if (error instanceof ServiceError && error.code === "read_only") {
-        return error;
-      }
+      if (hasCode(error, "read_only")) return error;
     }
     return known;
   }

@@ -8,7 +8,7 @@ import { delay } from "@std/async/delay";
 import type net from "node:net";
 import type { Writable } from "node:stream";
 import type { DatabaseConfig } from "../config/config.ts";
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 import { connect, probe, withTimeout } from "./client.ts";
 import {
   type Answer,
@@ -619,9 +619,7 @@ function asBeginFailure(
   { timezone }: TransactionOptions,
   config: DatabaseConfig,
 ): unknown {
-  const isTimezone = timezone !== undefined &&
-    error instanceof ServiceError && error.sqlstate === "22023";
-  if (!isTimezone) return error;
+  if (timezone === undefined || !hasSqlstate(error, "22023")) return error;
   return new ServiceError(
     "configuration",
     `LOAD_TIMEZONE ${JSON.stringify(timezone)} is unknown to ${

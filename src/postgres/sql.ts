@@ -9,7 +9,13 @@
 export type Row = Record<string, any>;
 
 /** The value of a statement's parameter. */
-export type Parameter = string | number | boolean | Date | null;
+export type Parameter =
+  | string
+  | number
+  | boolean
+  | Date
+  | readonly string[]
+  | null;
 
 /** Runs one statement: a pool, or a session whose transaction has not failed. */
 export interface Queryable {
@@ -54,9 +60,10 @@ export function literal(text: string): string {
   return text.includes("\\") ? ` E${quoted.replaceAll("\\", "\\\\")}` : quoted;
 }
 
-/** Quotes a parameter as a literal. The server reads it as a parameter of unknown type. */
+/** Quotes a parameter as a literal of unknown type. The type of an array must be named after it. */
 function literalOf(value: Parameter): string {
   if (value === null) return "null";
+  if (value instanceof Array) return `array[${value.map(literal)}]`;
   if (typeof value === "boolean") return String(value);
   return literal(value instanceof Date ? value.toISOString() : String(value));
 }

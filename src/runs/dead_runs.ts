@@ -1,14 +1,14 @@
-/** Closes runs that no process will end. */
+/** Closes runs without a load. */
 import type { Logger } from "@logtape/logtape";
 import { endBackends } from "../postgres/backends.ts";
 import type { Queryable, Row } from "../postgres/sql.ts";
-import { ServiceError } from "../errors.ts";
+import { hasCode, ServiceError } from "../errors.ts";
 import {
   failedEntry,
   failedEvent,
   failureLine,
-  runUrlOf,
-  type TableEntry,
+  type LoadEvent,
+  subjectOf,
 } from "./event.ts";
 import {
   closeRun,
@@ -18,6 +18,11 @@ import {
   NOW,
 } from "./record.ts";
 import type { Config } from "../config/config.ts";
+
+/** SQL of the columns of a run that {@linkcode closeUnfinished} needs. */
+export const UNFINISHED =
+  `id, trigger, state, to_json(tables) as tables, source_snapshot_at, ${NOW} as now,
+  ${eventTime("started_at")} as "startedAt"`;
 
 /**
  * Closes abandoned runs, each with its event. A queued run is abandoned when no
@@ -32,71 +37,63 @@ export async function closeAbandonedRuns(
   states: "queued" | "queued and running",
   config: Pick<Config, "tables" | "publicUrl">,
 ): Promise<readonly string[]> {
-  const dead = await queryable.query(
-    `select id, trigger, state, to_json(tables)::text as tables, source_snapshot_at, ${NOW} as now,
-       ${eventTime("started_at")} as started_at
-     from marketing_data_service.run
+  const abandoned = await queryable.query(
+    `select ${UNFINISHED} from marketing_data_service.run
      where state = 'queued' and ${IS_UNWANTED} ${
       states === "queued" ? "" : "or state = 'running'"
     }
      order by seq`,
   );
   const closed: string[] = [];
-  for (const row of dead) {
-    if (!await interruptRun(queryable, row, config)) continue;
-    closed.push(row.id);
+  for (const run of abandoned) {
+    // A backend of the ended process may still commit. Its result is known when it ends.
+    if (run.state === "running") await endBackends(queryable, run.id);
+    const error = new ServiceError(
+      "interrupted",
+      run.state === "queued"
+        ? `Run ${run.id} did not start before its callers were gone`
+        : `Run ${run.id} was interrupted: the process that ran it is gone`,
+    );
+    if (!await closeUnfinished(queryable, run, error, 1, config)) continue;
+    closed.push(run.id);
     log.warn("Run {run_id} was abandoned and is now interrupted", {
-      run_id: row.id,
+      run_id: run.id,
     });
   }
   return closed;
 }
 
-async function interruptRun(
+/**
+ * Closes a run that fails for this reason. The tables that it has committed stay
+ * successful.
+ *
+ * @param run the columns {@linkcode UNFINISHED}.
+ * @returns its event, or `undefined` when its process has closed it, or another
+ * caller has joined it.
+ */
+export async function closeUnfinished(
   queryable: Queryable,
-  row: Row,
+  run: Row,
+  error: ServiceError,
+  attempts: number,
   config: Pick<Config, "tables" | "publicUrl">,
-): Promise<boolean> {
-  // A backend of the ended process may still commit. Its result is known when it ends.
-  if (row.state === "running") await endBackends(queryable, row.id);
-  const loaded = await loadedByRun(queryable, row.id);
-  const error = new ServiceError(
-    "interrupted",
-    row.state === "queued"
-      ? `Run ${row.id} did not start before its callers were gone`
-      : `Run ${row.id} was interrupted: the process that ran it is gone`,
-  );
-  const entries = (JSON.parse(row.tables) as string[]).map((
-    table,
-  ): TableEntry =>
+): Promise<LoadEvent | undefined> {
+  const loaded = await loadedByRun(queryable, run.id);
+  const entries = (run.tables as string[]).map((table) =>
     loaded.find((entry) => entry.table === table) ??
-      failedEntry(config.tables, table, error, 1)
+      failedEntry(config.tables, table, error, attempts)
+  );
+  const { now: timestamp, source_snapshot_at: sourceSnapshotAt } = run;
+  const event = failedEvent(
+    subjectOf(config, run, { timestamp, sourceSnapshotAt }),
+    failureLine(entries),
+    entries,
   );
   try {
-    await closeRun(queryable, row.id, row.state, {
-      state: "interrupted",
-      event: failedEvent(
-        {
-          runId: row.id,
-          trigger: row.trigger,
-          timestamp: row.now,
-          sourceSnapshotAt: row.source_snapshot_at,
-          startedAt: row.started_at,
-          runUrl: runUrlOf(config, row.id),
-        },
-        failureLine(entries),
-        entries,
-      ),
-      code: error.code,
-      failed: entries.filter((e) => e.status === "failure"),
-      sourceSnapshotAt: row.source_snapshot_at,
-    });
-    return true;
+    await closeRun(queryable, run.id, run.state, event);
+    return event;
   } catch (error) {
-    // The process of the run has closed it.
-    if (error instanceof ServiceError && error.code === "run_lost") {
-      return false;
-    }
+    if (hasCode(error, "run_lost")) return undefined;
     throw error;
   }
 }

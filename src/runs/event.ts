@@ -6,12 +6,14 @@
  */
 import { formatTables, printable } from "../format.ts";
 import type { ErrorCode, ServiceError } from "../errors.ts";
+import type { Row } from "../postgres/sql.ts";
 import type { CheckResult } from "../sync/checks.ts";
 import type { TableResult } from "../sync/sync_table.ts";
 import {
   formatRelation,
   type TableDeclaration,
 } from "../tables/declaration.ts";
+import type { Run } from "./run.ts";
 
 /** The triggers of a run. */
 export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
@@ -150,12 +152,14 @@ interface EventSubject {
   readonly traceparent?: string | undefined;
 }
 
-/** Returns the URL of the page of a run, where the service has a public address. */
-export function runUrlOf(
+/** Returns a run as the subject of its event. */
+export function subjectOf(
   { publicUrl }: { readonly publicUrl: string | undefined },
-  runId: string,
-): string | undefined {
-  return publicUrl && `${publicUrl}/runs/${runId}`;
+  { id, trigger, startedAt }: Row | Run,
+  rest: Pick<EventSubject, "timestamp" | "sourceSnapshotAt" | "traceparent">,
+): EventSubject {
+  const runUrl = publicUrl && `${publicUrl}/runs/${id}`;
+  return { runId: id, trigger, startedAt, runUrl, ...rest };
 }
 
 /** Returns the optional fields of both events. They follow the fields of version 0.1. */
@@ -260,7 +264,7 @@ export function failedEvent(
   error: string,
   results: readonly TableEntry[],
 ): FailedEvent {
-  const { code, remedy } = causeOf(results) ?? {};
+  const { code, remedy } = causesOf(results)[0] ?? {};
   return {
     event_type: "marketing-data-load-failed",
     status: "failure",
@@ -279,12 +283,11 @@ export function failedEvent(
   };
 }
 
-/** Returns the first table that failed by itself: one that was rolled back with another table is not the cause. */
-export function causeOf(
-  results: readonly TableEntry[],
-): FailedEntry | undefined {
+/** Returns the tables that failed by themselves: those that were rolled back with another table are not the cause. */
+function causesOf(results: readonly TableEntry[]): readonly FailedEntry[] {
   const failed = results.filter((entry) => entry.status === "failure");
-  return failed.find(({ code }) => code !== "rolled_back") ?? failed[0];
+  const causes = failed.filter(({ code }) => code !== "rolled_back");
+  return causes.length > 0 ? causes : failed;
 }
 
 /** Maximum number of errors in the error of a run. */
@@ -292,15 +295,9 @@ const MAX_ERRORS = 10;
 
 /** Returns the error of a failed run, made from the errors of its tables. */
 export function failureLine(results: readonly TableEntry[]): string {
-  const failed = results.filter((r) => r.status === "failure");
-  // A table that was rolled back with another one is not the cause.
-  const causes = failed.filter((r) => r.code !== "rolled_back");
-  const loaded = results.filter((r) => r.status === "success").map((r) =>
-    r.table
-  );
-  const lines = [
-    ...new Set((causes.length > 0 ? causes : failed).map((r) => r.error)),
-  ];
+  const loaded = results.filter(({ status }) => status === "success")
+    .map(({ table }) => table);
+  const lines = [...new Set(causesOf(results).map(({ error }) => error))];
   const more = lines.length - MAX_ERRORS;
   return [
     ...lines.slice(0, MAX_ERRORS),

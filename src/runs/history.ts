@@ -78,18 +78,13 @@ const utcOf = (column: string) =>
 const utc = (column: string, name = column) => `${utcOf(column)} as ${name}`;
 
 const SUMMARY =
-  `id, state, trigger, to_json(tables)::text as tables, mode, atomic, recreate, allow_shrink,
+  `id, state, trigger, to_json(tables) as tables, mode, atomic, recreate, allow_shrink,
   ${utc("requested_at")}, ${utc("started_at")}, ${utc("finished_at")},
   extract(epoch from finished_at - started_at)::float8 as duration,
   source_snapshot_at, error, code, runner`;
 
 function summaryOf({ id, state, tables, ...row }: Row): RunSummary {
-  return {
-    run_id: id,
-    status: state,
-    ...row,
-    tables: JSON.parse(tables),
-  } as RunSummary;
+  return { run_id: id, status: state, ...row, tables } as RunSummary;
 }
 
 /** A selection of runs, newest first. */
@@ -108,7 +103,7 @@ export async function listRuns(
   const rows = await queryable.query(
     `select ${SUMMARY} from marketing_data_service.run
      where ($2::text is null or state = $2)
-       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
+       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::uuid))
      order by run.seq desc limit $1::int`,
     [limit, status ?? null, before ?? null],
   );
@@ -145,7 +140,7 @@ export async function listOutcomes(
            where run_id = run.id offset 0) loads) end as tally
      from marketing_data_service.run
      where ($2::text is null or state = $2)
-       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::text::uuid))
+       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::uuid))
      order by run.seq desc limit $1::int`,
     [limit, status ?? null, before ?? null],
   );
@@ -201,8 +196,8 @@ export async function listTableHistory(
        ${utc("written.finished_at", "written_at")}, to_json(array(
          select (result ->> 'duration')::float8 from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
-         order by finished_at desc limit $2::int))::text as durations
-     from json_array_elements_text($1::text::json) with ordinality as wanted (name, place)
+         order by finished_at desc limit $2::int)) as durations
+     from unnest($1::text[]) with ordinality as wanted (name, place)
        left join lateral (select run_id, finished_at, result from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
          order by finished_at desc limit 1) loaded on true
@@ -215,7 +210,7 @@ export async function listTableHistory(
          where table_name = name and state = 'succeeded' and result ->> 'mode' <> 'unchanged'
          order by finished_at desc limit 1) written on true
      order by place`,
-    [JSON.stringify(tables), durations],
+    [tables, durations],
   );
   return rows.map((row) => ({
     table: row.name,
@@ -231,7 +226,7 @@ export async function listTableHistory(
       entry: JSON.parse(row.failure),
     },
     written_at: row.written_at,
-    durations: JSON.parse(row.durations).reverse(),
+    durations: row.durations.reverse(),
   }));
 }
 
@@ -256,8 +251,8 @@ export async function findRuns(
            'result', result, 'integrity_check', integrity_check, 'phases', phases) order by table_name)
          from marketing_data_service.table_load where run_id = run.id), '[]')::text as table_loads
      from marketing_data_service.run
-     where id in (select value::uuid from json_array_elements_text($1::text::json) as wanted (value))`,
-    [JSON.stringify(ids)],
+     where id = any ($1::uuid[])`,
+    [ids],
   );
   return rows.map(({ event, table_loads, ...row }) => ({
     ...summaryOf(row),
@@ -334,7 +329,7 @@ export async function listEvents(
            on delivery.publisher = name and delivery.seq = event.seq
          where delivery.seq is not null or event.seq > cursor), '[]')::text as deliveries
      from marketing_data_service.event
-     where event.seq > $1::text::bigint order by event.seq limit $2::int`,
+     where event.seq > $1::bigint order by event.seq limit $2::int`,
     [String(after), limit],
   );
   return rows.map(({ seq, payload, deliveries }) => ({
@@ -371,10 +366,10 @@ export async function pruneHistory(
        where finished_at < clock_timestamp() - make_interval(secs => $1::float8)
          and not exists (select from marketing_data_service.event, marketing_data_service.publisher
            where run_id = run.id and event.seq > cursor and stopped_at is null
-             and name in (select json_array_elements_text($2::text::json)))
+             and name = any ($2::text[]))
        returning 1)
      select count(*)::int as count from pruned`,
-    [days * 86400, JSON.stringify(publishers)],
+    [days * 86400, publishers],
   );
   return row!.count;
 }

@@ -10,7 +10,7 @@ import { beginLocked } from "../postgres/locked_transaction.ts";
 import type { ServerHolder } from "../postgres/server_identity.ts";
 import { Session } from "../postgres/session.ts";
 import { qualified } from "../postgres/sql.ts";
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 
 /** The empty table that a load locks. That needs a privilege on the table. */
 const LOCK_TABLE = {
@@ -106,7 +106,7 @@ export async function acquireLock(
     };
   } catch (error) {
     session.destroy();
-    if (error instanceof ServiceError && error.sqlstate === "55P03") {
+    if (hasSqlstate(error, "55P03")) {
       throw await findBusyError({ warehouse, workerId }, waitSeconds, false) ??
         busyError(waitSeconds);
     }

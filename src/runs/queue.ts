@@ -4,9 +4,10 @@
  * @module
  */
 import type { Queryable, Row } from "../postgres/sql.ts";
-import { ServiceError } from "../errors.ts";
-import { failedEntry, failedEvent, type LoadEvent, runUrlOf } from "./event.ts";
-import { closeRun, eventTime, IS_UNWANTED, NOW } from "./record.ts";
+import { hasSqlstate, type ServiceError } from "../errors.ts";
+import { closeUnfinished, UNFINISHED } from "./dead_runs.ts";
+import type { LoadEvent } from "./event.ts";
+import { eventTime, IS_UNWANTED } from "./record.ts";
 import type { QueuedRun, Run, RunOptions, RunState } from "./run.ts";
 import type { Config } from "../config/config.ts";
 
@@ -28,10 +29,10 @@ export async function enqueueRun(
   const [row] = await queryable.query(
     `insert into marketing_data_service.run as run
        (id, trigger, tables, mode, atomic, recreate, allow_shrink, wait_until, askers, tick)
-     select $1::uuid, $2, (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6, $10,
+     select $1::uuid, $2, $3::text[], $4, $5, $6, $10,
        coalesce(until, 'infinity'),
        case when until is null then '{}' else jsonb_build_object($8::text, extract(epoch from until)) end,
-       $9::text::timestamptz
+       $9::timestamptz
      from (select clock_timestamp() + make_interval(secs => $7::float8) as until) wait
      on conflict (pg_catalog.hash_array_extended(tables, 0::bigint), mode, atomic, recreate, allow_shrink) where state = 'queued'
        do update set wait_until = greatest(run.wait_until, excluded.wait_until),
@@ -40,7 +41,7 @@ export async function enqueueRun(
     [
       crypto.randomUUID(),
       request.trigger,
-      JSON.stringify(request.tables),
+      request.tables,
       request.mode,
       request.atomic,
       request.recreate,
@@ -74,10 +75,10 @@ export async function enqueueTick(
   tick: Date,
 ): Promise<"queued" | "running" | "taken"> {
   const [other] = await queryable.query(
-    `select tick is not distinct from $1::text::timestamptz as taken
+    `select tick is not distinct from $1::timestamptz as taken
      from marketing_data_service.run
-     where state = 'running' or tick = $1::text::timestamptz
-       or started_at is not null and finished_at > $1::text::timestamptz
+     where state = 'running' or tick = $1::timestamptz
+       or started_at is not null and finished_at > $1::timestamptz
          and finished_at > clock_timestamp() - interval '1 min'
      order by taken desc limit 1`,
     [tick.toISOString()],
@@ -89,17 +90,14 @@ export async function enqueueTick(
     return "queued";
   } catch (error) {
     // 23505: a replica with the same schedule was faster.
-    if (error instanceof ServiceError && error.sqlstate === "23505") {
-      return "taken";
-    }
+    if (hasSqlstate(error, "23505")) return "taken";
     throw error;
   }
 }
 
 /** SQL of the runs that happen in any case, of tables that the process declares. */
 const isUnattended = (tables: string) =>
-  `wait_until = 'infinity'
-    and tables <@ (select array_agg(t) from json_array_elements_text(${tables}::text::json) t)`;
+  `wait_until = 'infinity' and tables <@ ${tables}::text[]`;
 
 /**
  * Claims the oldest of the queued runs that the process's callers wait for, and of
@@ -120,16 +118,15 @@ export async function claimRun(
      where (state = 'queued' or state = 'running' and runner = $1) and id = (
        select id from marketing_data_service.run
        where state = 'running' and runner = $1 or state = 'queued' and (
-         id in (select value::uuid from json_array_elements_text($2::text::json))
-         or ${isUnattended("$3")})
+         id = any ($2::uuid[]) or ${isUnattended("$3")})
        order by state = 'running' desc, seq limit 1)
-     returning id, trigger, to_json(tables)::text as tables, mode, atomic, recreate,
+     returning id, trigger, to_json(tables) as tables, mode, atomic, recreate,
        allow_shrink as "allowShrink", ${
       eventTime("started_at")
     } as "startedAt"`,
-    [workerId, JSON.stringify(awaited), JSON.stringify(tables)],
+    [workerId, awaited, tables],
   );
-  return row && { ...row, tables: JSON.parse(row.tables) } as Run | undefined;
+  return row as Run | undefined;
 }
 
 /** Reports whether a run of the tables is queued that happens in any case. */
@@ -140,7 +137,7 @@ export async function hasUnattendedRuns(
   const [row] = await queryable.query(
     `select from marketing_data_service.run
      where state = 'queued' and ${isUnattended("$1")} limit 1`,
-    [JSON.stringify(tables)],
+    [tables],
   );
   return row !== undefined;
 }
@@ -180,8 +177,8 @@ export async function progressOf(
   const rows = await queryable.query(
     `select id, state, (select payload::text from marketing_data_service.event where run_id = run.id) as event
      from marketing_data_service.run
-     where id in (select value::uuid from json_array_elements_text($1::text::json))`,
-    [JSON.stringify(ids)],
+     where id = any ($1::uuid[])`,
+    [ids],
   );
   return new Map(
     rows.map(({ id, state, event }) => [
@@ -205,7 +202,7 @@ export async function withdrawWait(
      set askers = askers - $2, wait_until = case when wait_until = 'infinity' then wait_until
        else coalesce((select max(to_timestamp(value::float8)) from jsonb_each(askers - $2)), '-infinity') end
      where id = $1::uuid and state = 'queued' and (askers ->> $2)::float8 <= $3::float8
-     returning id, trigger, to_json(tables)::text as tables, ${NOW} as now, ${IS_UNWANTED} as is_unwanted`,
+     returning ${UNFINISHED}, ${IS_UNWANTED} as is_unwanted`,
     [id, workerId, deadline],
   );
   return row;
@@ -225,36 +222,7 @@ export async function withdrawRun(
   config: Pick<Config, "tables" | "publicUrl">,
 ): Promise<LoadEvent | undefined> {
   const row = await withdrawWait(queryable, run, workerId);
-  if (!row?.is_unwanted) return undefined;
-  const entries = (JSON.parse(row.tables) as string[]).map((table) =>
-    failedEntry(config.tables, table, error, 0)
-  );
-  const event = failedEvent(
-    {
-      runId: row.id,
-      trigger: row.trigger,
-      timestamp: row.now,
-      sourceSnapshotAt: null,
-      runUrl: runUrlOf(config, row.id),
-    },
-    error.line,
-    entries,
-  );
-  const isStop = error.code === "terminated" || error.code === "draining";
-  try {
-    await closeRun(queryable, row.id, "queued", {
-      state: isStop ? "interrupted" : "failed",
-      event,
-      code: error.code,
-      failed: entries,
-      sourceSnapshotAt: null,
-    });
-    return event;
-  } catch (error) {
-    // Another caller has joined it.
-    if (error instanceof ServiceError && error.code === "run_lost") {
-      return undefined;
-    }
-    throw error;
-  }
+  return row?.is_unwanted
+    ? await closeUnfinished(queryable, row, error, 0, config)
+    : undefined;
 }

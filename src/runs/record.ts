@@ -5,7 +5,7 @@
  */
 import type { Queryable } from "../postgres/sql.ts";
 import type { Session } from "../postgres/session.ts";
-import { ServiceError } from "../errors.ts";
+import { type ErrorCode, ServiceError } from "../errors.ts";
 import {
   EVENT_CHANNEL,
   type IntegrityCheck,
@@ -15,7 +15,7 @@ import {
 import type { PhaseTiming } from "../sync/progress.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
 import type { LastLoad } from "../sync/sync_table.ts";
-import type { RunEnd } from "./run.ts";
+import type { RunState } from "./run.ts";
 
 /** Names a server until it is promoted, restored or restarted. */
 const SERVER = `(select system_identifier
@@ -43,19 +43,31 @@ export const NOW = eventTime("clock_timestamp()");
  */
 export const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
 
+/** Codes of a run that was stopped. */
+const STOPPED: readonly ErrorCode[] = ["interrupted", "terminated", "draining"];
+
 /**
  * Closes a run in one statement: state, failed tables, event and notification.
  * Closes a queued run only while no caller waits for it.
  *
+ * @param code code of the failure. Events of version 0.1 lack it.
  * @throws {ServiceError} `run_lost` when the run is already closed, or a caller waits for it again.
  */
 export async function closeRun(
   queryable: Queryable,
   runId: string,
   from: "queued" | "running",
-  end: RunEnd,
+  event: LoadEvent,
+  code = event.status === "failure" ? event.code : undefined,
 ): Promise<void> {
-  const { event } = end;
+  const state: RunState = event.status === "success"
+    ? "succeeded"
+    : code && STOPPED.includes(code)
+    ? "interrupted"
+    : "failed";
+  const failed = event.status === "success"
+    ? []
+    : event.details.results.filter(({ status }) => status === "failure");
   const notification = {
     event_id: event.event_id,
     run_id: event.run_id,
@@ -79,23 +91,23 @@ export async function closeRun(
      failures as (
        insert into marketing_data_service.table_load (run_id, table_name, state, result)
        select closed.id, entry ->> 'table', 'failed', entry
-       from closed, json_array_elements($7::text::json) entry
+       from closed, json_array_elements($7::json) entry
        on conflict do nothing),
      announced as (
        insert into marketing_data_service.event (seq, event_id, run_id, event_type, payload)
        overriding system value
        select coalesce(moved.seq, nextval('marketing_data_service.event_seq_seq')),
-         $8::uuid, closed.id, $9, $10::text::json
+         $8::uuid, closed.id, $9, $10::json
        from closed left join moved on true returning seq)
      select seq::text, pg_notify('${EVENT_CHANNEL}', $11) from announced`,
     [
       runId,
       from,
-      end.state,
+      state,
       event.status === "failure" ? event.error : null,
-      end.code,
-      end.sourceSnapshotAt,
-      JSON.stringify(end.failed),
+      code ?? null,
+      event.source_snapshot_at ?? null,
+      JSON.stringify(failed),
       event.event_id,
       event.event_type,
       JSON.stringify(event),
@@ -198,7 +210,7 @@ export async function recordTableLoad(
   await session.query(
     `insert into marketing_data_service.table_load
        (run_id, table_name, state, result, integrity_check, phases, source_mark, differing_rows)
-     values ($1::uuid, $2, 'succeeded', $3::text::json, $4::text::json, $5::text::json, $6::text::json, $7::text::json)`,
+     values ($1::uuid, $2, 'succeeded', $3::json, $4::json, $5::json, $6::json, $7::json)`,
     [
       runId,
       entry.table,
@@ -231,18 +243,16 @@ export async function lastLoads(
   tables: readonly string[],
 ): Promise<ReadonlyMap<string, LastLoad>> {
   const rows = await queryable.query(
-    `select name, source_mark::text as mark
-     from json_array_elements_text($1::text::json) name,
+    `select name, source_mark as mark
+     from unnest($1::text[]) name,
        lateral (select source_mark from marketing_data_service.table_load
          where table_name = name and state = 'succeeded'
          order by finished_at desc limit 1) latest
      where source_mark is not null`,
-    [JSON.stringify(tables)],
+    [tables],
   );
   return new Map(
-    rows.map((
-      { name, mark },
-    ) => [name, JSON.parse(mark)]),
+    rows.map(({ name, mark }) => [name, mark]),
   );
 }
 

@@ -1,6 +1,5 @@
 /** Types of runs. */
-import type { ErrorCode } from "../errors.ts";
-import type { FailedEntry, LoadEvent, Trigger } from "./event.ts";
+import type { Trigger } from "./event.ts";
 
 /** State of a run, stored verbatim. */
 export type RunState =
@@ -35,15 +34,4 @@ export interface QueuedRun extends Run {
    * happens in any case.
    */
   readonly deadline: number | null;
-}
-
-/** The end of a run. */
-export interface RunEnd {
-  readonly state: "succeeded" | "failed" | "interrupted";
-  readonly event: LoadEvent;
-  /** Code of the failure, or `null`. */
-  readonly code: ErrorCode | null;
-  /** Tables that were not loaded. */
-  readonly failed: readonly FailedEntry[];
-  readonly sourceSnapshotAt: string | null;
 }

@@ -7,7 +7,7 @@ import type { Queryable } from "../postgres/sql.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
 import type { Pool } from "../postgres/pool.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
-import { ServiceError } from "../errors.ts";
+import { hasCode, hasSqlstate, ServiceError } from "../errors.ts";
 import { eventTriggerRemedy } from "../sync/target.ts";
 
 /** The migrations in order. The version is the position, from 1. */
@@ -29,11 +29,7 @@ const MIGRATIONS = [
 const LOCK_TIMEOUT_SECONDS = 60;
 
 /** SQLSTATEs of two processes that create the same schema or table at the same moment. */
-const CREATED_MEANWHILE: ReadonlySet<string | undefined> = new Set([
-  "23505",
-  "42P06",
-  "42P07",
-]);
+const CREATED_MEANWHILE = ["23505", "42P06", "42P07"];
 
 /**
  * Applies the missing migrations.
@@ -78,9 +74,7 @@ async function applyMissing(
     try {
       await session.query(BOOTSTRAP);
     } catch (error) {
-      const isCreatedMeanwhile = error instanceof ServiceError &&
-        CREATED_MEANWHILE.has(error.sqlstate);
-      if (isCreatedMeanwhile) return "created meanwhile";
+      if (hasSqlstate(error, ...CREATED_MEANWHILE)) return "created meanwhile";
       throw error;
     }
   }
@@ -155,9 +149,7 @@ function refuseNewer(version: number): void {
 }
 
 async function withRemedy(error: unknown, pool: Pool): Promise<unknown> {
-  if (!(error instanceof ServiceError) || error.code !== "permission_denied") {
-    return error;
-  }
+  if (!hasCode(error, "permission_denied")) return error;
   const { database, user } = pool.config;
   const grant = `Grant CREATE on database "${database}" to "${user}", ` +
     `or create the schemas marketing_data_service and m_data owned by it.`;

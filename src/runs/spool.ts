@@ -12,7 +12,7 @@ import {
   type FailedEvent,
   failedEvent,
   failureLine,
-  runUrlOf,
+  subjectOf,
   timestampOf,
 } from "./event.ts";
 import type { AppContext } from "../context.ts";
@@ -71,14 +71,7 @@ export async function spoolUnrecorded(
   );
   const timestamp = timestampOf(new Date());
   const event = failedEvent(
-    {
-      runId: run.id,
-      trigger: run.trigger,
-      timestamp,
-      sourceSnapshotAt: null,
-      startedAt: run.startedAt,
-      runUrl: runUrlOf(config, run.id),
-    },
+    subjectOf(config, run, { timestamp, sourceSnapshotAt: null }),
     error.line,
     entries,
   );
@@ -211,14 +204,12 @@ async function insertClosed(
   await queryable.query(
     `insert into marketing_data_service.run
        (id, state, trigger, tables, mode, atomic, recreate, allow_shrink, started_at)
-     values ($1::uuid, 'running', $2,
-       (select array_agg(t) from json_array_elements_text($3::text::json) t), $4, $5, $6,
-       $7, clock_timestamp())
+     values ($1::uuid, 'running', $2, $3::text[], $4, $5, $6, $7, clock_timestamp())
      on conflict (id) do nothing`,
     [
       run.id,
       run.trigger,
-      JSON.stringify(run.tables),
+      run.tables,
       run.mode,
       run.atomic,
       run.recreate,
@@ -241,27 +232,17 @@ async function insertClosed(
   const entries = event.details.results.map((entry) =>
     loaded.find(({ table }) => table === entry.table) ?? entry
   );
-  await closeRun(queryable, run.id, row.state, {
-    state: "failed",
-    event: loaded.length === 0
-      ? event
-      : failedEvent(subjectOf(event), failureLine(entries), entries),
-    code,
-    failed: entries.filter((entry) => entry.status === "failure"),
-    sourceSnapshotAt: null,
-  });
-}
-
-/** Returns the run of an event, for another event of the same run. */
-function subjectOf(
-  { run_id, trigger, timestamp, started_at, run_url }: FailedEvent,
-) {
-  return {
-    runId: run_id,
-    trigger,
+  const { timestamp, started_at: startedAt, run_url: runUrl } = event;
+  const subject = {
+    runId: run.id,
+    trigger: event.trigger,
     timestamp,
     sourceSnapshotAt: null,
-    startedAt: started_at,
-    runUrl: run_url,
+    startedAt,
+    runUrl,
   };
+  const known = loaded.length === 0
+    ? event
+    : failedEvent(subject, failureLine(entries), entries);
+  await closeRun(queryable, run.id, row.state, known, code);
 }

@@ -13,7 +13,7 @@ import {
   takeUsable,
 } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
-import { ERRORS, ServiceError } from "../errors.ts";
+import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
 import { HASH_PROBE, randomSeed } from "../diff/row_hash.ts";
 import {
@@ -346,7 +346,7 @@ async function lockAll(
         !(error instanceof ServiceError) || !error.sqlstate || session.failure
       ) throw error;
       // It existed a moment ago. Another snapshot shows whether it still does.
-      if (GONE.has(error.sqlstate)) {
+      if (GONE.includes(error.sqlstate)) {
         throw snapshotLost(table, error.message, error);
       }
       const failure = error.sqlstate === "55P03"
@@ -461,10 +461,9 @@ async function openReader(
     return session;
   } catch (error) {
     session.destroy();
-    if (
-      error instanceof ServiceError && LOST_SNAPSHOT.has(error.sqlstate ?? "")
-    ) throw snapshotLost(table, error.message, error);
-    throw error;
+    throw hasSqlstate(error, ...LOST_SNAPSHOT)
+      ? snapshotLost(table, error.message, error)
+      : error;
   }
 }
 
@@ -491,9 +490,9 @@ async function moveReader(
     await holder.query("select 1");
   } catch (error) {
     reader.destroy();
-    const isLoss = isLost(error) || error instanceof ServiceError &&
-        LOST_SNAPSHOT.has(error.sqlstate ?? "");
-    throw isLoss ? snapshotLost(table, error.message, error) : error;
+    throw isLost(error) || hasSqlstate(error, ...LOST_SNAPSHOT)
+      ? snapshotLost(table, error.message, error)
+      : error;
   }
 }
 
@@ -504,29 +503,21 @@ async function moveReader(
  */
 function asRecoveryConflict(error: unknown, { olist }: Config): unknown {
   if (!(error instanceof ServiceError)) return error;
-  const { code, reason, server, sqlstate, table } = error;
+  const { code, server, sqlstate } = error;
   const isRollback = server === olist.label && sqlstate?.startsWith("40");
   const isLoss = server === olist.label && code === "connection_lost";
   if (!isRollback && !isLoss && code !== "snapshot_lost") return error;
-  return new ServiceError(
-    isRollback ? "snapshot_lost" : code,
-    reason,
-    {
-      server,
-      sqlstate,
-      table,
-      cause: error,
-      remedy: isLoss
-        ? `${ERRORS[code].remedy} ${RECOVERY_CONFLICT_REMEDY}`
-        : RECOVERY_CONFLICT_REMEDY,
-    },
-  );
+  return error.with({
+    code: isRollback ? "snapshot_lost" : code,
+    remedy: isLoss
+      ? `${ERRORS[code].remedy} ${RECOVERY_CONFLICT_REMEDY}`
+      : RECOVERY_CONFLICT_REMEDY,
+  });
 }
 
 /** Returns whether the session is lost or unreachable. */
 function isLost(error: unknown): error is ServiceError {
-  return error instanceof ServiceError &&
-    (error.code === "connection_lost" || error.code === "stalled");
+  return hasCode(error, "connection_lost", "stalled");
 }
 
 function snapshotLost(
@@ -546,4 +537,4 @@ function snapshotLost(
  * identifier, 55000 for an ended transaction, 42704 for a missing file, 55P03 for
  * DDL that waits for the table; and those of a missing table.
  */
-const LOST_SNAPSHOT = new Set(["22023", "55000", "42704", "55P03", ...GONE]);
+const LOST_SNAPSHOT = ["22023", "55000", "42704", "55P03", ...GONE];

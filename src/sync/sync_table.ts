@@ -22,7 +22,7 @@ import {
   wholeFingerprint,
 } from "../diff/find_difference.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 import {
   afterDelta,
   equal,
@@ -247,8 +247,7 @@ export async function syncTable(
 
 /** Returns whether the source's table is missing under its name. Its schema may have been renamed. */
 function isGoneInSource(error: unknown, warehouse: Session): boolean {
-  return error instanceof ServiceError && GONE.has(error.sqlstate ?? "") &&
-    !isFrom(warehouse, error);
+  return hasSqlstate(error, ...GONE) && !isFrom(warehouse, error);
 }
 
 /** Returns whether the server of that session reported the error. */
@@ -769,7 +768,7 @@ export function forTable(
   const mayBeDropped = isTarget && !isLocked;
   if (
     mayBeDropped &&
-    (GONE.has(error.sqlstate ?? "") || error.sqlstate === "XX000")
+    hasSqlstate(error, ...GONE, "XX000")
   ) {
     return new ServiceError(
       "target_dropped",

@@ -6,7 +6,7 @@
 import type { Pool } from "../postgres/pool.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 import { HAS_STABLE_CTID } from "../diff/queries.ts";
 import { HASH_PROBE } from "../diff/row_hash.ts";
 import { rowSecurityRemedy } from "../postgres/errors.ts";
@@ -804,19 +804,14 @@ export function referenceError(
   { references, table }: Target,
 ): unknown {
   // 23503 and 23001: NO ACTION and RESTRICT.
-  const reference = error instanceof ServiceError &&
-    ["23503", "23001"].includes(error.sqlstate ?? "") &&
+  const reference = hasSqlstate(error, "23503", "23001") &&
     references.find(({ name }) => error.reason.includes(name));
   if (!reference) return error;
-  const { code, reason, server, sqlstate } = error;
-  return new ServiceError(code, reason, {
-    server,
-    sqlstate,
+  return error.with({
     table: table.name,
     remedy: table.key
       ? `Delete the rows of ${reference.from} that refer to it. If they are loaded, too, set LOAD_ATOMIC=true and make the foreign key DEFERRABLE.`
       : keyRemedy(reference),
-    cause: error,
   });
 }
 
@@ -895,9 +890,7 @@ export async function putInPlace(
   try {
     await warehouse.query(`lock table ${relation} in access exclusive mode`);
   } catch (error) {
-    if (!(error instanceof ServiceError) || error.sqlstate !== "55P03") {
-      throw error;
-    }
+    if (!hasSqlstate(error, "55P03")) throw error;
     const { schema, name } = table.target;
     throw new ServiceError(
       "target_locked",
@@ -961,7 +954,7 @@ export async function ensureTargetSchemas(
       await warehouse.query(`create schema if not exists ${identifier(name)}`);
     } catch (error) {
       // 23505: another session created it at the same time.
-      if (error instanceof ServiceError && error.sqlstate === "23505") continue;
+      if (hasSqlstate(error, "23505")) continue;
       throw error;
     }
   }

@@ -7,7 +7,7 @@
 import { fingerprintOf, type Sides } from "../diff/find_difference.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { castToTarget, type HashMethod, rowHash } from "../diff/row_hash.ts";
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
 import { formatTypeName, isBuiltIn } from "../tables/column_types.ts";
@@ -49,9 +49,7 @@ export async function checkKey({ table, source }: Sides): Promise<void> {
       } limit ${MAX_NAMED_KEYS + 1}`,
     );
   } catch (error) {
-    if (!(error instanceof ServiceError) || error.sqlstate !== "42883") {
-      throw error;
-    }
+    if (!hasSqlstate(error, "42883")) throw error;
     throw new ServiceError(
       "configuration",
       `the key (${listed}) cannot be compared: ${error.reason}`,
@@ -170,9 +168,8 @@ export async function updateInPlace(
   try {
     row = await write(table.columns.filter(isIdentity));
   } catch (error) {
-    // 23505 and 23P01: an index found a value that another row still has.
-    const isTaken = error instanceof ServiceError && !session.failure &&
-      ["23505", "23P01"].includes(error.sqlstate ?? "");
+    // An index found a value that another row still has.
+    const isTaken = hasSqlstate(error, "23505", "23P01") && !session.failure;
     if (!isTaken) throw error;
     await session.query("rollback to savepoint update_in_place");
     const unique = await uniqueColumns(session, target);

@@ -180,7 +180,7 @@ function someFailure() {
   return { run, event, code: "connection_failed" } as const;
 }
 
-Deno.test("a failure spooled while the spool is drained is not lost", async () => {
+Deno.test("a failure spooled while the spool is drained is not lost, and a stop is recorded as one", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   await using context = contextOf(db);
   const spool = context.config.eventSpoolFile;
@@ -198,6 +198,13 @@ Deno.test("a failure spooled while the spool is drained is not lost", async () =
     rows.map((row) => row.id).toSorted(),
     failures.map(({ run }) => run.id).toSorted(),
   );
+  const stopped = someFailure();
+  await spoolFailure(spool, { ...stopped, code: "terminated" });
+  await drain();
+  const [row] = await db.warehouse.unsafe(
+    `select state, code from marketing_data_service.run where id = '${stopped.run.id}'`,
+  );
+  assertEquals([row?.state, row?.code], ["interrupted", "terminated"]);
   await assertOneEndPerRun(db);
 });
 
