@@ -14,7 +14,8 @@ import {
   send,
   type ServerErrorFields,
 } from "./driver.ts";
-import { address, hostsOf, isOtherServerNeeded } from "./errors.ts";
+import { address, hostsOf, variable } from "./address.ts";
+import { isOtherServerNeeded } from "./errors.ts";
 import { Line, type LineOptions } from "./line.ts";
 import { type Credentials, credentialsOf } from "./login.ts";
 import type { Row } from "./sql.ts";
@@ -136,7 +137,7 @@ function unsuitable({ config, guard }: Line): ServiceError | undefined {
   if (label === "dwh" && (isStandby || isReadOnly)) {
     return new ServiceError("read_only", reason);
   }
-  const name = `${label.toUpperCase()}_DB_TARGET_SESSION_ATTRS`;
+  const name = variable(config, "TARGET_SESSION_ATTRS");
   return new ServiceError("connection_failed", reason, {
     remedy: `Name a server that ${name}=${targetSessionAttrs} allows.`,
   });

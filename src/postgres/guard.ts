@@ -11,7 +11,7 @@ import { Buffer } from "node:buffer";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { serverError, type ServerErrorFields } from "./driver.ts";
-import { address } from "./errors.ts";
+import { address } from "./address.ts";
 import { type Credentials, Login } from "./login.ts";
 
 /** Bytes of a message's type and length. */

@@ -15,7 +15,8 @@ import tls from "node:tls";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { closedError, guardSocket } from "./driver.ts";
-import { address, asConnectFailure, checkVersion } from "./errors.ts";
+import { address, variable } from "./address.ts";
+import { asConnectFailure, checkVersion } from "./errors.ts";
 import { NOT_POSTGRES, ServerGuard } from "./guard.ts";
 import type { Credentials } from "./login.ts";
 
@@ -25,10 +26,10 @@ const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
 /** The Terminate message. */
 const TERMINATE = Buffer.from("X\0\0\0\x04");
 
-/** Options of a line. */
+/** Options of a line. Durations are seconds. */
 export interface LineOptions {
   readonly applicationName: string;
-  /** The server must be ready for a statement within this time, in seconds. */
+  /** The server must be ready for a statement within this time. */
   readonly connectTimeoutSeconds: number;
   /** Ends the attempt. */
   readonly signal?: AbortSignal;
@@ -180,11 +181,11 @@ export class Line {
     }
     if (answer[0] === 0x4e) {
       if (config.sslMode === "prefer") return;
-      const variable = `${config.label.toUpperCase()}_DB_SSLMODE`;
+      const name = variable(config, "SSLMODE");
       throw new ServiceError(
         "tls_failed",
-        `Cannot connect to ${where}: the server does not offer TLS, and ${variable}=${config.sslMode} requires it`,
-        { remedy: `Turn on TLS at the server, or lower ${variable}.` },
+        `Cannot connect to ${where}: the server does not offer TLS, and ${name}=${config.sslMode} requires it`,
+        { remedy: `Turn on TLS at the server, or lower ${name}.` },
       );
     }
     const secured = Promise.withResolvers<void>();
@@ -256,26 +257,26 @@ function readTlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
 }
 
 /** Returns the client's certificate and its key. The library sends none where the key does not fit. */
-function clientOptions(
-  { label, sslClient }: DatabaseConfig,
-): tls.ConnectionOptions {
+function clientOptions(config: DatabaseConfig): tls.ConnectionOptions {
+  const { sslClient } = config;
   if (!sslClient) return {};
-  const prefix = `${label.toUpperCase()}_DB_`;
+  const [certName, keyName] = ["SSLCERT", "SSLKEY"]
+    .map((name) => variable(config, name));
   const cert = sslClient.certificate();
   const key = sslClient.key();
   const certificate = parsed(
     () => new X509Certificate(cert),
-    `${prefix}SSLCERT holds no certificate in PEM format`,
+    `${certName} holds no certificate in PEM format`,
   );
   const privateKey = parsed(
     () => createPrivateKey(key),
     /ENCRYPTED/.test(key)
-      ? `the key in ${prefix}SSLKEY is encrypted: decrypt it with openssl pkey`
-      : `${prefix}SSLKEY holds no private key in PEM format`,
+      ? `the key in ${keyName} is encrypted: decrypt it with openssl pkey`
+      : `${keyName} holds no private key in PEM format`,
   );
   if (!certificate.checkPrivateKey(privateKey)) {
     throw new Error(
-      `the key in ${prefix}SSLKEY does not belong to the certificate in ${prefix}SSLCERT`,
+      `the key in ${keyName} does not belong to the certificate in ${certName}`,
     );
   }
   return { cert, key };

@@ -16,7 +16,7 @@ import {
 import type { DatabaseConfig } from "../config/config.ts";
 import type { AuthMethod } from "../config/parsers.ts";
 import { ServiceError } from "../errors.ts";
-import { address } from "./errors.ts";
+import { address, variable } from "./address.ts";
 
 /** Maximum iterations of the password hash. They take about half a second. PostgreSQL's default is 4096. */
 const MAX_SCRAM_ITERATIONS = 1_000_000;
@@ -219,29 +219,31 @@ export class Login {
 
   /** @throws {ServiceError} unless the method is allowed. */
   #allow(method: AuthMethod): void {
-    const { requireAuth, label } = this.#config;
+    const { requireAuth } = this.#config;
     if (requireAuth.has(method)) return;
-    const variable = `${label.toUpperCase()}_DB_REQUIRE_AUTH`;
+    const name = variable(this.#config, "REQUIRE_AUTH");
     const allowed = [...requireAuth].join(",");
     const [what, remedy] = {
       password: [
         "the server asks for the password in clear text",
-        `Set ${label.toUpperCase()}_DB_SSLMODE=verify-full, or use scram-sha-256 on the server. To send the password anyway, set ${variable}=${allowed},password.`,
+        `Set ${
+          variable(this.#config, "SSLMODE")
+        }=verify-full, or use scram-sha-256 on the server. To send the password anyway, set ${name}=${allowed},password.`,
       ],
       md5: [
         "the server asks for an MD5 hash of the password",
-        `Store the password with scram-sha-256 on the server, or set ${variable}=${allowed},md5.`,
+        `Store the password with scram-sha-256 on the server, or set ${name}=${allowed},md5.`,
       ],
       "scram-sha-256": [
         "the server asks for SCRAM authentication",
-        `Add scram-sha-256 to ${variable}.`,
+        `Add scram-sha-256 to ${name}.`,
       ],
       none: [
         "the server asks for no authentication",
-        `Require scram-sha-256 in the server's pg_hba.conf, or add none to ${variable}.`,
+        `Require scram-sha-256 in the server's pg_hba.conf, or add none to ${name}.`,
       ],
     }[method] as [string, string];
-    throw this.#refusal(`${what}, and ${variable} allows ${allowed}`, remedy);
+    throw this.#refusal(`${what}, and ${name} allows ${allowed}`, remedy);
   }
 
   #unsupported(what: string): ServiceError {

@@ -13,10 +13,10 @@ import {
   endingOf,
   isOtherServerNeeded,
   noAnswerError,
-  readOnlyError,
   sqlstateOf,
 } from "./errors.ts";
 import { nameLockedTable } from "./lock_holders.ts";
+import { readOnlyError } from "./meanings.ts";
 import {
   assertServer,
   OTHER_SERVER,

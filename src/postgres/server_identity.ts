@@ -6,7 +6,7 @@
  */
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
-import { address } from "./errors.ts";
+import { address } from "./address.ts";
 import { literal } from "./sql.ts";
 
 /** SQL expression that identifies the server: its start time in microseconds, and whether it is in recovery. */

@@ -19,8 +19,8 @@ import {
   send,
   sendCopy,
 } from "./driver.ts";
+import { address } from "./address.ts";
 import {
-  address,
   asConnectFailure,
   endingOf,
   mayLackConnections,
@@ -43,7 +43,7 @@ import {
   SET_SEARCH_PATH,
   withParameters,
 } from "./sql.ts";
-import { StallWatch } from "./stall_watch.ts";
+import { StallWatch, type WatchOptions } from "./stall_watch.ts";
 
 /** Idle time in a transaction after which a session sends a heartbeat, in seconds. */
 const HEARTBEAT_SECONDS = 15;
@@ -52,10 +52,7 @@ const HEARTBEAT_SECONDS = 15;
 const IDLE_TIMEOUT_SECONDS = 8 * HEARTBEAT_SECONDS;
 
 /** Options of a connection. Durations are seconds. */
-export interface ConnectionOptions {
-  readonly applicationName: string;
-  readonly connectTimeoutSeconds: number;
-  readonly stallTimeoutSeconds: number;
+export interface ConnectionOptions extends WatchOptions {
   /** Destroys the session when it aborts. Its reason becomes the error. */
   readonly signal?: AbortSignal;
   /** The connection whose server the transactions must share. */

@@ -6,7 +6,8 @@
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
 import { probe } from "./client.ts";
-import { address } from "./errors.ts";
+import { address } from "./address.ts";
+import type { LineOptions } from "./line.ts";
 import { LIFT_TIMEOUTS, literal, SET_SEARCH_PATH } from "./sql.ts";
 
 /** A session, as its watch sees it. */
@@ -21,10 +22,8 @@ interface Watched {
   destroy(reason: ServiceError): void;
 }
 
-/** Options of a watch. Durations are seconds. */
-interface WatchOptions {
-  readonly applicationName: string;
-  readonly connectTimeoutSeconds: number;
+/** Options of a watched connection. */
+export interface WatchOptions extends LineOptions {
   readonly stallTimeoutSeconds: number;
 }
 

@@ -115,6 +115,10 @@ export async function storageOf(
   relation: string,
 ): Promise<readonly string[]> {
   const to = literal(`alter table ${relation} `);
+  const shared = `join pg_catalog.pg_attribute f on f.attrelid = ${
+    literal(relation)
+  }::pg_catalog.regclass
+        and f.attname = a.attname and f.atttypid = a.atttypid`;
   const rows = await warehouse.query<{ sql: string }>(`
     select ${to} || 'set unlogged' as sql from pg_catalog.pg_class where oid = ${oid} and relpersistence = 'u'
     union all select ${to} || pg_catalog.format('set tablespace %I', t.spcname)
@@ -126,17 +130,11 @@ export async function storageOf(
         pg_catalog.pg_options_to_table(t.reloptions) o where c.oid = ${oid}
     union all select ${to} || pg_catalog.format('alter column %I set storage %s', a.attname,
         case a.attstorage when 'p' then 'plain' when 'e' then 'external' when 'm' then 'main' else 'extended' end)
-      from pg_catalog.pg_attribute a join pg_catalog.pg_attribute f
-        on f.attrelid = ${
-    literal(relation)
-  }::pg_catalog.regclass and f.attname = a.attname and f.atttypid = a.atttypid
+      from pg_catalog.pg_attribute a ${shared}
       where a.attrelid = ${oid} and a.attnum > 0 and not a.attisdropped and a.attstorage <> f.attstorage
     union all select ${to} || pg_catalog.format('alter column %I set compression %s', a.attname,
         case a.attcompression when 'p' then 'pglz' else 'lz4' end)
-      from pg_catalog.pg_attribute a join pg_catalog.pg_attribute f
-        on f.attrelid = ${
-    literal(relation)
-  }::pg_catalog.regclass and f.attname = a.attname and f.atttypid = a.atttypid
+      from pg_catalog.pg_attribute a ${shared}
       where a.attrelid = ${oid} and a.attnum > 0 and not a.attisdropped and a.attcompression <> ''`);
   return rows.map(({ sql }) => sql);
 }
@@ -173,8 +171,7 @@ function belongingQueries(
   const kept =
     `(select * from pg_catalog.pg_attribute where attrelid = ${oid} and attnum > 0 and not attisdropped
       and attname in (${columns.map(({ name }) => literal(name))})) a`;
-  const isKept = (attnum: string) =>
-    `${attnum} in (select a.attnum from ${kept})`;
+  const isKeptKey = `conkey[1] in (select a.attnum from ${kept})`;
   const hasColumnLists = Number.parseInt(serverVersion) >= 15;
   return [
     `select 'its owner' as what, ${alter} || pg_catalog.format('owner to %I', pg_catalog.pg_get_userbyid(relowner)) as sql
@@ -190,7 +187,7 @@ function belongingQueries(
     `select 'constraint ' || pg_catalog.quote_ident(conname) as what, ${alter} || pg_catalog.format('add constraint %I %s', conname,
        pg_catalog.pg_get_constraintdef(oid)) as sql
      from pg_catalog.pg_constraint where conrelid = ${oid} and contype in ('n', 'p', 'u', 'x', 'c')
-       and (contype <> 'n' or ${isKept("conkey[1]")})
+       and (contype <> 'n' or ${isKeptKey})
      order by pg_catalog.array_position(array['n', 'p', 'u', 'x', 'c']::"char"[], contype), conname`,
     `select 'index ' || pg_catalog.quote_ident(i.relname) as what, pg_catalog.pg_get_indexdef(x.indexrelid) as sql
      from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
@@ -243,68 +240,30 @@ function belongingQueries(
      from pg_catalog.pg_class where oid = ${oid} and relforcerowsecurity`,
     `select 'a comment' as what, pg_catalog.format('comment on %s is %L', thing, d.description) as sql
      from pg_catalog.pg_description d join (
-       ${catalog("class", "c.oid", "0", `'table ' || ${relation}`)}
-         from pg_catalog.pg_class c where c.oid = ${oid}
-       union all ${
-      catalog(
-        "class",
-        "a.attrelid",
-        "a.attnum",
-        `pg_catalog.format('column %s.%I', ${relation}, a.attname)`,
-      )
-    } from ${kept}
-       union all ${
-      catalog(
-        "class",
-        "i.oid",
-        "0",
-        `pg_catalog.format('index %I.%I', n.nspname, i.relname)`,
-      )
-    } from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
+       select 'pg_catalog.pg_class'::pg_catalog.regclass::oid, oid, 0, 'table ' || ${relation}
+         from pg_catalog.pg_class where oid = ${oid}
+       union all select 'pg_catalog.pg_class'::pg_catalog.regclass, a.attrelid, a.attnum,
+           pg_catalog.format('column %s.%I', ${relation}, a.attname) from ${kept}
+       union all select 'pg_catalog.pg_class'::pg_catalog.regclass, i.oid, 0,
+           pg_catalog.format('index %I.%I', n.nspname, i.relname)
+         from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid
            join pg_catalog.pg_namespace n on n.oid = i.relnamespace where x.indrelid = ${oid}
-       union all ${
-      catalog(
-        "constraint",
-        "oid",
-        "0",
-        `pg_catalog.format('constraint %I on %s', conname, ${relation})`,
-      )
-    } from pg_catalog.pg_constraint where conrelid = ${oid} and (contype <> 'n' or ${
-      isKept("conkey[1]")
-    })
-       union all ${
-      catalog(
-        "trigger",
-        "oid",
-        "0",
-        `pg_catalog.format('trigger %I on %s', tgname, ${relation})`,
-      )
-    } from pg_catalog.pg_trigger where tgrelid = ${oid}
-       union all ${
-      catalog(
-        "rewrite",
-        "oid",
-        "0",
-        `pg_catalog.format('rule %I on %s', rulename, ${relation})`,
-      )
-    } from pg_catalog.pg_rewrite where ev_class = ${oid}
-       union all ${
-      catalog(
-        "policy",
-        "oid",
-        "0",
-        `pg_catalog.format('policy %I on %s', polname, ${relation})`,
-      )
-    } from pg_catalog.pg_policy where polrelid = ${oid}
-       union all ${
-      catalog(
-        "statistic_ext",
-        "s.oid",
-        "0",
-        `pg_catalog.format('statistics %I.%I', n.nspname, stxname)`,
-      )
-    } from pg_catalog.pg_statistic_ext s join pg_catalog.pg_namespace n on n.oid = s.stxnamespace where stxrelid = ${oid}
-     ) things on things.classoid = d.classoid and things.objoid = d.objoid and things.objsubid = d.objsubid`,
+       union all select 'pg_catalog.pg_constraint'::pg_catalog.regclass, oid, 0,
+           pg_catalog.format('constraint %I on %s', conname, ${relation})
+         from pg_catalog.pg_constraint where conrelid = ${oid} and (contype <> 'n' or ${isKeptKey})
+       union all select 'pg_catalog.pg_trigger'::pg_catalog.regclass, oid, 0,
+           pg_catalog.format('trigger %I on %s', tgname, ${relation})
+         from pg_catalog.pg_trigger where tgrelid = ${oid}
+       union all select 'pg_catalog.pg_rewrite'::pg_catalog.regclass, oid, 0,
+           pg_catalog.format('rule %I on %s', rulename, ${relation})
+         from pg_catalog.pg_rewrite where ev_class = ${oid}
+       union all select 'pg_catalog.pg_policy'::pg_catalog.regclass, oid, 0,
+           pg_catalog.format('policy %I on %s', polname, ${relation})
+         from pg_catalog.pg_policy where polrelid = ${oid}
+       union all select 'pg_catalog.pg_statistic_ext'::pg_catalog.regclass, s.oid, 0,
+           pg_catalog.format('statistics %I.%I', n.nspname, stxname)
+         from pg_catalog.pg_statistic_ext s join pg_catalog.pg_namespace n on n.oid = s.stxnamespace where stxrelid = ${oid}
+     ) things (classoid, objoid, objsubid, thing) using (classoid, objoid, objsubid)`,
     `select 'a security label' as what, pg_catalog.format('security label for %I on %s is %L', l.provider,
        case when l.objsubid = 0 then 'table ' || ${relation}
          else pg_catalog.format('column %s.%I', ${relation}, a.attname) end, l.label) as sql
@@ -339,17 +298,7 @@ function belongingQueries(
   ];
 }
 
-/** Returns an expression of the role's name in SQL. 0 means all roles. */
+/** Returns an SQL expression of a role's name. 0 means all roles. */
 function roleName(oid: string): string {
   return `case when ${oid} = 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(${oid})) end`;
-}
-
-/** The beginning of a SELECT of objects with a comment. */
-function catalog(
-  name: string,
-  oid: string,
-  column: string,
-  thing: string,
-): string {
-  return `select 'pg_catalog.pg_${name}'::pg_catalog.regclass::oid as classoid, ${oid} as objoid, ${column}::int as objsubid, ${thing} as thing`;
 }

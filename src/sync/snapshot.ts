@@ -14,7 +14,7 @@ import {
 } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
-import { RECOVERY_CONFLICT_REMEDY } from "../postgres/errors.ts";
+import { RECOVERY_CONFLICT_REMEDY } from "../postgres/meanings.ts";
 import { HASH_PROBE, randomSeed } from "../diff/row_hash.ts";
 import {
   existingSql,

@@ -9,7 +9,7 @@ import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
 import { hasSqlstate, ServiceError } from "../errors.ts";
 import { HAS_STABLE_CTID } from "../diff/queries.ts";
 import { HASH_PROBE } from "../diff/row_hash.ts";
-import { rowSecurityRemedy } from "../postgres/errors.ts";
+import { rowSecurityRemedy } from "../postgres/meanings.ts";
 import {
   formatTypeName,
   hasSameName,
@@ -640,7 +640,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
     throw new ServiceError(
       "permission_denied",
       `row-level security of ${schema}.${name} in the warehouse applies to role "${found.role}"`,
-      { table: table.name, remedy: rowSecurityRemedy(found.role) },
+      { table: table.name, remedy: rowSecurityRemedy(identifier(found.role)) },
     );
   }
 }
