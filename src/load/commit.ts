@@ -54,7 +54,7 @@ type RoundEnd =
     readonly isUnprotected: boolean;
   };
 
-/** Retries of what closes a run, which must also happen after an abort. */
+/** Retries of statements that close a run. They also happen after an abort. */
 const CLOSING = { atLeast: 3, evenIfAborted: true };
 
 /** A group that is committed, or has failed. */
@@ -226,7 +226,7 @@ class Round {
         verified,
         (timestamp) => isLast ? this.#eventAt(timestamp, verified) : undefined,
       );
-    // Before the next one looks whether it is the last.
+    // Before the next group checks whether it is the last.
     if (outcome.state === "committed") this.#settled.set(tables, verified);
     if (outcome.state === "failed") {
       this.#settled.set(tables, failedGroup(tables, outcome.cause, attempts));
@@ -271,7 +271,7 @@ async function protectOthers(
     }
     return acting;
   } catch {
-    // Whatever the reason is, the load of a table meets it as well.
+    // The load of a table reports the same failure.
     await locks.disposeAsync();
     return groups;
   }
@@ -281,7 +281,7 @@ async function protectOthers(
 class Turns {
   #last: Promise<unknown> = Promise.resolve();
 
-  /** Does the work when all that came before is over. */
+  /** Does the work after all earlier work. */
   take<T>(work: () => Promise<T>): Promise<T> {
     const result = this.#last.then(work);
     this.#last = result.catch(() => {});
@@ -318,7 +318,7 @@ async function commitGroup(
   } catch (error) {
     session.destroy();
     const cause = await nameLockedTable(warehouse, error);
-    // A statement that waited for a lock in vain has changed nothing.
+    // A lock timeout changed nothing.
     if (!hasCode(cause, "history_locked")) {
       const found = await resolveUnknownCommit(context, prepared);
       if (found.isCommitted) return { state: "committed", event: found.event };
@@ -330,7 +330,7 @@ async function commitGroup(
   }
 }
 
-/** Looks up a commit whose outcome is unknown: what it would have written exists or not. */
+/** Looks up a commit whose outcome is unknown: its rows exist or not. */
 async function resolveUnknownCommit(
   context: RunContext,
   { tables, session }: Verified,

@@ -15,7 +15,7 @@ interface RetryOptions {
   readonly log: Logger;
   /** Prevents further attempts when aborted. */
   readonly signal?: AbortSignal | undefined;
-  /** The minimum number of attempts, whatever the policy says. */
+  /** The minimum number of attempts, also where the policy allows fewer. */
   readonly atLeast?: number;
   /** Whether to make further attempts after an abort. */
   readonly evenIfAborted?: boolean;

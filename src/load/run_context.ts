@@ -12,11 +12,11 @@ export interface RunContext extends AppContext {
   /** The held lock, or the next one after a loss. All of them are in `locks`. */
   lock: Lock;
   readonly locks: AsyncDisposableStack;
-  /** The lock is being taken again. */
+  /** Resolves when the lock is taken again. Set only until then. */
   renewal: Promise<void> | undefined;
   /** W3C Trace Context of the run, where it is traced. */
   readonly traceparent: string | undefined;
-  /** Aborted when the load is to stop. */
+  /** Aborts when the load must stop. */
   readonly signal: AbortSignal;
   readonly onProgress: (progress: Progress) => void;
 }

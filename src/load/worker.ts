@@ -48,7 +48,7 @@ interface WorkerOptions {
 interface Wait {
   readonly run: QueuedRun;
   readonly end: PromiseWithResolvers<LoadEvent>;
-  /** Does work in the trace of the caller. */
+  /** Runs work in the trace of the caller. */
   readonly inTrace: ReturnType<typeof AsyncLocalStorage.snapshot>;
   /** Moment of `performance.now()` at which it is refused. */
   readonly lateAt: number;
@@ -62,7 +62,7 @@ interface Wait {
 export class Worker {
   readonly #context: AppContext;
   readonly #options: WorkerOptions;
-  /** Does work in no caller's trace. */
+  /** Runs work outside of the trace of any caller. */
   readonly #inOwnTrace = AsyncLocalStorage.snapshot();
   readonly #waits = new Set<Wait>();
   #poll: ReturnType<typeof setInterval> | undefined;
@@ -141,12 +141,8 @@ export class Worker {
       lateAt < performance.now() && id !== this.#running?.id &&
       runs.get(id)?.state === "queued";
     if (![...this.#waits].some(isLate)) return;
-    const isWaiting = this.#running === undefined;
-    const busy = await findBusyError(
-      this.#context,
-      lockTimeoutSeconds,
-      isWaiting,
-    );
+    const isIdle = this.#running === undefined;
+    const busy = await findBusyError(this.#context, lockTimeoutSeconds, isIdle);
     // The holder may be this process, which is about to start one of them.
     if (!busy || this.#isStarting) return;
     await this.#refuse([...this.#waits].filter(isLate), busy);
@@ -201,16 +197,9 @@ export class Worker {
   async #withdraw(run: QueuedRun, cause: unknown): Promise<void> {
     if (run.deadline === null) return;
     const { config, warehouse, log, workerId, deliver } = this.#context;
+    const error = asServiceError(cause);
     try {
-      const error = asServiceError(cause);
-      const event = await withdrawRun(
-        warehouse,
-        run,
-        workerId,
-        error,
-        config,
-      );
-      if (event) deliver();
+      if (await withdrawRun(warehouse, run, workerId, error, config)) deliver();
     } catch (reason) {
       log.warn("Run {run_id} stays queued: {reason}", {
         run_id: run.id,
@@ -261,10 +250,7 @@ export class Worker {
       if (!this.#awaited().includes(run.id)) {
         log.error(
           "Run {run_id} failed, and the warehouse did not record it: {error}",
-          {
-            run_id: run.id,
-            error: asServiceError(error).line,
-          },
+          { run_id: run.id, error: asServiceError(error).line },
         );
       }
       this.#end(run.id, ({ end }) => end.reject(error));
@@ -322,12 +308,8 @@ export class Worker {
         try {
           await this.#context.registerPublishers();
           await drainSpool(warehouse, config.eventSpoolFile, log);
-          await closeAbandonedRuns(
-            warehouse,
-            log,
-            "queued and running",
-            config,
-          );
+          const states = "queued and running";
+          await closeAbandonedRuns(warehouse, log, states, config);
           return lock;
         } catch (error) {
           await lock[Symbol.asyncDispose]();
@@ -396,9 +378,8 @@ function logEnd(log: Logger, event: LoadEvent): void {
   const { results } = event.results;
   const isLong = results.length > MAX_NAMES;
   if (isLong) {
-    log.info("Run {run_id} succeeded: {outcome}", {
-      outcome: describeTally(tallyOf(results)),
-    });
+    const outcome = describeTally(tallyOf(results));
+    log.info("Run {run_id} succeeded: {outcome}", { outcome });
   }
   for (const entry of results) {
     log[isLong ? "debug" : "info"](

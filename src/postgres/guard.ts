@@ -3,7 +3,7 @@
  *
  * The driver (postgres.js 3.4) trusts the server. A malformed message can end
  * the process. A length can freeze it, and endless rows fill its memory. The
- * guard reads the same bytes first and refuses all that.
+ * guard reads the same bytes first and rejects such messages.
  *
  * @module
  */
@@ -129,7 +129,7 @@ export class ServerGuard {
   #fatal: ServerErrorFields | undefined;
 
   /**
-   * `answer` sends an answer to an authentication request, and `onReady` learns that
+   * `answer` sends an answer to an authentication request. `onReady` is called when
    * the server is ready for the first statement.
    */
   constructor(
@@ -158,11 +158,6 @@ export class ServerGuard {
     return this.#missing === 0 && this.#header.length === 0;
   }
 
-  /** Whether the server was ready for a statement. */
-  get isReady(): boolean {
-    return this.#isReady;
-  }
-
   /** Bytes of answers received so far. Notices, notifications and settings do not count as progress. */
   get received(): number {
     return this.#received;
@@ -177,8 +172,8 @@ export class ServerGuard {
   }
 
   /**
-   * Counts the statements that the driver sends. It takes any answer for that to
-   * the next one.
+   * Counts the statements that the driver sends. The driver assigns any answer to its
+   * next statement.
    */
   checkClient(chunk: Buffer): void {
     const isStatement = chunk[0] === QUERY && chunk.length > HEADER_BYTES &&

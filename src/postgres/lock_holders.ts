@@ -23,15 +23,14 @@ interface LockHolder {
 /**
  * Returns who holds locks on a table, on the relations with these `oids`, or on all
  * tables of a schema. The strongest lock is first. A lock that only reads is left out,
- * because nothing but ACCESS EXCLUSIVE waits for it, unless `withReaders` is set.
+ * because nothing but ACCESS EXCLUSIVE waits for it.
  */
 export async function findLockHolders(
   queryable: Queryable,
-  { schema, name, oids, withReaders = false }: {
+  { schema, name, oids }: {
     readonly schema?: string;
     readonly name?: string;
     readonly oids?: readonly number[];
-    readonly withReaders?: boolean;
   },
 ): Promise<readonly LockHolder[]> {
   return await queryable.query<Row & LockHolder>(
@@ -45,18 +44,13 @@ export async function findLockHolders(
      where locktype = 'relation' and granted
        and lock.database = (select oid from pg_database where datname = current_database())
        and ($1::text is null or nspname = $1::text) and ($2::text is null or relname = $2::text)
-       and ($4::text is null or relation = any ($4::oid[]))
-       and (mode <> 'AccessShareLock' or $3::text = 'yes')
+       and ($3::text is null or relation = any ($3::oid[]))
+       and mode <> 'AccessShareLock'
        and lock.pid is distinct from pg_backend_pid()
      order by mode = 'AccessExclusiveLock' desc, mode = 'ExclusiveLock' desc,
        mode in ('ShareRowExclusiveLock', 'ShareLock') desc, xact_start, lock.pid
      limit 100`,
-    [
-      schema ?? null,
-      name ?? null,
-      withReaders ? "yes" : "no",
-      oids ? `{${oids}}` : null,
-    ],
+    [schema ?? null, name ?? null, oids ? `{${oids}}` : null],
   );
 }
 
@@ -86,8 +80,8 @@ export async function holderClause(
 const SCHEMA = "marketing_data_service";
 
 /**
- * Returns the failure of a statement on the history's tables. An error of a vain wait
- * for a lock names the table and the holder. Any other error is returned unchanged.
+ * Returns the failure of a statement on the history's tables. The error of a lock
+ * timeout names the table and the holder. Any other error is returned unchanged.
  */
 export async function nameLockedTable(
   queryable: Queryable,

@@ -1,7 +1,7 @@
 /**
- * Logs in to a server. Refuses every request that reveals the password without
- * permission, or that takes hours. Trusts no server that does not prove that it
- * knows the password.
+ * Logs in to a server. Rejects requests that reveal the password without permission,
+ * and hashes that take hours. With SCRAM, the server must prove that it knows the
+ * password.
  *
  * @module
  */

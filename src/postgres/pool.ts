@@ -70,7 +70,8 @@ interface Connected {
 /** Connections for single statements: history, events, health. Reconnects automatically. */
 export class Pool implements AsyncDisposable {
   readonly config: DatabaseConfig;
-  readonly #max: number;
+  /** Maximum number of connections that the pool opens. */
+  readonly max: number;
   readonly #connectTimeoutSeconds: number;
   readonly #timeoutSeconds: number;
   readonly #settings: string;
@@ -89,18 +90,13 @@ export class Pool implements AsyncDisposable {
     },
   ) {
     this.config = config;
-    this.#max = options.max;
+    this.max = options.max;
     this.#connectTimeoutSeconds = options.connectTimeoutSeconds;
     this.#timeoutSeconds = options.stallTimeoutSeconds +
       config.servers.length * options.connectTimeoutSeconds;
     this.#settings = `${SETTINGS};\n${
       limitHistoryLocks(options.lockTimeoutSeconds ?? MAX_LOCK_SECONDS)
     }`;
-  }
-
-  /** Maximum number of connections that the pool opens. */
-  get max(): number {
-    return this.#max;
   }
 
   /** The server of the newest connection, such as `localhost:5432`. */
@@ -273,7 +269,7 @@ export class Pool implements AsyncDisposable {
       connectTimeoutSeconds: this.#connectTimeoutSeconds,
     });
     const client = createClient(
-      { max: this.#max, lifetimeSeconds: LIFETIME_SECONDS },
+      { max: this.max, lifetimeSeconds: LIFETIME_SECONDS },
       lines.dial,
     );
     return { client, lines };

@@ -10,15 +10,18 @@ import type { TableEntry } from "./event.ts";
 export function describeChange(entry: TableEntry): string {
   if (entry.status === "failure") return "failed";
   if (entry.mode === "unchanged") return "unchanged";
-  const { mode, rows_inserted: inserted, rows_deleted: deleted } = entry;
+  return `${entry.mode} ${formatRows(entry.rows_inserted, entry.rows_deleted)}`;
+}
+
+/** Returns the numbers of inserted and deleted rows: `+120 −4`. */
+function formatRows(inserted: number, deleted: number): string {
   return [
-    mode,
     (inserted > 0 || deleted === 0) && `+${formatCount(inserted)}`,
     deleted > 0 && `−${formatCount(deleted)}`,
   ].filter(Boolean).join(" ");
 }
 
-/** What a run did to its tables: the numbers of tables, and of rows. */
+/** The results of a run: its numbers of tables, and of rows. */
 export interface Tally {
   readonly unchanged: number;
   readonly changed: number;
@@ -48,11 +51,8 @@ export function describeTally(tally: Tally): string {
   const { unchanged, changed, failed, inserted, deleted } = tally;
   return [
     failed > 0 && `${formatCount(failed)} failed`,
-    changed > 0 && [
-      `${formatCount(changed)} changed`,
-      (inserted > 0 || deleted === 0) && `+${formatCount(inserted)}`,
-      deleted > 0 && `−${formatCount(deleted)}`,
-    ].filter(Boolean).join(" "),
+    changed > 0 &&
+    `${formatCount(changed)} changed ${formatRows(inserted, deleted)}`,
     unchanged > 0 && `${formatCount(unchanged)} unchanged`,
   ].filter(Boolean).join(", ");
 }

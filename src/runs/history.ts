@@ -95,26 +95,28 @@ export interface RunFilter {
   readonly status?: RunState | undefined;
 }
 
+/** SQL of the runs of a {@linkcode RunFilter}: limit, status and before. */
+const NEWEST = `from marketing_data_service.run
+  where ($2::text is null or state = $2)
+    and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::uuid))
+  order by run.seq desc limit $1::int`;
+
 /** Returns the newest runs. */
 export async function listRuns(
   queryable: Queryable,
   { limit, before, status }: RunFilter,
 ): Promise<readonly RunSummary[]> {
   const rows = await queryable.query(
-    `select ${SUMMARY} from marketing_data_service.run
-     where ($2::text is null or state = $2)
-       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::uuid))
-     order by run.seq desc limit $1::int`,
+    `select ${SUMMARY} ${NEWEST}`,
     [limit, status ?? null, before ?? null],
   );
   return rows.map(summaryOf);
 }
 
-/** A run with what it did to its tables, for lists and charts. */
+/** A run with its results, for lists and charts. */
 export interface RunOutcome extends RunSummary {
-  /** What it did to each table. Empty where the tables are too many to name. */
+  /** The result of each table. Empty where the tables are too many to name. */
   readonly entries: readonly TableEntry[];
-  /** What it did to all tables. */
   readonly tally: Tally;
 }
 
@@ -138,10 +140,7 @@ export async function listOutcomes(
          -- Parsed once: most of 500 tables are unchanged.
          from (select result, result ->> 'mode' as mode from marketing_data_service.table_load
            where run_id = run.id offset 0) loads) end as tally
-     from marketing_data_service.run
-     where ($2::text is null or state = $2)
-       and ($3::text is null or seq < (select seq from marketing_data_service.run where id = $3::uuid))
-     order by run.seq desc limit $1::int`,
+     ${NEWEST}`,
     [limit, status ?? null, before ?? null],
   );
   return rows.map(({ entries: text, tally, ...row }) => {
@@ -178,7 +177,7 @@ export interface TableHistory {
 }
 
 /**
- * Returns what the history knows of each table, in the order of the names.
+ * Returns the last loads and the last failure of each table, in the order of the names.
  *
  * @param durations the maximum number of loads in `durations`.
  */

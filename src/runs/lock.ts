@@ -117,7 +117,7 @@ export async function acquireLock(
 /**
  * Returns the failure of a wait for the lock, which names who holds the lock.
  * Returns `undefined` when the wait is about to end: no session holds the lock any
- * more, or this process does and does not know it yet.
+ * more, or this process has just taken it.
  *
  * @param isWaiting whether this process waits for the lock.
  */

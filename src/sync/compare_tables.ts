@@ -50,7 +50,7 @@ interface Comparison {
   readonly plan: Plan;
   /** Rows that a load would copy. */
   readonly rowsToCopy: number;
-  /** The rows that differ, where they were asked for and the target exists. */
+  /** The rows that differ, where they were requested and the target exists. */
   readonly rows?: DifferingRows;
   /** The results of the declared checks, where they were run. */
   readonly checks?: readonly CheckResult[];

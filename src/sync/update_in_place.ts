@@ -232,7 +232,7 @@ function updateSql(
   const isSameKey = key.map(({ type }, i) =>
     isBuiltIn(type)
       ? `o.key_${i} operator(pg_catalog.=) s.key_${i}`
-      // Records compare with the operator of the type, whatever its schema is.
+      // Records compare with the operator of the type, in any schema.
       : `row(o.key_${i})::record operator(pg_catalog.=) row(s.key_${i})::record`
   ).join(" and ");
   const names = columns.map(({ name }) => identifier(name));

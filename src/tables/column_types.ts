@@ -226,7 +226,7 @@ export function bytesAsText(type: TypeName, value: string): string {
     ? bytes(value)
     // A record has the send function of each type without naming its schema. The
     // first eight bytes count the columns and name the type by its OID. The next
-    // four bytes tell NULL from an empty value.
+    // four bytes distinguish NULL from an empty value.
     : `pg_catalog.encode(pg_catalog.substr(pg_catalog.record_send(row(${value})), 9), 'hex')`;
 }
 

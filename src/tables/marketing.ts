@@ -6,15 +6,13 @@
 import { parseTypeName } from "./column_types.ts";
 import type { Column, Table } from "./declaration.ts";
 
-const text = (name: string): Column => ({ name, type: parseTypeName("text") });
-const timestamp = (name: string): Column => ({
+const columnOf = (type: string) => (name: string): Column => ({
   name,
-  type: parseTypeName("timestamptz"),
+  type: parseTypeName(type),
 });
-const double = (name: string): Column => ({
-  name,
-  type: parseTypeName("double precision"),
-});
+const text = columnOf("text");
+const timestamp = columnOf("timestamptz");
+const double = columnOf("double precision");
 
 /** The default tables, in the order in which results are reported. */
 export const MARKETING_TABLES: readonly Table[] = [
