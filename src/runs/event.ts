@@ -13,7 +13,6 @@ import {
   formatRelation,
   type TableDeclaration,
 } from "../tables/declaration.ts";
-import type { Run } from "./run.ts";
 
 /** The triggers of a run. */
 export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
@@ -155,7 +154,7 @@ interface EventSubject {
 /** Returns a run as the subject of its event. */
 export function subjectOf(
   { publicUrl }: { readonly publicUrl: string | undefined },
-  { id, trigger, startedAt }: Row | Run,
+  { id, trigger, startedAt }: Row,
   rest: Pick<EventSubject, "timestamp" | "sourceSnapshotAt" | "traceparent">,
 ): EventSubject {
   const runUrl = publicUrl && `${publicUrl}/runs/${id}`;
