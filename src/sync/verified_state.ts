@@ -430,7 +430,8 @@ function horizonAge({ horizon }: Pick<SideState, "horizon">): string {
 /** Returns an SQL condition for rows that may have been invisible at the last load. */
 function youngSql(state: Omit<SideState, "facts">): string {
   const others = state.xids.map((xid) => BigInt(xid) % RAW_XID);
-  return `pg_catalog.age(xmin) <= ${horizonAge(state)}${
+  // pg_surgery writes 2 into a row that it makes visible again.
+  return `(pg_catalog.age(xmin) <= ${horizonAge(state)} or xmin = '2'::xid)${
     others.length > 0 ? ` and xmin <> all ('{${others}}'::xid[])` : ""
   }`;
 }
@@ -501,9 +502,8 @@ async function runningBeside(
     `select xmin::text as xid from ${relation} where ${youngSql(state)}
      group by xmin limit ${MAX_XIDS + 1}`,
   );
-  return rows.length > MAX_XIDS
-    ? []
-    : rows.map(({ xid }) => xid).filter((xid) => BigInt(xid) < xmax);
+  return rows.length > MAX_XIDS ? [] : rows.map(({ xid }) => xid)
+    .filter((xid) => BigInt(xid) >= xmin && BigInt(xid) < xmax);
 }
 
 /**

@@ -448,6 +448,24 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     });
   }
 
+  await t.step("an extension makes a deleted row visible again", async () => {
+    // Its snapshot keeps the deleted row from being removed.
+    await using other = db.connect("source");
+    await other.unsafe("begin isolation level repeatable read; select 1");
+    const [dead] = await db.source.unsafe(
+      `delete from shop.item where ${LAST_ITEM} returning ctid::text`,
+    );
+    await scene.settle();
+    await db.source.unsafe(
+      `create extension pg_surgery;
+       select heap_force_freeze('shop.item', array['${dead!.ctid}']::tid[]),
+         heap_force_kill('shop.item', array(select ctid from shop.item where ${FIRST_ITEM}))`,
+    );
+    // It compares all values.
+    await scene.sync();
+    await db.source.unsafe("update shop.item set note = note where xmin = '2'");
+  });
+
   for (const [what, { side, before, after }] of Object.entries(TRANSACTIONS)) {
     await t.step(`a transaction that ${what}`, async () => {
       await using other = db.connect(side);
@@ -555,8 +573,9 @@ Deno.test(`a load that trusts row versions is right after random steps (RANDOM_S
   }
   // Otherwise the steps would test nothing.
   assert(
-    counts.unchanged > STEPS / 20 && counts.added > STEPS / 100 &&
-      counts.removed > STEPS / 100 && read > STEPS / 10,
+    counts.unchanged > STEPS / 20 &&
+      Math.min(counts.added, counts.removed) >= Math.floor(STEPS / 200) &&
+      read > STEPS / 10,
     JSON.stringify({ counts, read }),
   );
 });

@@ -24,9 +24,7 @@ function write(random: Random, relation: string, id: number): string {
     ? rowsSql(id, id + count - 1)
     : `insert into raw.item (id, note) select ${id}, 'odd' from generate_series(1, ${count})`;
   return random.pick([
-    insert,
-    insert,
-    insert,
+    ...Array(6).fill(insert),
     `update ${relation} set amount = -amount where ${
       someRows(relation, count)
     }`,
