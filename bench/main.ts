@@ -2,10 +2,13 @@
  * The benchmark: loads and two parallel `psql | psql` pipes, in turn, on one server.
  * Prints medians, ratios to the pipes, processor time, peak memory, rows and WAL.
  *
- * Usage: `deno task bench [--rows N] [--rounds N] [--only PATTERN]`. Three quarters of
- * the N rows are leads. PATTERN is a regular expression over the names of the cases.
- * Needs `psql` on the PATH. Runs `pgcopydb` beside the first load where it is on the
- * PATH.
+ * Usage: `deno task bench [--rows N] [--rounds N] [--only PATTERN] [--postgres DIR]`.
+ * Three quarters of the N rows are leads. PATTERN is a regular expression over the names
+ * of the cases. DIR holds the programs of a server. Default: the newest one that Debian
+ * has installed. `embedded` is the server from npm.
+ *
+ * Needs `psql` on the PATH. Other peers are `pgcopydb` on the PATH, and Kitchen Sync,
+ * whose program `ks` the variable KITCHEN_SYNC names. Its tables have keys.
  *
  * Processor time includes the server's. It says more than the clock on a busy machine.
  *
@@ -48,18 +51,26 @@ const PIPES = "two psql | psql pipes";
 const NEW_TABLES = "two psql | psql pipes into new tables";
 
 async function main(): Promise<number> {
-  const flags = parseArgs(Deno.args, { string: ["rows", "rounds", "only"] });
+  const flags = parseArgs(Deno.args, {
+    string: ["rows", "rounds", "only", "postgres"],
+  });
   const rows = Number(flags.rows ?? 100_000);
   const rounds = Number(flags.rounds ?? 3);
   if (
     !Number.isInteger(rows) || rows < 100 || !Number.isInteger(rounds) ||
     rounds < 1
   ) {
-    print("Usage: deno task bench [--rows N] [--rounds N] [--only PATTERN]");
+    print(
+      "Usage: deno task bench [--rows N] [--rounds N] [--only PATTERN] [--postgres DIR]",
+    );
     return 64;
   }
   const only = new RegExp(String(flags.only ?? ""));
-  const binDirectory = findInstalledPostgres();
+  const binDirectory = flags.postgres === "embedded"
+    ? undefined
+    : flags.postgres
+    ? String(flags.postgres)
+    : findInstalledPostgres();
   await using server = await startPostgres({
     settings: SETTINGS,
     ...(binDirectory ? { binDirectory } : {}),
@@ -73,14 +84,27 @@ async function main(): Promise<number> {
   const admin = connect();
   await admin.unsafe("create database olist");
   await admin.unsafe("create database dwh");
+  const filled = connect("olist");
+  await filled.unsafe("create schema marketing");
+  await filled.unsafe(SOURCE_TABLES);
+  const deals = Math.round(rows / 4);
+  await fillSource(filled, { deals, leads: rows - deals });
+  await filled.unsafe("vacuum analyze");
+  await filled.end();
+  const kitchenSync = Deno.env.get("KITCHEN_SYNC");
+  if (kitchenSync) {
+    await admin.unsafe("create database ks_from template olist");
+    const unkeyed = connect("ks_from");
+    for (const table of SOURCE_NAMES) {
+      await unkeyed.unsafe(`alter table ${table} add primary key (mql_id)`);
+    }
+    await unkeyed.end();
+    await admin.unsafe("create database ks_to template ks_from");
+  }
   await admin.end();
   const source = connect("olist");
+  const keyed = connect("ks_from");
   const warehouse = connect("dwh");
-  await source.unsafe("create schema marketing");
-  await source.unsafe(SOURCE_TABLES);
-  const deals = Math.round(rows / 4);
-  await fillSource(source, { deals, leads: rows - deals });
-  await source.unsafe("vacuum analyze");
 
   const address = {
     HOST: server.host,
@@ -150,6 +174,25 @@ async function main(): Promise<number> {
       "update marketing_data_service.table_load set source_mark = null",
     );
   };
+  const change = async (sql: Change["sql"], database: typeof source) => {
+    for (const table of SOURCE_NAMES) await database.unsafe(sql(table));
+    // Otherwise the first reader would clean the pages.
+    await database.unsafe("vacuum analyze");
+  };
+  const withKitchenSync = (name: string, sql?: Change["sql"]): Case[] =>
+    kitchenSync
+      ? [{
+        name: `${name}, Kitchen Sync`,
+        ...(sql ? { prepare: () => change(sql, keyed) } : {}),
+        run: () =>
+          // deno-fmt-ignore
+          run(kitchenSync, ["--from", server.url("ks_from"), "--to", server.url("ks_to"), "--workers", "2"]
+            .map((word) => word.replace("postgres:", "postgresql:")), { PGOPTIONS: "-c search_path=marketing" }),
+      }]
+      : [];
+  // It needs the pg_dump of the server.
+  const hasPgcopydb = hasProgram("pgcopydb") &&
+    existsSync(`${server.binDirectory}/pg_dump`);
   const cases: Case[] = [
     { name: NEW_TABLES, prepare: dropAndCreate, run: pipe(true) },
     {
@@ -158,14 +201,19 @@ async function main(): Promise<number> {
       run: () => load({ VERIFY: "count" }),
     },
     { name: "first load, content", prepare: drop, run: () => load() },
-    ...(hasProgram("pgcopydb")
+    ...(hasPgcopydb
       ? [{
         name: "pgcopydb clone",
-        prepare: drop,
-        run: () =>
-          // deno-fmt-ignore
-          run("pgcopydb", ["clone", "--source", server.url("olist"), "--target", server.url("copydb"), "--dir",
-            `/tmp/pgcopydb-${server.port}`, "--restart", "--drop-if-exists", "--table-jobs", "2", "--index-jobs", "2"]),
+        async run() {
+          const dir = await Deno.makeTempDir();
+          try {
+            // deno-fmt-ignore
+            return await run("pgcopydb", ["clone", "--source", server.url("olist"), "--target", server.url("copydb"),
+              "--dir", `${dir}/state`, "--drop-if-exists", "--table-jobs", "2", "--index-jobs", "2"]);
+          } finally {
+            await Deno.remove(dir, { recursive: true });
+          }
+        },
       }]
       : []),
     { name: PIPES, run: pipe(false) },
@@ -192,29 +240,28 @@ async function main(): Promise<number> {
       name: "load, 0.1 % of the rows added",
       async prepare() {
         await load();
-        for (const table of ["closed_deals", "marketing_qualified_leads"]) {
-          await source.unsafe(
-            `insert into marketing.${table} select * from marketing.${table} where random() < 0.001`,
-          );
-        }
-        await source.unsafe("vacuum analyze");
+        await change(
+          (table) =>
+            `insert into ${table} select * from ${table} where random() < 0.001`,
+          source,
+        );
       },
       run: () => load(),
     },
-    ...changes().map(({ name, sql, hasHint }): Case => ({
-      name,
-      async prepare() {
-        for (const table of ["closed_deals", "marketing_qualified_leads"]) {
-          await source.unsafe(sql(`marketing.${table}`));
-        }
-        // Otherwise the first reader would clean the pages.
-        await source.unsafe("vacuum analyze");
-        if (!hasHint) await forget();
+    ...withKitchenSync("nothing changed"),
+    ...changes().flatMap(({ name, sql, hasHint }): Case[] => [
+      {
+        name,
+        async prepare() {
+          await change(sql, source);
+          if (!hasHint) await forget();
+        },
+        run: () => load(),
       },
-      run: () => load(),
-    })),
+      ...(hasHint ? withKitchenSync(name, sql) : []),
+    ]),
   ];
-  if (hasProgram("pgcopydb")) await warehouse.unsafe("create database copydb");
+  if (hasPgcopydb) await warehouse.unsafe("create database copydb");
   await load();
   const isPeer = ({ name }: Case) => name === PIPES || name === NEW_TABLES;
   const chosen = cases.filter((c) => isPeer(c) || only.test(c.name));
@@ -225,7 +272,7 @@ async function main(): Promise<number> {
       await warehouse.unsafe("checkpoint");
       times.get(name)!.push(await run());
       // Each contender begins with tables without dead rows.
-      const isWhole = /pipes|full|first/.test(name);
+      const isWhole = /pipes$|full/.test(name);
       for (const table of ["closed_deal", "marketing_qualified_lead"]) {
         if (isWhole) await warehouse.unsafe(`vacuum full m_data.${table}`);
         await warehouse.unsafe(`vacuum analyze m_data.${table}`);
@@ -233,8 +280,11 @@ async function main(): Promise<number> {
     }
   }
   await source.end({ timeout: 1 });
+  await keyed.end({ timeout: 1 });
   await warehouse.end({ timeout: 1 });
   report(rows, rounds, server.version, times);
+  if (!hasPgcopydb) print("absent: pgcopydb, or the pg_dump of this server");
+  if (!kitchenSync) print("absent: Kitchen Sync");
   return 0;
 }
 
@@ -296,6 +346,11 @@ function changes(): Change[] {
   }
   return all;
 }
+
+const SOURCE_NAMES = [
+  "marketing.closed_deals",
+  "marketing.marketing_qualified_leads",
+];
 
 /** The tables of the peer. */
 const TARGET_TABLES = `create schema m_data; ${
