@@ -56,12 +56,15 @@ const SERVER_FAULTS =
  * among them, because they start another version by themselves.
  */
 const BY_VERSION = [
+  "attachments",
   "cli_load",
   "delta",
   "differing_rows",
   "failures",
+  "harmless",
   "key",
   "partitioned_target",
+  "refusals",
   "target",
   "views",
 ].map((name) => `tests/load/${name}_test.ts`);
