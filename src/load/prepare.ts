@@ -30,10 +30,10 @@ import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
   beginWithLocks,
   type LastLoad,
-  settleConstraints,
   syncTable,
   type TableResult,
 } from "../sync/sync_table.ts";
+import { settleConstraints } from "../sync/constraints.ts";
 import { requireAll, runChecks } from "../sync/checks.ts";
 import { PhaseClock, type PhaseTiming } from "../sync/progress.ts";
 import {

@@ -25,7 +25,7 @@ import { equal } from "../diff/fingerprint.ts";
 import { castToTarget } from "../diff/row_hash.ts";
 import { formatTypeName } from "../tables/column_types.ts";
 import { resolvedIn, type Snapshot } from "../sync/snapshot.ts";
-import { sidesOf } from "../sync/sync_table.ts";
+import { sidesOf } from "../sync/sides.ts";
 import { withoutNewColumns } from "../sync/new_columns.ts";
 import {
   BASE_TYPE,

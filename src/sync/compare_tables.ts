@@ -24,12 +24,9 @@ import { type CheckResult, runChecks } from "./checks.ts";
 import { withoutNewColumns } from "./new_columns.ts";
 import { checkShrink, type ShrinkLimit } from "./shrink_guard.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
-import {
-  bothSides,
-  forTable,
-  sidesOf,
-  warehouseTransaction,
-} from "./sync_table.ts";
+import { bothSides, sidesOf } from "./sides.ts";
+import { warehouseTransaction } from "./sync_table.ts";
+import { forTable } from "./table_errors.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import {
   checkCreatable,

@@ -8,7 +8,6 @@ import type { Config } from "../config/config.ts";
 import { copyRows } from "../postgres/copy.ts";
 import { findLockHolders } from "../postgres/lock_holders.ts";
 import { beginLocked } from "../postgres/locked_transaction.ts";
-import { GONE } from "../postgres/errors.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
 import { identifier, qualified } from "../postgres/sql.ts";
 import {
@@ -17,26 +16,23 @@ import {
   type Plan,
   type Selection,
   selectionOf,
-  type Side,
   type Sides,
   wholeFingerprint,
 } from "../diff/find_difference.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
-import { hasSqlstate, ServiceError } from "../errors.ts";
-import {
-  afterDelta,
-  equal,
-  type Fingerprint,
-  type PlanMode,
-} from "../diff/fingerprint.ts";
-import { deleteSql, writtenRowsSql } from "../diff/queries.ts";
+import { ServiceError } from "../errors.ts";
+import type { Fingerprint, PlanMode } from "../diff/fingerprint.ts";
+import { deleteSql } from "../diff/queries.ts";
 import { castToTarget } from "../diff/row_hash.ts";
 import type { CheckResult } from "./checks.ts";
 import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import { checkShrink, type Counts } from "./shrink_guard.ts";
-import { sourceRelation } from "./source_tables.ts";
+import { settleConstraints } from "./constraints.ts";
+import { checkHeld, countAs, heldAfterDelta, measure } from "./measure.ts";
+import { bothSides, sidesOf } from "./sides.ts";
+import { forTable, isGoneInSource } from "./table_errors.ts";
 import {
   checkDeletable,
   checkReplacing,
@@ -243,57 +239,6 @@ export async function syncTable(
       isLocked,
     );
   }
-}
-
-/** Returns whether the source's table is missing under its name. Its schema may have been renamed. */
-function isGoneInSource(error: unknown, warehouse: Session): boolean {
-  return hasSqlstate(error, ...GONE) && !isFrom(warehouse, error);
-}
-
-/** Returns whether the server of that session reported the error. */
-function isFrom({ config }: Session, { server }: ServiceError): boolean {
-  return server === config.label;
-}
-
-/** Waits for both. When one fails, destroys the reader and throws the failure. */
-export async function bothSides<T>(
-  reader: Promise<Session>,
-  other: Promise<T>,
-): Promise<[Session, T]> {
-  const [opened, done] = await Promise.allSettled([reader, other]);
-  if (done.status === "rejected") {
-    if (opened.status === "fulfilled") opened.value.destroy();
-    throw done.reason;
-  }
-  if (opened.status === "rejected") throw opened.reason;
-  return [opened.value, done.value];
-}
-
-/** Returns both sides of a comparison. */
-export function sidesOf(
-  table: Table,
-  snapshot: Snapshot,
-  source: Session,
-  warehouse: Session,
-  target: Pick<Target, "relation" | "hasStableCtid" | "hashProbe">,
-): Sides {
-  const hasStableCtid = snapshot.withStableCtid.has(table.name);
-  const isComparable = snapshot.hashProbe === target.hashProbe &&
-    snapshot.encoding === warehouse.serverEncoding;
-  return {
-    table,
-    source: {
-      session: source,
-      relation: sourceRelation(table, hasStableCtid),
-      hasStableCtid,
-    },
-    target: {
-      session: warehouse,
-      relation: target.relation,
-      hasStableCtid: target.hasStableCtid,
-    },
-    method: { kind: isComparable ? "native" : "text", seed: snapshot.seed },
-  };
 }
 
 /**
@@ -588,215 +533,4 @@ async function verify(
     targetCount: held.count,
     checksum: byContent ? held.checksum : null,
   };
-}
-
-/** The maximum number of times that deferred triggers may defer further ones. */
-const MAX_DEFERRALS = 10;
-
-/**
- * Fires deferred constraints and triggers now. So a comparison sees their effects, and
- * none fires at the commit.
- *
- * A trigger can defer others again while it is fired. Only a command that writes can
- * defer one. So none is left after a turn in which no command wrote.
- *
- * @throws {ServiceError} `target_incompatible` when triggers defer each other without
- * end.
- */
-export async function settleConstraints(warehouse: Session): Promise<void> {
-  const first = await commandId(warehouse);
-  let before = await commandId(warehouse);
-  const own = before - first;
-  for (let turn = 0; turn <= MAX_DEFERRALS; turn++) {
-    await warehouse.withOwnSearchPath(() =>
-      warehouse.query("set constraints all immediate")
-    );
-    const after = await commandId(warehouse);
-    if (after - before === own) return;
-    before = after;
-  }
-  throw new ServiceError(
-    "target_incompatible",
-    "deferred triggers defer each other without end, so that they would change rows after the verification",
-    { remedy: "Make the constraint triggers of the target NOT DEFERRABLE." },
-  );
-}
-
-/**
- * Returns the number of the transaction's current command. Every command that
- * writes raises it, also one that is undone, and nothing lowers it.
- *
- * The server shows the number only in a row that the command wrote. A large
- * object is such a row that needs neither a table nor a privilege.
- */
-async function commandId(warehouse: Session): Promise<number> {
-  const [made] = await warehouse.query("select lo_create(0) as oid");
-  const [row] = await warehouse.query(
-    `select cmin::text as command from pg_catalog.pg_largeobject_metadata where oid = ${
-      made!.oid
-    }`,
-  );
-  await warehouse.query(`select lo_unlink(${made!.oid})`);
-  return Number(row!.command);
-}
-
-/** Returns the fingerprint of a side: count and content, or the count only, as VERIFY says. */
-async function measure(
-  { config }: SyncContext,
-  side: Side,
-  sides: Sides,
-): Promise<Fingerprint> {
-  return config.verify === "content"
-    ? await wholeFingerprint(side, sides)
-    : await countRows(side.session, side.relation);
-}
-
-function checkHeld(
-  { config, snapshot, isAlone }: SyncContext,
-  { table }: Sides,
-  { hasNoSideEffects }: Target,
-  held: Fingerprint,
-  source: Fingerprint,
-): void {
-  const byContent = config.verify === "content";
-  if (held.count !== source.count || (byContent && !equal(held, source))) {
-    const format = ({ count, checksum }: Fingerprint, what: string) =>
-      `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
-    throw new ServiceError(
-      "verification_failed",
-      `after the copy the target holds ${
-        format(held, " rows")
-      } where the source has ${format(source, "")}`,
-      {
-        table: table.name,
-        remedy: mismatchRemedy(
-          table,
-          snapshot.repeatable.has(table.name),
-          hasNoSideEffects && isAlone,
-        ),
-      },
-    );
-  }
-}
-
-/** Returns the remedy of a mismatch, by the side that can cause it. */
-function mismatchRemedy(
-  { source, target }: Table,
-  isRepeatable: boolean,
-  hasNoSideEffects: boolean,
-): string {
-  const view =
-    `${source.schema}.${source.name} is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp()`;
-  const triggers =
-    `look for triggers, rules or foreign keys that change rows of ${target.schema}.${target.name}`;
-  if (isRepeatable) {
-    return hasNoSideEffects
-      ? "Report this with the log: no trigger and no view explains it."
-      : `The target was rolled back: ${triggers}.`;
-  }
-  return hasNoSideEffects
-    ? `The target was rolled back. ${view}.`
-    : `The target was rolled back. ${view}. Also ${triggers}.`;
-}
-
-/**
- * Returns the fingerprint of the target after a delta, without hashing unchanged
- * rows again. Returns `undefined` when a trigger or the like also changed rows.
- */
-async function heldAfterDelta(
-  { table, target: { session, relation }, method }: Sides,
-  before: Fingerprint,
-  deleted: Fingerprint,
-): Promise<Fingerprint | undefined> {
-  const [row] = await session.scan(
-    writtenRowsSql(relation, table.columns, method),
-  );
-  return afterDelta(before, deleted, fingerprintOf(row!), Number(row!.total));
-}
-
-async function countRows(
-  session: Session,
-  relation: string,
-): Promise<Fingerprint> {
-  const [row] = await session.query(
-    `select count(*)::text as count from ${relation}`,
-  );
-  return countAs(Number(row!.count));
-}
-
-/** Returns a fingerprint with a row count only. */
-function countAs(count: number): Fingerprint {
-  return { count, checksum: "" };
-}
-
-/** Returns the error with the table's name, and with a code that fits the phase. */
-export function forTable(
-  error: unknown,
-  table: TableDeclaration,
-  warehouse: Session,
-  isLocked = false,
-): ServiceError {
-  if (!(error instanceof ServiceError)) throw error;
-  if (error.table) return error;
-  const { schema, name } = table.target;
-  const isTarget = isFrom(warehouse, error);
-  const details = {
-    table: table.name,
-    cause: error,
-    sqlstate: error.sqlstate,
-  };
-  if (error.sqlstate === "55P03" && isTarget && isLocked) {
-    return new ServiceError(
-      "target_locked",
-      `a trigger or foreign key of ${schema}.${name} waits for a lock of another session (${error.message})`,
-      {
-        ...details,
-        remedy:
-          "Where it leads to the service's other table, set LOAD_ATOMIC=true: one transaction does not wait for itself. Else find the lock in pg_locks, or raise LOCK_TIMEOUT.",
-      },
-    );
-  }
-  if (error.sqlstate === "55P03" && isTarget) {
-    return new ServiceError(
-      "target_locked",
-      `${schema}.${name} in the warehouse is locked by another session`,
-      details,
-    );
-  }
-  // XX000 ends a wait for a lock when the table is dropped. Under the lock, these
-  // codes mean something else, such as a file that must not grow.
-  const mayBeDropped = isTarget && !isLocked;
-  if (
-    mayBeDropped &&
-    hasSqlstate(error, ...GONE, "XX000")
-  ) {
-    return new ServiceError(
-      "target_dropped",
-      `${schema}.${name} was dropped during the load (${error.message})`,
-      details,
-    );
-  }
-  if (!isTarget && error.sqlstate === "22021") {
-    return new ServiceError(
-      "value_invalid",
-      `${table.source.schema}.${table.source.name} contains invalid UTF-8 (${error.message})`,
-      {
-        ...details,
-        remedy:
-          "Correct the texts in the source. A SQL_ASCII database accepts any bytes, but only UTF-8 can be loaded.",
-      },
-    );
-  }
-  if (isTarget && error.sqlstate === "22P05") {
-    return new ServiceError(
-      "value_invalid",
-      `the warehouse encoding ${warehouse.serverEncoding} cannot represent a character (${error.message})`,
-      {
-        ...details,
-        remedy:
-          "Load into a database of encoding UTF8, or correct the text in the source.",
-      },
-    );
-  }
-  return error.of(table.name);
 }

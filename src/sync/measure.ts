@@ -1,0 +1,121 @@
+/**
+ * Measures the rows of a table, and compares the target with the source.
+ *
+ * @module
+ */
+import type { Config } from "../config/config.ts";
+import {
+  fingerprintOf,
+  type Side,
+  type Sides,
+  wholeFingerprint,
+} from "../diff/find_difference.ts";
+import { afterDelta, equal, type Fingerprint } from "../diff/fingerprint.ts";
+import { writtenRowsSql } from "../diff/queries.ts";
+import { ServiceError } from "../errors.ts";
+import type { Session } from "../postgres/session.ts";
+import type { Table } from "../tables/declaration.ts";
+import type { Snapshot } from "./snapshot.ts";
+import type { Target } from "./target.ts";
+
+/** The parts of a load that its verification needs. */
+interface Verification {
+  readonly config: Pick<Config, "verify">;
+  readonly snapshot: Pick<Snapshot, "repeatable">;
+  /** Whether the transaction loads no other table. */
+  readonly isAlone: boolean;
+}
+
+/** Returns the fingerprint of a side: count and content, or the count only, as VERIFY says. */
+export async function measure(
+  { config }: Verification,
+  side: Side,
+  sides: Sides,
+): Promise<Fingerprint> {
+  return config.verify === "content"
+    ? await wholeFingerprint(side, sides)
+    : await countRows(side.session, side.relation);
+}
+
+/**
+ * Checks that the target holds the rows of the source.
+ *
+ * @throws {ServiceError} `verification_failed`, with a remedy that fits the table.
+ */
+export function checkHeld(
+  { config, snapshot, isAlone }: Verification,
+  { table }: Sides,
+  { hasNoSideEffects }: Pick<Target, "hasNoSideEffects">,
+  held: Fingerprint,
+  source: Fingerprint,
+): void {
+  const byContent = config.verify === "content";
+  if (held.count !== source.count || (byContent && !equal(held, source))) {
+    const format = ({ count, checksum }: Fingerprint, what: string) =>
+      `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
+    throw new ServiceError(
+      "verification_failed",
+      `after the copy the target holds ${
+        format(held, " rows")
+      } where the source has ${format(source, "")}`,
+      {
+        table: table.name,
+        remedy: mismatchRemedy(
+          table,
+          snapshot.repeatable.has(table.name),
+          hasNoSideEffects && isAlone,
+        ),
+      },
+    );
+  }
+}
+
+/** Returns the remedy of a mismatch, by the side that can cause it. */
+function mismatchRemedy(
+  { source, target }: Table,
+  isRepeatable: boolean,
+  hasNoSideEffects: boolean,
+): string {
+  const view =
+    `${source.schema}.${source.name} is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp()`;
+  const triggers =
+    `look for triggers, rules or foreign keys that change rows of ${target.schema}.${target.name}`;
+  if (isRepeatable) {
+    return hasNoSideEffects
+      ? "Report this with the log: no trigger and no view explains it."
+      : `The target was rolled back: ${triggers}.`;
+  }
+  return hasNoSideEffects
+    ? `The target was rolled back. ${view}.`
+    : `The target was rolled back. ${view}. Also ${triggers}.`;
+}
+
+/**
+ * Returns the fingerprint of the target after a delta, without hashing unchanged
+ * rows again. Returns `undefined` when a trigger or the like also changed rows.
+ */
+export async function heldAfterDelta(
+  { table, target: { session, relation }, method }: Sides,
+  before: Fingerprint,
+  deleted: Fingerprint,
+): Promise<Fingerprint | undefined> {
+  const [row] = await session.scan(
+    writtenRowsSql(relation, table.columns, method),
+  );
+  return afterDelta(before, deleted, fingerprintOf(row!), Number(row!.total));
+}
+
+async function countRows(
+  session: Session,
+  relation: string,
+): Promise<Fingerprint> {
+  const [row] = await session.query(
+    `select count(*)::text as count from ${relation}`,
+  );
+  return countAs(Number(row!.count));
+}
+
+/** Returns a fingerprint with a row count only. */
+export function countAs(count: number): Fingerprint {
+  return { count, checksum: "" };
+}

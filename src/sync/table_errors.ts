@@ -1,0 +1,91 @@
+/**
+ * Gives errors of a load the name of their table, and codes that fit the phase.
+ *
+ * @module
+ */
+import { hasSqlstate, ServiceError } from "../errors.ts";
+import { GONE } from "../postgres/errors.ts";
+import type { Session } from "../postgres/session.ts";
+import type { TableDeclaration } from "../tables/declaration.ts";
+
+/** Returns whether the source's table is missing under its name. Its schema may have been renamed. */
+export function isGoneInSource(error: unknown, warehouse: Session): boolean {
+  return hasSqlstate(error, ...GONE) && !isFrom(warehouse, error);
+}
+
+/** Returns whether the server of that session reported the error. */
+function isFrom({ config }: Session, { server }: ServiceError): boolean {
+  return server === config.label;
+}
+
+/** Returns the error with the table's name, and with a code that fits the phase. */
+export function forTable(
+  error: unknown,
+  table: TableDeclaration,
+  warehouse: Session,
+  isLocked = false,
+): ServiceError {
+  if (!(error instanceof ServiceError)) throw error;
+  if (error.table) return error;
+  const { schema, name } = table.target;
+  const isTarget = isFrom(warehouse, error);
+  const details = {
+    table: table.name,
+    cause: error,
+    sqlstate: error.sqlstate,
+  };
+  if (error.sqlstate === "55P03" && isTarget && isLocked) {
+    return new ServiceError(
+      "target_locked",
+      `a trigger or foreign key of ${schema}.${name} waits for a lock of another session (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Where it leads to the service's other table, set LOAD_ATOMIC=true: one transaction does not wait for itself. Else find the lock in pg_locks, or raise LOCK_TIMEOUT.",
+      },
+    );
+  }
+  if (error.sqlstate === "55P03" && isTarget) {
+    return new ServiceError(
+      "target_locked",
+      `${schema}.${name} in the warehouse is locked by another session`,
+      details,
+    );
+  }
+  // XX000 ends a wait for a lock when the table is dropped. Under the lock, these
+  // codes mean something else, such as a file that must not grow.
+  const mayBeDropped = isTarget && !isLocked;
+  if (
+    mayBeDropped &&
+    hasSqlstate(error, ...GONE, "XX000")
+  ) {
+    return new ServiceError(
+      "target_dropped",
+      `${schema}.${name} was dropped during the load (${error.message})`,
+      details,
+    );
+  }
+  if (!isTarget && error.sqlstate === "22021") {
+    return new ServiceError(
+      "value_invalid",
+      `${table.source.schema}.${table.source.name} contains invalid UTF-8 (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Correct the texts in the source. A SQL_ASCII database accepts any bytes, but only UTF-8 can be loaded.",
+      },
+    );
+  }
+  if (isTarget && error.sqlstate === "22P05") {
+    return new ServiceError(
+      "value_invalid",
+      `the warehouse encoding ${warehouse.serverEncoding} cannot represent a character (${error.message})`,
+      {
+        ...details,
+        remedy:
+          "Load into a database of encoding UTF8, or correct the text in the source.",
+      },
+    );
+  }
+  return error.of(table.name);
+}
