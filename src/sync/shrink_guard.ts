@@ -20,7 +20,7 @@ export interface ShrinkLimit {
 }
 
 /** Numbers of rows, where a comparison has counted them. */
-export interface Counts {
+interface Counts {
   readonly source?: { readonly count: number } | undefined;
   readonly target?: { readonly count: number } | null | undefined;
 }

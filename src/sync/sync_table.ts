@@ -28,7 +28,7 @@ import type { CheckResult } from "./checks.ts";
 import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
-import { checkShrink, type Counts } from "./shrink_guard.ts";
+import { checkShrink } from "./shrink_guard.ts";
 import { settleConstraints } from "./constraints.ts";
 import { checkHeld, countAs, heldAfterDelta, measure } from "./measure.ts";
 import { bothSides, sidesOf } from "./sides.ts";
@@ -177,9 +177,7 @@ export async function syncTable(
       sidesOf(table, snapshot, source, warehouse, target),
       target,
     );
-    if (!isCountedByDelete(sides, target, compared)) {
-      await guard(context, sides, target, compared);
-    }
+    await guard(context, sides, target, compared);
     const differingRows = await findRows(context, sides, compared);
     const applied = await apply(context, sides, target, compared, clock);
     isDone = true;
@@ -344,15 +342,6 @@ function expectsDifference(
     last.changes !== snapshot.marks.get(name)?.changes;
 }
 
-/** Returns whether the deletion of all rows counts them, so that the guard needs no other scan. Nothing else acts on it. */
-function isCountedByDelete(
-  { table }: Sides,
-  { isNew, hasNoSideEffects }: Target,
-  known: Decided,
-): boolean {
-  return !isNew && hasNoSideEffects && !table.key && !known.target;
-}
-
 /**
  * Checks the number of rows of the table that the load changes or replaces.
  *
@@ -362,7 +351,7 @@ async function guard(
   { config: { maxShrink }, allowShrink }: SyncContext,
   sides: Sides,
   { isNew, relation }: Target,
-  known: Counts,
+  known: Decided,
 ): Promise<void> {
   const present = qualified(sides.table.target);
   if (isNew && relation === present) return;
@@ -383,13 +372,12 @@ interface Applied {
 }
 
 async function apply(
-  context: SyncContext,
+  { config }: SyncContext,
   sides: Sides,
   target: Target,
-  compared: Decided,
+  { plan, source: known, target: held }: Decided,
   clock: PhaseClock,
 ): Promise<Applied> {
-  const { plan, source: known, target: held } = compared;
   if (plan.mode === "unchanged") {
     const nothing = { rowsInserted: 0, rowsDeleted: 0, bytesCopied: 0 };
     return { ...nothing, source: known! };
@@ -413,7 +401,7 @@ async function apply(
     await session.query("set constraints all deferred");
   }
   // The source hashes its rows while the warehouse deletes.
-  const needsFingerprint = !known && context.config.verify === "content";
+  const needsFingerprint = !known && config.verify === "content";
   const measure = async () =>
     needsFingerprint ? await wholeFingerprint(source, sides) : known;
   const copy = async (relation: string, measured: Fingerprint | undefined) => {
@@ -461,10 +449,6 @@ async function apply(
       }),
     measure(),
   ]);
-  if (isCountedByDelete(sides, target, compared)) {
-    const counts = { source: measured, target: countAs(deleted.rows) };
-    await guard(context, sides, target, counts);
-  }
   const copied = await copy(target.relation, measured);
   return {
     ...copied,
