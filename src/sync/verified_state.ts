@@ -248,9 +248,9 @@ export async function prove(
   const found = counted?.compared
     ? counted
     : await proveRemoved(sides, last) ?? counted;
-  const { compared, hasYoung = false, isChanged = true } = found ?? {};
-  const xids = hasYoung
-    ? await runningBeside(source, present.source.horizon)
+  const { compared, young, isChanged = true } = found ?? {};
+  const xids = young
+    ? await runningBeside(source, present.source.horizon, young)
     : last.source.xids.filter((xid) => BigInt(xid) >= xmin);
   return {
     xids,
@@ -267,8 +267,8 @@ function withSeed(sides: Sides, { seed }: VerifiedState): Sides {
 /** What row versions say about a table. */
 interface Found {
   readonly compared?: Compared;
-  /** Whether the source has rows that the last load did not see. */
-  readonly hasYoung: boolean;
+  /** SQL condition for the rows of the source that the last load did not see, if there are any. */
+  readonly young?: string;
   readonly isChanged: boolean;
 }
 
@@ -279,28 +279,23 @@ async function proveAdded(sides: Sides, last: VerifiedState): Promise<Found> {
     countVersions(sides.target, last.target),
   ]);
   const { count, checksum } = last;
-  const hasYoung = source.young > 0;
-  const isChanged = hasYoung || source.old !== count;
-  if (source.old !== count || target.old !== count || target.young > 0) {
-    return { hasYoung, isChanged };
-  }
-  const before = { count, checksum };
-  if (!hasYoung) {
+  const isChanged = source.young > 0 || source.old !== count;
+  const isSame = source.old === count && target.old === count &&
+    target.young === 0;
+  if (!isSame) return { isChanged };
+  if (source.young === 0) {
+    const before = { count, checksum };
     const plan = { mode: "unchanged" } as const;
     return {
       compared: { plan, source: before, target: before },
-      hasYoung,
       isChanged,
     };
   }
-  const pages = await pagesOfYoung(sides.source, last.source);
-  const compared = await compareRows(
-    sides,
-    last,
-    `${pages} and ${youngSql(last.source)}`,
-    source.young,
-  );
-  return { hasYoung, isChanged, ...compared ? { compared } : {} };
+  const young = `${await pagesOfYoung(sides.source, last.source)} and ${
+    youngSql(last.source)
+  }`;
+  const compared = await compareRows(sides, last, young, source.young);
+  return { young, isChanged, ...compared ? { compared } : {} };
 }
 
 /**
@@ -320,12 +315,14 @@ async function proveRemoved(
     target: youngSql(last.target),
   });
   const removed = difference.target;
-  const hasYoung = young.source.count > 0;
-  const found = { hasYoung, isChanged: hasYoung || removed.count > 0 };
+  const added = ctidSql(young.source.ctids());
+  const found = {
+    ...young.source.count > 0 ? { young: added } : {},
+    isChanged: young.source.count + removed.count > 0,
+  };
   const isSound = difference.isWhole && difference.source.count === 0 &&
     count.target === last.count && young.target.count === 0;
   if (!isSound) return found;
-  const added = ctidSql(young.source.ctids());
   const compared = await compareRows(sides, last, added, young.source.count, {
     columns,
     rows: removed,
@@ -482,18 +479,19 @@ async function pagesOfYoung(
 
 /**
  * Returns the transactions above the horizon whose rows are visible, or none where
- * there are too many of them.
+ * there are too many of them. `young` is an SQL condition for these and other rows.
  */
 async function runningBeside(
   { session, relation }: Side,
   { xmin, xmax }: Horizon,
+  young: string,
 ): Promise<readonly string[]> {
   // Later, rows that VACUUM has frozen may have the 32 bits of a running transaction.
   if (xmin === xmax || xmax >= RAW_XID) return [];
   const state = { horizon: xmin.toString(), xids: [] };
   const rows = await session.scan(
-    `select xmin::text as xid from ${relation} where ${youngSql(state)}
-     group by xmin limit ${MAX_XIDS + 1}`,
+    `select xmin::text as xid from ${relation}
+     where ${young} and ${youngSql(state)} group by xmin limit ${MAX_XIDS + 1}`,
   );
   return rows.length > MAX_XIDS ? [] : rows.map(({ xid }) => xid)
     .filter((xid) => BigInt(xid) >= xmin && BigInt(xid) < xmax);
