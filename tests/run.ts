@@ -70,7 +70,7 @@ const BY_VERSION = [
 ].map((name) => `tests/load/${name}_test.ts`);
 
 /** Test files per processor, which mostly wait. Few run on the other version meanwhile. */
-const FILES_PER_PROCESSOR = { all: 5, byVersion: 1 };
+const FILES_PER_PROCESSOR = { all: 3, byVersion: 1 };
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
 

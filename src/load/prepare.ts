@@ -173,7 +173,7 @@ async function prepareGroup(
       lastLoads(warehouse, namesOf(tables)),
       ensureTargetSchemas(warehouse, tables),
     ]);
-    const session = takeUsable(idle) ??
+    const session = await takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;
     try {

@@ -593,11 +593,18 @@ export async function openWhenFree(
   }
 }
 
-/** Removes and returns a session that is still connected, or `undefined`. */
-export function takeUsable(idle: Session[]): Session | undefined {
+/**
+ * Removes and returns a session that still answers, or `undefined`. A setting of the
+ * role may have ended an idle one.
+ */
+export async function takeUsable(
+  idle: Session[],
+): Promise<Session | undefined> {
   while (idle.length > 0) {
     const session = idle.pop()!;
-    if (!session.failure) return session;
+    const answers = !session.failure &&
+      await session.query("select 1").then(() => true, () => false);
+    if (answers) return session;
   }
   return undefined;
 }

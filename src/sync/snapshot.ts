@@ -431,7 +431,7 @@ async function openReader(
   snapshotId: string,
   connected: Session[],
 ): Promise<Session> {
-  const session = takeUsable(connected) ??
+  const session = await takeUsable(connected) ??
     await Session.open(holder.config, connection);
   const lock = lockSql(table);
   const adopt = `set transaction snapshot ${literal(snapshotId)}`;

@@ -139,7 +139,9 @@ browserTest(
             async query(text: string, parameters: readonly Parameter[] = []) {
               const [row] = await db.warehouse.unsafe(
                 `explain (analyze, buffers, format json) ${text}`,
-                [...parameters],
+                parameters.map((value) =>
+                  value instanceof Array ? `{${value}}` : value
+                ),
               );
               const [{ Plan: plan }] = row!["QUERY PLAN"];
               read += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"];
