@@ -21,7 +21,6 @@ import {
 } from "../runs/event.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
 import { warehouseTransaction } from "../sync/sync_table.ts";
-import { selectTables } from "../tables/declaration.ts";
 import { findActing, lockTargetSql } from "../sync/target.ts";
 import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";
@@ -78,11 +77,6 @@ export async function loadFromOneSnapshot(
   mayRestart: boolean,
   isProtected: boolean,
 ): Promise<RoundEnd> {
-  const found = findActing(
-    selectTables(context.config.tables, context.run.tables),
-    context.warehouse,
-  );
-  found.catch(() => {});
   await using preparation = await openPreparation(context);
   await using locks = new AsyncDisposableStack();
   const { groups, largestFirst } = preparation;
@@ -90,7 +84,7 @@ export async function loadFromOneSnapshot(
     ? []
     : isProtected
     ? largestFirst
-    : await protectOthers(context, largestFirst, found, locks);
+    : await protectOthers(context, largestFirst, locks);
   const round = new Round(context, preparation, mayRestart, isProtected);
   await round.prepare(acting);
   await round.settle(acting);
@@ -254,14 +248,14 @@ const UNPROTECTED =
 async function protectOthers(
   context: RunContext,
   groups: readonly CommitGroup[],
-  found: ReturnType<typeof findActing>,
   locks: AsyncDisposableStack,
 ): Promise<readonly CommitGroup[]> {
-  const { config } = context;
+  const { config, warehouse } = context;
   try {
-    const acts = await found;
-    const acting = groups.filter(([table]) => acts.get(table!.name));
-    const others = groups.flat().filter(({ name }) => acts.get(name) === false);
+    const tables = groups.flat();
+    const found = await findActing(tables, warehouse);
+    const acting = groups.filter(([table]) => found.get(table!.name));
+    const others = tables.filter(({ name }) => found.get(name) === false);
     if (acting.length > 0 && others.length > 0) {
       const session = locks.use(
         await Session.open(config.dwh, warehouseConnection(context)),

@@ -90,14 +90,7 @@ export async function openPreparation(
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
   const idle: Session[] = [];
   const closing: Promise<void>[] = [];
-  // The sessions of the first groups connect in the meantime.
-  const connecting = groups.slice(0, config.maxParallelTasks).map(async () => {
-    const connection = warehouseConnection(context);
-    await Session.open(config.dwh, connection)
-      .then((session) => idle.push(session), () => {});
-  });
   const closeIdle = async () => {
-    await Promise.all(connecting);
     await Promise.all([...closing, ...idle.map((session) => session.close())]);
   };
   let snapshot: Snapshot;
@@ -118,7 +111,6 @@ export async function openPreparation(
       [Symbol.asyncDispose]: closeIdle,
     };
   }
-  await Promise.all(connecting);
   const { bySize } = snapshot;
   return {
     groups,
@@ -169,10 +161,9 @@ async function prepareGroup(
     if (lost) {
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
-    const [known] = await Promise.all([
-      lastLoads(warehouse, namesOf(tables)),
-      ensureTargetSchemas(warehouse, tables),
-    ]);
+    // Before the session is opened, so that the load needs one connection less.
+    await ensureTargetSchemas(warehouse, tables);
+    const known = await lastLoads(warehouse, namesOf(tables));
     const session = await takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;

@@ -10,7 +10,6 @@ import {
   type ConnectionOptions,
   openWhenFree,
   Session,
-  takeUsable,
 } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
@@ -129,7 +128,6 @@ export async function openSnapshot(
   const found: SourceChecks = new Map();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
-    let connecting: Promise<Session | undefined>[] = [];
     let isStandby = false;
     const explain = (error: unknown) =>
       isStandby ? asRecoveryConflict(error, config) : error;
@@ -138,10 +136,6 @@ export async function openSnapshot(
       sessions.push(holder);
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
-      );
-      // The readers connect in the meantime.
-      connecting = pending.slice(0, config.maxParallelTasks).map(() =>
-        Session.open(holder.config, connection).catch(() => undefined)
       );
       const existing = await holder.begin({
         mode: "read committed read only",
@@ -183,11 +177,8 @@ export async function openSnapshot(
             : [];
         }),
       );
-      const connected = (await Promise.all(connecting))
-        .filter((session) => session !== undefined);
-      sessions.push(...connected);
       const open = (table: SourceTable) =>
-        openReader(config, connection, table, holder, taken!.id, connected);
+        openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<string, Session>();
       const idleReaders: Session[] = [];
       // Before DDL can wait for a table. The first ones are loaded at once.
@@ -268,7 +259,6 @@ export async function openSnapshot(
     } catch (cause) {
       const error = explain(cause);
       for (const session of sessions) session.destroy();
-      for (const one of connecting) void one.then((late) => late?.destroy());
       const isWorthAnother = error instanceof LockRefused ||
         error instanceof ServiceError && error.code === "snapshot_lost";
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
@@ -429,10 +419,8 @@ async function openReader(
   table: SourceTable,
   holder: Session,
   snapshotId: string,
-  connected: Session[],
 ): Promise<Session> {
-  const session = await takeUsable(connected) ??
-    await Session.open(holder.config, connection);
+  const session = await Session.open(holder.config, connection);
   const lock = lockSql(table);
   const adopt = `set transaction snapshot ${literal(snapshotId)}`;
   const isLockedFirst = isLockable(table.kind);
