@@ -45,10 +45,9 @@ import {
   writeTo,
 } from "./target.ts";
 import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";
+import { type Proof, prove } from "./proof.ts";
 import {
   presentFacts,
-  type Proof,
-  prove,
   type VerifiedState,
   verifiedState,
 } from "./verified_state.ts";
