@@ -4,8 +4,7 @@ const ROOT = new URL("../../", import.meta.url);
 
 /**
  * The floors of the program, from the ground up. A file imports from its own
- * floor or from one above it in this list. A path with a trailing slash is a
- * folder.
+ * floor or from a lower one. A path with a trailing slash is a folder.
  */
 const FLOORS: readonly (readonly string[])[] = [
   [
@@ -125,7 +124,9 @@ function reasonAgainstModule(path: string, target: string): string | undefined {
   if (edge(path) && edge(target) && edge(path) !== edge(target)) {
     return "edges do not import each other";
   }
-  return floorOf(target) > floorOf(path) ? "it is on a lower floor" : undefined;
+  return floorOf(target) > floorOf(path)
+    ? "it is on a higher floor"
+    : undefined;
 }
 
 function reasonAgainstPackage(
@@ -173,7 +174,7 @@ async function readImportMap(): Promise<Record<string, string>> {
   return JSON.parse(text).imports;
 }
 
-Deno.test("every import leads to the same floor or to a floor above", async () => {
+Deno.test("every import leads to the same floor or to a lower one", async () => {
   assertEquals(
     findViolations(await readProgram(), await readImportMap()),
     [],
@@ -185,17 +186,17 @@ for (
     [
       "src/diff/fingerprint.ts",
       'import { load } from "../load/load.ts";',
-      "src/diff/fingerprint.ts imports src/load/load.ts: it is on a lower floor",
+      "src/diff/fingerprint.ts imports src/load/load.ts: it is on a higher floor",
     ],
     [
       "src/errors.ts",
       'export * from "./config/config.ts";',
-      "src/errors.ts imports src/config/config.ts: it is on a lower floor",
+      "src/errors.ts imports src/config/config.ts: it is on a higher floor",
     ],
     [
       "src/sync/target.ts",
       'const { load } = await import("../load/load.ts");',
-      "src/sync/target.ts imports src/load/load.ts: it is on a lower floor",
+      "src/sync/target.ts imports src/load/load.ts: it is on a higher floor",
     ],
     [
       "src/cli/command.ts",

@@ -109,3 +109,12 @@ Deno.test("src exports nothing that no other file imports", async () => {
   }
   assertEquals(unused, []);
 });
+
+Deno.test("no diagram has a semicolon, which ends a line in Mermaid", async () => {
+  for (const path of ["README.md", "docs/architecture.md"]) {
+    const text = await Deno.readTextFile(new URL(path, ROOT));
+    const diagrams = [...text.matchAll(/```mermaid\n([^]*?)```/g)];
+    assert(diagrams.length > 0, path);
+    for (const [diagram] of diagrams) assert(!diagram.includes(";"), diagram);
+  }
+});
