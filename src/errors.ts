@@ -82,7 +82,7 @@ export const ERRORS = {
   ),
   busy: kind(75, 503)("Retry later, or raise LOCK_TIMEOUT."),
   target_locked: transient(
-    "Find the session that locks the table in pg_locks, or raise LOCK_TIMEOUT. Where a foreign key or trigger of the other table leads to it, set LOAD_ATOMIC=true.",
+    "Find the session that locks the table in pg_locks, or raise LOCK_TIMEOUT. If a foreign key or trigger of another loaded table takes the lock, set LOAD_ATOMIC=true.",
   ),
   source_locked: transient(
     "Find the session that holds an ACCESS EXCLUSIVE lock in pg_locks, or raise LOCK_TIMEOUT.",
@@ -128,7 +128,7 @@ export const ERRORS = {
     "Look for triggers or rules that change rows of the target. Look for a source view whose rows change between reads, such as with random(). The target was rolled back.",
   ),
   would_shrink: failure(
-    'Check the source, and `where` of the table. If the rows are to go, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',
+    'Check the source, and `where` of the table. To remove the rows, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',
   ),
   check_failed: failure(
     "Correct the rows in the source, or the check in TABLES_FILE. Where a check takes too long, raise CHECK_TIMEOUT. The target keeps its old rows.",

@@ -116,7 +116,7 @@ export async function serve(options: {
     clearInterval(daily);
   })();
   if (!signal.aborted) await once(signal, "abort");
-  log.info("Stopping: the service takes no more loads");
+  log.info("Stopping: the service accepts no more loads");
   const { shutdownGraceSeconds } = config;
   const isDrained = await endsWithin(
     shutdownGraceSeconds + RECORD_SECONDS,
@@ -170,7 +170,7 @@ function requireProtection({ config, log }: AppContext): void {
     `Cannot start: other machines can reach HOST=${config.host}, and API_TOKEN is not set`,
     {
       remedy:
-        "Set API_TOKEN or API_TOKEN_FILE. Set ALLOW_UNAUTHENTICATED=true if something else protects the port.",
+        "Set API_TOKEN or API_TOKEN_FILE. Set ALLOW_UNAUTHENTICATED=true if a firewall or a proxy protects the port.",
     },
   );
 }

@@ -73,7 +73,7 @@ export const host = (fallback: string, description: string) => ({
 export const databaseHosts = (fallback: string, description: string) => ({
   ...variable(
     fallback,
-    "one host name, one address, or the absolute path of a socket folder, or a list of them, separated by commas without spaces",
+    "one or more host names, addresses, or absolute paths of socket folders, separated by commas without spaces",
     description,
     (value) => {
       const hosts = value.split(",");

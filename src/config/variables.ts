@@ -33,7 +33,7 @@ const databaseVariables = <P extends string>(
   const variables = {
     HOST: databaseHosts(
       "localhost",
-      `Host of the ${what}, or several hosts, which a connection tries in order`,
+      `Host of the ${what}. A connection tries several hosts in order`,
     ),
     PORT: ports("5432", `Port of the ${what}, or one port for each host`),
     TARGET_SESSION_ATTRS: optional(oneOf(
@@ -103,7 +103,7 @@ export const VARIABLES = {
   ),
   SHOW_ROWS: boolean(
     false,
-    "Store the first rows of each change to a table with a `key`, and show them on the page of the run",
+    "Store the first rows that a load changes in tables with a `key`, and show them on the page of the run",
   ),
   LOAD_TIMEZONE: timezone(
     "UTC",

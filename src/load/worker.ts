@@ -216,7 +216,7 @@ export class Worker {
         await this.#takeTurn();
       } catch (error) {
         if (this.#waits.size === 0 && !this.#options.stop.aborted) {
-          this.#context.log.warn("Cannot run what is queued: {error}", {
+          this.#context.log.warn("Cannot run queued runs: {error}", {
             error: asServiceError(error).line,
           });
         }
@@ -344,7 +344,7 @@ export class Worker {
       onProgress: (progress) => observer.progress?.(run.id, progress),
     };
     const work = async () => {
-      log.info("Run {run_id} begins: {tables}, asked for by {trigger}", {
+      log.info("Run {run_id} begins: {tables}, requested by {trigger}", {
         tables: formatTables(run.tables),
         trigger: run.trigger,
       });

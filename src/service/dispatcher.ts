@@ -113,7 +113,7 @@ export class Dispatcher {
         if (closed.length > 0) deliver();
         this.#worker.wake();
       } catch (error) {
-        log.debug("Cannot look after the queue: {error}", {
+        log.debug("Cannot query the queue: {error}", {
           error: asServiceError(error).message,
         });
       }
@@ -129,7 +129,7 @@ export class Dispatcher {
     this.#stop.abort(
       new ServiceError(
         "draining",
-        "The service is shutting down and takes no more loads",
+        "The service is shutting down and accepts no more loads",
       ),
     );
     const timer = setTimeout(() =>
@@ -175,7 +175,7 @@ export class Dispatcher {
   }
 }
 
-/** Returns the options of a load that the configuration gives. */
+/** Returns the options of a load by the configuration. */
 function defaultOptions(config: Config): RunOptions {
   return {
     tables: namesOf(config.tables),

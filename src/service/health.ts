@@ -1,4 +1,4 @@
-/** Checks whether the source answers and the warehouse takes writes, and how fast. */
+/** Checks whether the source answers and the warehouse accepts writes, and how fast. */
 import type { Pool } from "../postgres/pool.ts";
 import { asServiceError } from "../errors.ts";
 
@@ -21,7 +21,7 @@ export interface Health {
   readonly checks: { readonly olist: Check; readonly dwh: Check };
 }
 
-/** Checks that the source answers and the warehouse takes writes, at the same time. Never throws. */
+/** Checks in parallel that the source answers and that the warehouse accepts writes. Never throws. */
 export async function checkHealth(olist: Pool, dwh: Pool): Promise<Health> {
   const [source, warehouse] = await Promise.all([
     check(olist, () => olist.query("select 1", [], CHECK_TIMEOUT_SECONDS)),

@@ -1,4 +1,4 @@
-/** The channel: loads at every NOTIFY on LISTEN_CHANNEL. */
+/** Starts a load at every NOTIFY on LISTEN_CHANNEL. */
 import { delay } from "@std/async/delay";
 import { asServiceError } from "../errors.ts";
 import { connectionOf } from "../context.ts";
@@ -9,7 +9,7 @@ import type { TriggerContext } from "./schedule.ts";
 /** Seconds between two heartbeats on the connection of the channel. */
 const HEARTBEAT_SECONDS = 15;
 
-/** Loads at every NOTIFY on LISTEN_CHANNEL until the signal, also after a restart or a failover of the warehouse. */
+/** Starts a load at every NOTIFY until the signal, also after a restart or a failover of the warehouse. */
 export async function listenForTriggers(
   context: TriggerContext,
   signal: AbortSignal,
@@ -43,7 +43,7 @@ export async function listenForTriggers(
     } catch (error) {
       if (signal.aborted) return;
       log.warn(
-        "The connection that listens is lost and is made again: {error}",
+        "Lost the connection that listens. Reconnecting: {error}",
         { error: asServiceError(error).message },
       );
       await delay(1000, { signal }).catch(() => {});
@@ -51,14 +51,14 @@ export async function listenForTriggers(
   }
 }
 
-/** Loads once for all notifications that arrive before it begins. Never throws. */
+/** Queues one load for all notifications that arrive before it begins. Never throws. */
 async function loadNotified(
   { log, dispatcher }: TriggerContext,
 ): Promise<void> {
   try {
     await dispatcher.submit("notify");
   } catch (error) {
-    log.error("The notification did not load: {error}", {
+    log.error("Cannot start a load for a notification: {error}", {
       error: asServiceError(error).line,
     });
   }

@@ -57,14 +57,14 @@ export async function runTick(
   try {
     const result = await dispatcher.tick(tick);
     if (result === "running") {
-      log.warn("The tick of {minute} is skipped: a load is running", {
+      log.warn("Skipped the tick of {minute}: a load is running", {
         minute,
       });
     } else if (result === "taken") {
-      log.info("The tick of {minute} is run by another process", { minute });
+      log.info("Another process runs the tick of {minute}", { minute });
     }
   } catch (error) {
-    log.error("The tick of {minute} did not load: {error}", {
+    log.error("Cannot start the load for the tick of {minute}: {error}", {
       minute,
       error: asServiceError(error).line,
     });

@@ -41,7 +41,7 @@ export function forTable(
       {
         ...details,
         remedy:
-          "Where it leads to the service's other table, set LOAD_ATOMIC=true: one transaction does not wait for itself. Else find the lock in pg_locks, or raise LOCK_TIMEOUT.",
+          "If it writes to another loaded table, set LOAD_ATOMIC=true: one transaction does not wait for itself. Otherwise find the lock in pg_locks, or raise LOCK_TIMEOUT.",
       },
     );
   }
@@ -54,11 +54,7 @@ export function forTable(
   }
   // XX000 ends a wait for a lock when the table is dropped. Under the lock, these
   // codes mean something else, such as a file that must not grow.
-  const mayBeDropped = isTarget && !isLocked;
-  if (
-    mayBeDropped &&
-    hasSqlstate(error, ...GONE, "XX000")
-  ) {
+  if (isTarget && !isLocked && hasSqlstate(error, ...GONE, "XX000")) {
     return new ServiceError(
       "target_dropped",
       `${schema}.${name} was dropped during the load (${error.message})`,

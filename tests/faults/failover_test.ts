@@ -128,7 +128,7 @@ Deno.test("the service loads after a read-only warehouse accepts writes again", 
   assertEquals((await load()).body.code, "read_only");
   await set("off");
   await until(
-    "the warehouse takes writes",
+    "the warehouse accepts writes",
     async () => (await service.json("/health")).status === 200,
   );
   const loaded = await load();

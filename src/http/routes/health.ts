@@ -19,7 +19,7 @@ export function addHealthRoutes(
       operationId: "getHealth",
       security: [],
       summary:
-        "Checks whether the source answers and the warehouse takes writes",
+        "Checks whether the source answers and the warehouse accepts writes",
       responses: {
         ...ownHost,
         200: json(
