@@ -3,7 +3,7 @@ import type { z } from "@hono/zod-openapi";
 import type { Config } from "../../config/config.ts";
 import type { RunOptions } from "../../runs/run.ts";
 import { namesOf, selectTables } from "../../tables/declaration.ts";
-import { BodyReader } from "../body.ts";
+import { BodyReader } from "../body_limits.ts";
 import { badRequest } from "../problem.tsx";
 import type { loadRequest } from "../openapi/schemas.ts";
 

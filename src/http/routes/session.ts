@@ -10,7 +10,7 @@ import {
   posted,
   unauthorized,
 } from "../openapi/responses.ts";
-import { BodyReader } from "../body.ts";
+import { BodyReader } from "../body_limits.ts";
 import type { HttpContext } from "../context.ts";
 import type { FailedTokens } from "../middleware/failed_tokens.ts";
 import { prefersHtml } from "../pages/layout.tsx";

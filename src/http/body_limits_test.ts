@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { ServiceError } from "../errors.ts";
-import { BodyReader, MAX_OPEN_BODIES } from "./body.ts";
+import { BodyReader, MAX_OPEN_BODIES } from "./body_limits.ts";
 
 /** Waits until all pending microtasks and events are done. */
 async function settle(): Promise<void> {
