@@ -4,11 +4,7 @@
  *
  * @module
  */
-import {
-  createAppContext,
-  prune,
-  startLogging,
-} from "./src/cli/app_context.ts";
+import { createAppContext, startLogging } from "./src/cli/app_context.ts";
 import { parseArguments, usage } from "./src/cli/arguments.ts";
 import type { Command, CommandContext } from "./src/cli/command.ts";
 import { COMMANDS } from "./src/cli/commands.ts";
@@ -108,7 +104,6 @@ export async function main(args: readonly string[]): Promise<number> {
         const { serve } = await import("./src/serve.ts");
         return await serve({
           app: context.app(),
-          prune: () => prune(context.app()),
           signal: controller.signal,
           isTraced: isTraced(),
         });

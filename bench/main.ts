@@ -28,7 +28,7 @@ const SETTINGS = {
 };
 export const ROOT = new URL("..", import.meta.url);
 
-export interface Measured {
+interface Measured {
   readonly seconds: number;
   /** Seconds of processor time of all its processes and of the server, or 0 when the system does not report it. */
   readonly processorSeconds: number;

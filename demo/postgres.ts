@@ -35,7 +35,7 @@ export interface PostgresServer extends AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-export interface PostgresOptions {
+interface PostgresOptions {
   /** Default: the server from npm. See {@linkcode findInstalledPostgres} for another. */
   binDirectory?: string;
   /** Settings of postgresql.conf. They override {@linkcode DEFAULT_SETTINGS}. */
@@ -53,7 +53,7 @@ export interface PostgresOptions {
 }
 
 /** The user and the group of a program. */
-export interface Account {
+interface Account {
   uid: number;
   gid: number;
 }

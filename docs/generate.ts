@@ -114,7 +114,7 @@ async function tablesSchema(): Promise<string> {
 }
 
 /** Returns the page of every variable, in the format of `deno fmt`. */
-export async function configuration(): Promise<string> {
+async function configuration(): Promise<string> {
   const rows = Object.entries<Variable>(VARIABLES).map(([name, variable]) =>
     `| \`${name}\` | ${variable.default ? `\`${variable.default}\`` : ""} | ${
       escape(variable.description)
@@ -128,7 +128,7 @@ ${CONFIGURATION_NOTES}`);
 }
 
 /** Returns the page of every error, in the format of `deno fmt`. */
-export async function troubleshooting(): Promise<string> {
+async function troubleshooting(): Promise<string> {
   const rows = Object.entries<ErrorKind>(ERRORS).map(([code, kind]) =>
     `| \`${code}\` | ${kind.exit} | ${kind.status} | ${
       kind.transient ? "yes" : "no"

@@ -17,7 +17,7 @@ contains V8 and other libraries: https://github.com/denoland/deno lists them.
 `;
 
 /** Returns the text of all licenses. Equal texts are printed once. */
-export function licenses(): string {
+function licenses(): string {
   const mit = Deno.readTextFileSync(OWN).split("\n\n").slice(2).join("\n\n");
   const groups = new Map<string, string[]>();
   for (const one of lockedPackages()) {

@@ -105,7 +105,10 @@ export function formatDifference(
 }
 
 /** Returns the number of letters that both have at their beginning. */
-function equalLetters(a: readonly string[], b: readonly string[]): number {
+export function equalLetters(
+  a: readonly string[],
+  b: readonly string[],
+): number {
   let count = 0;
   while (count < a.length && a[count] === b[count]) count++;
   return count;

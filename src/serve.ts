@@ -12,6 +12,7 @@ import {
   publisherNames,
 } from "./delivery/deliverer.ts";
 import { undeliveredEvents } from "./delivery/outbox.ts";
+import { prune } from "./delivery/retention.ts";
 import { asServiceError, ServiceError } from "./errors.ts";
 import { createApp } from "./http/app.ts";
 import { listen } from "./http/server.ts";
@@ -48,10 +49,8 @@ export async function serve(options: {
   /** Stops the service. */
   readonly signal: AbortSignal;
   readonly isTraced: boolean;
-  /** Removes old runs. Never throws. */
-  readonly prune: () => Promise<void>;
 }): Promise<number> {
-  const { signal, prune } = options;
+  const { signal } = options;
   const { config, log, warehouse } = options.app;
   requireProtection(options.app);
   await prepareDeliveries(config);
@@ -71,7 +70,7 @@ export async function serve(options: {
     ...options.app,
     deliver() {
       deliverer.wake();
-      void prune();
+      void prune(app);
     },
   };
   const live = new LiveRuns();
@@ -107,7 +106,7 @@ export async function serve(options: {
     log.info("Ready for loads");
     const triggers = { config, log, dispatcher };
     startSchedule(triggers, signal);
-    const daily = setInterval(() => void prune(), DAY_MILLISECONDS);
+    const daily = setInterval(() => void prune(app), DAY_MILLISECONDS);
     await Promise.all([
       deliverer.run(signal),
       dispatcher.resume(signal),

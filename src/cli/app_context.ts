@@ -8,11 +8,10 @@ import type { Mask } from "../config/secrets.ts";
 import type { AppContext } from "../context.ts";
 import { Deliverer, publisherNames } from "../delivery/deliverer.ts";
 import { registerPublishers } from "../delivery/outbox.ts";
-import { asServiceError } from "../errors.ts";
+import { prune } from "../delivery/retention.ts";
 import { APPLICATION_NAME } from "../identity.ts";
 import { captureConsole, consoleExport, setUpLogging } from "../log.ts";
 import { Pool } from "../postgres/pool.ts";
-import { pruneHistory } from "../runs/history.ts";
 import { consoleMode } from "./environment.ts";
 import type { Output } from "./output.ts";
 
@@ -85,18 +84,4 @@ export function createAppContext(
       })();
     },
   };
-}
-
-/** Removes runs older than RUN_RETENTION_DAYS. Never throws: the next run retries. */
-export async function prune(
-  { config, warehouse, log }: Pick<AppContext, "config" | "warehouse" | "log">,
-): Promise<void> {
-  const names = publisherNames(config);
-  try {
-    await pruneHistory(warehouse, config.runRetentionDays, names);
-  } catch (error) {
-    log.warn("Cannot remove old runs: {error}", {
-      error: asServiceError(error).line,
-    });
-  }
 }

@@ -78,6 +78,16 @@ export function parseArguments(
   };
 }
 
+/** Returns the value of a flag as a whole number of at most `digits` digits. */
+export function countOf(flag: string, text: string, digits = 9): number {
+  if (!/^\d+$/.test(text) || text.length > digits) {
+    throw usage(
+      `--${flag} must be a whole number, not ${JSON.stringify(text)}`,
+    );
+  }
+  return Number(text);
+}
+
 /** Returns a usage error whose remedy names the help of the command. */
 export function usage(message: string, command = ""): ServiceError {
   return new ServiceError("usage", `Cannot run: ${message}`, {

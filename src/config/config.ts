@@ -31,7 +31,7 @@ export interface ServerAddress {
 type ReadFile = () => string;
 
 /** A password that may change. */
-export interface Password {
+interface Password {
   /** Reads it. Throws an `Error` that names the variable of its file. */
   readonly read: () => string | undefined;
   /** The newest values that were read. No output may contain them. */

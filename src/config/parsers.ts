@@ -121,18 +121,21 @@ export const bearerToken = (description: string) => ({
   secret: true,
 });
 
+/** Returns the URL, or `undefined` unless it is an http or https URL without user and password. */
+function parseHttpUrl(text: string): URL | undefined {
+  const url = URL.parse(text);
+  return url && /^https?:$/.test(url.protocol) && !url.username && !url.password
+    ? url
+    : undefined;
+}
+
 /** A URL to post to. It may hold a secret, so only its origin is shown. */
 export const webhookUrl = (description: string) => ({
   ...optional(variable(
     "",
     "an http or https URL without user and password",
     description,
-    (value) => {
-      const url = URL.parse(value);
-      const isAllowed = url && /^https?:$/.test(url.protocol) &&
-        url.hostname !== "" && !url.username && !url.password;
-      return isAllowed ? url.href.replace(/#.*$/, "") : undefined;
-    },
+    (value) => parseHttpUrl(value)?.href.replace(/#.*$/, ""),
   )),
   secret: true,
   shown: (value: string) => URL.parse(value)?.origin ?? "***",
@@ -144,12 +147,10 @@ export const publicUrl = (description: string) =>
     "",
     "an http or https URL without user, password, query and fragment",
     description,
-    (value) => {
-      const url = URL.parse(value);
-      const isAllowed = url && /^https?:$/.test(url.protocol) &&
-        !url.username && !url.password && !/[?#]/.test(value);
-      return isAllowed ? url.href.replace(/\/+$/, "") : undefined;
-    },
+    (value) =>
+      /[?#]/.test(value)
+        ? undefined
+        : parseHttpUrl(value)?.href.replace(/\/+$/, ""),
   ));
 
 /** Length limits of a Standard Webhooks secret, in bytes. */

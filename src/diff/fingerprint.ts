@@ -1,6 +1,6 @@
 /**
- * Fingerprints: the row count and the sum of the row hashes of a table. Two tables with equal fingerprints hold the same rows, with the same
- * duplicates, in any order.
+ * Fingerprints: the row count and the sum of the row hashes of a table. Two tables
+ * with equal fingerprints hold the same rows, with the same duplicates, in any order.
  *
  * This module uses no database. The SQL is in `queries.ts`.
  *

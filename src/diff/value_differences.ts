@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { ValueDifference } from "../format.ts";
+import { equalLetters, type ValueDifference } from "../format.ts";
 import type { Column } from "../tables/declaration.ts";
 import type { Sides } from "./find_difference.ts";
 import { bytesOf, hexOf, textOf } from "./row_hash.ts";
@@ -111,8 +111,7 @@ function differenceOf(
   [source_bytes, target_bytes]: readonly [number | null, number | null],
 ): ColumnDifference {
   const [a, b] = [[...source ?? ""], [...target ?? ""]];
-  let first = 0;
-  while (first < a.length && a[first] === b[first]) first++;
+  let first = equalLetters(a, b);
   // Two digits are a byte.
   if (format === "hex") first -= first % 2;
   const rest = Math.max(a.length, b.length) - MAX_CHARACTERS;

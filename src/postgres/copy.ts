@@ -9,7 +9,7 @@ import { type CopyReceiver, HEADER_BYTES } from "./guard.ts";
 import type { Session } from "./session.ts";
 
 /** The amount that a copy moved. */
-export interface Copied {
+interface Copied {
   readonly rows: number;
   /** Bytes of row data, without the framing of the protocol. */
   readonly bytes: number;

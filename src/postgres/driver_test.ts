@@ -246,9 +246,9 @@ Deno.test("serverError() returns an error like those of the driver", async () =>
   wire.answer = () => join(failure("22012"), READY);
   const error = await assertRejects(() => send(client, "select 1 / 0"));
   const own = serverError({ code: "22012", message: "no" });
-  for (const  of of[error, own]) {
-    assert(isServerError(of));
-    assertEquals([of.code, of.message], ["22012", "no"]);
+  for (const known of [error, own]) {
+    assert(isServerError(known));
+    assertEquals([known.code, known.message], ["22012", "no"]);
   }
   assert(!isServerError(Object.assign(new Error("no"), { code: "22012" })));
   closeNow(client);

@@ -11,12 +11,12 @@ import type {
   IntegrityCheck,
   LoadedEntry,
   LoadEvent,
+  PublisherName,
   TableEntry,
   Trigger,
 } from "./event.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
 import type { PhaseTiming } from "../sync/progress.ts";
-import type { PublisherName } from "./event.ts";
 import type { RunState } from "./run.ts";
 
 /** A run in the history. Times are UTC, ISO 8601. */

@@ -114,12 +114,11 @@ export async function closeRun(
       JSON.stringify(notification),
     ],
   );
-  if (!row) {
-    throw new ServiceError(
-      "run_lost",
-      `Run ${runId} was closed by another process`,
-    );
-  }
+  if (!row) throw closedElsewhere(runId);
+}
+
+function closedElsewhere(runId: string): ServiceError {
+  return new ServiceError("run_lost", `Another process closed run ${runId}`);
 }
 
 /**
@@ -137,12 +136,7 @@ export async function confirmRun(
      where id = $1::uuid and state = 'running' for share`,
     [runId],
   );
-  if (!row) {
-    throw new ServiceError(
-      "run_lost",
-      `Run ${runId} was closed by another process`,
-    );
-  }
+  if (!row) throw closedElsewhere(runId);
   return row.now;
 }
 

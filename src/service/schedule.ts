@@ -42,8 +42,12 @@ export async function runMinute(
   schedule: string,
   now: Date,
 ): Promise<void> {
-  const minute = new Date(Math.floor(now.getTime() / 60_000) * 60_000);
-  if (isTick(schedule, minute)) await runTick(context, minute);
+  if (isTick(schedule, minuteOf(now))) await runTick(context, now);
+}
+
+/** Returns the beginning of the minute that `time` is in. */
+function minuteOf(time: Date): Date {
+  return new Date(Math.floor(time.getTime() / 60_000) * 60_000);
 }
 
 /** Handles the tick of the minute that `now` is in. Never throws. */
@@ -52,7 +56,7 @@ export async function runTick(
   now: Date,
 ): Promise<void> {
   // A tick has no number: replicas identify it by its minute.
-  const tick = new Date(Math.floor(now.getTime() / 60_000) * 60_000);
+  const tick = minuteOf(now);
   const minute = tick.toISOString();
   try {
     const result = await dispatcher.tick(tick);

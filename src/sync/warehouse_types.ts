@@ -35,7 +35,7 @@ export async function withWarehouseTypes(
   );
   const columns = table.columns.map((column) => {
     const row = rows.find(({ name }) => name === column.type.base);
-    if (!row || isBuiltIn(column.type)) return column;
+    if (!row) return column;
     if (row.found === null) {
       const { schema, name } = table.target;
       throw new ServiceError(

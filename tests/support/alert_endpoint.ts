@@ -21,7 +21,7 @@ interface Shown {
 type Answer = () => Response | Promise<Response>;
 
 /** A listening receiver. */
-export interface AlertEndpoint extends AsyncDisposable {
+interface AlertEndpoint extends AsyncDisposable {
   readonly slackUrl: string;
   readonly teamsUrl: string;
   readonly slack: readonly Shown[];

@@ -14,7 +14,7 @@ import { startBrowser } from "./browser.ts";
 const RESULTS = new URL("../../test-results/", import.meta.url);
 
 /** Everything that a test of the dashboard needs. */
-export interface Scene extends AsyncDisposable {
+interface Scene extends AsyncDisposable {
   readonly db: Databases;
   readonly server: Server;
   /** A page of a fresh browser profile. An error in its script fails the test. */

@@ -38,7 +38,7 @@ const DEBIAN_PACKAGES = {
 } as const;
 
 /** A program that some tests need. */
-export type Program = Exclude<keyof typeof DEBIAN_PACKAGES, number>;
+type Program = Exclude<keyof typeof DEBIAN_PACKAGES, number>;
 
 /** Path of the library that changes the clock of a process. */
 export const FAKETIME = `${LIBRARIES}/faketime/libfaketime.so.1`;
@@ -62,7 +62,7 @@ export function findProgram(name: string): string | undefined {
 }
 
 /** Returns the remedy for missing programs, or `undefined` when all are installed. */
-export function missing(programs: readonly Program[]): string | undefined {
+function missing(programs: readonly Program[]): string | undefined {
   const packages = packagesOf(programs);
   if (packages.length === 0) return undefined;
   const noun = packages.length > 1 ? "packages" : "package";

@@ -25,7 +25,7 @@ import {
 } from "./soundness.ts";
 
 /** The contents of the targets before the fault, and the expected contents after a load. */
-export interface Scene {
+interface Scene {
   readonly old: Content;
   readonly new: Content;
 }
@@ -98,7 +98,7 @@ export async function recoverHere(db: Databases): Promise<void> {
 }
 
 /** A fault, and the load during which it occurred. */
-export interface Met extends Omit<ChangeHint, "contents"> {
+interface Met extends Omit<ChangeHint, "contents"> {
   /** Heading and line of the table in `docs/reliability.md`. */
   readonly group: string;
   readonly fault: string;

@@ -33,7 +33,7 @@ export interface Outcome {
 }
 
 /** A running load. */
-export interface LocalLoad {
+interface LocalLoad {
   readonly outcome: Promise<Outcome>;
   /** Stops the load, as SIGTERM does. */
   readonly abort: (reason: ServiceError) => void;

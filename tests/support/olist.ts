@@ -130,7 +130,7 @@ const ECOMMERCE_SOURCE = `
     geolocation_city text, geolocation_state text);`;
 
 /** Numbers of rows of the generated tables. */
-export interface OlistRows {
+interface OlistRows {
   /** Also the number of orders. */
   readonly customers: number;
   readonly items: number;

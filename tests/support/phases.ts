@@ -47,7 +47,7 @@ export function proxied(
 }
 
 /** A process of the program whose output can be read while it runs. */
-export interface Watched {
+interface Watched {
   readonly finished: Promise<Finished>;
   /** The output so far. */
   stdout(): string;

@@ -244,7 +244,7 @@ export function runJson(
 }
 
 /** What a command with `--json` printed. */
-export interface Printed extends Finished {
+interface Printed extends Finished {
   // deno-lint-ignore no-explicit-any -- the tests assert on what they use
   readonly json: any;
 }

@@ -126,7 +126,7 @@ interface SyncOptions {
 }
 
 /** One synchronization, and whether it took its plan from the row versions. */
-export interface Synced extends
+interface Synced extends
   Pick<
     TableResult,
     "mode" | "rowsInserted" | "rowsDeleted" | "checksum"

@@ -7,7 +7,7 @@
 import { delay } from "@std/async/delay";
 
 /** `up` is from the program to the server. */
-export type Direction = "up" | "down";
+type Direction = "up" | "down";
 
 /** The faults of the network. They can change while connections are open. */
 export interface Faults {

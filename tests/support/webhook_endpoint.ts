@@ -7,7 +7,7 @@
 import { Webhook } from "standardwebhooks";
 
 /** The signing key of the program. */
-export const SECRET = `whsec_${btoa("a key of thirty-two bytes, no more")}`;
+const SECRET = `whsec_${btoa("a key of thirty-two bytes, no more")}`;
 
 /** The content of a request. */
 export interface Post {

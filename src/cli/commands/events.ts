@@ -5,9 +5,9 @@ import { requireHistory } from "../../runs/schema.ts";
 import { resumePublishers } from "../../delivery/outbox.ts";
 import { formatMoment } from "../../format.ts";
 import { describeOutcome } from "../../runs/describe.ts";
+import { countOf } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import type { TextTable } from "../terminal_table.ts";
-import { countOf } from "./runs.ts";
 
 /** Milliseconds between two queries for new events. */
 const POLL_MILLISECONDS = 500;

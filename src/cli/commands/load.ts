@@ -26,10 +26,9 @@ import {
   MAX_NAMES,
 } from "../../format.ts";
 import { describeTally, tallyOf } from "../../runs/describe.ts";
-import { notAllowed, usage } from "../arguments.ts";
+import { countOf, notAllowed, usage } from "../arguments.ts";
 import type { Command, CommandContext, ParsedArguments } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
-import { countOf } from "./runs.ts";
 import { startProgress } from "../progress_bars.ts";
 import type { Cell, TextTable } from "../terminal_table.ts";
 

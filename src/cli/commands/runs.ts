@@ -21,7 +21,7 @@ import {
 } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import type { RunState } from "../../runs/run.ts";
-import { usage } from "../arguments.ts";
+import { countOf, usage } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
 import type { TextTable } from "../terminal_table.ts";
 
@@ -174,14 +174,4 @@ function summaryOf({ table_loads: loads }: RunDetails): [string, string][] {
         .map((warning): [string, string] => ["", warning]),
     ]),
   ];
-}
-
-/** Returns the value of a flag as a whole number of at most `digits` digits. */
-export function countOf(flag: string, text: string, digits = 9): number {
-  if (!/^\d+$/.test(text) || text.length > digits) {
-    throw usage(
-      `--${flag} must be a whole number, not ${JSON.stringify(text)}`,
-    );
-  }
-  return Number(text);
 }

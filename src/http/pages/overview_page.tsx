@@ -53,7 +53,7 @@ export interface Overview {
   /** Why the service could not create or update its schema in the warehouse. */
   readonly startFailure: string | undefined;
   /** Why a load cannot start now. */
-  readonly unsupportedReason: string | undefined;
+  readonly notReadyReason: string | undefined;
 }
 
 /** Number of runs in the list. The charts show more. */
@@ -218,7 +218,7 @@ function Counts({ runs }: { runs: readonly RunSummary[] }) {
 function Verdict(
   overview: Overview & { last: RunOutcome | undefined },
 ) {
-  const { now, last, unsupportedReason } = overview;
+  const { now, last, notReadyReason } = overview;
   const { state, title, detail } = verdictOf(overview);
   return (
     <section class="verdict">
@@ -242,13 +242,13 @@ function Verdict(
         <button
           type="submit"
           id="load"
-          disabled={unsupportedReason !== undefined}
+          disabled={notReadyReason !== undefined}
           aria-describedby="load-hint"
         >
           Load now
         </button>
         <p id="load-hint">
-          {unsupportedReason ??
+          {notReadyReason ??
             "Compares the tables and copies rows that differ."}
         </p>
       </form>

@@ -102,12 +102,12 @@ async function gatherOverview(context: HttpContext): Promise<Overview> {
     live: current && live.get(current.run_id),
     nextTick: nextTick(config.loadSchedule, now),
     startFailure: context.startFailure()?.line,
-    unsupportedReason: unsupportedReason(context, health),
+    notReadyReason: notReadyReason(context, health),
   };
 }
 
 /** Returns why the service accepts no load, or `undefined`. */
-function unsupportedReason(
+function notReadyReason(
   { dispatcher, isReady, startFailure }: HttpContext,
   { checks }: Health,
 ): string | undefined {
