@@ -6,7 +6,12 @@
  */
 import { fingerprintOf, type Sides } from "../diff/find_difference.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
-import { castToTarget, type HashMethod, rowHash } from "../diff/row_hash.ts";
+import {
+  castToTarget,
+  type HashMethod,
+  randomSeed,
+  rowHash,
+} from "../diff/row_hash.ts";
 import { hasSqlstate, ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
@@ -224,8 +229,10 @@ function updateSql(
   fixed: readonly Column[],
 ): string {
   const { columns } = table;
-  const hashes = `${rowHash(columns, method)} as hash, ${
-    fixed.length > 0 ? rowHash(fixed, method) : "0::bigint"
+  // The seed of the last load is known by now. So a row could be made for it.
+  const unknown = { ...method, seed: randomSeed() };
+  const contents = `${rowHash(columns, unknown)} as content, ${
+    fixed.length > 0 ? rowHash(fixed, unknown) : "0::bigint"
   } as fixed`;
   const key = keyColumns(table);
   const keys = key.map(({ name }, i) => `${identifier(name)} as key_${i}`);
@@ -244,12 +251,14 @@ function updateSql(
       select o.id, o.part, o.hash, s.id as staged, case
           when o.id is null then 'insert'
           -- A damaged target can have a key twice.
-          when s.id is null or pg_catalog.row_number() over (partition by s.id order by o.hash <> s.hash) > 1 then 'delete'
+          when s.id is null or pg_catalog.row_number() over (partition by s.id order by o.content <> s.content) > 1 then 'delete'
           when o.fixed <> s.fixed then 'replace'
-          when o.hash <> s.hash then 'update' end as action
-      from (select ctid as id, tableoid as part, ${keys}, ${hashes} from ${relation}${
+          when o.content <> s.content then 'update' end as action
+      from (select ctid as id, tableoid as part, ${keys}, ${contents}, ${
+    rowHash(columns, method)
+  } as hash from ${relation}${
     condition === undefined ? "" : ` where ${condition}`
-  }) o full join (select ctid as id, ${keys}, ${hashes} from ${staged}) s on ${isSameKey}),
+  }) o full join (select ctid as id, ${keys}, ${contents} from ${staged}) s on ${isSameKey}),
     gone as (
       delete from ${relation} t using pair p
       where p.action in ('delete', 'replace') and t.tableoid = p.part and t.ctid = p.id returning p.hash),

@@ -8,6 +8,7 @@ import { assert, assertEquals } from "@std/assert";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { createDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program_here.ts";
+import { writeTablesFile } from "../support/tables_file.ts";
 
 type State = [number, number, number];
 
@@ -118,39 +119,44 @@ Deno.test("verify and load detect a text that was forged for a known seed", asyn
 Deno.test("load copies a text that was forged for the seed of the last load", async () => {
   await using db = await createDatabases({ rows: { deals: 5, leads: 30_000 } });
   const { environment, source, warehouse } = db;
-  for (let i = 0; i < 2; i++) {
-    assertEquals((await runJson(["load"], environment)).code, 0);
-  }
-  const [state] = await warehouse.unsafe(
-    `select source_mark -> 'verified' ->> 'seed' as seed from marketing_data_service.table_load
-     where table_name = 'marketing_qualified_lead' order by finished_at desc limit 1`,
+  await using file = await writeTablesFile(
+    "tables: [{ source: marketing.marketing_qualified_leads, target: m_data.marketing_qualified_lead, key: [mql_id], columns: { mql_id: text, first_contact_date: timestamptz, landing_page_id: text, origin: text } }]",
   );
   const position = 1n + BigInt(
     MARKETING_TABLES.find(({ name }) => name === "marketing_qualified_lead")!
       .columns.findIndex(({ name }) => name === "origin"),
   );
-  const seed = BigInt.asIntN(
-    64,
-    (BigInt(state!.seed) + position) * 0x9e3779b97f4a7c15n,
-  );
-  const hash = `hashtextextended(origin collate "C", ${seed})::text as hash`;
-  const [row] = await source.unsafe(
-    `select mql_id, ${hash} from marketing.marketing_qualified_leads where origin is not null limit 1`,
-  );
-  const forged = forge(BigInt(row!.hash), seed);
-  const [changed] = await source.unsafe(
-    `update marketing.marketing_qualified_leads set origin = $1 where mql_id = $2 returning ${hash}`,
-    [forged, row!.mql_id],
-  );
-  assertEquals(changed!.hash, row!.hash);
-
-  const loaded = await runJson(["load"], environment);
-  assertEquals(loaded.code, 0, loaded.stderr);
-  const [result] = await warehouse.unsafe(
-    "select origin from m_data.marketing_qualified_lead where mql_id = $1",
-    [row!.mql_id],
-  );
-  assertEquals(result!.origin, forged);
+  for (const variables of [{}, file.variables]) {
+    const load = async () => {
+      const loaded = await runJson(["load"], { ...environment, ...variables });
+      assertEquals(loaded.code, 0, loaded.stderr);
+    };
+    for (let i = 0; i < 2; i++) await load();
+    const [state] = await warehouse.unsafe(
+      `select source_mark -> 'verified' ->> 'seed' as seed from marketing_data_service.table_load
+       where table_name = 'marketing_qualified_lead' order by finished_at desc limit 1`,
+    );
+    const seed = BigInt.asIntN(
+      64,
+      (BigInt(state!.seed) + position) * 0x9e3779b97f4a7c15n,
+    );
+    const hash = `hashtextextended(origin collate "C", ${seed})::text as hash`;
+    const [row] = await source.unsafe(
+      `select mql_id, ${hash} from marketing.marketing_qualified_leads where origin is not null limit 1`,
+    );
+    const forged = forge(BigInt(row!.hash), seed);
+    const [changed] = await source.unsafe(
+      `update marketing.marketing_qualified_leads set origin = $1 where mql_id = $2 returning ${hash}`,
+      [forged, row!.mql_id],
+    );
+    assertEquals(changed!.hash, row!.hash);
+    await load();
+    const [result] = await warehouse.unsafe(
+      "select origin from m_data.marketing_qualified_lead where mql_id = $1",
+      [row!.mql_id],
+    );
+    assertEquals(result!.origin, forged);
+  }
 });
 
 Deno.test("two runs hash the same rows with different seeds", async () => {

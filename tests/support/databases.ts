@@ -83,6 +83,8 @@ export function connectAs(url: URL, database: string, max = 3): Sql {
     prepare: false,
     fetch_types: false,
     onnotice: () => {},
+    // By default, it connects again after half an hour, without settings and transaction.
+    max_lifetime: null,
   });
 }
 
