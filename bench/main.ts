@@ -1,5 +1,5 @@
 /**
- * The benchmark: loads and two parallel `psql | psql` pipes, in turn, on one server.
+ * The benchmark: loads and two parallel `psql | psql` pipes, in turn, between two servers.
  * Prints medians, ratios to the pipes, processor time, peak memory, rows and WAL.
  *
  * Usage: `deno task bench [--rows N] [--rounds N] [--only PATTERN] [--postgres DIR]`.
@@ -18,7 +18,11 @@ import { existsSync } from "node:fs";
 import { delay } from "@std/async/delay";
 import { parseArgs } from "@std/cli/parse-args";
 import postgres from "postgres";
-import { findInstalledPostgres, startPostgres } from "../demo/postgres.ts";
+import {
+  findInstalledPostgres,
+  type PostgresServer,
+  startPostgres,
+} from "../demo/postgres.ts";
 import { fillSource, SOURCE_TABLES } from "../demo/sample_data.ts";
 
 const SETTINGS = {
@@ -71,57 +75,66 @@ async function main(): Promise<number> {
     : flags.postgres
     ? String(flags.postgres)
     : findInstalledPostgres();
-  await using server = await startPostgres({
-    settings: SETTINGS,
-    ...(binDirectory ? { binDirectory } : {}),
-  });
-  const connect = (database?: string) =>
+  const start = () =>
+    startPostgres({
+      settings: SETTINGS,
+      ...(binDirectory ? { binDirectory } : {}),
+    });
+  await using from = await start();
+  await using to = await start();
+  const connect = (server: PostgresServer, database?: string) =>
     postgres(server.url(database), {
       max: 1,
       fetch_types: false,
       onnotice: () => {},
     });
-  const admin = connect();
-  await admin.unsafe("create database olist");
-  await admin.unsafe("create database dwh");
-  const filled = connect("olist");
+  const admins = [connect(from), connect(to)] as const;
+  await admins[0].unsafe("create database olist");
+  await admins[1].unsafe("create database dwh");
+  const filled = connect(from, "olist");
   await filled.unsafe("create schema marketing");
   await filled.unsafe(SOURCE_TABLES);
   const deals = Math.round(rows / 4);
   await fillSource(filled, { deals, leads: rows - deals });
   await filled.unsafe("vacuum analyze");
   await filled.end();
+  await admins[1].unsafe("create database copydb");
   const kitchenSync = Deno.env.get("KITCHEN_SYNC");
   if (kitchenSync) {
-    await admin.unsafe("create database ks_from template olist");
-    const unkeyed = connect("ks_from");
-    for (const table of SOURCE_NAMES) {
-      await unkeyed.unsafe(`alter table ${table} add primary key (mql_id)`);
+    await admins[0].unsafe("create database ks_from template olist");
+    await admins[1].unsafe("create database ks_to");
+    const copy = connect(to, "ks_to");
+    await copy.unsafe(`create schema marketing; ${SOURCE_TABLES}`);
+    for (const database of [connect(from, "ks_from"), copy]) {
+      for (const table of SOURCE_NAMES) {
+        await database.unsafe(`alter table ${table} add primary key (mql_id)`);
+      }
+      await database.end();
     }
-    await unkeyed.end();
-    await admin.unsafe("create database ks_to template ks_from");
   }
-  await admin.end();
-  const source = connect("olist");
-  const keyed = connect("ks_from");
-  const warehouse = connect("dwh");
+  for (const admin of admins) await admin.end();
+  const source = connect(from, "olist");
+  const keyed = connect(from, "ks_from");
+  const warehouse = connect(to, "dwh");
 
-  const address = {
-    HOST: server.host,
-    PORT: String(server.port),
-    USER: server.superuser,
+  const environment: Record<string, string> = {
+    LOG_LEVEL: "ERROR",
+    OLIST_DB_NAME: "olist",
+    DWH_DB_NAME: "dwh",
   };
-  const environment: Record<string, string> = { LOG_LEVEL: "ERROR" };
-  for (const [name, value] of Object.entries(address)) {
-    environment[`OLIST_DB_${name}`] = environment[`DWH_DB_${name}`] = value;
+  for (const [prefix, server] of [["OLIST", from], ["DWH", to]] as const) {
+    environment[`${prefix}_DB_HOST`] = server.host;
+    environment[`${prefix}_DB_PORT`] = String(server.port);
+    environment[`${prefix}_DB_USER`] = server.superuser;
   }
-  environment.OLIST_DB_NAME = "olist";
-  environment.DWH_DB_NAME = "dwh";
 
-  const postmaster = Number(
-    Deno.readTextFileSync(`${server.dataDirectory}/postmaster.pid`)
-      .split("\n")[0],
+  const postmasters = [from, to].map(({ dataDirectory }) =>
+    Number(
+      Deno.readTextFileSync(`${dataDirectory}/postmaster.pid`).split("\n")[0],
+    )
   );
+  const serverSeconds = () =>
+    postmasters.reduce((sum, pid) => sum + processorSeconds(pid), 0);
   const run = async (
     command: string,
     args: string[],
@@ -133,7 +146,7 @@ async function main(): Promise<number> {
           "select pg_current_wal_insert_lsn() - '0/0' as bytes",
         ))[0]!.bytes,
       );
-    const before = { wal: await wal(), server: processorSeconds(postmaster) };
+    const before = { wal: await wal(), server: serverSeconds() };
     const measured = await measure(command, args, env);
     // A backend counts when it has ended.
     await delay(200);
@@ -141,7 +154,7 @@ async function main(): Promise<number> {
       ...measured,
       walBytes: await wal() - before.wal,
       processorSeconds: measured.processorSeconds +
-        processorSeconds(postmaster) - before.server,
+        serverSeconds() - before.server,
     };
   };
   const load = async (
@@ -161,7 +174,7 @@ async function main(): Promise<number> {
     return { ...measured, writtenRows: written!.rows };
   };
   const pipe = (isNew: boolean) => () =>
-    run("sh", ["-c", pipes(server.host, server.port, isNew)]);
+    run("sh", ["-c", pipes(from, to, isNew)]);
   const drop = async () => {
     await warehouse.unsafe("drop schema if exists m_data cascade");
   };
@@ -186,13 +199,13 @@ async function main(): Promise<number> {
         ...(sql ? { prepare: () => change(sql, keyed) } : {}),
         run: () =>
           // deno-fmt-ignore
-          run(kitchenSync, ["--from", server.url("ks_from"), "--to", server.url("ks_to"), "--workers", "2"]
+          run(kitchenSync, ["--from", from.url("ks_from"), "--to", to.url("ks_to"), "--workers", "2"]
             .map((word) => word.replace("postgres:", "postgresql:")), { PGOPTIONS: "-c search_path=marketing" }),
       }]
       : [];
   // It needs the pg_dump of the server.
   const hasPgcopydb = hasProgram("pgcopydb") &&
-    existsSync(`${server.binDirectory}/pg_dump`);
+    existsSync(`${from.binDirectory}/pg_dump`);
   const cases: Case[] = [
     { name: NEW_TABLES, prepare: dropAndCreate, run: pipe(true) },
     {
@@ -208,7 +221,7 @@ async function main(): Promise<number> {
           const dir = await Deno.makeTempDir();
           try {
             // deno-fmt-ignore
-            return await run("pgcopydb", ["clone", "--source", server.url("olist"), "--target", server.url("copydb"),
+            return await run("pgcopydb", ["clone", "--source", from.url("olist"), "--target", to.url("copydb"),
               "--dir", `${dir}/state`, "--drop-if-exists", "--table-jobs", "2", "--index-jobs", "2"]);
           } finally {
             await Deno.remove(dir, { recursive: true });
@@ -261,7 +274,6 @@ async function main(): Promise<number> {
       ...(hasHint ? withKitchenSync(name, sql) : []),
     ]),
   ];
-  if (hasPgcopydb) await warehouse.unsafe("create database copydb");
   await load();
   const isPeer = ({ name }: Case) => name === PIPES || name === NEW_TABLES;
   const chosen = cases.filter((c) => isPeer(c) || only.test(c.name));
@@ -282,7 +294,7 @@ async function main(): Promise<number> {
   await source.end({ timeout: 1 });
   await keyed.end({ timeout: 1 });
   await warehouse.end({ timeout: 1 });
-  report(rows, rounds, server.version, times);
+  report(rows, rounds, from.version, times);
   if (!hasPgcopydb) print("absent: pgcopydb, or the pg_dump of this server");
   if (!kitchenSync) print("absent: Kitchen Sync");
   return 0;
@@ -361,10 +373,16 @@ const TARGET_TABLES = `create schema m_data; ${
   .replace("date date", "date timestamptz");
 
 /** The peer: delete and copy each table in one transaction, both in parallel. */
-function pipes(host: string, port: number, isNew: boolean): string {
+function pipes(
+  from: PostgresServer,
+  to: PostgresServer,
+  isNew: boolean,
+): string {
+  const psql = ({ host, port }: PostgresServer) =>
+    `psql -qX -h ${host} -p ${port} -U postgres`;
   const pipe = (select: string, table: string) =>
-    `psql -qX -h ${host} -p ${port} -U postgres -d olist -c "copy (${select}) to stdout (format binary)" |
-     psql -qX -1 -h ${host} -p ${port} -U postgres -d dwh ${
+    `${psql(from)} -d olist -c "copy (${select}) to stdout (format binary)" |
+     ${psql(to)} -1 -d dwh ${
       isNew ? "" : `-c "delete from m_data.${table}"`
     } -c "copy m_data.${table} from stdin (format binary)"`;
   return `(${pipe("select * from marketing.closed_deals", "closed_deal")}) &
