@@ -21,6 +21,7 @@ import {
   wholeTableSql,
 } from "./queries.ts";
 import { type HashMethod, rowHash } from "./row_hash.ts";
+import { HashList } from "./hash_list.ts";
 import { RowMatcher, RowSet, type SideName } from "./row_matcher.ts";
 import type { Column, Table } from "../tables/declaration.ts";
 
@@ -136,6 +137,8 @@ interface OldRows {
   readonly young: Readonly<Record<SideName, RowSet>>;
   /** The old rows that one side has more often, by the columns of the comparison. */
   readonly difference: RowDifference;
+  /** Those rows of the target for which another row may have the same values. */
+  readonly repeated: RowSet;
 }
 
 /** Returns the hash of an old row, as SQL. The last bit distinguishes it from a young one. */
@@ -150,14 +153,17 @@ export function oldHash(
  * Matches the old rows of both sides by some of their columns. Reads no other column.
  *
  * @param isYoung SQL conditions for the young rows of each side.
+ * @param expectedRows number of old rows of the target.
  */
 export async function matchOldRows(
   sides: Sides,
   columns: readonly Column[],
   isYoung: Readonly<Record<SideName, string>>,
+  expectedRows: number,
 ): Promise<OldRows> {
   const { method } = sides;
   const matcher = new RowMatcher();
+  const matched = new HashList(expectedRows);
   const young = { source: new RowSet(), target: new RowSet() };
   await matchRows(
     sides,
@@ -171,8 +177,12 @@ export async function matchOldRows(
         range,
       ),
     (side, upper, lower, block = 0, item = 0) => {
-      if ((lower & 1) === 0) matcher.add(side, upper, lower, block, item);
-      else if (matcher.isFirstPass) young[side].add(upper, lower, block, item);
+      if ((lower & 1) === 0) {
+        const hasPartner = matcher.add(side, upper, lower, block, item);
+        if (hasPartner) matched.add(upper, lower);
+      } else if (matcher.isFirstPass) {
+        young[side].add(upper, lower, block, item);
+      }
     },
   );
   const { source, target, isWhole } = matcher;
@@ -183,6 +193,7 @@ export async function matchOldRows(
     },
     young,
     difference: { source, target, isWhole },
+    repeated: matched.findRepeated(target),
   };
 }
 
@@ -201,7 +212,7 @@ async function matchRows(
   matcher: RowMatcher,
   select: (side: SideName, range: HashRange | undefined) => string,
   onRow: OnHash = (side, upper, lower, block, item) =>
-    matcher.add(side, upper, lower, block, item),
+    void matcher.add(side, upper, lower, block, item),
 ): Promise<void> {
   const sessions = [sides.source.session, sides.target.session] as const;
   using _ = watchTogether(...sessions);

@@ -128,8 +128,10 @@ export function writtenRowsSql(
   columns: readonly Column[],
   method: HashMethod,
 ): string {
-  return `select pg_catalog.count(*)::text as total, pg_catalog.count(hash)::text as count, coalesce(pg_catalog.sum(hash), 0)::text as checksum from (
-      select case when pg_catalog.age(xmin) <= 0 then ${
+  const isWritten = "where pg_catalog.age(xmin) <= 0";
+  return `select pg_catalog.count(*)::text as total,
+      pg_catalog.count(*) filter (${isWritten})::text as count,
+      coalesce(pg_catalog.sum(${
     rowHash(columns, method)
-  } end as hash from ${relation} offset 0) rows`;
+  }) filter (${isWritten}), 0)::text as checksum from ${relation}`;
 }

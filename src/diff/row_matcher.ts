@@ -65,6 +65,16 @@ export class RowSet {
     }
   }
 
+  /** Calls `onRow` with each row. */
+  forEach(
+    onRow: (upper: number, lower: number, block: number, item: number) => void,
+  ): void {
+    for (let i = 0; i < this.#count; i++) {
+      const [upper, lower, block] = this.#words.subarray(3 * i, 3 * i + 3);
+      onRow(upper!, lower!, block!, this.#items[i]!);
+    }
+  }
+
   #hash(index: number): bigint {
     return joined(
       this.#words[3 * index]!,
@@ -161,16 +171,19 @@ export class RowMatcher {
     return this.#isWhole;
   }
 
-  /** Adds a row. Rows that cannot be addressed have no block and no item. */
+  /**
+   * Adds a row, and returns whether it cancels an equal row of the other side. Rows
+   * that cannot be addressed have no block and no item.
+   */
   add(
     side: SideName,
     upper: number,
     lower: number,
     block = 0,
     item = 0,
-  ): void {
+  ): boolean {
     if (this.#isFirstPass) this.#totals[side].add(upper, lower);
-    if (this.#isOutside(upper)) return;
+    if (this.#isOutside(upper)) return false;
     const mark = side === "target" ? OF_TARGET : 0;
     const head = lower & (this.#size - 1);
     let before = -1;
@@ -179,11 +192,12 @@ export class RowMatcher {
         // All rows of a hash are of one side: those of the other one were canceled.
         if ((this.#item[at]! & OF_TARGET) === mark) break;
         this.#remove(head, before, at);
-        return;
+        return true;
       }
       before = at;
     }
     this.#insert(upper, lower, block, item | mark);
+    return false;
   }
 
   /** Ends a pass. Returns whether another one follows. */

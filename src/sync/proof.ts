@@ -67,10 +67,13 @@ export async function prove(
     readsOwnFile(target, last.target),
   ]);
   if (!arePlain.every(Boolean)) return { xids: [] };
-  const counted = expectsRemovals ? undefined : await proveAdded(sides, last);
-  const found = counted?.compared
-    ? counted
-    : await proveRemoved(sides, last) ?? counted;
+  // No transaction of the source has ended since, so it has the same rows.
+  const isAtRest = xmax === BigInt(last.source.horizon);
+  const found = isAtRest
+    ? await proveUnchanged(sides, last)
+    : expectsRemovals
+    ? await proveRemoved(sides, last)
+    : await proveAdded(sides, last);
   const { compared, young, isChanged = true } = found ?? {};
   const xids = young
     ? await runningBeside(source, present.source.horizon, young)
@@ -95,30 +98,44 @@ interface Found {
   readonly isChanged: boolean;
 }
 
+/** Compares the target only: the source is known to have the rows of the last load. */
+async function proveUnchanged(
+  { target }: Sides,
+  last: VerifiedState,
+): Promise<Found> {
+  const isSame = holdsOnlyOld(await countVersions(target, last.target), last);
+  return { isChanged: false, ...isSame ? { compared: unchanged(last) } : {} };
+}
+
 /** Finds that nothing changed, or that rows were only added to the source. */
-async function proveAdded(sides: Sides, last: VerifiedState): Promise<Found> {
+async function proveAdded(
+  sides: Sides,
+  last: VerifiedState,
+): Promise<Found | undefined> {
   const [source, target] = await Promise.all([
     countVersions(sides.source, last.source),
     countVersions(sides.target, last.target),
   ]);
-  const { count, checksum } = last;
-  const isChanged = source.young > 0 || source.old !== count;
-  const isSame = source.old === count && target.old === count &&
-    target.young === 0;
-  if (!isSame) return { isChanged };
-  if (source.young === 0) {
-    const before = { count, checksum };
-    const plan = { mode: "unchanged" } as const;
-    return {
-      compared: { plan, source: before, target: before },
-      isChanged,
-    };
+  const isSame = holdsOnlyOld(target, last);
+  if (holdsOnlyOld(source, last)) {
+    return { isChanged: false, ...isSame ? { compared: unchanged(last) } : {} };
   }
-  const young = `${await pagesOfYoung(sides.source, last.source)} and ${
-    youngSql(last.source)
-  }`;
-  const compared = await compareRows(sides, last, young, source.young);
-  return { young, isChanged, ...compared ? { compared } : {} };
+  if (!isSame) return { isChanged: true };
+  if (source.total > last.count) {
+    // They are often on the last pages.
+    const young = `ctid >= '${source.firstYoung}' and ${youngSql(last.source)}`;
+    const { compared, added } = await compareRows(sides, last, young);
+    if (source.total === last.count + added) {
+      return { young, isChanged: true, compared };
+    }
+  }
+  return await proveRemoved(sides, last);
+}
+
+/** Returns the plan for two sides with the rows of the last load. */
+function unchanged({ count, checksum }: VerifiedState): Compared {
+  const before = { count, checksum };
+  return { plan: { mode: "unchanged" }, source: before, target: before };
 }
 
 /**
@@ -133,24 +150,38 @@ async function proveRemoved(
 ): Promise<Found | undefined> {
   const columns = await identifyingColumns(sides);
   if (!columns) return undefined;
-  const { count, young, difference } = await matchOldRows(sides, columns, {
-    source: youngSql(last.source),
-    target: youngSql(last.target),
-  });
+  const { count, young, difference, repeated } = await matchOldRows(
+    sides,
+    columns,
+    { source: youngSql(last.source), target: youngSql(last.target) },
+    last.count,
+  );
   const removed = difference.target;
-  const added = ctidSql(young.source.ctids());
+  const condition = ctidSql(young.source.ctids());
   const found = {
-    ...young.source.count > 0 ? { young: added } : {},
+    ...young.source.count > 0 ? { young: condition } : {},
     isChanged: young.source.count + removed.count > 0,
   };
   const isSound = difference.isWhole && difference.source.count === 0 &&
-    count.target === last.count && young.target.count === 0;
+    count.target === last.count && young.target.count === 0 &&
+    await areUnique(sides, columns, repeated);
   if (!isSound) return found;
-  const compared = await compareRows(sides, last, added, young.source.count, {
-    columns,
-    rows: removed,
-  });
-  return { ...found, ...compared ? { compared } : {} };
+  const { compared } = await compareRows(sides, last, condition, removed);
+  return { ...found, compared };
+}
+
+/** Returns whether the target has no other rows with the values of these ones. */
+async function areUnique(
+  { target: { session, relation }, method }: Sides,
+  columns: readonly Column[],
+  rows: RowSet,
+): Promise<boolean> {
+  if (rows.count === 0) return true;
+  const [found] = await session.query(
+    `select pg_catalog.count(*)::text as count from ${relation}
+     where ${hashSql(oldHash(columns, method), rows.hashes())}`,
+  );
+  return Number(found!.count) === rows.count;
 }
 
 /**
@@ -175,49 +206,42 @@ async function identifyingColumns(
 /**
  * Compares the rows that were added to the source with those that were removed.
  *
- * @param added SQL condition for the added rows, which are `count` rows.
- * @param removed the rows of the target, found by the hash of these columns.
- * @returns `undefined` where the conditions find other numbers of rows.
+ * @param condition SQL condition for the added rows.
+ * @param removed the rows of the target that the source lacks.
+ * @returns the plan, and the number of added rows.
  */
 async function compareRows(
   sides: Sides,
   last: VerifiedState,
-  added: string,
-  count: number,
-  removed?: { readonly columns: readonly Column[]; readonly rows: RowSet },
-): Promise<Compared | undefined> {
-  const { table, target, method } = sides;
-  const source = {
-    ...sides.source,
-    relation: sourceRelation({ ...table, where: added }, true),
-  };
-  const targetRows = (condition: string) => ({
-    ...target,
-    relation: `${target.relation} where ${condition}`,
-  });
-  // The seed of the last load is known by now. So rows could be made for it.
-  const { source: plus, target: minus, difference } = await diffRows({
+  condition: string,
+  removed?: RowSet,
+): Promise<{ readonly compared: Compared; readonly added: number }> {
+  const rows = (added: string, removed: string): Sides => ({
     ...sides,
-    source,
-    // All rows with these values, so that a repeated value is noticed.
-    target: targetRows(
-      removed
-        ? hashSql(oldHash(removed.columns, method), removed.rows.hashes())
-        : "false",
-    ),
+    source: {
+      ...sides.source,
+      relation: sourceRelation({ ...sides.table, where: added }, true),
+    },
+    target: {
+      ...sides.target,
+      relation: `${sides.target.relation} where ${removed}`,
+    },
   });
-  if (plus.count !== count || minus.count !== (removed?.rows.count ?? 0)) {
-    return undefined;
-  }
-  const before = { count: last.count, checksum: last.checksum };
-  const earlier = withSeed(sides, last);
+  const changed = rows(condition, removed ? ctidSql(removed.ctids()) : "false");
+  // The seed of the last load is known by now. So rows could be made for it.
+  const { source: plus, difference } = await diffRows(changed);
+  // Rows that both have cancel each other in the sum, too.
+  const { source, target } = difference.isWhole
+    ? rows(
+      ctidSql(difference.source.ctids()),
+      ctidSql(difference.target.ctids()),
+    )
+    : changed;
   const [more, less] = await Promise.all([
-    wholeFingerprint(source, earlier),
-    wholeFingerprint(
-      targetRows(removed ? ctidSql(removed.rows.ctids()) : "false"),
-      earlier,
-    ),
+    wholeFingerprint(source, withSeed(sides, last)),
+    wholeFingerprint(target, withSeed(sides, last)),
   ]);
+  const before = { count: last.count, checksum: last.checksum };
   const now = {
     count: before.count - less.count + more.count,
     checksum: (BigInt(before.checksum) - BigInt(less.checksum) +
@@ -227,9 +251,12 @@ async function compareRows(
     ? modeFor(difference.source.count + difference.target.count, now.count)
     : "full";
   return {
-    plan: mode === "delta" ? { mode, difference } : { mode },
-    source: now,
-    target: before,
+    compared: {
+      plan: mode === "delta" ? { mode, difference } : { mode },
+      source: now,
+      target: before,
+    },
+    added: plus.count,
   };
 }
 
@@ -248,17 +275,25 @@ function horizonAge({ horizon }: Pick<SideState, "horizon">): string {
 /** Returns an SQL condition for rows that may have been invisible at the last load. */
 function youngSql(state: Omit<SideState, "facts">): string {
   const others = state.xids.map((xid) => BigInt(xid) % RAW_XID);
-  // pg_surgery writes 2 into a row that it makes visible again.
-  return `(pg_catalog.age(xmin) <= ${horizonAge(state)} or xmin = '2'::xid)${
+  // pg_surgery writes 2 into a row that it makes visible again. Its age is 2^31 - 1.
+  return `pg_catalog.age(xmin) % 2147483647 <= ${horizonAge(state)}${
     others.length > 0 ? ` and xmin <> all ('{${others}}'::xid[])` : ""
   }`;
 }
 
-/** The numbers of row versions of a side. */
+/** The row versions of a side. */
 interface RowVersions {
-  /** Rows that were visible at the last load. */
-  readonly old: number;
-  readonly young: number;
+  readonly total: number;
+  /** The ctid of the first row that may have been invisible at the last load. */
+  readonly firstYoung: string | null;
+}
+
+/** Returns whether all rows of the last load are there, and no others. */
+function holdsOnlyOld(
+  { total, firstYoung }: RowVersions,
+  { count }: VerifiedState,
+): boolean {
+  return firstYoung === null && total === count;
 }
 
 /** The lines of the plan of {@linkcode countSql} on a table that the server itself stores. */
@@ -266,7 +301,7 @@ const PLAIN_PLAN = /^\s*(->\s+)?(Aggregate|InitPlan .*|Result|Seq Scan on .*)$/;
 
 function countSql({ relation }: Side, state: SideState): string {
   return `select pg_catalog.count(*)::text as total,
-      pg_catalog.count(*) filter (where ${youngSql(state)})::text as young
+      pg_catalog.min(ctid) filter (where ${youngSql(state)})::text as first
     from ${relation}`;
 }
 
@@ -278,26 +313,13 @@ async function readsOwnFile(side: Side, state: SideState): Promise<boolean> {
   return plan.every((line) => PLAIN_PLAN.test(line["QUERY PLAN"]));
 }
 
-/** Counts the rows that were visible at the last load, and the others. */
+/** Counts the rows, and finds the first one that may have been invisible at the last load. */
 async function countVersions(
   side: Side,
   state: SideState,
 ): Promise<RowVersions> {
   const [row] = await side.session.query(countSql(side, state));
-  const young = Number(row!.young);
-  return { old: Number(row!.total) - young, young };
-}
-
-/** Returns an SQL condition for the pages of the young rows. They are often the last ones. */
-async function pagesOfYoung(
-  { session, relation }: Side,
-  state: SideState,
-): Promise<string> {
-  const [row] = await session.query(
-    `select pg_catalog.min(ctid)::text as first, pg_catalog.max(ctid)::text as last
-     from ${relation} where ${youngSql(state)}`,
-  );
-  return `ctid >= '${row!.first}' and ctid <= '${row!.last}'`;
+  return { total: Number(row!.total), firstYoung: row!.first };
 }
 
 /**

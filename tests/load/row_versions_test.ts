@@ -250,6 +250,24 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     assertEquals((await scene.expect(true)).checksum, appended.checksum);
   });
 
+  await t.step("a source without new transactions is not read", async () => {
+    await db.source.unsafe(`alter role "${db.reader}" set track_counts = on`);
+    const scans = async () => {
+      const [row] = await db.source.unsafe(
+        "select seq_scan::int from pg_stat_all_tables where relid = 'shop.item'::regclass",
+      );
+      return row!.seq_scan;
+    };
+    await scene.sync();
+    const before = await scans();
+    await scene.expect(true);
+    await db.source.unsafe("insert into shop.other values (1)");
+    await scene.expect(true);
+    await until("a scan is counted", async () => await scans() > before);
+    assertEquals(await scans(), before + 1);
+    await db.source.unsafe(`alter role "${db.reader}" reset track_counts`);
+  });
+
   await t.step("appended by key, in an atomic run", async () => {
     const keyed = { ...ITEM, key: ["id"] };
     await loadItems(db, keyed);
