@@ -5,6 +5,7 @@
  */
 import { hasSqlstate } from "../errors.ts";
 import type { Session, TransactionOptions } from "./session.ts";
+import { setLockTimeout } from "./sql.ts";
 
 /** Seconds of the first wait, in which most locks are free. */
 const FIRST_SECONDS = 0.1;
@@ -54,8 +55,4 @@ export async function beginLocked(
     );
     longest = 1.5 * row!.seconds;
   }
-}
-
-function setLockTimeout(seconds: number): string {
-  return `set local lock_timeout = '${Math.ceil(seconds * 1000)}ms'`;
 }

@@ -28,6 +28,7 @@ import {
   type Parameter,
   type Row,
   SET_SEARCH_PATH,
+  setLockTimeout,
   withParameters,
 } from "./sql.ts";
 
@@ -56,8 +57,9 @@ const MAX_LOCK_SECONDS = 10;
  * where that is shorter. At least 1 s, because loads also wait for each other's rows.
  */
 export function limitHistoryLocks(lockTimeoutSeconds: number): string {
-  const seconds = Math.min(MAX_LOCK_SECONDS, Math.max(1, lockTimeoutSeconds));
-  return `set local lock_timeout = '${Math.round(seconds * 1000)}ms'`;
+  return setLockTimeout(
+    Math.min(MAX_LOCK_SECONDS, Math.max(1, lockTimeoutSeconds)),
+  );
 }
 
 interface Connected {

@@ -44,6 +44,11 @@ set local statement_timeout = 0;
 set local lock_timeout = 0;
 set local idle_in_transaction_session_timeout = 0`;
 
+/** Returns SQL that limits each wait for a lock in the transaction. At least 1 ms, because 0 would disable the limit. */
+export function setLockTimeout(seconds: number): string {
+  return `set local lock_timeout = '${Math.ceil(seconds * 1000)}ms'`;
+}
+
 /** Quotes an identifier. */
 export function identifier(name: string): string {
   return `"${name.replaceAll('"', '""')}"`;

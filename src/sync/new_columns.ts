@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { ServiceError } from "../errors.ts";
+import { hasSqlstate, ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, qualified } from "../postgres/sql.ts";
 import { formatTypeName } from "../tables/column_types.ts";
@@ -43,9 +43,15 @@ export function withoutNewColumns(
   if (added.length === 0) return { table, warnings: [], hasAdded: false };
   const { schema, name } = table.target;
   const listed = added.map(({ name }) => `"${name}"`).join(", ");
-  const columns = table.columns.filter((column) => !added.includes(column));
+  const fitted = without(
+    added,
+    table,
+    `the target lacks columns of the source, so they are not loaded: ${listed}`,
+  );
   const hasKey = !added.some(({ name }) => table.key?.includes(name));
-  if (table.newColumns === "fail" || columns.length === 0 || !hasKey) {
+  if (
+    table.newColumns === "fail" || fitted.table.columns.length === 0 || !hasKey
+  ) {
     throw new ServiceError(
       "target_incompatible",
       `the source has columns that ${schema}.${name} in the warehouse lacks: ${listed}`,
@@ -56,16 +62,19 @@ export function withoutNewColumns(
       },
     );
   }
-  return {
-    table: { ...table, columns },
-    warnings: [
-      `the target lacks columns of the source, so they are not loaded: ${listed}`,
-    ],
-    hasAdded: false,
-  };
+  return fitted;
 }
 
-/** Milliseconds that adding columns waits for the lock that readers notice. */
+function without(
+  omitted: readonly Column[],
+  table: Table,
+  warning: string,
+): FittedTable {
+  const columns = table.columns.filter((column) => !omitted.includes(column));
+  return { table: { ...table, columns }, warnings: [warning], hasAdded: false };
+}
+
+/** Maximum wait for the lock of adding columns, in milliseconds. New readers wait behind it. */
 const LOCK_MILLISECONDS = 200;
 
 /**
@@ -97,25 +106,16 @@ export async function addNewColumns(
       }`,
     );
   } catch (error) {
-    if (
-      !(error instanceof ServiceError) || error.sqlstate !== "55P03" ||
-      added.some(({ name }) => table.key?.includes(name))
-    ) {
-      throw error;
-    }
+    const isNeeded = added.some(({ name }) => table.key?.includes(name));
+    if (isNeeded || !hasSqlstate(error, "55P03")) throw error;
     await warehouse.query(
       "rollback to savepoint new_columns; release savepoint new_columns",
     );
-    return {
-      table: {
-        ...table,
-        columns: table.columns.filter((column) => !added.includes(column)),
-      },
-      warnings: [
-        `columns ${listed} are not added, because another session uses the target. A later load adds them`,
-      ],
-      hasAdded: false,
-    };
+    return without(
+      added,
+      table,
+      `columns ${listed} are not added, because another session uses the target. A later load adds them`,
+    );
   }
   await warehouse.query("release savepoint new_columns");
   await warehouse.restoreSettings();

@@ -11,7 +11,7 @@ import {
   openWhenFree,
   Session,
 } from "../postgres/session.ts";
-import { literal } from "../postgres/sql.ts";
+import { literal, setLockTimeout } from "../postgres/sql.ts";
 import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/meanings.ts";
 import { HASH_PROBE, randomSeed } from "../diff/row_hash.ts";
@@ -59,13 +59,13 @@ export interface Snapshot extends AsyncDisposable {
   readonly horizon: Horizon;
   /** Facts of the tables whose row versions a proof can compare. */
   readonly facts: ReadonlyMap<string, string>;
-  /** Watermarks. The next load expects differences where they are others. */
+  /** Watermarks. The next load expects a difference where one has changed. */
   readonly marks: ReadonlyMap<string, SourceWatermark>;
   /** Tables whose rows keep their ctid. */
   readonly withStableCtid: ReadonlySet<string>;
   /** Tables other than views: each read returns the same rows. */
   readonly repeatable: ReadonlySet<string>;
-  /** Returns the error with recovery of the standby as its cause, where it can be. */
+  /** Returns the error with the remedy for a standby, where its recovery may be the cause. */
   readonly explain: (error: unknown) => unknown;
   /** Names of the readable tables, the largest first. */
   readonly bySize: readonly string[];
@@ -435,9 +435,7 @@ async function openReader(
       },
       [
         ...(isLockedFirst ? [lock, adopt] : [adopt, lock]),
-        `set local lock_timeout = '${
-          Math.round(config.lockTimeoutSeconds * 1000)
-        }ms'`,
+        setLockTimeout(config.lockTimeoutSeconds),
       ].join(";\n"),
     );
     // The snapshot still exists after the lock, so no DDL committed before it.
@@ -469,11 +467,11 @@ async function moveReader(
 ): Promise<void> {
   try {
     await reader.query(
-      `set local lock_timeout = '${AT_ONCE_SECONDS * 1000}ms';
-       ${lockSql(table)};
-       set local lock_timeout = '${
-        Math.round(config.lockTimeoutSeconds * 1000)
-      }ms'`,
+      [
+        setLockTimeout(AT_ONCE_SECONDS),
+        lockSql(table),
+        setLockTimeout(config.lockTimeoutSeconds),
+      ].join(";\n"),
     );
     await holder.query("select 1");
   } catch (error) {
@@ -521,8 +519,8 @@ function snapshotLost(
 }
 
 /**
- * SQLSTATEs of a snapshot that can no longer be read: 22023 for an unknown
- * identifier, 55000 for an ended transaction, 42704 for a missing file, 55P03 for
- * DDL that waits for the table; and those of a missing table.
+ * SQLSTATEs of a snapshot that can no longer be read, and of a missing table. 22023
+ * is an unknown identifier, 55000 an ended transaction, and 42704 a missing file.
+ * 55P03 is DDL that waits for the table.
  */
 const LOST_SNAPSHOT = ["22023", "55000", "42704", "55P03", ...GONE];

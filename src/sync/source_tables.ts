@@ -158,7 +158,7 @@ function isSource(tables: readonly TableDeclaration[]): string {
   const names = tables.map(({ source }) =>
     `(${literal(source.schema)}, ${literal(source.name)})`
   );
-  // None is left where each was refused in an earlier snapshot.
+  // An earlier snapshot may have refused every table.
   return names.length === 0
     ? "false"
     : `c.relkind in (${KINDS}) and (n.nspname, c.relname) in (${names})`;
@@ -332,14 +332,6 @@ export async function resolveTables(
   return resolved;
 }
 
-/** The SQL fragments of a declaration, with the key that each belongs to. */
-function fragmentsOf({ columns = [], where }: TableDeclaration) {
-  const expressions = columns.flatMap(({ name, expression }) =>
-    expression === undefined ? [] : [{ name, expression }]
-  );
-  return { expressions, where };
-}
-
 /**
  * Returns the types of the expressions, by the name of the column. Evaluates
  * nothing. Returns the error of the first fragment that the server refuses.
@@ -348,8 +340,7 @@ async function describeExpressions(
   session: Session,
   table: SourceTable,
 ): Promise<ReadonlyMap<string, SourceColumn> | ServiceError> {
-  const { expressions, where } = fragmentsOf(table);
-  if (expressions.length === 0 && where === undefined) return new Map();
+  const { columns = [], where } = table;
   const found = new Map<string, SourceColumn>();
   if (where !== undefined) {
     const refused = await trySql(
@@ -360,7 +351,8 @@ async function describeExpressions(
       return badFragment(table, "where", refused);
     }
   }
-  for (const { name, expression } of expressions) {
+  for (const { name, expression } of columns) {
+    if (expression === undefined) continue;
     const rows = await trySql(
       session,
       `select ${literal(name)} as column, ${TYPE_COLUMNS}
@@ -528,8 +520,8 @@ function resolveTable(
 }
 
 /**
- * Returns the rows of the source as SQL: the source table, or a subquery with the names
- * of the target's columns.
+ * Returns SQL of the rows of the source. It is the source table, or a subquery whose
+ * columns have the names of the target's.
  */
 export function sourceRelation(
   { source, columns, where }: Table,
@@ -547,7 +539,7 @@ export function sourceRelation(
       expression === undefined ? identifier(from ?? name) : fragment(expression)
     } as ${identifier(name)}`
   );
-  // They lead to the row of the table.
+  // These columns lead to the row of the table.
   const row = hasStableCtid ? ["ctid", "xmin"] : [];
   return `(select ${[...row, ...values]}
     from ${relation}${

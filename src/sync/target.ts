@@ -33,25 +33,23 @@ import {
 } from "./recreate.ts";
 
 /** The warehouse table that a load writes. */
-export interface Target {
+export interface Target extends
+  Pick<
+    FoundTarget,
+    | "hashProbe"
+    | "hasStableCtid"
+    | "hasNoSideEffects"
+    | "callsFunctions"
+    | "mayActOnOthers"
+    | "lacksReplicaIdentity"
+    | "identityColumns"
+    | "references"
+  > {
   /** Quoted, schema-qualified. */
   readonly relation: string;
   readonly oid: number;
   /** Whether this transaction created it, so that it is empty and invisible to others. */
   readonly isNew: boolean;
-  readonly hashProbe: string;
-  readonly hasStableCtid: boolean;
-  /** Whether writing to it calls no function of others. */
-  readonly hasNoSideEffects: boolean;
-  /** Whether writing to it may call functions of others. They may need the role's own search path. */
-  readonly callsFunctions: boolean;
-  /** Whether such functions, or the actions of foreign keys, may write to another table. */
-  readonly mayActOnOthers: boolean;
-  /** Whether it is published without the replica identity that its writes need. */
-  readonly lacksReplicaIdentity: boolean;
-  /** Columns that are GENERATED ALWAYS AS IDENTITY, which no UPDATE can set. */
-  readonly identityColumns: readonly string[];
-  readonly references: readonly Reference[];
   /** The table with the columns that a load writes. */
   readonly table: Table;
   readonly warnings: readonly string[];
@@ -93,8 +91,14 @@ export interface FoundTarget {
   readonly isLocked: boolean;
   readonly hashProbe: string;
   readonly hasStableCtid: boolean;
-  /** Whether writing to it may call functions of others: in triggers, rules, checks, domains, indexes or partition keys. */
+  /**
+   * Whether writing to it may call functions of others: in triggers, rules, checks,
+   * domains, indexes or partition keys. They may need the role's own search path.
+   */
   readonly callsFunctions: boolean;
+  /** Whether writing to it calls no function of others. */
+  readonly hasNoSideEffects: boolean;
+  /** Whether such functions, or the actions of foreign keys, may write to another table. */
   readonly mayActOnOthers: boolean;
   /** Quoted, qualified names of tables that inherit from it. Partitions do not count. */
   readonly children: readonly string[];
@@ -103,7 +107,10 @@ export interface FoundTarget {
   /** Rules that keep a load from writing. */
   readonly obstructingRules: readonly string[];
   readonly references: readonly Reference[];
+  /** Whether it is published without the replica identity that its writes need. */
   readonly lacksReplicaIdentity: boolean;
+  /** Columns that are GENERATED ALWAYS AS IDENTITY, which no UPDATE can set. */
+  readonly identityColumns: readonly string[];
   /** The role of the session. */
   readonly role: string;
   readonly mayUseSchema: boolean;
@@ -219,13 +226,13 @@ export async function findTarget(
     }
        left join pg_catalog.pg_type standalone on standalone.typnamespace = n.oid
          and standalone.typname = ${literal(name)} and standalone.typrelid = 0
-         -- The server renames an array type that is in the way of a new table.
+         -- The server renames an array type that has the name of a new table.
          and not exists (select from pg_catalog.pg_type e where e.typarray = standalone.oid)`,
   );
   const columns: (FoundColumn & { mayInsert: boolean; mayUpdate: boolean })[] =
     found!.columns ?? [];
   const missing = {
-    // Not false but null is the answer about a table that was dropped meanwhile.
+    // For a table that was dropped meanwhile, the answer is null, not false.
     SELECT: found!.may_select === false,
     INSERT: columns.some(({ mayInsert }) => mayInsert === false),
     UPDATE: table.key !== undefined &&
@@ -234,6 +241,8 @@ export async function findTarget(
   };
   const isPlain = found!.oid === null || found!.plain;
   const more = isPlain ? {} : await findMore(table, found!.oid, warehouse);
+  const hasStableCtid = found!.rowids ?? false;
+  const callsFunctions = Boolean(more.has_code || more.has_triggers);
   return {
     exists: Boolean(found!.kind),
     oid: found!.oid,
@@ -241,16 +250,19 @@ export async function findTarget(
     columns,
     isLocked: found!.is_locked,
     hashProbe: found!.probe,
-    hasStableCtid: found!.rowids ?? false,
-    callsFunctions: Boolean(more.has_code || more.has_triggers),
+    hasStableCtid,
+    callsFunctions,
+    hasNoSideEffects: hasStableCtid && !callsFunctions,
     mayActOnOthers: !isPlain &&
-      Boolean(!found!.rowids || more.has_code || more.has_acting_triggers),
+      Boolean(!hasStableCtid || more.has_code || more.has_acting_triggers),
     children: more.children ?? [],
     foreignParts: more.foreign_parts ?? [],
     obstructingRules: more.rules ?? [],
     references: more.references ?? [],
     lacksReplicaIdentity: found!.may_lack_identity === true &&
       await isPublished(table, warehouse),
+    identityColumns: columns.filter(({ isIdentity }) => isIdentity)
+      .map(({ name }) => name),
     role: found!.role,
     mayUseSchema: found!.may_use ?? true,
     mayCreate: found!.may_create !== false,
@@ -291,7 +303,7 @@ async function findMore(
 
 /** SQL over `pg_class c` of each {@linkcode Reference}. A constraint without triggers is not enforced. */
 const REFERENCES = `(select pg_catalog.json_agg(pg_catalog.json_build_object(
-       'name', pg_catalog.quote_ident(f.conname), 
+       'name', pg_catalog.quote_ident(f.conname),
        'actsOnDelete', f.confdeltype in ('c', 'n', 'd'), 'actsOnUpdate', f.confupdtype in ('c', 'n', 'd'),
        'from', (select pg_catalog.format('%I.%I', rn.nspname, r.relname) from pg_catalog.pg_class r
          join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace where r.oid = f.conrelid),
@@ -363,32 +375,8 @@ export async function lockTarget(
   if (fitted.hasAdded) found = await findTarget(table, warehouse);
   checkTarget(fitted.table, found);
   checkWritable(table, found, warehouse);
-  const {
-    columns,
-    references,
-    hashProbe,
-    hasStableCtid,
-    callsFunctions,
-    mayActOnOthers,
-    lacksReplicaIdentity,
-  } = found;
-  const hasNoSideEffects = hasStableCtid && !callsFunctions;
-  return {
-    relation,
-    oid,
-    isNew: false,
-    hashProbe,
-    hasStableCtid,
-    hasNoSideEffects,
-    callsFunctions,
-    mayActOnOthers,
-    lacksReplicaIdentity,
-    identityColumns: columns.filter(({ isIdentity }) => isIdentity)
-      .map(({ name }) => name),
-    references,
-    table: fitted.table,
-    warnings: fitted.warnings,
-  };
+  const { table: written, warnings } = fitted;
+  return { ...found, relation, oid, isNew: false, table: written, warnings };
 }
 
 /**
@@ -428,20 +416,12 @@ async function createTarget(
     }
   }
   const created = { ...table, target: { ...table.target, name } };
-  const { oid, hasStableCtid, callsFunctions, mayActOnOthers } =
-    await findTarget(created, warehouse);
+  const target = await findTarget(created, warehouse);
   return {
+    ...target,
     relation,
-    oid: oid ?? 0,
+    oid: target.oid ?? 0,
     isNew: true,
-    hashProbe: found.hashProbe,
-    hasStableCtid,
-    hasNoSideEffects: !callsFunctions,
-    callsFunctions,
-    mayActOnOthers,
-    lacksReplicaIdentity: false,
-    identityColumns: [],
-    references: [],
     table,
     warnings: [],
   };
@@ -738,8 +718,9 @@ export function checkDeletable(
 }
 
 /**
- * Checks that the rows of the target that meet the condition, or all rows, can be
- * replaced as {@linkcode checkReferences} says.
+ * Checks by {@linkcode checkReferences} that rows of the target can be replaced.
+ *
+ * @param condition SQL condition for the rows, or `undefined` for all.
  *
  * @throws {ServiceError} `target_incompatible`.
  */
@@ -758,9 +739,9 @@ export async function checkReplacing(
 }
 
 /**
- * Checks that no foreign key changes other rows because a row is deleted and inserted
- * again, or because an update moves a value to another row. Neither happens where the
- * key has exactly the columns that it refers to.
+ * Checks that no foreign key changes other rows. It could do so because a row is deleted
+ * and inserted again, or because an update moves a value to another row. Neither happens
+ * where the key has exactly the columns that it refers to.
  *
  * @param isReplaced whether a row with the same key is deleted and inserted.
  * @throws {ServiceError} `target_incompatible`.
@@ -874,9 +855,9 @@ function checkChildren(
 }
 
 /**
- * Replaces the old table by the loaded one, which gets the properties of the old
- * one. Only here do readers wait. Returns the table under
- * its own name. To give it a constraint can have called functions of others.
+ * Replaces the old table by the loaded one, which gets the properties of the old one.
+ * Readers wait only here. Returns the table under its own name. Adding its constraints
+ * may have called functions of others.
  *
  * @throws {ServiceError} `target_in_use`, naming what cannot be carried over.
  */
@@ -921,17 +902,8 @@ export async function putInPlace(
       throw notCarried(table, [`${what} (${error.reason})`], error);
     }
   }
-  const { callsFunctions, mayActOnOthers } = await findTarget(
-    table,
-    warehouse,
-  );
-  return {
-    ...target,
-    relation,
-    callsFunctions,
-    mayActOnOthers,
-    hasNoSideEffects: !callsFunctions,
-  };
+  const { oid: _, ...placed } = await findTarget(table, warehouse);
+  return { ...target, ...placed, relation };
 }
 
 /**
