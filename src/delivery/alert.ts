@@ -34,7 +34,7 @@ const MAX_TEXT = 500;
 
 /**
  * Returns the alert about an event, or `undefined` without a failure or a recovery.
- * Every failure is reported, and of each failed table the first load after it.
+ * Reports every failure, and the first load of each failed table after it.
  *
  * @param failingTables the tables whose failure the receiver knows.
  * @param context the tables that this process declares, and the name of the warehouse.
@@ -84,7 +84,7 @@ export function alertOf(
   };
 }
 
-/** Returns cause and remedy of the tables that failed for one cause each. The tables that were rolled back with them come last. */
+/** Returns the causes with their tables and remedies. Tables that were rolled back with others come last. */
 function linesOfCauses(failed: readonly FailedEntry[]) {
   const causes = Map.groupBy(
     failed.toSorted((a, b) =>
@@ -122,7 +122,7 @@ function titleNames(entries: readonly TableEntry[], total: number): string {
   return length < total ? `${length} of ${total} tables` : `${length} tables`;
 }
 
-/** Returns how the run came about, how long it took, and how to see it. */
+/** Returns the id, the trigger and the duration of the run, and how to see it. */
 function describeRun(
   { run_id, run_url, trigger, started_at, timestamp }: LoadEvent,
   { warehouse }: { readonly warehouse: string },

@@ -1,6 +1,6 @@
 /**
- * A publisher that posts to an endpoint. It retries with growing delays, and gives
- * up events that failed for too long.
+ * A publisher that posts to an endpoint. It retries with growing delays, and drops
+ * events that failed for too long.
  */
 import { createHash } from "node:crypto";
 import { VERSION } from "../identity.ts";

@@ -1,4 +1,4 @@
-/** The interface of a publisher, which delivers events one after another. */
+/** The interface of a publisher. A publisher delivers events one after another. */
 import type { VariableName } from "../config/variables.ts";
 import type { PublisherName } from "../runs/event.ts";
 

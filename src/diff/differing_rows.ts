@@ -1,9 +1,9 @@
 /**
  * Names the rows that differ, by their key or by all their columns.
  *
- * First it finds the names, as hashes: from the difference that a plan contains, or
- * by comparing one part of all names after the other. Then it reads every row with
- * these names on both sides, so that copies are counted. Memory does not grow with
+ * First it finds the names, as hashes. They come from the difference that a plan
+ * contains. Without one, it compares all names, one part after the other. Then it reads
+ * every row with these names on both sides, and counts copies. Memory does not grow with
  * the table.
  *
  * @module

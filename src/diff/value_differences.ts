@@ -140,8 +140,8 @@ const PIECES = 256;
 const MARGIN = 256;
 
 /**
- * Searches the first difference of long values: compares hashes of their pieces, then
- * of pieces of the first piece that differs. Reads only a few bytes of a value.
+ * Searches the first difference of long values. Compares hashes of their pieces, and
+ * then of pieces of the first piece that differs. Reads only a few bytes of a value.
  */
 async function locate(
   sides: Sides,

@@ -48,7 +48,7 @@ export function problemDocument(c: Context, error: ServiceError): Response {
 export function signIn(
   c: Context,
   refusal: string | undefined,
-  next = pageAsked(c),
+  next = requestedPath(c),
 ): Response {
   // Browsers send no cookie with a link on another site, but with a refresh of this page.
   if (c.req.header("sec-fetch-site") === "cross-site") c.header("refresh", "0");
@@ -60,7 +60,7 @@ export function signIn(
 }
 
 /** Returns the path of the requested page. */
-function pageAsked(c: Context): string {
+function requestedPath(c: Context): string {
   if (c.req.method !== "GET") return "/";
   const { pathname, search } = new URL(c.req.url);
   return pathname + search;

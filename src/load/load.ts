@@ -60,8 +60,8 @@ export async function load(
 /**
  * Queues a run, or joins the one with equal options that is queued already.
  *
- * @param waitSeconds how long the caller waits for its start. With null the run
- * happens in any case, even if this process ends.
+ * @param waitSeconds the caller's maximum wait for its start. With null, the run is
+ * unattended: it starts even if this process ends.
  */
 export async function enqueue(
   context: AppContext,
@@ -79,7 +79,7 @@ export async function enqueue(
   );
 }
 
-/** Queues the run of a schedule's tick, which happens in any case. */
+/** Queues the unattended run of a schedule's tick. */
 export async function enqueueScheduled(
   context: AppContext,
   options: RunOptions,

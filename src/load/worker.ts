@@ -28,7 +28,7 @@ import { loadFromOneSnapshot } from "./commit.ts";
 import { retry } from "./retry.ts";
 import type { RunContext } from "./run_context.ts";
 
-/** Milliseconds between two looks at runs that another process may run, and at deadlines. */
+/** Milliseconds between two queries for runs that another process may run, and two checks of deadlines. */
 const POLL_MILLISECONDS = 500;
 
 /** Ends a wait for the lock. */
@@ -55,9 +55,9 @@ interface Wait {
 }
 
 /**
- * Runs queued runs, one after the other. It runs those that its callers wait for,
- * and those of its `unattendedTables` that happen in any case. So it never runs,
- * and a stop never ends, a run that only callers of other processes wait for.
+ * Runs queued runs, one after the other. It runs those that its callers wait for, and
+ * the unattended ones of its `unattendedTables`. It never runs a run that only callers of
+ * other processes wait for. So a stop never ends such a run.
  */
 export class Worker {
   readonly #context: AppContext;

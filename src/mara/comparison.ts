@@ -3,8 +3,8 @@
  * habits from other differences.
  *
  * Mara pipes `psql` through `sed '/^$/d'` into `psql`, and sets `PGTZ` for both
- * (mara_db/shell.py). So a DATE or TIMESTAMP becomes an instant in Mara's time zone,
- * and each value takes the form of its text. Blank lines inside a text vanish. Without
+ * (mara_db/shell.py). So a DATE or TIMESTAMP becomes an instant in Mara's time zone.
+ * Each value takes the form of its text. Blank lines inside a text vanish. Without
  * `csv_format`, an empty text becomes NULL, and a backslash escapes the next character.
  * All other values stay the same.
  *

@@ -87,9 +87,9 @@ const READY = Buffer.from("Z\0\0\0\x05I");
 /**
  * Makes the driver skip its own login on a paused socket. Returns the socket.
  *
- * Relies on the driver: it listens for data and then queues its StartupMessage in
- * the same turn, and writes it together with the first statement. ReadyForQuery
- * is enough to begin.
+ * Relies on the driver: it listens for data, and queues its StartupMessage in the same
+ * turn. It writes that message together with the first statement. ReadyForQuery is
+ * enough to begin.
  */
 function skipStartup<S extends Duplex>(socket: S): S {
   const { write } = socket;
@@ -176,8 +176,8 @@ interface SentCopy<S> {
  * Sends a COPY. The driver resolves a query once, with the stream. It drops the
  * row count, and an error after the last row.
  *
- * Relies on the properties `resolve` and `reject` of a query: the driver calls
- * them, and they can be replaced until the query is sent.
+ * Relies on the properties `resolve` and `reject` of a query. The driver calls them.
+ * They can be replaced until the query is sent.
  */
 export function sendCopy<S extends Readable | Writable>(
   client: Client,

@@ -33,7 +33,7 @@ export function noAnswerError(
     {
       remedy: `Raise default_pool_size if this is PgBouncer. ${
         connectionsRemedy(config)
-      } Otherwise look in pg_stat_activity for what the server waits for.`,
+      } Otherwise look in pg_stat_activity for the lock or event that the server waits for.`,
     },
   );
 }
@@ -58,9 +58,9 @@ export function checkVersion(
 export const GONE: readonly string[] = ["42P01", "3F000"];
 
 /**
- * Returns whether the connection must be replaced: 08 is a connection failure,
- * 25006 a read-only server, 57P01 to 57P05 a shutdown or start. The address may
- * lead to another server by now.
+ * Returns whether the connection must be replaced. The address may lead to another
+ * server by now. 08 is a connection failure, 25006 a read-only server, and 57P01 to
+ * 57P05 a shutdown or start.
  */
 export function isOtherServerNeeded(sqlstate: string): boolean {
   return /^08|^25006$|^57P0/.test(sqlstate);

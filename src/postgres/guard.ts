@@ -48,8 +48,8 @@ const QUERY = type("Q");
 const MAX_COPY_DATA_BYTES = 1024 * MIB;
 
 /**
- * Maximum length of each message, by its type. The guard refuses all other types,
- * such as those of the extended protocol, which the driver is not made to use.
+ * Maximum length of each message, by its type. The guard refuses all other types, such as
+ * those of the extended protocol, which the driver does not use here.
  */
 const MAX_LENGTHS = new Map([
   [COPY_DATA, MAX_COPY_DATA_BYTES],
@@ -181,7 +181,7 @@ export class ServerGuard {
     if (this.#isReady && isStatement) this.#awaited++;
   }
 
-  /** Allows the server to answer the next statement with COPY. `receive` gets what the server sends. */
+  /** Allows the server to answer the next statement with COPY. `receive` gets its data. */
   expectCopy(receive?: CopyReceiver): void {
     this.#copy = receive ? "out" : "in";
     if (receive) this.#receiveCopy = receive;

@@ -1,5 +1,5 @@
 /**
- * Who holds a lock that a statement waited for.
+ * Finds the sessions that hold a lock.
  *
  * @module
  */
@@ -21,9 +21,9 @@ interface LockHolder {
 }
 
 /**
- * Returns who holds locks on a table, on the relations with these `oids`, or on all
- * tables of a schema. The strongest lock is first. A lock that only reads is left out,
- * because nothing but ACCESS EXCLUSIVE waits for it.
+ * Returns the holders of locks on a table, on the relations with these `oids`, or on all
+ * tables of a schema. The strongest lock is first. Omits locks of readers, because only
+ * ACCESS EXCLUSIVE waits for them.
  */
 export async function findLockHolders(
   queryable: Queryable,
@@ -66,7 +66,7 @@ export function formatHolder(holder: LockHolder): string {
   return `session ${pid}${known ? ` (${known})` : ""}`;
 }
 
-/** Returns the end of a message about a lock: who holds it, where that is known. */
+/** Returns the end of a message about a lock. It names the holder, where it is known. */
 export async function holderClause(
   ...of: Parameters<typeof findLockHolders>
 ): Promise<string> {

@@ -33,8 +33,8 @@ export interface Credentials {
 }
 
 /**
- * Characters that Unicode 3.2 lacks or SASLprep prohibits, and that NFKC replaces.
- * libpq looks for such characters before NFKC, and the library only after it.
+ * Characters that NFKC replaces, and that Unicode 3.2 lacks or SASLprep prohibits.
+ * libpq checks for them before NFKC, and the library only after it.
  */
 const PROHIBITED_BEFORE_NFKC =
   /[\u0340-\u0341\u03f7-\u03ff\u10fc-\u10ff\u18aa-\u1dff\u208f-\u209f\u213b-\u213c\u214c-\u2152\u2184-\u218f\u2b00-\u2e7f\u321d-\u321f\u3244-\u3250\u327c-\u327e\u32cc-\u32cf\u32ff\u3377-\u337a\u33de-\u33df\u33ff\ua4c7-\uabff\ufa2e-\ufa2f\ufa6b-\ufaff\ufe10-\ufe1f\ufe47-\ufe48\u{1044e}-\u{1cfff}\u{1d4c1}\u{1d6a4}-\u{1d6a7}\u{1d7ca}-\u{1d7cd}\u{1d800}-\u{1ffff}]/u;
@@ -42,8 +42,8 @@ const PROHIBITED_BEFORE_NFKC =
 /**
  * Returns the credentials for a password.
  *
- * As libpq does, SCRAM hashes the result of SASLprep (RFC 4013), or the password
- * itself where SASLprep prohibits one of its characters.
+ * As in libpq, SCRAM hashes the result of SASLprep (RFC 4013). It hashes the password
+ * itself if SASLprep prohibits one of its characters.
  */
 export async function credentialsOf(password = ""): Promise<Credentials> {
   const same = { password, prepared: password };

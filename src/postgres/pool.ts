@@ -116,9 +116,9 @@ export class Pool implements AsyncDisposable {
    * `timeoutSeconds` defaults to the sum of the stall timeout and of the connection
    * timeouts of all servers.
    *
-   * @throws {ServiceError} `connection_failed` when the server does not answer
-   * in time, `read_only` when it does not accept writes, `lock_lost` when the
-   * address leads to another server than the holder's, or the statement's error.
+   * @throws {ServiceError} the statement's error, `connection_failed` when the server does
+   * not answer in time, or `read_only` when it does not accept writes. `lock_lost` when
+   * the address leads to another server than the holder's.
    */
   async query<T extends Row = Row>(
     text: string,

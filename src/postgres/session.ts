@@ -253,8 +253,8 @@ export class Session implements AsyncDisposable, Disposable {
 
   /**
    * Runs one statement over many rows of a table, in a transaction. The server may
-   * compile it. Compiling takes up to 0.2 s for a statement on catalogs or the
-   * history, because the planner overrates their number of rows.
+   * compile it. Other statements are not compiled. That takes up to 0.2 s for catalogs
+   * and the history, because the planner overrates their number of rows.
    */
   async scan<T extends Row = Row>(text: string): Promise<T[]> {
     return await this.query<T>(
@@ -338,8 +338,8 @@ export class Session implements AsyncDisposable, Disposable {
    * Runs `work` with the search path of the role, which functions in a view or a
    * trigger may need. Restores the settings of the transaction afterwards.
    *
-   * Statements of `work` must name the schema of each function and operator whose
-   * argument types PostgreSQL's own do not fit exactly.
+   * PostgreSQL could call a function or an operator of another role whose argument types
+   * fit better. Statements of `work` must name the schema of each that does not fit exactly.
    */
   async withOwnSearchPath<T>(work: () => Promise<T>): Promise<T> {
     await this.query(this.#setOwnSearchPath());

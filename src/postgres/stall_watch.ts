@@ -1,5 +1,5 @@
 /**
- * Ends sessions on which no byte moves although their server does not work.
+ * Ends sessions on which no byte moves while their server is idle.
  *
  * @module
  */

@@ -20,7 +20,7 @@ export const TRIGGERS = ["http", "cli", "schedule", "notify"] as const;
 /** The trigger of a run, stored verbatim. */
 export type Trigger = (typeof TRIGGERS)[number];
 
-/** The publishers, of which each is a destination of events. */
+/** The publishers. Each is a destination of events. */
 export const PUBLISHERS = ["file", "webhook", "slack", "teams"] as const;
 
 /** Name of a publisher, stored verbatim. */

@@ -18,7 +18,7 @@ const LOCK_TABLE = {
   name: "load_lock",
 } as const;
 
-/** Beginning of the name of a session that holds the lock or waits for it. */
+/** Beginning of the `application_name` of a session that holds the lock or waits for it. */
 const LOCK_APPLICATION_NAME = `${APPLICATION_NAME}/lock`;
 
 /** Returns the name of that session of a process. PostgreSQL cuts names after 63 bytes. */
@@ -115,9 +115,9 @@ export async function acquireLock(
 }
 
 /**
- * Returns the failure of a wait for the lock, which names who holds the lock.
- * Returns `undefined` when the wait is about to end: no session holds the lock any
- * more, or this process has just taken it.
+ * Returns the failure of a wait for the lock. It names the holder of the lock. Returns
+ * `undefined` when the wait is about to end. Then no session holds the lock, or this
+ * process has just taken it.
  *
  * @param isWaiting whether this process waits for the lock.
  */

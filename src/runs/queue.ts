@@ -15,9 +15,12 @@ import type { Config } from "../config/config.ts";
  * Queues a run, or joins the one with equal options that is queued already.
  *
  * A queued run has not started, so a caller that joins it gets a load that starts
- * after the request. `waitSeconds` is the caller's maximum wait for the start. With
- * `null`, the run is unconditional. `workerId` is the calling process. It has one
- * entry for all its callers, with the latest deadline.
+ * after the request.
+ *
+ * @param waitSeconds the caller's maximum wait for the start. With `null`, the run is
+ * unattended: it starts even if no caller waits for it.
+ * @param workerId the calling process. It has one entry for all its callers, with the
+ * latest deadline.
  */
 export async function enqueueRun(
   queryable: Queryable,
@@ -60,7 +63,7 @@ export async function enqueueRun(
 }
 
 /**
- * Queues the run of a schedule's tick. It happens in any case.
+ * Queues the unattended run of a schedule's tick.
  *
  * A tick during a run is skipped. A late replica must skip it, too. So a tick is also
  * skipped when a run finished after the tick. That run must have finished within the
@@ -95,16 +98,18 @@ export async function enqueueTick(
   }
 }
 
-/** SQL of the runs that happen in any case, of tables that the process declares. */
+/** SQL that is true for an unattended run of tables that the process declares. */
 const isUnattended = (tables: string) =>
   `wait_until = 'infinity' and tables <@ ${tables}::text[]`;
 
 /**
- * Claims the oldest of the queued runs that the process's callers wait for, and of
- * those of `tables` that happen in any case. The process holds the
- * service's lock and runs nothing. Claiming twice has no further effect, because
- * the answer to the first claim may be lost. So `workerId` must be unique to the
- * process.
+ * Claims the oldest queued run that a caller of the process waits for, or that is
+ * unattended. The process holds the service's lock and runs nothing. A second claim
+ * returns the same run, because the answer to the first one may be lost. So `workerId`
+ * must be unique to the process.
+ *
+ * @param awaited ids of the runs that callers wait for.
+ * @param tables tables whose unattended runs the process claims.
  */
 export async function claimRun(
   queryable: Queryable,
@@ -129,7 +134,7 @@ export async function claimRun(
   return row as Run | undefined;
 }
 
-/** Reports whether a run of the tables is queued that happens in any case. */
+/** Returns whether an unattended run of the tables is queued. */
 export async function hasUnattendedRuns(
   queryable: Queryable,
   tables: readonly string[],
@@ -209,8 +214,8 @@ export async function withdrawWait(
 }
 
 /**
- * Withdraws a process's wait for a queued run. Closes the run with `error` when
- * no other caller waits for it and it does not happen in any case.
+ * Withdraws a process's wait for a queued run. Closes the run with `error` if no other
+ * caller waits for it and it is not unattended.
  *
  * @returns its event, or `undefined` when the run stays queued or has begun.
  */

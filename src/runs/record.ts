@@ -39,7 +39,7 @@ export const NOW = eventTime("clock_timestamp()");
 
 /**
  * SQL that is true for a queued run that no caller waits for. A process that ends
- * withdraws its wait. One that crashes has some seconds on top.
+ * withdraws its wait. The wait of one that crashes ends some seconds after its deadline.
  */
 export const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
 
@@ -122,7 +122,7 @@ function closedElsewhere(runId: string): ServiceError {
 }
 
 /**
- * Checks that no other process has closed the run, and keeps it until the
+ * Checks that no other process has closed the run, and prevents that until the
  * transaction ends. Returns the time of the database.
  *
  * @throws {ServiceError} `run_lost`.
@@ -179,7 +179,7 @@ export async function checkHistoryTables(session: Session): Promise<void> {
   );
 }
 
-/** The catalogs of what belongs to a table, with the column of the table. */
+/** The catalogs of the parts of a table, with the column that refers to the table. */
 const PARTS = {
   attribute: "attrelid",
   attrdef: "adrelid",

@@ -30,8 +30,8 @@ export interface Run extends RunOptions {
 /** A run in the queue, and how long a caller of this process waits for its start. */
 export interface QueuedRun extends Run {
   /**
-   * End of the wait as Unix time of the warehouse, in seconds. Null when the run
-   * happens in any case.
+   * End of the wait as Unix time of the warehouse, in seconds. Null for an unattended
+   * run, which starts even if no caller waits for it.
    */
   readonly deadline: number | null;
 }

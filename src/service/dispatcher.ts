@@ -17,7 +17,7 @@ import { namesOf } from "../tables/declaration.ts";
 /** Milliseconds between two polls of the queue. */
 const POLL_MILLISECONDS = 3000;
 
-/** Accepts requests, shares runs among them, and runs those that no caller waits for. */
+/** Accepts requests, shares runs among them, and runs unattended runs. */
 export class Dispatcher {
   readonly #context: AppContext;
   readonly #worker: Worker;
@@ -66,7 +66,7 @@ export class Dispatcher {
     return await end;
   }
 
-  /** Queues a run that does not need a caller, even if this process ends. Returns its id. */
+  /** Queues an unattended run, which starts even if this process ends. Returns its id. */
   async submit(
     trigger: Trigger,
     options = defaultOptions(this.#context.config),
@@ -97,8 +97,8 @@ export class Dispatcher {
   }
 
   /**
-   * Watches the queue until the signal. Runs the runs that do not need a caller, such
-   * as those of an ended process, and closes abandoned ones.
+   * Watches the queue until the signal. Runs unattended runs, also those of an ended
+   * process, and closes abandoned ones.
    */
   async resume(signal: AbortSignal): Promise<void> {
     const { config, warehouse, log, deliver } = this.#context;

@@ -5,12 +5,12 @@ import { literal, qualified } from "../postgres/sql.ts";
 import type { Table } from "../tables/declaration.ts";
 
 /**
- * Updates the statistics of a target, in a transaction of its own. Skips a target that
- * another session vacuums or analyzes. In the read-only transaction, functions of an
+ * Updates the statistics of a target, in a separate transaction. Skips a target that
+ * another session vacuums or analyzes. The transaction is read-only, so functions of an
  * index cannot write.
  *
- * @throws {ServiceError} `permission_denied`, or what the server reports. The session
- * has no open transaction then, or is destroyed.
+ * @throws {ServiceError} `permission_denied`, or the error of the server. The session
+ * then has no open transaction, or is destroyed.
  */
 export async function analyzeTarget(
   session: Session,

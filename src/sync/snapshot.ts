@@ -75,8 +75,8 @@ export interface Snapshot extends AsyncDisposable {
    * Returns a session that reads the table in the snapshot. The caller releases it,
    * or starts to close it. Disposing the snapshot waits until it is closed.
    *
-   * @throws {ServiceError} `snapshot_lost` when the source no longer has the
-   * snapshot, or the table can no longer be read in it.
+   * @throws {ServiceError} `snapshot_lost` when the snapshot has ended, or the table cannot
+   * be read in it.
    */
   readonly openReader: (table: TableDeclaration) => Promise<Session>;
   /**
@@ -307,7 +307,7 @@ export function resolvedIn(
 /** The minimum lock timeout in seconds. 0 would disable it. */
 const AT_ONCE_SECONDS = 0.001;
 
-/** A table could not be locked, which ended the transaction. The table is marked as failed. */
+/** Thrown when a table cannot be locked and is marked as failed. The transaction has ended. */
 class LockRefused extends Error {}
 
 /** Locks all tables in the open transaction. */
@@ -325,7 +325,7 @@ async function lockAll(
   const locks = first!.map((table) => session.query(lockSql(table)));
   for (const lock of locks) lock.catch(() => {});
   for (const [index, table] of [...first!, ...others!].entries()) {
-    // It is refused later. Planning its query could contact another server.
+    // A foreign table is refused later. Planning its query could contact another server.
     if (table.kind === "f") continue;
     try {
       // Planning a view can call its functions.

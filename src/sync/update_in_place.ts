@@ -1,6 +1,6 @@
 /**
- * Updates a target in place by its key: rows whose key exists on both sides are
- * updated, so that foreign keys, row triggers and publications see an update.
+ * Updates a target in place by its key. Rows whose key exists on both sides are updated.
+ * Foreign keys, row triggers and publications then see an update.
  *
  * @module
  */
@@ -81,9 +81,9 @@ export async function checkKey({ table, source }: Sides): Promise<void> {
 }
 
 /**
- * Returns an SQL condition that is true if a valid unique index covers the source
- * columns of the key, none of which allows NULL. Columns that are cast could lose
- * the difference of two values.
+ * Returns an SQL condition that is true if a unique index of the source proves the key.
+ * The index is valid and covers the columns of the key, and none of them allows NULL. A
+ * cast could make two values equal, so columns that are cast prove nothing.
  */
 function hasUniqueIndex(
   { source }: Table,

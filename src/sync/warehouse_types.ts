@@ -10,8 +10,8 @@ import { isBuiltIn } from "../tables/column_types.ts";
 import type { Table } from "../tables/declaration.ts";
 
 /**
- * Returns the table with the names that its types have in the warehouse, where an
- * extension can be in another schema than in the source.
+ * Returns the table with the names that its types have in the warehouse. An extension can
+ * be in another schema there.
  *
  * @throws {ServiceError} `target_incompatible` for a type that does not exist.
  */

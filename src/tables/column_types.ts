@@ -1,6 +1,6 @@
 /**
- * The types of columns: the spelling of names, the bytes of values, and the source
- * types that fit a target type.
+ * The types of columns: spellings of names, bytes of values, and the source types that
+ * fit a target type.
  *
  * A type without an entry in the registry uses its send function, like binary COPY.
  *

@@ -129,3 +129,21 @@ Deno.test("no diagram has a semicolon, which ends a line in Mermaid", async () =
     for (const [diagram] of diagrams) assert(!diagram.includes(";"), diagram);
   }
 });
+
+Deno.test("every path that the documents name exists", async () => {
+  const documents = ["README.md", "CONTRIBUTING.md"];
+  for await (const { name } of Deno.readDir(new URL("docs/", ROOT))) {
+    if (name.endsWith(".md")) documents.push(`docs/${name}`);
+  }
+  const folders = "src|tests|docs|deploy|packaging|bench|demo|\\.ci|\\.github";
+  for (const path of documents) {
+    const text = await Deno.readTextFile(new URL(path, ROOT));
+    const named = text.matchAll(
+      new RegExp(`\`((?:${folders})/[\\w./-]+)\``, "g"),
+    );
+    for (const [, name] of named) {
+      const found = await Deno.stat(new URL(name!, ROOT)).catch(() => null);
+      assert(found, `${path}: ${name}`);
+    }
+  }
+});
