@@ -4,11 +4,9 @@
  *
  * @module
  */
-import { createAppContext, startLogging } from "./src/cli/app_context.ts";
 import { parseArguments, usage } from "./src/cli/arguments.ts";
 import type { Command, CommandContext } from "./src/cli/command.ts";
-import { COMMANDS } from "./src/cli/commands.ts";
-import { serveCommand } from "./src/cli/commands/serve.ts";
+import { allCommands, COMMAND_NAMES, commandOf } from "./src/cli/commands.ts";
 import {
   isTraced,
   readEnvironment,
@@ -51,7 +49,7 @@ export async function main(args: readonly string[]): Promise<number> {
   }
   await using released = new AsyncDisposableStack();
   try {
-    const command = findCommand(args);
+    const command = await findCommand(args);
     if (typeof command === "string") {
       print(`${command}\n`);
       return 0;
@@ -76,34 +74,37 @@ export async function main(args: readonly string[]): Promise<number> {
       (text) => mask(text),
       (write) => writeLog = write ?? printError,
     );
-    const log = once(() =>
-      startLogging(
-        config(),
-        output,
-        (text) => mask(text),
-        (text) => writeLog(text),
-      )
-    );
     const context: CommandContext = {
       arguments: parsed,
       environment,
       config,
-      log,
-      app: once(() =>
-        createAppContext(
+      app: once(async () => {
+        // Commands without a warehouse start faster without its driver and the log.
+        const { createAppContext, startLogging } = await import(
+          "./src/cli/app_context.ts"
+        );
+        const log = startLogging(
           config(),
-          log(),
+          output,
+          (text) => mask(text),
+          (text) => writeLog(text),
+        );
+        return createAppContext(
+          config(),
+          log,
           released,
           controller.signal,
           // A command runs one statement at a time. A service has several clients.
-          command === serveCommand ? 4 : 1,
-        )
-      ),
+          command.name === "serve" ? 4 : 1,
+        );
+      }),
       async serve() {
-        // Load the libraries of the server here only, so that other commands start fast.
-        const { serve } = await import("./src/serve.ts");
+        // Deno reads the files of an import with a literal name before the program starts.
+        const { serve }: typeof import("./src/serve.ts") = await import(
+          import.meta.resolve("./src/serve.ts")
+        );
         return await serve({
-          app: context.app(),
+          app: await context.app(),
           signal: controller.signal,
           isTraced: isTraced(),
         });
@@ -148,21 +149,24 @@ function onStopSignal(stop: (name: keyof typeof SIGNAL_EXITS) => void): void {
 }
 
 /** Returns the named command, or the help text to print instead. */
-function findCommand([name, ...rest]: readonly string[]): Command | string {
+async function findCommand(
+  [name, ...rest]: readonly string[],
+): Promise<Command | string> {
   if (name === undefined || name === "--help" || name === "-h") {
-    return helpOfAll(COMMANDS);
+    return helpOfAll(await allCommands());
   }
   if (name === "help") {
-    return rest[0] ? helpOf(findNamed(rest[0])) : helpOfAll(COMMANDS);
+    return rest[0]
+      ? helpOf(await findNamed(rest[0]))
+      : helpOfAll(await allCommands());
   }
-  if (name === "--version") return findCommand(["version"]);
-  return findNamed(name);
+  return await findNamed(name === "--version" ? "version" : name);
 }
 
-function findNamed(name: string): Command {
-  const command = COMMANDS.find((command) => command.name === name);
+async function findNamed(name: string): Promise<Command> {
+  const command = await commandOf(name);
   if (command) return command;
-  const hint = suggest(name, COMMANDS.map((command) => command.name));
+  const hint = suggest(name, COMMAND_NAMES);
   throw usage(`unknown command ${JSON.stringify(name)}${hint}`);
 }
 

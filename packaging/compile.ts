@@ -78,7 +78,7 @@ export async function compileFor(
   write?: string,
 ): Promise<number> {
   // Fill Deno's cache, which `unparsablePaths` searches.
-  const cached = await deno(["cache", "--frozen", "cli.ts"]);
+  const cached = await deno(["cache", "--frozen", "main.ts"]);
   if (cached.code !== 0) return cached.code;
   const { code, stderr } = await deno(
     compileArguments({ target, output, write }, await newerFlags()),
@@ -143,6 +143,7 @@ function compileArguments(
     write ? `--allow-write=${write}` : "--allow-write",
     `--allow-env=${variables}`,
     "--ignore-env",
+    "--include=src/serve.ts",
     "--include=src/runs/migrations",
     "--include=src/cli/licenses.txt",
     "--include=src/http/pages/dashboard.css",

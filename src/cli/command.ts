@@ -1,5 +1,4 @@
 /** A command: its flags, and the context in which it runs. */
-import type { Logger } from "@logtape/logtape";
 import type { Config, Environment } from "../config/config.ts";
 import type { AppContext } from "../context.ts";
 import type { Output } from "./output.ts";
@@ -37,8 +36,7 @@ export interface CommandContext {
   /** Parses on first use, so that `version` works with invalid variables. */
   readonly config: () => Config;
   /** Starts logging and connects to the warehouse on first use. The caller releases both. */
-  readonly app: () => AppContext;
-  readonly log: () => Logger;
+  readonly app: () => Promise<AppContext>;
   /** Serves until the signal. Returns the exit code. */
   readonly serve: () => Promise<number>;
   readonly output: Output;

@@ -107,9 +107,6 @@ interface LoadToPlan extends ShrinkLimit {
   readonly recreate: boolean;
 }
 
-/** The maximum number of rows that a comparison names for one table. */
-export const MAX_NAMED_ROWS = 1000;
-
 /** The maximum number of values that a comparison reads from each side to name rows. */
 const MAX_NAMED_VALUES = 100_000;
 
@@ -117,7 +114,7 @@ const MAX_NAMED_VALUES = 100_000;
 interface CompareOptions {
   /** The load that a dry run plans. A full load, and one that recreates tables, copies every row. */
   readonly load?: LoadToPlan;
-  /** Maximum number of rows to name for each table, at most {@linkcode MAX_NAMED_ROWS}. */
+  /** Maximum number of rows to name for each table. */
   readonly rows?: number | undefined;
   /** Limit of each declared check. Without it, no check is run. */
   readonly checkTimeoutSeconds?: number;

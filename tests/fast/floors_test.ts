@@ -261,6 +261,47 @@ Deno.test("the check of the floors finds a circle within a folder", () => {
   ]);
 });
 
+Deno.test("cli.ts starts without the driver, the log and the service", async () => {
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["info", "--json", "cli.ts"],
+    cwd: ROOT,
+    stdin: "null",
+  }).output();
+  const { modules } = JSON.parse(new TextDecoder().decode(stdout)) as {
+    modules: {
+      specifier: string;
+      dependencies?: {
+        specifier: string;
+        isDynamic?: boolean;
+        code?: { specifier: string };
+      }[];
+    }[];
+  };
+  const byUrl = new Map(modules.map((module) => [module.specifier, module]));
+  const loaded = new Set<string>();
+  const names = new Set<string>();
+  const load = (url: string) => {
+    if (loaded.has(url)) return;
+    loaded.add(url);
+    for (const found of byUrl.get(url)?.dependencies ?? []) {
+      if (found.isDynamic || !found.code) continue;
+      names.add(found.specifier);
+      load(found.code.specifier);
+    }
+  };
+  load(`${ROOT}cli.ts`);
+  assertEquals(loaded.has(`${ROOT}src/config/config.ts`), true);
+  for (const name of ["postgres", "@logtape/logtape", "node:net"]) {
+    assertEquals(names.has(name), false, name);
+  }
+  // Deno reads the files of all these imports before it starts the program.
+  const imported = modules.flatMap(({ dependencies = [] }) =>
+    dependencies.map(({ code }) => code?.specifier)
+  );
+  assertEquals(imported.includes(`${ROOT}src/cli/app_context.ts`), true);
+  assertEquals(imported.includes(`${ROOT}src/serve.ts`), false);
+});
+
 Deno.test("docs/architecture.md lists the floors in the order of this check", async () => {
   const file = new URL("docs/architecture.md", ROOT);
   assertEquals(listedFloors(await Deno.readTextFile(file)), FLOORS);

@@ -34,7 +34,7 @@ export const eventsCommand: Command = {
     const isFollowing = flags.has("follow");
     let after = countOf("after", values.after?.[0] ?? "0", 15);
     const limit = countOf("limit", values.limit?.[0] ?? "100");
-    const { warehouse } = context.app();
+    const { warehouse, log } = await context.app();
     await requireHistory(warehouse);
     if (flags.has("resume")) {
       output.json({ resumed: await resumePublishers(warehouse) });
@@ -58,7 +58,7 @@ export const eventsCommand: Command = {
       } catch (error) {
         if (!isFollowing || output.isUnread()) throw error;
         // Continue after a restart of the warehouse.
-        context.log().warn("Cannot read events: {error}", {
+        log.warn("Cannot read events: {error}", {
           error: (error as Error).message,
         });
       }

@@ -52,7 +52,7 @@ export const runsCommand: Command = {
     if (id !== undefined) return await showRun(context, id);
     const limit = countOf("limit", values.limit?.[0] ?? "20");
     const status = values.status?.[0] as RunState | undefined;
-    const { warehouse } = context.app();
+    const { warehouse } = await context.app();
     await requireHistory(warehouse);
     const runs = await listOutcomes(warehouse, { limit, status });
     context.output.show(
@@ -102,7 +102,7 @@ async function showRun(context: CommandContext, id: string): Promise<number> {
   if (!/^[0-9a-f-]{1,36}$/i.test(id)) {
     throw usage(`--id must be a run's id, not ${JSON.stringify(id)}`, "runs");
   }
-  const { warehouse } = context.app();
+  const { warehouse } = await context.app();
   await requireHistory(warehouse);
   const [found, another] = await findRunIds(warehouse, id.toLowerCase());
   if (another) throw usage(`several runs begin with ${id}`, "runs");

@@ -93,7 +93,7 @@ async function print(
 
 /** Creates missing schemas and tables, and changes no existing ones. */
 async function ensure(context: CommandContext): Promise<number> {
-  const { config, warehouse } = context.app();
+  const { config, warehouse } = await context.app();
   const connection = connectionOf(config, "schema", context.signal);
   await migrate(warehouse, connection);
   await ensureTargetSchemas(warehouse, config.tables);

@@ -1,14 +1,10 @@
 /** `verify`: compares source and target. */
-import {
-  comparedWith,
-  compareTables,
-  MAX_NAMED_ROWS,
-} from "../../sync/compare_tables.ts";
+import { comparedWith, compareTables } from "../../sync/compare_tables.ts";
 import { VARIABLES } from "../../config/variables.ts";
 import { usage } from "../arguments.ts";
 import type { Command } from "../command.ts";
 import { printComparisons } from "../comparison_report.ts";
-import { loadCommand, rowsOf, tablesOf } from "./load.ts";
+import { loadCommand, MAX_NAMED_ROWS, rowsOf, tablesOf } from "./load.ts";
 
 /** The default time zone of Mara. */
 const MARA_TIMEZONE = "Europe/Berlin";
