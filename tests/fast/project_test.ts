@@ -85,7 +85,9 @@ async function* allModules(folder: string): AsyncGenerator<string> {
 
 /** Returns the text of all imports of a module, and of names that it takes from a namespace. */
 function importsOf(text: string): string {
-  const named = text.matchAll(/\{([^{}]*)\}\s*(?:from\b|= await import\()/g);
+  const named = text.matchAll(
+    /\{([^{}]*)\}(?:: typeof import\([^()]*\))?\s*(?:from\b|= await import\()|\(await import\([^()]*\)\)\.\w+/g,
+  );
   const spaces = [...text.matchAll(/import \* as (\w+)/g)].flatMap((
     [, name],
   ) => [...text.matchAll(new RegExp(`\\b${name}\\.\\w+`, "g"))]);
