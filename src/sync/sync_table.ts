@@ -50,6 +50,7 @@ import {
   presentFacts,
   type VerifiedState,
   verifiedState,
+  writtenBy,
 } from "./verified_state.ts";
 
 /** The surroundings of a table's load. */
@@ -201,7 +202,7 @@ export async function syncTable(
       table,
       mode: compared.plan.mode,
       ...verified,
-      verified: stateAfter(verified),
+      verified: stateAfter(verified, applied.xid),
       hasNoSideEffects: placed.hasNoSideEffects,
       mayActOnOthers: placed.mayActOnOthers,
       async verifyAgain() {
@@ -249,7 +250,10 @@ async function prepareComparison(
 ): Promise<{
   readonly sides: Sides;
   readonly compared: Decided;
-  readonly stateAfter: (verified: Verified) => VerifiedState | undefined;
+  readonly stateAfter: (
+    verified: Verified,
+    xid: string | null | undefined,
+  ) => VerifiedState | undefined;
 }> {
   const { config, snapshot, mode, recreate, lastLoads } = context;
   const { name } = unproven.table;
@@ -279,10 +283,10 @@ async function prepareComparison(
     sides,
     compared: proof.compared ??
       await compare(context, sides, target, proof.isChanged),
-    stateAfter: ({ targetCount: count, checksum }) =>
+    stateAfter: ({ targetCount: count, checksum }, xid) =>
       present && checksum !== null
         ? verifiedState(
-          present,
+          writtenBy(present, xid),
           sides,
           { count, checksum },
           last?.verified,
@@ -368,6 +372,8 @@ interface Applied {
   readonly source: Fingerprint;
   /** The fingerprint of the deleted rows, where the delete returned it. */
   readonly deleted?: Fingerprint | undefined;
+  /** The subtransaction that wrote the rows, if there was one. 32 bits, in decimal. */
+  readonly xid?: string | null;
 }
 
 async function apply(

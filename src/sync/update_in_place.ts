@@ -118,6 +118,8 @@ interface Updated {
   readonly rowsBefore: number;
   /** Fingerprint of the deleted rows and of the old versions of updated ones. */
   readonly deleted: Fingerprint | undefined;
+  /** The subtransaction that wrote, where there is a stable ctid. 32 bits, in decimal. */
+  readonly xid: string | null;
 }
 
 /**
@@ -158,7 +160,7 @@ export async function updateInPlace(
     const sql = updateSql(
       table,
       method,
-      target.relation,
+      target,
       staged,
       condition,
       fixed,
@@ -193,6 +195,7 @@ export async function updateInPlace(
     rowsDeleted: Number(row.count),
     rowsBefore: Number(row.before),
     deleted: target.hasStableCtid ? fingerprintOf(row) : undefined,
+    xid: row.xid,
   };
 }
 
@@ -223,12 +226,13 @@ async function uniqueColumns(
 function updateSql(
   table: Table,
   method: HashMethod,
-  relation: string,
+  { relation, hasStableCtid }: Target,
   staged: string,
   condition: string | undefined,
   fixed: readonly Column[],
 ): string {
   const { columns } = table;
+  const xid = (alias: string) => hasStableCtid ? `${alias}.xmin` : "null::xid";
   // The seed of the last load is known by now. So a row could be made for it.
   const unknown = { ...method, seed: randomSeed() };
   const contents = `${rowHash(columns, unknown)} as content, ${
@@ -264,25 +268,26 @@ function updateSql(
       where p.action in ('delete', 'replace') and t.tableoid = p.part and t.ctid = p.id returning p.hash),
     changed as (${
     changing.length === 0
-      ? "select hash from pair where false"
+      ? "select hash, null::xid as xid from pair where false"
       : `update ${relation} t set ${
         changing.map((name) => `${name} = s.${name}`)
       } from pair p join ${staged} s on s.ctid = p.staged
       where p.action = 'update' and t.tableoid = p.part and t.ctid = p.id and ${
         after("gone")
-      } returning p.hash`
+      } returning p.hash, ${xid("t")} as xid`
   }),
     added as (
-      insert into ${relation} (${names}) overriding system value
+      insert into ${relation} as t (${names}) overriding system value
       select ${
     names.map((name) => `s.${name}`)
   } from pair p join ${staged} s on s.ctid = p.staged
       where p.action in ('insert', 'replace') and ${
     after("changed")
-  } returning 1)
+  } returning ${xid("t")} as xid)
     select old.*, (select pg_catalog.count(*) from added) + (select pg_catalog.count(*) from changed) as inserted,
       (select pg_catalog.count(id) from pair) as before,
-      (select pg_catalog.count(*) from pair where action = 'replace') as replaced
+      (select pg_catalog.count(*) from pair where action = 'replace') as replaced,
+      (select pg_catalog.max(xid::text) from (select xid from changed union all select xid from added) written) as xid
     from (select pg_catalog.count(*)::text as count, coalesce(pg_catalog.sum(hash), 0)::text as checksum
       from (select hash from gone union all select hash from changed) hashes) old`;
 }

@@ -140,7 +140,7 @@ export interface Present {
   readonly declaration: string;
   readonly source: { readonly facts: string; readonly horizon: Horizon };
   readonly target: { readonly facts: string; readonly horizon: bigint };
-  /** The loading transaction. */
+  /** The loading transaction, or its subtransaction that wrote. Decimal, 64 bits. */
   readonly xid: string;
 }
 
@@ -189,6 +189,17 @@ export async function presentFacts(
     },
     xid: target.xid,
   };
+}
+
+/** Returns the facts with the subtransaction that wrote, of 32 bits, if there was one. */
+export function writtenBy(
+  present: Present,
+  xid: string | null | undefined,
+): Present {
+  if (!xid) return present;
+  const transaction = BigInt(present.xid);
+  const later = BigInt.asUintN(32, BigInt(xid) - transaction);
+  return { ...present, xid: (transaction + later).toString() };
 }
 
 /**

@@ -284,6 +284,21 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     assertEquals(typeof now!.seed, "string");
   });
 
+  await t.step("updated by key in every load", async () => {
+    const table = { ...ITEM, key: ["id"] };
+    await scene.sync({ table });
+    for (const amount of [1001, 1002]) {
+      await db.source.unsafe(
+        `update shop.item set amount = ${amount} where ${FIRST_ITEM};
+         insert into shop.item (id) values (${amount})`,
+      );
+      const { rowsDeleted, rowsInserted } = await scene.expect(true, { table });
+      assertEquals([rowsDeleted, rowsInserted], [1, 2]);
+    }
+    await db.source.unsafe("delete from shop.item where id in (1001, 1002)");
+    await scene.settle();
+  });
+
   await t.step("rows of transactions above one that still runs", async () => {
     await using other = db.connect("source");
     await other.unsafe("begin; insert into shop.other values (1)");
