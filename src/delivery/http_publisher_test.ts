@@ -19,8 +19,8 @@ Deno.test("retryAfterOf() accepts only seconds and dates, up to a day", () => {
   }
 });
 
-Deno.test("delaySeconds() doubles up to an hour, and varies by a quarter", async () => {
-  const { delaySeconds } = await httpPublisher({
+Deno.test("delaySeconds() doubles up to an hour, and varies by a quarter", () => {
+  const { delaySeconds } = httpPublisher({
     name: "webhook",
     variable: "EVENT_WEBHOOK_URL",
     label: "the webhook",

@@ -1,13 +1,17 @@
 /** Types of runs. */
 import type { Trigger } from "./event.ts";
 
-/** State of a run, stored verbatim. */
-export type RunState =
-  | "queued"
-  | "running"
-  | "succeeded"
-  | "failed"
-  | "interrupted";
+/** The states of a run, in the order of its life. The last three are final. */
+export const RUN_STATES = [
+  "queued",
+  "running",
+  "succeeded",
+  "failed",
+  "interrupted",
+] as const;
+
+/** State of a run, stored verbatim. See {@linkcode RUN_STATES}. */
+export type RunState = (typeof RUN_STATES)[number];
 
 /** Options of a run. Requests with equal options can share one run. */
 export interface RunOptions {

@@ -11,8 +11,8 @@ import { formatTypeName } from "../tables/column_types.ts";
 import type { Column, Table } from "../tables/declaration.ts";
 import { withWarehouseTypes } from "./warehouse_types.ts";
 
-/** The columns of a target. */
-interface FoundTarget {
+/** The columns that a target has. */
+interface TargetColumns {
   readonly columns: readonly { readonly name: string }[];
 }
 
@@ -24,7 +24,7 @@ interface FittedTable {
   readonly hasAdded: boolean;
 }
 
-function newColumnsOf(table: Table, found: FoundTarget): readonly Column[] {
+function newColumnsOf(table: Table, found: TargetColumns): readonly Column[] {
   return table.newColumns === undefined ? [] : table.columns.filter(
     ({ name }) => !found.columns.some((column) => column.name === name),
   );
@@ -37,7 +37,7 @@ function newColumnsOf(table: Table, found: FoundTarget): readonly Column[] {
  */
 export function withoutNewColumns(
   table: Table,
-  found: FoundTarget,
+  found: TargetColumns,
 ): FittedTable {
   const added = newColumnsOf(table, found);
   if (added.length === 0) return { table, warnings: [], hasAdded: false };
@@ -86,7 +86,7 @@ const LOCK_MILLISECONDS = 200;
 export async function addNewColumns(
   table: Table,
   warehouse: Session,
-  found: FoundTarget,
+  found: TargetColumns,
 ): Promise<FittedTable> {
   const added = newColumnsOf(table, found);
   if (added.length === 0) return { table, warnings: [], hasAdded: false };

@@ -180,7 +180,7 @@ function someFailure() {
   return { run, event, code: "connection_failed" } as const;
 }
 
-Deno.test("a failure spooled while the spool is drained is not lost, and a stop is recorded as one", async () => {
+Deno.test("a failure spooled while the spool is drained is not lost, and a stop is recorded as interrupted", async () => {
   await using db = await loadedDatabases({ deals: 5, leads: 5 });
   await using context = contextOf(db);
   const spool = context.config.eventSpoolFile;

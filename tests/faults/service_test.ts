@@ -313,7 +313,7 @@ const BEFORE_THE_START = {
   },
 };
 
-Deno.test("a load that is stopped before its run begins does not begin", async (t) => {
+Deno.test("a stop before the run begins prevents the run", async (t) => {
   await using db = await copyLoaded();
   await using context = contextOf(db);
   const reason = new ServiceError("draining", "The service is shutting down");

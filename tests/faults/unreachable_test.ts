@@ -14,7 +14,7 @@ const IMPATIENT = { STALL_TIMEOUT: "1", CONNECT_TIMEOUT: "1" };
 
 for (const side of SIDES) {
   for (const accept of ["close", "silence", "refused"] as const) {
-    Deno.test(`load gives up a ${side} after a few attempts: ${accept}`, async () => {
+    Deno.test(`load fails after a few attempts at a ${side}: ${accept}`, async () => {
       await using db = await loadedDatabases({ deals: 5, leads: 5 });
       const scene = await changeSource(db);
       await using network = proxied(db, {

@@ -143,7 +143,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a log that Deno would print twice is not exported, and says so",
+  name: "a log that Deno would print twice is not exported, with a warning",
   ignore: BINARY !== undefined,
   async fn() {
     await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });

@@ -131,22 +131,28 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
       0,
     );
   });
-  await t.step("requests that differ in it share no run", async () => {
-    await using context = contextOf(db);
-    const enqueue = (allowShrink: boolean) =>
-      enqueueRun(
-        context.warehouse,
-        { ...ALL, trigger: "http", allowShrink },
-        null,
-        "a",
-      );
-    const [careful, free, again] = [
-      await enqueue(false),
-      await enqueue(true),
-      await enqueue(true),
-    ];
-    assertEquals([careful.id === free.id, free.id === again.id], [false, true]);
-  });
+  await t.step(
+    "requests with different limits do not share a run",
+    async () => {
+      await using context = contextOf(db);
+      const enqueue = (allowShrink: boolean) =>
+        enqueueRun(
+          context.warehouse,
+          { ...ALL, trigger: "http", allowShrink },
+          null,
+          "a",
+        );
+      const [careful, free, again] = [
+        await enqueue(false),
+        await enqueue(true),
+        await enqueue(true),
+      ];
+      assertEquals([careful.id === free.id, free.id === again.id], [
+        false,
+        true,
+      ]);
+    },
+  );
 
   /** Loads the items with the flag, and returns the run of the history. */
   async function allowed(words: readonly string[]) {
@@ -165,7 +171,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
   }
 });
 
-Deno.test("load shows rows only where the checks of their table hold", async (t) => {
+Deno.test("load makes rows visible only if the checks of their table hold", async (t) => {
   await using db = await createDatabases({ withoutTables: true });
   const { source, warehouse } = db;
   await source.unsafe(

@@ -298,13 +298,16 @@ testWith(
         objects.get("NetworkPolicy").spec.podSelector.matchExpressions;
       assertEquals(values, [labels[key], job.template.metadata.labels[key]]);
     });
-    await t.step("one load at a time, which ends and may be busy", () => {
-      assertEquals(cronjob.concurrencyPolicy, "Forbid");
-      assert(job.activeDeadlineSeconds > 0);
-      const [busy] = job.podFailurePolicy.rules;
-      assertEquals(busy.action, "Ignore");
-      assertEquals(busy.onExitCodes.values, [ERRORS.busy.exit]);
-    });
+    await t.step(
+      "the CronJob runs one load at a time, limits its duration, and ignores a busy one",
+      () => {
+        assertEquals(cronjob.concurrencyPolicy, "Forbid");
+        assert(job.activeDeadlineSeconds > 0);
+        const [busy] = job.podFailurePolicy.rules;
+        assertEquals(busy.action, "Ignore");
+        assertEquals(busy.onExitCodes.values, [ERRORS.busy.exit]);
+      },
+    );
   },
 );
 

@@ -208,7 +208,7 @@ testWith(
         assertStringIncludes(said, "load_ecommerce_data succeeded");
         assertEquals(said.includes(TOKEN), false);
       });
-      await t.step("a service that is gone is named", async () => {
+      await t.step("the error names a service that is gone", async () => {
         server.kill("SIGKILL");
         await server.finished;
         const { code, said } = await run(environmentOf(server, tokenFile));

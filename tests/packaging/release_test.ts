@@ -39,7 +39,7 @@ Deno.test("releaseChangelog() dates the section of a version once, and returns i
   });
 });
 
-Deno.test("softwareBill() lists every package of deno.lock, as CycloneDX demands", async () => {
+Deno.test("softwareBill() lists every package of deno.lock, as CycloneDX requires", async () => {
   const bill = softwareBill(VERSION);
   const validator = new JsonStrictValidator(Version.v1dot6);
   const problemOf = (value: unknown) =>

@@ -20,7 +20,7 @@ import {
   tallyOf,
 } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
-import type { RunState } from "../../runs/run.ts";
+import { RUN_STATES, type RunState } from "../../runs/run.ts";
 import { countOf, usage } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
 import type { TextTable } from "../terminal_table.ts";
@@ -42,7 +42,7 @@ export const runsCommand: Command = {
     },
     status: {
       value: "STATUS",
-      allowed: ["queued", "running", "succeeded", "failed", "interrupted"],
+      allowed: RUN_STATES,
       description: "List only runs in this state",
     },
   },

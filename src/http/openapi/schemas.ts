@@ -1,16 +1,9 @@
 /** Schemas of requests and responses. They validate requests and define the OpenAPI document. */
 import { z } from "@hono/zod-openapi";
 import { PUBLISHERS, TRIGGERS } from "../../runs/event.ts";
+import { RUN_STATES } from "../../runs/run.ts";
 
 const MODES = ["unchanged", "delta", "full"] as const;
-
-const STATES = [
-  "queued",
-  "running",
-  "succeeded",
-  "failed",
-  "interrupted",
-] as const;
 
 /** A time with its offset. */
 const moment = () =>
@@ -166,12 +159,12 @@ export const CloudEvent = z.object({
 
 export const Accepted = z.object({
   run_id: z.uuid(),
-  status: z.enum(STATES),
+  status: z.enum(RUN_STATES),
 }).openapi("Accepted");
 
 export const RunSummary = z.object({
   run_id: z.uuid(),
-  status: z.enum(STATES),
+  status: z.enum(RUN_STATES),
   trigger: z.enum(TRIGGERS),
   tables: z.array(z.string()),
   mode: z.enum(["auto", "full"]),
@@ -307,7 +300,7 @@ const whole = (minimum: number, maximum: number, fallback: number) =>
 export const RunsQuery = z.strictObject({
   limit: whole(1, 500, 50),
   before: z.uuid().optional(),
-  status: z.enum(STATES).optional(),
+  status: z.enum(RUN_STATES).optional(),
 });
 
 export const EventsQuery = z.strictObject({
