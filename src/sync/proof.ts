@@ -75,11 +75,12 @@ export async function prove(
     ? await proveRemoved(sides, last)
     : await proveAdded(sides, last);
   const { compared, young, isChanged = true } = found ?? {};
-  const xids = young
-    ? await runningBeside(source, present.source.horizon, young)
-    : last.source.xids.filter((xid) => BigInt(xid) >= xmin);
+  const xids = [
+    ...last.source.xids.filter((xid) => BigInt(xid) >= xmin),
+    ...young ? await runningBeside(source, present.source.horizon, young) : [],
+  ];
   return {
-    xids,
+    xids: xids.slice(-MAX_XIDS),
     isChanged,
     ...compared ? { compared, sides: withSeed(sides, last) } : {},
   };

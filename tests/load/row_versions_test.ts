@@ -307,6 +307,7 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     await db.source.unsafe(rowsSql(603, 604));
     const appended = await scene.expect(true);
     assertEquals([appended.mode, appended.rowsInserted], ["delta", 2]);
+    assertEquals(scene.last!.verified!.source.xids.length, 2);
     await scene.expect(true);
     await other.unsafe(
       `${rowsSql(605, 605)}; delete from shop.item where ${FIRST_ITEM}; commit`,
