@@ -1,7 +1,6 @@
 /**
  * Creates the source tables in the database that `OLIST_DB_*` names, and fills them
- * with sample data.
- * Changes nothing if the tables exist.
+ * with sample data. Changes nothing if the tables exist.
  *
  * @module
  */

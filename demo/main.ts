@@ -1,7 +1,7 @@
 /**
- * The demo: a real server, both databases with minimal roles, sample data, three
- * loads, and a load of another table that a file declares. `--keep` keeps the server running and prints the variables for
- * other commands.
+ * The demo: a real server, both databases with minimal roles, sample data, and three
+ * loads. Then a load of another table, which a file declares. `--keep` keeps the server
+ * running and prints the variables for other commands.
  *
  * @module
  */
@@ -77,10 +77,8 @@ async function demonstrate(
   ]);
   await changeSource(server);
   await step(
-    `3. ${CHANGED_ROWS} leads changed in the source. The load copies few other rows:`,
-    [
-      "load",
-    ],
+    `3. ${CHANGED_ROWS} leads changed in the source. The load copies only these:`,
+    ["load"],
   );
   await step("4. Source and warehouse hold the same rows:", ["verify"]);
   await showEvent(server);
@@ -99,13 +97,17 @@ async function demonstrate(
   return failed ? 1 : 0;
 }
 
-/** Creates databases, roles and rows. Returns the variables for the program. */
-async function setUp(server: PostgresServer): Promise<Record<string, string>> {
-  const admin = postgres(server.url(), {
+function connect(server: PostgresServer, database?: string) {
+  return postgres(server.url(database), {
     max: 1,
     fetch_types: false,
     onnotice: () => {},
   });
+}
+
+/** Creates databases, roles and rows. Returns the variables for the program. */
+async function setUp(server: PostgresServer): Promise<Record<string, string>> {
+  const admin = connect(server);
   await admin.unsafe(`create role reader login`);
   await admin.unsafe(`create role loader login`);
   await admin.unsafe(`create database ${SOURCE}`);
@@ -142,13 +144,9 @@ function prefixed(
 
 async function inSource(
   server: PostgresServer,
-  work: (sql: ReturnType<typeof postgres>) => Promise<unknown>,
+  work: (sql: ReturnType<typeof connect>) => Promise<unknown>,
 ): Promise<void> {
-  const sql = postgres(server.url(SOURCE), {
-    max: 1,
-    fetch_types: false,
-    onnotice: () => {},
-  });
+  const sql = connect(server, SOURCE);
   await work(sql);
   await sql.end();
 }
@@ -176,11 +174,7 @@ function run(
 }
 
 async function showEvent(server: PostgresServer): Promise<void> {
-  const sql = postgres(server.url(WAREHOUSE), {
-    max: 1,
-    fetch_types: false,
-    onnotice: () => {},
-  });
+  const sql = connect(server, WAREHOUSE);
   const [row] = await sql.unsafe(
     "select payload from marketing_data_service.event order by seq desc limit 1",
   );

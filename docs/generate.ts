@@ -28,10 +28,10 @@ deno task cli events --limit 5
 \`\`\`
 
 Every log line of a run has its \`run_id\`. \`LOG_LEVEL=DEBUG\` logs more.
-\`health\` checks both databases, \`config\` prints the variables in force, \`load --dry-run\` prints what a load would do, and \`verify --rows 20\` names rows that differ.
+\`health\` checks both databases, and \`config\` prints the variables in force. \`load --dry-run\` prints the plan of a load, and \`verify --rows 20\` names rows that differ.
 
 A failed load keeps the old rows. Nothing must be cleaned up before the next load.
-Retried failures were tried \`RETRY_ATTEMPTS\` times before they were reported.
+A transient failure is reported after \`RETRY_ATTEMPTS\` attempts.
 
 The exit code is that of the command line. A load of several tables ends with the code of the first table that failed by itself.
 The HTTP status is that of a failed request. \`POST /load\` answers 500, with the failure event, for every run that failed.
@@ -65,7 +65,7 @@ A password with non-ASCII characters is prepared as libpq does it (SASLprep).
 
 \`DWH_DB_HOST=a,b\` with \`DWH_DB_PORT=5432,5433\` names two servers, as in libpq. One port stands for all hosts.
 A connection tries the servers in order, each for at most \`CONNECT_TIMEOUT\`. It takes the first one that \`*_DB_TARGET_SESSION_ATTRS\` allows.
-A process tries a server that does not answer last, until it answers again.
+A process tries a silent server after the others, until it answers again.
 A server that refuses the login ends the search.
 
 | \`*_DB_TARGET_SESSION_ATTRS\` | server |
@@ -89,13 +89,13 @@ All warehouse connections of a run use the server of its lock. All source connec
 | \`verify-full\` | yes | the authority and the name of the host |
 
 As in libpq, \`prefer\` continues without TLS if the handshake fails, or if the server's pg_hba.conf refuses TLS.
-Unset, \`*_DB_SSLROOTCERT\` stands for the authorities of Deno.
+If \`*_DB_SSLROOTCERT\` is unset, the authorities of Deno are trusted.
 The key of a client certificate must not be encrypted: \`openssl pkey -in encrypted.key -out client.key\`.
 
 ## Login methods
 
 \`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`. A server that asks for another login method is refused, and gets no password.
-Unset, it is \`scram-sha-256,none\`, and every method under \`verify-full\`.
+The default is \`scram-sha-256,none\`, and every method under \`verify-full\`.
 Add \`md5\` for a server that still stores MD5 hashes.
 Leave out \`none\` to refuse a server that asks for no password.
 
