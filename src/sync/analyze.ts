@@ -1,8 +1,8 @@
 /** Updates the statistics of the planner after a full load. */
-import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
 import type { Table } from "../tables/declaration.ts";
+import { tableError } from "./table_errors.ts";
 
 /**
  * Updates the statistics of a target, in a separate transaction. Skips a target that
@@ -41,9 +41,9 @@ export async function analyzeTarget(
     throw error;
   }
   if (refused === undefined) return;
-  throw new ServiceError(
+  throw tableError(
+    name,
     "permission_denied",
     `role "${refused}" has no privilege to analyze ${target.schema}.${target.name}`,
-    { table: name },
   );
 }

@@ -16,6 +16,7 @@ import {
   type Table,
   type TableCheck,
 } from "../tables/declaration.ts";
+import { tableError } from "./table_errors.ts";
 
 /** The result of a check. */
 export interface CheckResult {
@@ -50,11 +51,7 @@ export function requireAll(
 ): void {
   const failed = results.filter(({ ok }) => !ok);
   if (failed.length === 0) return;
-  throw new ServiceError(
-    "check_failed",
-    failed.map(formatFailure).join("; "),
-    { table },
-  );
+  throw tableError(table, "check_failed", failed.map(formatFailure).join("; "));
 }
 
 /** Returns the check with the reason why it does not hold. */

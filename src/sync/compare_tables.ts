@@ -17,7 +17,7 @@ import {
   wholeFingerprint,
 } from "../diff/find_difference.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
-import { asServiceError, ServiceError } from "../errors.ts";
+import { asServiceError, type ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
 import { type CheckResult, runChecks } from "./checks.ts";
@@ -26,7 +26,7 @@ import { checkShrink, type ShrinkLimit } from "./shrink_guard.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
 import { bothSides, sidesOf } from "./sides.ts";
 import { warehouseTransaction } from "./sync_table.ts";
-import { forTable } from "./table_errors.ts";
+import { forTable, tableError } from "./table_errors.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import {
   checkCreatable,
@@ -237,10 +237,10 @@ async function checkNulls(
   const column = columns.find((_, i) => row![`c${i}`]);
   if (column === undefined) return;
   const { schema, name } = table.target;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "constraint_violated",
     `column "${column}" of ${schema}.${name} in the warehouse is NOT NULL, and the source has NULL values`,
-    { table: table.name },
   );
 }
 

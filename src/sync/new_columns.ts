@@ -4,12 +4,13 @@
  *
  * @module
  */
-import { hasSqlstate, ServiceError } from "../errors.ts";
+import { hasSqlstate } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, qualified } from "../postgres/sql.ts";
 import { formatTypeName } from "../tables/column_types.ts";
 import type { Column, Table } from "../tables/declaration.ts";
 import { withWarehouseTypes } from "./warehouse_types.ts";
+import { tableError } from "./table_errors.ts";
 
 /** The columns that a target has. */
 interface TargetColumns {
@@ -52,14 +53,11 @@ export function withoutNewColumns(
   if (
     table.newColumns === "fail" || fitted.table.columns.length === 0 || !hasKey
   ) {
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "target_incompatible",
       `the source has columns that ${schema}.${name} in the warehouse lacks: ${listed}`,
-      {
-        table: table.name,
-        remedy:
-          "Add them to the target, set new_columns to add, or list the wanted columns in TABLES_FILE.",
-      },
+      "Add them to the target, set new_columns to add, or list the wanted columns in TABLES_FILE.",
     );
   }
   return fitted;

@@ -5,8 +5,8 @@
  * @module
  */
 import type { Sides } from "../diff/find_difference.ts";
-import { ServiceError } from "../errors.ts";
 import { formatRelation } from "../tables/declaration.ts";
+import { tableError } from "./table_errors.ts";
 
 /** The minimum number of rows of a target that the guard protects. */
 const MIN_GUARDED_ROWS = 100;
@@ -49,14 +49,14 @@ export async function checkShrink(
     `select from ${source.relation} limit ${minimum}`,
   );
   if (after >= minimum) return;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "would_shrink",
     `the source has ${after} rows where ${
       formatRelation(table.target)
     } has ${before}, and ${
       table.maxShrink === undefined ? "MAX_SHRINK" : "max_shrink"
     }=${maxShrink} requires at least ${minimum}`,
-    { table: table.name },
   );
 }
 

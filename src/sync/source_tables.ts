@@ -23,6 +23,7 @@ import {
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
+import { tableError } from "./table_errors.ts";
 
 /** A readable source table, view or the like. */
 export interface SourceTable extends TableDeclaration {
@@ -64,19 +65,16 @@ export function readableOf(
     const row = rows.find((r) => r.schema === schema && r.name === name);
     if (!row || !row.readable) {
       const error = row
-        ? new ServiceError(
+        ? tableError(
+          table.name,
           "permission_denied",
           `role "${session.config.user}" has no privilege to read ${schema}.${name} in the source`,
-          {
-            table: table.name,
-            remedy:
-              `Grant USAGE on schema ${schema} and SELECT on ${schema}.${name} to "${session.config.user}".`,
-          },
+          `Grant USAGE on schema ${schema} and SELECT on ${schema}.${name} to "${session.config.user}".`,
         )
-        : new ServiceError(
+        : tableError(
+          table.name,
           "source_table_missing",
           `table ${schema}.${name} is missing in the source database "${session.config.database}"`,
-          { table: table.name },
         );
       found.set(table.name, error);
       return [];
@@ -221,27 +219,26 @@ export function unsupportedReason(
   const name = `${source.schema}.${source.name}`;
   const foreign = reads.find((r) => r.kind === "f" && r.isAsked);
   if (foreign) {
-    return new ServiceError(
+    return tableError(
+      table,
       "source_foreign",
       `${name} ${
         foreign.isSource
           ? "is a foreign table"
           : `reads the foreign table ${foreign.relation}`
       }, and the source snapshot does not cover foreign tables`,
-      { table },
     );
   }
   const empty = reads.find((r) => r.isAsked && !r.isPopulated);
-  return empty && new ServiceError(
-    "source_unpopulated",
-    `the materialized view ${empty.relation}${
-      empty.isSource ? "" : `, which ${name} reads,`
-    } has never been filled`,
-    {
+  return empty &&
+    tableError(
       table,
-      remedy: `Run REFRESH MATERIALIZED VIEW ${empty.relation} in the source.`,
-    },
-  );
+      "source_unpopulated",
+      `the materialized view ${empty.relation}${
+        empty.isSource ? "" : `, which ${name} reads,`
+      } has never been filled`,
+      `Run REFRESH MATERIALIZED VIEW ${empty.relation} in the source.`,
+    );
 }
 
 /** A column of a source table, or the value of an expression over it. */
@@ -433,10 +430,10 @@ function resolveTable(
     const source = expressions.get(column.name) ??
       found.find((c) => c.name === from);
     if (!source) {
-      return new ServiceError(
+      return tableError(
+        table,
         "source_column_missing",
         `column "${from}" is missing in ${schema}.${name}`,
-        { table },
       );
     }
     const isExpression = column.expression !== undefined;
@@ -459,10 +456,10 @@ function resolveTable(
       ? `no server accepts values of its type ${formatTypeName(source.type)}`
       : undefined;
     if (reason) {
-      return new ServiceError(
+      return tableError(
+        table,
         "source_column_incompatible",
         `${subject} cannot be used: ${reason}`,
-        { table },
       );
     }
     if (fit.kind === "rounds") {
@@ -475,10 +472,10 @@ function resolveTable(
     );
   }
   if (columns.length === 0) {
-    return new ServiceError(
+    return tableError(
+      table,
       "source_column_missing",
       `${schema}.${name} has no columns`,
-      { table },
     );
   }
   const { key = [], checks = [] } = declaration;
@@ -493,10 +490,11 @@ function resolveTable(
   for (const { by, names } of named) {
     const missing = names.find((n) => !columns.some(({ name }) => name === n));
     if (missing === undefined) continue;
-    return new ServiceError(
+    return tableError(
+      table,
       "configuration",
       `column "${missing}" of ${by} is missing in ${schema}.${name}`,
-      { table, remedy: `Correct ${by} in TABLES_FILE.` },
+      `Correct ${by} in TABLES_FILE.`,
     );
   }
   const used = new Set(declared.map(({ name, from }) => from ?? name));

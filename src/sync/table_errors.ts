@@ -3,10 +3,20 @@
  *
  * @module
  */
-import { hasSqlstate, ServiceError } from "../errors.ts";
+import { type ErrorCode, hasSqlstate, ServiceError } from "../errors.ts";
 import { GONE } from "../postgres/errors.ts";
 import type { Session } from "../postgres/session.ts";
 import type { TableDeclaration } from "../tables/declaration.ts";
+
+/** Returns a failure of a table. It has the remedy of its code, unless `remedy` is given. */
+export function tableError(
+  table: string,
+  code: ErrorCode,
+  reason: string,
+  remedy?: string,
+): ServiceError {
+  return new ServiceError(code, reason, { table, remedy });
+}
 
 /** Returns whether the source's table is missing under its name. Its schema may have been renamed. */
 export function isGoneInSource(error: unknown, warehouse: Session): boolean {

@@ -31,6 +31,7 @@ import {
   notCarried,
   storageOf,
 } from "./recreate.ts";
+import { tableError } from "./table_errors.ts";
 
 /** The warehouse table that a load writes. */
 export interface Target extends
@@ -446,17 +447,15 @@ export async function checkCreatable(
   }
   if (found.mayCreate && found.mayUseSchema) return;
   const { schema, name } = table.target;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "permission_denied",
     `role "${found.role}" has no privilege to create ${schema}.${name} in the warehouse`,
-    {
-      table: table.name,
-      remedy: `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
-        identifier(found.role)
-      };, or grant CREATE on database ${
-        identifier(warehouse.config.database)
-      } where the schema does not exist.`,
-    },
+    `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
+      identifier(found.role)
+    };, or grant CREATE on database ${
+      identifier(warehouse.config.database)
+    } where the schema does not exist.`,
   );
 }
 
@@ -474,16 +473,14 @@ async function checkOwner(
     }::pg_catalog.regclass`,
   );
   if (row!.is_ours) return;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "permission_denied",
     `the new table belongs to role "${
       row!.owner
     }" as soon as it is created, not to "${row!.role}"`,
-    {
-      table: table.name,
-      remedy: await eventTriggerRemedy(warehouse, row!.role) ??
-        `Run GRANT ${identifier(row!.owner)} TO ${identifier(row!.role)};`,
-    },
+    await eventTriggerRemedy(warehouse, row!.role) ??
+      `Run GRANT ${identifier(row!.owner)} TO ${identifier(row!.role)};`,
   );
 }
 
@@ -530,10 +527,10 @@ async function oidOf(
 }
 
 function exchanged({ name: table, target }: TableDeclaration): ServiceError {
-  return new ServiceError(
+  return tableError(
+    table,
     "target_dropped",
     `another table replaced ${target.schema}.${target.name} during the load`,
-    { table },
   );
 }
 
@@ -567,7 +564,7 @@ export function createTableSql(
 export function checkTarget(table: Table, found: FoundTarget): void {
   const { schema, name } = table.target;
   const fail = (what: string) => {
-    throw new ServiceError("target_incompatible", what, { table: table.name });
+    throw tableError(table.name, "target_incompatible", what);
   };
   checkKind(table, found);
   checkChildren(table, found);
@@ -605,22 +602,21 @@ export function checkTarget(table: Table, found: FoundTarget): void {
     );
   }
   if (!found.mayUseSchema) {
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "permission_denied",
       `role "${found.role}" has no USAGE privilege on schema ${schema} in the warehouse`,
-      {
-        table: table.name,
-        remedy: `Run GRANT USAGE ON SCHEMA ${identifier(schema)} TO ${
-          identifier(found.role)
-        };`,
-      },
+      `Run GRANT USAGE ON SCHEMA ${identifier(schema)} TO ${
+        identifier(found.role)
+      };`,
     );
   }
   if (found.hasRowSecurity) {
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "permission_denied",
       `row-level security of ${schema}.${name} in the warehouse applies to role "${found.role}"`,
-      { table: table.name, remedy: rowSecurityRemedy(identifier(found.role)) },
+      rowSecurityRemedy(identifier(found.role)),
     );
   }
 }
@@ -640,56 +636,48 @@ export function checkWritable(
   const generated = found.columns.find(({ isGenerated }) => isGenerated);
   if (generated) {
     const column = identifier(generated.name);
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "target_incompatible",
       `column ${column} of ${schema}.${name} in the warehouse is generated, and a load writes every column`,
-      {
-        table: table.name,
-        remedy: `Run ALTER TABLE ${
-          qualified(table.target)
-        } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`schema recreate\`, which replaces the table.`,
-      },
+      `Run ALTER TABLE ${
+        qualified(table.target)
+      } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`schema recreate\`, which replaces the table.`,
     );
   }
   if (found.obstructingRules.length > 0) {
     const rules = found.obstructingRules.join(", ");
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "target_incompatible",
       table.key
         ? `an update by key does not support rules, and ${schema}.${name} in the warehouse has: ${rules}`
         : `a rule of ${schema}.${name} in the warehouse runs in place of DELETE: ${rules}`,
-      {
-        table: table.name,
-        remedy: `Drop the rule, or use a trigger: DROP RULE … ON ${
-          qualified(table.target)
-        };`,
-      },
+      `Drop the rule, or use a trigger: DROP RULE … ON ${
+        qualified(table.target)
+      };`,
     );
   }
   if (table.key && !found.mayUseTemporary) {
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "permission_denied",
       `role "${found.role}" may not create temporary tables in the warehouse, which an update by key needs`,
-      {
-        table: table.name,
-        remedy: `Run GRANT TEMPORARY ON DATABASE ${identifier(database)} TO ${
-          identifier(found.role)
-        };`,
-      },
+      `Run GRANT TEMPORARY ON DATABASE ${identifier(database)} TO ${
+        identifier(found.role)
+      };`,
     );
   }
   if (found.missingPrivileges.length > 0) {
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "permission_denied",
       `role "${found.role}" lacks ${
         found.missingPrivileges.join(", ")
       } on ${schema}.${name} in the warehouse`,
-      {
-        table: table.name,
-        remedy: `Run GRANT SELECT, INSERT, ${
-          table.key ? "UPDATE, " : ""
-        }DELETE ON ${qualified(table.target)} TO ${identifier(found.role)};`,
-      },
+      `Run GRANT SELECT, INSERT, ${table.key ? "UPDATE, " : ""}DELETE ON ${
+        qualified(table.target)
+      } TO ${identifier(found.role)};`,
     );
   }
 }
@@ -705,15 +693,13 @@ export function checkDeletable(
 ): void {
   if (!lacksReplicaIdentity) return;
   const { schema, name } = table.target;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "target_incompatible",
     `${schema}.${name} in the warehouse is published and has no replica identity, so no row can be deleted or updated`,
-    {
-      table: table.name,
-      remedy: `Run ALTER TABLE ${
-        qualified(table.target)
-      } REPLICA IDENTITY FULL;, or give it a primary key.`,
-    },
+    `Run ALTER TABLE ${
+      qualified(table.target)
+    } REPLICA IDENTITY FULL;, or give it a primary key.`,
   );
 }
 
@@ -758,15 +744,13 @@ export function checkReferences(
     return !isKey && (actsOnDelete || actsOnUpdate);
   });
   if (!acting) return;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "target_incompatible",
     `foreign key ${acting.name} of ${acting.from} changes rows that refer to a replaced row of ${target.schema}.${target.name}`,
-    {
-      table: table.name,
-      remedy: isReplaced
-        ? "Make the unique constraint whose values the rows exchange DEFERRABLE."
-        : keyRemedy(acting),
-    },
+    isReplaced
+      ? "Make the unique constraint whose values the rows exchange DEFERRABLE."
+      : keyRemedy(acting),
   );
 }
 
@@ -820,15 +804,13 @@ const KIND_NAMES: Readonly<Record<string, string>> = {
 function checkKind(table: TableDeclaration, { kind }: FoundTarget): void {
   if (kind === "r" || kind === "p") return;
   const { schema, name } = table.target;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "target_incompatible",
     `${schema}.${name} in the warehouse is not a table but ${
       KIND_NAMES[kind] ?? "something else"
     }`,
-    {
-      table: table.name,
-      remedy: "Drop or rename it. The next load creates the table.",
-    },
+    "Drop or rename it. The next load creates the table.",
   );
 }
 
@@ -838,19 +820,17 @@ function checkChildren(
 ): void {
   if (children.length === 0) return;
   const { schema, name } = table.target;
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "target_inherited",
     `${children.join(", ")} ${
       children.length === 1 ? "inherits" : "inherit"
     } from ${schema}.${name} in the warehouse, whose rows a load would delete as well`,
-    {
-      table: table.name,
-      remedy: `Detach first: ${
-        children.map((child) =>
-          `ALTER TABLE ${child} NO INHERIT ${schema}.${name};`
-        ).join(" ")
-      }`,
-    },
+    `Detach first: ${
+      children.map((child) =>
+        `ALTER TABLE ${child} NO INHERIT ${schema}.${name};`
+      ).join(" ")
+    }`,
   );
 }
 

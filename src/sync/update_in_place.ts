@@ -12,12 +12,13 @@ import {
   randomSeed,
   rowHash,
 } from "../diff/row_hash.ts";
-import { hasSqlstate, ServiceError } from "../errors.ts";
+import { hasSqlstate } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
 import { formatTypeName, isBuiltIn } from "../tables/column_types.ts";
 import type { Column, Table } from "../tables/declaration.ts";
 import { checkReferences, type Target, writeTo } from "./target.ts";
+import { tableError } from "./table_errors.ts";
 
 /** Maximum number of offending keys that a message names. */
 const MAX_NAMED_KEYS = 5;
@@ -55,13 +56,11 @@ export async function checkKey({ table, source }: Sides): Promise<void> {
     );
   } catch (error) {
     if (!hasSqlstate(error, "42883")) throw error;
-    throw new ServiceError(
+    throw tableError(
+      table.name,
       "configuration",
       `the key (${listed}) cannot be compared: ${error.reason}`,
-      {
-        table: table.name,
-        remedy: "Name other columns as key in TABLES_FILE.",
-      },
+      "Name other columns as key in TABLES_FILE.",
     );
   }
   if (rows.length === 0) return;
@@ -71,12 +70,12 @@ export async function checkKey({ table, source }: Sides): Promise<void> {
       ? "…"
       : `(${keys.map((value) => value ?? "NULL").join(", ")})`
   );
-  throw new ServiceError(
+  throw tableError(
+    table.name,
     "key_not_unique",
     `the key (${listed}) does not identify the rows of ${schema}.${name}: ${
       named.join(", ")
     }`,
-    { table: table.name },
   );
 }
 

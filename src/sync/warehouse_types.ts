@@ -3,11 +3,11 @@
  *
  * @module
  */
-import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { isBuiltIn } from "../tables/column_types.ts";
 import type { Table } from "../tables/declaration.ts";
+import { tableError } from "./table_errors.ts";
 
 /**
  * Returns the table with the names that its types have in the warehouse. An extension can
@@ -38,14 +38,11 @@ export async function withWarehouseTypes(
     if (!row) return column;
     if (row.found === null) {
       const { schema, name } = table.target;
-      throw new ServiceError(
+      throw tableError(
+        table.name,
         "target_incompatible",
         `type ${column.type.base}, which column "${column.name}" of ${schema}.${name} needs, is missing in the warehouse`,
-        {
-          table: table.name,
-          remedy:
-            "Run CREATE TYPE or CREATE EXTENSION in the warehouse, or declare the column as text in TABLES_FILE.",
-        },
+        "Run CREATE TYPE or CREATE EXTENSION in the warehouse, or declare the column as text in TABLES_FILE.",
       );
     }
     return { ...column, type: { ...column.type, base: row.found } };
