@@ -34,7 +34,7 @@ export const ROOT = new URL("..", import.meta.url);
 
 interface Measured {
   readonly seconds: number;
-  /** Seconds of processor time of all its processes and of the server, or 0 when the system does not report it. */
+  /** Processor time of its processes and of the server, in seconds. 0 when the system does not report it. */
   readonly processorSeconds: number;
   /** Peak resident memory in MB, or 0 when the system does not report it. */
   readonly peak: number;

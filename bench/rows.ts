@@ -1,6 +1,6 @@
 /**
- * Compares `verify --rows` with `verify` on a table with few differences, in turn, and
- * checks that exactly the planted differences are named.
+ * Measures `verify --rows` and `verify` in turn, on a table with few differences. Checks
+ * that exactly the planted differences are named.
  * Usage: `deno task bench:rows [--rows N] [--rounds N]`.
  *
  * @module

@@ -4,7 +4,7 @@
  * files are removed when it is disposed of, and when this process ends for any
  * reason.
  *
- * Needs Linux or macOS. Needs the permissions run, read, write, sys (uid) and net, and
+ * Needs Linux or macOS, and the permissions run, read, write, sys (uid) and net. Needs
  * env for TMPDIR, PATH and the variables of the driver.
  *
  * @module
@@ -409,9 +409,9 @@ async function findEmbeddedPostgres(): Promise<string> {
 }
 
 /**
- * Puts the files of the package into the server's folder, because its account may
- * have no access to Deno's cache. Creates the links to libraries that the package lists. npm packages contain no
- * links, and Deno does not run their build scripts.
+ * Puts the files of the package into the server's folder, because its account may have
+ * no access to Deno's cache. Creates the links to libraries that the package lists. npm
+ * packages contain no links, and Deno does not run their build scripts.
  */
 function provideBinaries(
   embedded: string,

@@ -1,6 +1,6 @@
 /**
- * Makes a release in `dist/` from one version number: a program for each platform,
- * their checksums, a list of the packages (CycloneDX), and the notes.
+ * Makes a release in `dist/` from one version number. It has a program for each
+ * platform, checksums, a list of the packages (CycloneDX), and the notes.
  *
  * Usage: `deno task release VERSION [--target TRIPLE]…`. Writes the number to the
  * files that contain it, and dates the section of the changelog.

@@ -14,7 +14,7 @@ type State = [number, number, number];
 
 const rotate = (x: number, by: number) => (x << by) | (x >>> (32 - by));
 
-/** The steps of `mix`: which word is changed, by which one, how far it is rotated, and what is added to which. */
+/** The steps of `mix`: the changed word, the other word, the rotation, and the two words of the sum. */
 const MIX: readonly [number, number, number, number, number][] = [
   [0, 2, 4, 2, 1],
   [1, 0, 6, 0, 2],
@@ -24,7 +24,7 @@ const MIX: readonly [number, number, number, number, number][] = [
   [2, 1, 4, 1, 0],
 ];
 
-/** The steps of `final`: which word is changed, by which one, and how far that is rotated. */
+/** The steps of `final`: the changed word, the other word, and its rotation. */
 const FINAL: readonly [number, number, number][] = [
   [2, 1, 14],
   [0, 2, 11],

@@ -235,8 +235,8 @@ async function createRole(sql: Sql, name: string): Promise<void> {
 }
 
 /**
- * Creates a database by copying files. With its files in memory and without
- * fsync, the server needs half as long as by writing them to its log.
+ * Creates a database by copying files. In memory and without fsync, that takes half as
+ * long as writing them to the log of the server.
  */
 async function createDatabase(
   sql: Sql,
