@@ -21,7 +21,7 @@ import {
 } from "../runs/event.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
 import { warehouseTransaction } from "../sync/sync_table.ts";
-import { findActing, lockTargetSql } from "../sync/target.ts";
+import { lockTargetSql } from "../sync/target.ts";
 import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";
 import {
@@ -84,7 +84,7 @@ export async function loadFromOneSnapshot(
     ? []
     : isProtected
     ? largestFirst
-    : await protectOthers(context, largestFirst, locks);
+    : await protectOthers(context, preparation, locks);
   const round = new Round(context, preparation, mayRestart, isProtected);
   await round.prepare(acting);
   await round.settle(acting);
@@ -247,15 +247,16 @@ const UNPROTECTED =
  */
 async function protectOthers(
   context: RunContext,
-  groups: readonly CommitGroup[],
+  { largestFirst: groups, targets }: Preparation,
   locks: AsyncDisposableStack,
 ): Promise<readonly CommitGroup[]> {
-  const { config, warehouse } = context;
+  const { config } = context;
   try {
-    const tables = groups.flat();
-    const found = await findActing(tables, warehouse);
+    const found = (await targets).acting;
     const acting = groups.filter(([table]) => found.get(table!.name));
-    const others = tables.filter(({ name }) => found.get(name) === false);
+    const others = groups.flat().filter(({ name }) =>
+      found.get(name) === false
+    );
     if (acting.length > 0 && others.length > 0) {
       const session = locks.use(
         await Session.open(config.dwh, warehouseConnection(context)),

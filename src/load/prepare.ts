@@ -23,7 +23,7 @@ import {
 import { endBackend } from "../postgres/backends.ts";
 import {
   checkHistoryTables,
-  lastLoads,
+  lastLoadsOf,
   recordTableLoad,
 } from "../runs/record.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
@@ -41,7 +41,7 @@ import {
   selectTables,
   type TableDeclaration,
 } from "../tables/declaration.ts";
-import { ensureTargetSchemas } from "../sync/target.ts";
+import { ensureTargetSchemas, findActing } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
 export type CommitGroup = readonly TableDeclaration[];
@@ -72,6 +72,7 @@ export interface Preparation extends AsyncDisposable {
   /** In the order of work, so that no large table is left for the end. */
   readonly largestFirst: readonly CommitGroup[];
   readonly snapshotAt: string | null;
+  readonly targets: Promise<Targets>;
   /** Loads and verifies a group, with the attempts that are left. Never rejects. */
   readonly prepare: (
     group: CommitGroup,
@@ -85,11 +86,14 @@ export interface Preparation extends AsyncDisposable {
 export async function openPreparation(
   context: RunContext,
 ): Promise<Preparation> {
-  const { config } = context;
+  const { config, warehouse } = context;
   const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
   const idle: Session[] = [];
   const closing: Promise<void>[] = [];
+  // While the source answers.
+  const targets = readyTargets(warehouse, tables);
+  targets.catch(() => {});
   const closeIdle = async () => {
     await Promise.all([...closing, ...idle.map((session) => session.close())]);
   };
@@ -104,6 +108,7 @@ export async function openPreparation(
   } catch (error) {
     return {
       groups,
+      targets,
       largestFirst: groups,
       snapshotAt: null,
       prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
@@ -112,8 +117,10 @@ export async function openPreparation(
     };
   }
   const { bySize } = snapshot;
+  const shared = { snapshot, targets, idle };
   return {
     groups,
+    targets,
     largestFirst: groups.toSorted(([a], [b]) =>
       bySize.indexOf(a!.name) - bySize.indexOf(b!.name)
     ),
@@ -124,7 +131,7 @@ export async function openPreparation(
         .find((shape) => shape instanceof ServiceError);
       return refusal
         ? failedGroup(group, refusal, attempts)
-        : await prepareGroup(context, snapshot, group, attemptsBefore, idle);
+        : await prepareGroup(context, shared, group, attemptsBefore);
     },
     async release({ session, results }) {
       const isNeeded = groups.length > config.maxParallelTasks;
@@ -142,13 +149,37 @@ export async function openPreparation(
   };
 }
 
+/** The targets of a run, before they are locked. */
+interface Targets {
+  readonly lastLoads: ReadonlyMap<string, LastLoad>;
+  /** Result of {@linkcode findActing}. */
+  readonly acting: ReadonlyMap<string, boolean>;
+}
+
+/** Creates missing schemas, and reads what the warehouse knows about the targets. */
+async function readyTargets(
+  warehouse: Pool,
+  tables: readonly TableDeclaration[],
+): Promise<Targets> {
+  await ensureTargetSchemas(warehouse, tables);
+  const lastLoads = await lastLoadsOf(warehouse, namesOf(tables));
+  return { lastLoads, acting: await findActing(tables, warehouse) };
+}
+
+/** What the groups of one snapshot share. */
+interface Shared {
+  readonly snapshot: Snapshot;
+  readonly targets: Promise<Targets>;
+  /** Sessions that a committed group has released. */
+  readonly idle: Session[];
+}
+
 /** Loads and verifies a group's tables in one transaction, which stays open. */
 async function prepareGroup(
   context: RunContext,
-  snapshot: Snapshot,
+  { snapshot, targets, idle }: Shared,
   tables: CommitGroup,
   attemptsBefore: number,
-  idle: Session[],
 ): Promise<Prepared> {
   const { config, warehouse, run, onProgress } = context;
   let attempts = attemptsBefore;
@@ -161,9 +192,9 @@ async function prepareGroup(
     if (lost) {
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
-    // Before the session is opened, so that the load needs one connection less.
-    await ensureTargetSchemas(warehouse, tables);
-    const known = await lastLoads(warehouse, namesOf(tables));
+    // The table of another group may be the reason.
+    const { lastLoads } = await targets
+      .catch(() => readyTargets(warehouse, tables));
     const session = await takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;
@@ -182,7 +213,7 @@ async function prepareGroup(
             recreate: run.recreate,
             allowShrink: run.allowShrink,
             isAlone: tables.length === 1,
-            lastLoads: known,
+            lastLoads,
           },
           table,
           session,

@@ -232,7 +232,7 @@ export async function forgetTableLoads(
 }
 
 /** Returns the last load of each table, where it is known. */
-export async function lastLoads(
+export async function lastLoadsOf(
   queryable: Queryable,
   tables: readonly string[],
 ): Promise<ReadonlyMap<string, LastLoad>> {

@@ -46,9 +46,10 @@ export async function migrate(
   refuseNewer(version);
   await pool.checkWritable();
   try {
-    if (await applyMissing(pool, connection) === "created meanwhile") {
-      await applyMissing(pool, connection);
-    }
+    await applyMissing(pool, connection, version === 0).catch((error) => {
+      if (!hasSqlstate(error, ...CREATED_MEANWHILE)) throw error;
+      return applyMissing(pool, connection, false);
+    });
   } catch (error) {
     throw await withRemedy(await nameLockedTable(pool, error), pool);
   }
@@ -56,28 +57,19 @@ export async function migrate(
 
 /**
  * Applies the missing migrations in one transaction, under a lock that requires a
- * privilege.
- *
- * @returns `created meanwhile` when another process created the schema at the same
- * time, and nothing was applied.
+ * privilege. `isNew` also creates the schema.
  */
 async function applyMissing(
   pool: Pool,
   connection: ConnectionOptions,
-): Promise<"applied" | "created meanwhile"> {
+  isNew: boolean,
+): Promise<void> {
   await using session = await Session.open(pool.config, connection);
   await session.begin({
     mode: "read committed",
     lockTimeoutSeconds: LOCK_TIMEOUT_SECONDS,
   });
-  if (await currentVersion(session) === 0) {
-    try {
-      await session.query(BOOTSTRAP);
-    } catch (error) {
-      if (hasSqlstate(error, ...CREATED_MEANWHILE)) return "created meanwhile";
-      throw error;
-    }
-  }
+  if (isNew) await session.query(BOOTSTRAP);
   await session.query(
     "lock table marketing_data_service.migration in exclusive mode",
   );
@@ -93,7 +85,6 @@ async function applyMissing(
     );
   }
   await session.commit();
-  return "applied";
 }
 
 /**
@@ -126,17 +117,18 @@ const BOOTSTRAP = `
     applied_at timestamptz not null default clock_timestamp()
   )`;
 
-async function currentVersion(
-  queryable: Queryable,
-): Promise<number> {
-  const [found] = await queryable.query(
-    "select to_regclass('marketing_data_service.migration') is not null as exists",
-  );
-  if (!found!.exists) return 0;
-  const [row] = await queryable.query(
-    "select coalesce(max(version), 0) as version from marketing_data_service.migration",
-  );
-  return row!.version;
+/** Returns the number of migrations that are applied. */
+async function currentVersion(queryable: Queryable): Promise<number> {
+  try {
+    const [row] = await queryable.query(
+      "select coalesce(max(version), 0) as version from marketing_data_service.migration",
+    );
+    return row!.version;
+  } catch (error) {
+    // 42P01: no process has created the table.
+    if (hasSqlstate(error, "42P01")) return 0;
+    throw error;
+  }
 }
 
 function refuseNewer(version: number): void {

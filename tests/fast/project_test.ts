@@ -13,6 +13,15 @@ async function* modules(folder: string): AsyncGenerator<string> {
   }
 }
 
+Deno.test("the tasks of commands repeat the task cli, because a task in a task takes 10 ms", async () => {
+  const { tasks } = JSON.parse(
+    await Deno.readTextFile(new URL("deno.json", ROOT)),
+  );
+  for (const name of ["load", "serve", "health"]) {
+    assertEquals(tasks[name].command, `${tasks.cli.command} ${name}`);
+  }
+});
+
 Deno.test("the permission set of deno.json allows every variable and nothing wholesale", async () => {
   const { tasks, permissions } = JSON.parse(
     await Deno.readTextFile(new URL("deno.json", ROOT)),
