@@ -134,6 +134,7 @@ export async function diffRows(sides: Sides, maxPending?: number): Promise<{
 interface OldRows {
   /** Number of old rows. */
   readonly count: Readonly<Record<SideName, number>>;
+  /** Not all of them, where there are more than `maxYoung`. */
   readonly young: Readonly<Record<SideName, RowSet>>;
   /** The old rows that one side has more often, by the columns of the comparison. */
   readonly difference: RowDifference;
@@ -153,17 +154,18 @@ export function oldHash(
  * Matches the old rows of both sides by some of their columns. Reads no other column.
  *
  * @param isYoung SQL conditions for the young rows of each side.
- * @param expectedRows number of old rows of the target.
+ * @param limits number of old rows of the target, and a number of young rows of a
+ * side above which not all are kept.
  */
 export async function matchOldRows(
   sides: Sides,
   columns: readonly Column[],
   isYoung: Readonly<Record<SideName, string>>,
-  expectedRows: number,
+  limits: { readonly expected: number; readonly maxYoung: number },
 ): Promise<OldRows> {
   const { method } = sides;
   const matcher = new RowMatcher();
-  const matched = new HashList(expectedRows);
+  const matched = new HashList(limits.expected);
   const young = { source: new RowSet(), target: new RowSet() };
   await matchRows(
     sides,
@@ -180,7 +182,7 @@ export async function matchOldRows(
       if ((lower & 1) === 0) {
         const hasPartner = matcher.add(side, upper, lower, block, item);
         if (hasPartner) matched.add(upper, lower);
-      } else if (matcher.isFirstPass) {
+      } else if (matcher.isFirstPass && young[side].count <= limits.maxYoung) {
         young[side].add(upper, lower, block, item);
       }
     },

@@ -30,6 +30,15 @@ import {
 /** Number of transactions between two loads at which 32 bits might no longer order them. */
 const MAX_DISTANCE = 2n ** 30n;
 
+/** Maximum number of young or removed rows that are compared one by one. They stay in memory. */
+const MAX_CHANGED = 2 ** 19;
+
+/**
+ * Cost of hashing a column of a row in a scan, as a share of the cost of comparing a
+ * row that is fetched by its ctid. An estimate.
+ */
+const COLUMN_COST = 1 / 64;
+
 /** The outcome of a proof. */
 export interface Proof {
   /** The plan, or `undefined` when nothing is proven. */
@@ -46,13 +55,13 @@ export interface Proof {
  * Compares the two sides with the last load, by their row versions. Reads the contents
  * of no row that is as old as that load, or only columns that identify such rows.
  *
- * @param expectsRemovals whether rows were probably updated or deleted.
+ * @param removals the probable number of updated and deleted rows. `NaN` if unknown.
  */
 export async function prove(
   sides: Sides,
   present: Present,
   last: VerifiedState,
-  expectsRemovals: boolean,
+  removals: number,
 ): Promise<Proof> {
   const { source, target } = sides;
   const { xmin, xmax } = present.source.horizon;
@@ -71,9 +80,9 @@ export async function prove(
   const isAtRest = xmax === BigInt(last.source.horizon);
   const found = isAtRest
     ? await proveUnchanged(sides, last)
-    : expectsRemovals
-    ? await proveRemoved(sides, last)
-    : await proveAdded(sides, last);
+    : removals === 0
+    ? await proveAdded(sides, last)
+    : await proveRemoved(sides, last, removals);
   const { compared, young, isChanged = true } = found ?? {};
   const xids = [
     ...last.source.xids.filter((xid) => BigInt(xid) >= xmin),
@@ -130,7 +139,7 @@ async function proveAdded(
       return { young, isChanged: true, compared };
     }
   }
-  return await proveRemoved(sides, last);
+  return await proveRemoved(sides, last, NaN);
 }
 
 /** Returns the plan for two sides with the rows of the last load. */
@@ -148,16 +157,26 @@ function unchanged({ count, checksum }: VerifiedState): Compared {
 async function proveRemoved(
   sides: Sides,
   last: VerifiedState,
+  expected: number,
 ): Promise<Found | undefined> {
   const columns = await identifyingColumns(sides);
   if (!columns) return undefined;
+  // Above it, reading all columns of all rows costs less.
+  const limit = Math.min(
+    last.count * (sides.table.columns.length - columns.length) * COLUMN_COST,
+    MAX_CHANGED,
+  );
+  if (expected > limit || limit < 1) return { isChanged: true };
   const { count, young, difference, repeated } = await matchOldRows(
     sides,
     columns,
     { source: youngSql(last.source), target: youngSql(last.target) },
-    last.count,
+    { expected: last.count, maxYoung: limit },
   );
   const removed = difference.target;
+  if (Math.max(young.source.count, removed.count) > limit) {
+    return { isChanged: true };
+  }
   const condition = ctidSql(young.source.ctids());
   const found = {
     ...young.source.count > 0 ? { young: condition } : {},

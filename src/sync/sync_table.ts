@@ -273,7 +273,7 @@ async function prepareComparison(
       unproven,
       present,
       last.verified,
-      last.removals !== mark?.removals,
+      Number(mark?.removals) - Number(last.removals),
     )
     : { xids: [] };
   const { sides = unproven, xids } = proof;

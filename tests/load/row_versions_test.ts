@@ -366,6 +366,28 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     },
   );
 
+  await t.step("not used: many changed rows, or few columns", async () => {
+    await scene.settle();
+    await db.source.unsafe(
+      "update shop.item set amount = amount + 0.5 where id <= 60",
+    );
+    const { rowsDeleted, rowsInserted } = await scene.expect(false);
+    assertEquals(rowsDeleted, rowsInserted);
+    const table: TableDeclaration = {
+      ...ITEM,
+      name: "narrow",
+      target: { schema: "raw", name: "narrow" },
+      columns: ITEM.columns!.slice(0, 1),
+    };
+    await scene.sync({ table });
+    await db.warehouse.unsafe("analyze raw.narrow");
+    await scene.sync({ table });
+    await scene.expect(true, { table });
+    await db.source.unsafe(`delete from shop.item where ${FIRST_ITEM}`);
+    assertEquals((await scene.expect(false, { table })).rowsDeleted, 1);
+    await scene.sync();
+  });
+
   await t.step("not used: states with distant transactions", async () => {
     await scene.settle();
     const { last } = scene;
