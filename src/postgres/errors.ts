@@ -47,9 +47,9 @@ export function checkVersion(
   if (major < 14) {
     throw new ServiceError(
       "server_too_old",
-      `${
+      `Cannot use ${
         address(config)
-      } runs PostgreSQL ${version}, and 14 or newer is required`,
+      }: it runs PostgreSQL ${version}, and 14 or newer is required`,
     );
   }
 }

@@ -135,7 +135,7 @@ function refuseNewer(version: number): void {
   if (version > MIGRATIONS.length) {
     throw new ServiceError(
       "schema_too_new",
-      `The warehouse's schema marketing_data_service is at version ${version}; this program knows up to ${MIGRATIONS.length}`,
+      `Cannot use schema marketing_data_service of the warehouse: it has version ${version}, and this program supports up to ${MIGRATIONS.length}`,
     );
   }
 }

@@ -28,7 +28,7 @@ Deno.test({
           assertEquals(lines.length, 1, stderr);
           assertMatch(
             lines[0]!,
-            /^Cannot write to standard output: No space left.*; run (\S{36}) succeeded, and its data is committed\. /,
+            /^Cannot write to standard output: No space left.*\. Run (\S{36}) succeeded, and its data is committed\. /,
           );
           const { json } = await runJson(["runs"], db.environment);
           const [newest] = json.runs ?? json;
@@ -52,7 +52,7 @@ Deno.test({
         assertEquals(code, 1, stderr);
         const lines = linesOf(stderr);
         assertEquals(lines.length, 1, stderr);
-        assertMatch(lines[0]!, /; run \S{36} failed: .*won_date/);
+        assertMatch(lines[0]!, /\. Run \S{36} failed: .*won_date/);
       }
     });
 

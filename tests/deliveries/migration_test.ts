@@ -76,5 +76,5 @@ Deno.test("the program refuses the schema of a newer version", async () => {
   );
   const { code, stderr } = await runProgram(["load"], db.environment);
   assertEquals(code, 78);
-  assertStringIncludes(stderr, "is at version 99");
+  assertStringIncludes(stderr, "it has version 99");
 });

@@ -22,7 +22,8 @@ export const healthCommand: Command = {
       description: "Ask the service that listens on HOST and PORT instead",
     },
     live: {
-      description: "Ask only whether that service runs, without the databases",
+      description:
+        "Ask that service only whether it runs, without the databases",
     },
   },
   async run({ arguments: { flags }, config, output, signal }) {

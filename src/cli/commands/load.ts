@@ -54,10 +54,10 @@ export const loadCommand: Command = {
     recreate: { description: "Drop the target tables and create them again" },
     "allow-shrink": {
       description:
-        "Load also where it removes more rows of a table than MAX_SHRINK allows",
+        "Allow the load to remove more rows of a table than MAX_SHRINK",
     },
     "dry-run": {
-      description: "Print what a load would do, and change nothing",
+      description: "Print the plan of a load, and change nothing",
     },
     rows: {
       value: "NUMBER",
@@ -170,12 +170,12 @@ function reportEvent(context: CommandContext, event: LoadEvent): number {
     if (event.status === "success") {
       throw new ServiceError(
         code,
-        `${message}; run ${event.run_id} succeeded, and its data is committed`,
+        `${message}. Run ${event.run_id} succeeded, and its data is committed`,
         { cause, remedy: `${remedy} \`runs --id\` shows the run.` },
       );
     }
     context.output.progress(
-      `${message}; run ${event.run_id} failed: ${event.error}`,
+      `${message}. Run ${event.run_id} failed: ${event.error}`,
     );
   }
   return exitCodeOf(event);

@@ -17,7 +17,7 @@ import { loadCommand } from "./load.ts";
 export const schemaCommand: Command = {
   name: "schema",
   summary:
-    "Prints the DDL of the target tables, creates missing ones, drops and reloads them, or prints a file for TABLES_FILE.",
+    "Prints the DDL of the target tables (print), creates missing ones (ensure), drops and reloads them (recreate), or prints a file for TABLES_FILE (discover).",
   flags: {
     target: {
       value: "SCHEMA",
