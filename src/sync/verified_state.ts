@@ -172,12 +172,16 @@ export async function presentFacts(
      from (${factsSql([{ name: table.name, oid, columns }])}) found
      where not exists (
        select from pg_catalog.pg_class h, lateral (
-         select h.relacl as acl union all
-         select a.attacl from pg_catalog.pg_attribute a where a.attrelid = h.oid) granted,
-         pg_catalog.aclexplode(granted.acl) g
+         select g.grantee as role from (
+           select h.relacl as acl union all
+           select a.attacl from pg_catalog.pg_attribute a where a.attrelid = h.oid) granted,
+           pg_catalog.aclexplode(granted.acl) g
+         where g.privilege_type in ('INSERT', 'UPDATE', 'TRIGGER')
+         union all
+         select m.member from pg_catalog.pg_auth_members m
+         where m.roleid = (select r.oid from pg_catalog.pg_roles r where r.rolname = 'pg_write_all_data')) writer
        where h.oid = 'marketing_data_service.table_load'::pg_catalog.regclass
-         and g.privilege_type in ('INSERT', 'UPDATE', 'TRIGGER')
-         and g.grantee not in (h.relowner, (select r.oid from pg_catalog.pg_roles r where r.rolname = current_user)))`,
+         and writer.role not in (h.relowner, (select r.oid from pg_catalog.pg_roles r where r.rolname = current_user)))`,
   );
   if (!target) return undefined;
   return {

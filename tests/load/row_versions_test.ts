@@ -141,6 +141,8 @@ const CHANGES: Readonly<
         "delete from raw.item where ctid = (select min(ctid) from raw.item)",
       ),
     ]),
+  "other roles may write all tables": ({ warehouse }) =>
+    warehouse.unsafe("grant pg_write_all_data to pg_monitor"),
   "other roles may write the history": ({ warehouse }) =>
     warehouse.unsafe(
       "grant insert on marketing_data_service.table_load to public",
@@ -499,7 +501,7 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
       await change(db);
       await scene.expect(false);
       await db.warehouse.unsafe(
-        "revoke insert, update on marketing_data_service.table_load from public",
+        "revoke insert, update on marketing_data_service.table_load from public; revoke pg_write_all_data from pg_monitor",
       );
     });
   }
