@@ -18,6 +18,7 @@ import { ctidSql, hashSql } from "../diff/queries.ts";
 import type { RowSet } from "../diff/row_matcher.ts";
 import { literal } from "../postgres/sql.ts";
 import type { Column } from "../tables/declaration.ts";
+import { fetchingByCtid } from "./sides.ts";
 import { sourceRelation } from "./source_tables.ts";
 import {
   type Horizon,
@@ -134,7 +135,10 @@ async function proveAdded(
   if (source.total > last.count) {
     // They are often on the last pages.
     const young = `ctid >= '${source.firstYoung}' and ${youngSql(last.source)}`;
-    const { compared, added } = await compareRows(sides, last, young);
+    const { compared, added } = await fetchingByCtid(
+      sides,
+      () => compareRows(sides, last, young),
+    );
     if (source.total === last.count + added) {
       return { young, isChanged: true, compared };
     }
@@ -186,7 +190,10 @@ async function proveRemoved(
     count.target === last.count && young.target.count === 0 &&
     await areUnique(sides, columns, repeated);
   if (!isSound) return found;
-  const { compared } = await compareRows(sides, last, condition, removed);
+  const { compared } = await fetchingByCtid(
+    sides,
+    () => compareRows(sides, last, condition, removed),
+  );
   return { ...found, compared };
 }
 

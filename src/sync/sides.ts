@@ -50,3 +50,25 @@ export function sidesOf(
     method: { kind: isComparable ? "native" : "text", seed: snapshot.seed },
   };
 }
+
+/**
+ * Runs `work`, in which the servers find many rows by their ctid. They then fetch
+ * these rows rather than scan the table. The planner would count each row as a random
+ * read from a hard disk, but a server fetches rows in the order of their ctids.
+ */
+export async function fetchingByCtid<T>(
+  { source, target }: Sides,
+  work: () => Promise<T>,
+): Promise<T> {
+  const sides = [source, target].filter(({ hasStableCtid }) => hasStableCtid);
+  const setCost = (value: string) =>
+    Promise.all(
+      sides.map(({ session }) =>
+        session.query(`set local random_page_cost ${value}`)
+      ),
+    );
+  await setCost("= 1");
+  const result = await work();
+  await setCost("to default");
+  return result;
+}

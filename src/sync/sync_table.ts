@@ -31,7 +31,7 @@ import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import { checkShrink } from "./shrink_guard.ts";
 import { settleConstraints } from "./constraints.ts";
 import { checkHeld, countAs, heldAfterDelta, measure } from "./measure.ts";
-import { bothSides, sidesOf } from "./sides.ts";
+import { bothSides, fetchingByCtid, sidesOf } from "./sides.ts";
 import { forTable, isGoneInSource } from "./table_errors.ts";
 import {
   checkDeletable,
@@ -179,7 +179,10 @@ export async function syncTable(
     );
     await guard(context, sides, target, compared);
     const differingRows = await findRows(context, sides, compared);
-    const applied = await apply(context, sides, target, compared, clock);
+    const write = () => apply(context, sides, target, compared, clock);
+    const applied = compared.plan.mode === "delta"
+      ? await fetchingByCtid(sides, write)
+      : await write();
     isDone = true;
 
     clock.enter("verify");
