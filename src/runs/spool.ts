@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { Buffer } from "node:buffer";
 import type { Queryable } from "../postgres/sql.ts";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, type ErrorCode } from "../errors.ts";
@@ -120,13 +121,15 @@ async function drain(
   path: string,
   log: Logger,
 ): Promise<void> {
-  const content = await readAll(file);
-  const rest: Uint8Array[] = [];
+  // Each character is one byte, so that foreign lines keep theirs.
+  const content = Buffer.from(await readAll(file)).toString("latin1");
+  const rest: string[] = [];
   let drained = 0;
-  for (const line of linesOf(content)) {
+  for (const line of content.split(/(?<=\n)/)) {
     const failure = parseFailure(line);
     if (failure && await record(queryable, failure, log)) drained++;
-    else if (!isBlank(line)) rest.push(line);
+    // A line without a text is a hole after a crash.
+    else if (/[^\0\n]/.test(line)) rest.push(line);
   }
   if (rest.length > 0) {
     log.warn(
@@ -134,40 +137,13 @@ async function drain(
       { path, count: rest.length },
     );
   }
-  if (drained > 0) await keepOnly(file, joined(rest));
-}
-
-/** Returns the lines of a text, each with its newline. */
-function* linesOf(text: Uint8Array): Generator<Uint8Array> {
-  for (let start = 0; start < text.length;) {
-    const newline = text.indexOf(NEWLINE, start);
-    const end = newline < 0 ? text.length : newline + 1;
-    yield text.subarray(start, end);
-    start = end;
-  }
-}
-
-function joined(lines: readonly Uint8Array[]): Uint8Array {
-  const text = new Uint8Array(lines.reduce((n, line) => n + line.length, 0));
-  let end = 0;
-  for (const line of lines) {
-    text.set(line, end);
-    end += line.length;
-  }
-  return text;
-}
-
-const NEWLINE = 10;
-
-/** Returns whether a line is empty, such as a hole after a crash. */
-function isBlank(line: Uint8Array): boolean {
-  return line.every((byte) => byte === 0 || byte === NEWLINE);
+  if (drained > 0) await keepOnly(file, Buffer.from(rest.join(""), "latin1"));
 }
 
 /** Returns the failure in a line, or `undefined` for an empty or torn line. */
-function parseFailure(line: Uint8Array): SpooledFailure | undefined {
+function parseFailure(line: string): SpooledFailure | undefined {
   try {
-    const text = new TextDecoder().decode(line);
+    const text = Buffer.from(line, "latin1").toString();
     const failure = JSON.parse(text) as SpooledFailure;
     const { run, event } = failure;
     return run.id === event.run_id ? failure : undefined;
