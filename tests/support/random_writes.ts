@@ -34,6 +34,15 @@ function write(random: Random, relation: string, id: number): string {
       someRows(relation, count)
     }`,
     `delete from ${relation} where ${someRows(relation, 1)}; ${insert}`,
+    // Rows take the value of another row, or exchange theirs.
+    `update ${relation} set id = (select id from ${relation} order by random() limit 1) where ${
+      someRows(relation, count)
+    }`,
+    `update ${relation} r set id = o.id from (
+       select id, coalesce(lead(ctid) over (), first_value(ctid) over ()) as next
+       from ${relation} where ${
+      someRows(relation, 2)
+    }) o where r.ctid = o.next`,
     `do $$ begin begin update ${relation} set amount = amount + 1 where ${
       someRows(relation, count)
     }; exception when division_by_zero then null; end; end $$`,
