@@ -30,7 +30,14 @@ import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import { checkShrink } from "./shrink_guard.ts";
 import { settleConstraints } from "./constraints.ts";
-import { checkHeld, countAs, heldAfterDelta, measure } from "./measure.ts";
+import {
+  type Appended,
+  checkHeld,
+  countAs,
+  heldAfterDelta,
+  lastPages,
+  measure,
+} from "./measure.ts";
 import { bothSides, fetchingByCtid, sidesOf } from "./sides.ts";
 import { forTable, isGoneInSource } from "./table_errors.ts";
 import {
@@ -375,6 +382,8 @@ interface Applied {
   readonly source: Fingerprint;
   /** The fingerprint of the deleted rows, where the delete returned it. */
   readonly deleted?: Fingerprint | undefined;
+  /** The inserted rows, where nothing else changed. */
+  readonly appended?: Appended;
   /** The subtransaction that wrote the rows, if there was one. 32 bits, in decimal. */
   readonly xid?: string | null;
 }
@@ -457,9 +466,13 @@ async function apply(
       }),
     measure(),
   ]);
+  const place = isOnlyAdded && target.hasNoSideEffects
+    ? await lastPages(sides, target.oid)
+    : undefined;
   const copied = await copy(target.relation, measured);
   return {
     ...copied,
+    ...place ? { appended: { rows: copied.rowsInserted, place } } : {},
     rowsDeleted: deleted.rows,
     rowsBefore: deleted.rows,
     deleted: deleted.fingerprint,
@@ -502,8 +515,9 @@ async function verify(
   sides: Sides,
   target: Target,
   { plan, target: before }: Decided,
-  { source, deleted, rowsInserted, rowsDeleted, rowsBefore }: Applied,
+  applied: Applied,
 ): Promise<Verified> {
+  const { source, deleted, rowsInserted, rowsDeleted, rowsBefore } = applied;
   if (plan.mode === "unchanged") {
     // The comparison is the verification.
     const { count, checksum } = source;
@@ -517,7 +531,7 @@ async function verify(
     // Nothing else changes the rows, so the counts of the server are exact.
     ? countAs((before?.count ?? rowsBefore!) - rowsDeleted + rowsInserted)
     : (byContent && before && deleted &&
-      await heldAfterDelta(sides, before, deleted)) ||
+      await heldAfterDelta(sides, before, deleted, applied.appended)) ||
       await measure(context, sides.target, sides);
   checkHeld(context, sides, target, held, source);
   return {

@@ -270,6 +270,18 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     await db.source.unsafe(`alter role "${db.reader}" reset track_counts`);
   });
 
+  await t.step("appended rows that fill free pages of the target", async () => {
+    await db.source.unsafe("delete from shop.item where id between 5 and 8");
+    await scene.sync();
+    await db.warehouse.unsafe("vacuum raw.item");
+    await db.source.unsafe(rowsSql(501, 503));
+    assertEquals((await scene.expect(true)).rowsInserted, 3);
+    const [row] = await db.warehouse.unsafe(
+      "select count(*)::int from raw.item where id > 500 and ctid < (select max(ctid) from raw.item where id < 100)",
+    );
+    assertEquals(row!.count, 3);
+  });
+
   await t.step("appended by key, in an atomic run", async () => {
     const keyed = { ...ITEM, key: ["id"] };
     await loadItems(db, keyed);
