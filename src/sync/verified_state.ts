@@ -163,7 +163,7 @@ export async function presentFacts(
     timezone,
     rowHash(table.columns, { ...method, seed: 0n }),
   ]);
-  // Whoever may write the history could forge a state.
+  // A role that may write the history could forge a state.
   const [target] = await session.query(
     `select facts, pg_catalog.txid_current()::text as xid, ${HORIZON},
        pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(${
