@@ -9,7 +9,7 @@ import type { Fingerprint } from "../diff/fingerprint.ts";
 import { HAS_STABLE_CTID } from "../diff/queries.ts";
 import { rowHash } from "../diff/row_hash.ts";
 import type { Session } from "../postgres/session.ts";
-import { literal, qualified } from "../postgres/sql.ts";
+import { literal, qualified, type Row } from "../postgres/sql.ts";
 import { BASE_TYPE, FIRST_VARIABLE_OID } from "../tables/declaration.ts";
 import { sourceRelation } from "./source_tables.ts";
 import type { Target } from "./target.ts";
@@ -121,17 +121,20 @@ export async function sourceFacts(
   tables: readonly TableOnServer[],
 ): Promise<ReadonlyMap<string, string>> {
   if (tables.length === 0) return new Map();
+  const rows = await queryFacts(session, factsSql(tables));
+  return new Map(rows.map(({ name, facts }) => [name, facts]));
+}
+
+/** Returns the rows of a query about facts, or none where the role may not read them. */
+async function queryFacts(session: Session, sql: string): Promise<Row[]> {
   try {
-    const rows = await session.query(
-      `savepoint facts;
-       ${factsSql(tables)};
-       release savepoint facts`,
+    return await session.query(
+      `savepoint facts;\n${sql};\nrelease savepoint facts`,
     );
-    return new Map(rows.map(({ name, facts }) => [name, facts]));
   } catch (error) {
     if (session.failure) throw error;
     await session.query("rollback to savepoint facts; release savepoint facts");
-    return new Map();
+    return [];
   }
 }
 
@@ -146,7 +149,7 @@ export interface Present {
 
 /**
  * Returns the present facts of both sides. Requires the lock of the target. Returns
- * `undefined` where a proof does not support the table.
+ * `undefined` where a proof does not support the table, or the role may not read its facts.
  */
 export async function presentFacts(
   { table, target: { session }, method }: Sides,
@@ -164,7 +167,8 @@ export async function presentFacts(
     rowHash(table.columns, { ...method, seed: 0n }),
   ]);
   // A role that may write the history could forge a state.
-  const [target] = await session.query(
+  const [target] = await queryFacts(
+    session,
     `select facts, pg_catalog.txid_current()::text as xid, ${HORIZON},
        pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(${
       literal(declaration)

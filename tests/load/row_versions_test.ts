@@ -454,6 +454,20 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     await scene.settle();
   });
 
+  await t.step(
+    "not used: a role that may not read the facts of the server",
+    async () => {
+      await scene.settle();
+      for (const side of ["source", "warehouse"] as const) {
+        const facts = "execute on function pg_control_system()";
+        await db[side].unsafe(`revoke ${facts} from public`);
+        await scene.expect(false);
+        await db[side].unsafe(`grant ${facts} to public`);
+        await scene.settle();
+      }
+    },
+  );
+
   await t.step("not used: a label renamed before the snapshot", async () => {
     await scene.settle();
     await using network = proxied(db);
