@@ -192,9 +192,10 @@ async function prepareGroup(
     if (lost) {
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
-    // The table of another group may be the reason.
-    const { lastLoads } = await targets
-      .catch(() => readyTargets(warehouse, tables));
+    // Again after a failure, which another group may have caused, or a dropped schema.
+    const again = () => readyTargets(warehouse, tables);
+    const { lastLoads } =
+      await (attempts === 1 ? targets.catch(again) : again());
     const session = await takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;
