@@ -404,6 +404,21 @@ export class Session implements AsyncDisposable, Disposable {
     );
   }
 
+  /** Returns whether the server answers within the connection timeout. Destroys the session if not. */
+  async answers(): Promise<boolean> {
+    try {
+      await withTimeout(
+        this.query("select 1"),
+        this.#options.connectTimeoutSeconds,
+        () => this.#noAnswer(),
+      );
+      return true;
+    } catch {
+      this.destroy();
+      return false;
+    }
+  }
+
   /** Commits. A lost connection (`connection_lost`) leaves the outcome unknown. */
   async commit(): Promise<void> {
     await this.query("commit");
@@ -602,9 +617,7 @@ export async function takeUsable(
 ): Promise<Session | undefined> {
   while (idle.length > 0) {
     const session = idle.pop()!;
-    const answers = !session.failure &&
-      await session.query("select 1").then(() => true, () => false);
-    if (answers) return session;
+    if (await session.answers()) return session;
   }
   return undefined;
 }

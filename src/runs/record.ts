@@ -154,8 +154,20 @@ export async function databaseTime(queryable: Queryable): Promise<string> {
  * @throws {ServiceError} `target_incompatible`.
  */
 export async function checkHistoryTables(session: Session): Promise<void> {
+  // No earlier subtransaction has a greater number than a new one, which writes this row.
+  const [made] = await session.query(
+    "savepoint newest; select lo_create(0) as oid",
+  );
+  const [newest] = await session.query(
+    `select xmin::text as xid from pg_largeobject_metadata where oid = ${
+      made!.oid
+    }`,
+  );
+  // Frozen rows keep their numbers, and those of old rows seem to be of the future.
+  const isWritten = `age(xmin) between age('${newest!.xid}'::xid) and 0`;
   const [row] = await session.query(
-    `with history as materialized (
+    `rollback to savepoint newest; release savepoint newest;
+     with history as materialized (
        select c.oid, c.xmin from pg_class c
        where c.relnamespace = 'marketing_data_service'::regnamespace)
      select exists (
@@ -166,9 +178,9 @@ export async function checkHistoryTables(session: Session): Promise<void> {
       Object.entries(PARTS).map(([catalog, relation]) =>
         `union all select part.xmin from pg_${catalog} part join history on history.oid = part.${relation}`
       ).join("\n")
-    }) rows where age(xmin) <= 0) or exists (
+    }) rows where ${isWritten}) or exists (
        -- The next load trusts these rows. Other transactions may have added some.
-       select from marketing_data_service.table_load where age(xmin) <= 0 and 'in progress' = txid_status(
+       select from marketing_data_service.table_load where ${isWritten} and 'in progress' = txid_status(
          txid_current() - (age(xmin) - age((txid_current() % 4294967296)::text::xid)))) as changed`,
   );
   if (!row!.changed) return;
