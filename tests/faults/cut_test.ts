@@ -14,7 +14,9 @@ import { IS_THOROUGH } from "../support/thorough.ts";
 const SIDES = ["source", "warehouse"] as const;
 
 /** Bytes between two cuts. A smaller step tests more moments and takes longer. */
-const STEP = Number(Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 8192));
+const STEP = Number(
+  Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 12_288),
+);
 
 for (const side of SIDES) {
   Deno.test(`load survives a cut of every connection to the ${side} after any number of bytes`, async (t) => {
