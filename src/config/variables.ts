@@ -112,7 +112,7 @@ export const VARIABLES = {
   VERIFY: oneOf(
     ["content", "count"],
     "content",
-    "Verification before a load becomes visible: content compares all rows, count only their number",
+    "Verification before a load becomes visible: content compares the rows, count only their number",
   ),
   MAX_SHRINK: number(
     "0.9",

@@ -90,7 +90,7 @@ function mismatchRemedy(
     : `The target was rolled back. ${view}. Also ${triggers}.`;
 }
 
-/** Rows that a delta inserted, and deleted none, into a table that only it changes. */
+/** Rows of a delta that deleted none, in a table that nothing else changes. */
 export interface Appended {
   readonly rows: number;
   /** SQL condition for the pages that had room for new rows at the end of the table. */

@@ -181,6 +181,8 @@ export async function openSnapshot(
         openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<string, Session>();
       const idleReaders: Session[] = [];
+      /** Number of tables that wait for the connection of another reader. */
+      let waiting = 0;
       // Before DDL can wait for a table. The first ones are loaded at once.
       const first = largestFirst(readable).slice(0, config.maxParallelTasks);
       const opened = await Promise.allSettled(first.map(async (table) => {
@@ -225,10 +227,11 @@ export async function openSnapshot(
           }
           // Otherwise it would keep a connection that this one may wait for.
           if (idle) void idle.close();
+          waiting++;
           const reader = await openWhenFree(
             () => open(table),
             () => sessions.filter((session) => session !== holder),
-          );
+          ).finally(() => waiting--);
           sessions.push(reader);
           return reader;
         },
@@ -237,7 +240,7 @@ export async function openSnapshot(
           readers.delete(name);
         },
         release(reader) {
-          const isNeeded = readable.length > first.length;
+          const isNeeded = readable.length > first.length && waiting === 0;
           if (isNeeded && !reader.failure) idleReaders.push(reader);
           else void reader.close();
         },

@@ -447,7 +447,7 @@ function resolveTable(
       ? `column "${from}" of ${schema}.${name}`
       : `the expression of column "${column.name}"`;
     const isSame = source.type.base === column.type.base;
-    // Other types become a text or a time of a zone by rules that can change.
+    // A DATE or TIMESTAMP becomes an instant by the rules of a zone, which can change.
     dependsOnTimezone ||= !isSame &&
       column.type.base === "timestamp with time zone";
     const reason = fit.kind === "refused"

@@ -2,6 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
 import { createDatabases, type Sql } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
+import { runJson } from "../support/program_here.ts";
 import { createManyTables } from "../support/many_tables.ts";
 
 /** Many more tables than connections. Their names together exceed what an index can hold. */
@@ -54,4 +55,16 @@ Deno.test("load copies many tables with at most 10 connections on either server"
     [`${NAME}77`],
   );
   assert(most <= 10, `${most} connections`);
+});
+
+Deno.test("load of many tables needs two connections to the source", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await using file = await createManyTables(db, 6);
+  await db.source.unsafe(`alter role "${db.reader}" connection limit 2`);
+  const { code, stderr } = await runJson(["load"], {
+    ...db.environment,
+    ...file.variables,
+    MAX_PARALLEL_TASKS: "3",
+  });
+  assertEquals(code, 0, stderr);
 });
