@@ -119,28 +119,11 @@ const CHANGES: Readonly<
     source.unsafe(
       `alter role "${reader}" nobypassrls; alter table shop.item disable row level security`,
     ),
-  "a writer of the target keeps the number of rows": ({ warehouse }) =>
-    warehouse.unsafe(
-      "update raw.item set amount = -amount where ctid = (select min(ctid) from raw.item)",
-    ),
-  "a writer of the target deletes and inserts": ({ warehouse }) =>
-    warehouse.unsafe(
-      `delete from raw.item where ctid = (select min(ctid) from raw.item); insert into raw.item (id) values (6000)`,
-    ),
   "the target is truncated and filled": ({ warehouse }) =>
     warehouse.unsafe(
       `create table public.saved as select id + 1 as id, amount, mood, day, note from raw.item; truncate raw.item;
        insert into raw.item select * from public.saved; drop table public.saved`,
     ),
-  "both sides change alike": ({ source, warehouse }) =>
-    Promise.all([
-      source.unsafe(
-        `delete from shop.item where ${FIRST_ITEM}`,
-      ),
-      warehouse.unsafe(
-        "delete from raw.item where ctid = (select min(ctid) from raw.item)",
-      ),
-    ]),
   "other roles may write all tables": ({ warehouse }) =>
     warehouse.unsafe("grant pg_write_all_data to pg_monitor"),
   "other roles may write the history": ({ warehouse }) =>
@@ -152,6 +135,29 @@ const CHANGES: Readonly<
       `alter table shop.item alter mood type text; alter table shop.item rename note to x;
        alter table shop.item rename mood to note; alter table shop.item rename x to mood`,
     ),
+};
+
+/** Changes of rows of the target by another writer. */
+const TARGET_CHANGES: typeof CHANGES = {
+  "keeps the number of rows": ({ warehouse }) =>
+    warehouse.unsafe(
+      "update raw.item set amount = -amount where ctid = (select min(ctid) from raw.item)",
+    ),
+  "deletes and inserts": ({ warehouse }) =>
+    warehouse.unsafe(
+      `delete from raw.item where ctid = (select min(ctid) from raw.item); insert into raw.item (id) values (6000)`,
+    ),
+  "inserts": ({ warehouse }) =>
+    warehouse.unsafe("insert into raw.item (id) values (6000)"),
+  "deletes a row that the source deletes": ({ source, warehouse }) =>
+    Promise.all([
+      source.unsafe(
+        "delete from shop.item where id = (select max(id) from shop.item)",
+      ),
+      warehouse.unsafe(
+        "delete from raw.item where id = (select max(id) from raw.item)",
+      ),
+    ]),
 };
 
 /** Changes of a row of the source, after which all others are those of the last load. */
@@ -529,6 +535,23 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
       await db.warehouse.unsafe(
         "revoke insert, update on marketing_data_service.table_load from public; revoke pg_write_all_data from pg_monitor",
       );
+    });
+  }
+
+  for (const [what, change] of Object.entries(TARGET_CHANGES)) {
+    await t.step(`not used: a writer of the target ${what}`, async () => {
+      // Nothing, added rows and removed rows are expected of the source.
+      const expected = [
+        { other: "select 1", removals: "0" },
+        { other: rowsSql(6001, 6001), removals: "0" },
+        { other: "insert into shop.other values (1)", removals: "-1" },
+      ];
+      for (const { other, removals } of expected) {
+        await scene.settle();
+        await change(db);
+        await db.source.unsafe(other);
+        await scene.expect(false, { last: { ...scene.last!, removals } });
+      }
     });
   }
 
