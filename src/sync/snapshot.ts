@@ -220,13 +220,13 @@ export async function openSnapshot(
           readers.delete(name);
           if (ready && !ready.failure) return ready;
           const table = readable.find((r) => r.name === name)!;
-          const idle = idleReaders.pop();
-          if (idle && isLockable(table.kind)) {
+          const idle = isLockable(table.kind) ? idleReaders.pop() : undefined;
+          if (idle) {
             await moveReader(config, idle, table, holder);
             return idle;
           }
-          // Otherwise it would keep a connection that this one may wait for.
-          if (idle) void idle.close();
+          // Otherwise they would keep connections that this one may wait for.
+          for (const other of idleReaders.splice(0)) void other.close();
           waiting++;
           const reader = await openWhenFree(
             () => open(table),
