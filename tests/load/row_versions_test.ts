@@ -191,46 +191,46 @@ const TRANSACTIONS: Readonly<
     after: string;
   }>
 > = {
-  "wrote before and commits after": {
+  "that wrote before and commits after": {
     side: "source",
     before: `begin; delete from shop.item where ${FIRST_ITEM}; ${
       rowsSql(9000, 9000)
     }`,
     after: "commit",
   },
-  "began before and writes after": {
+  "that began before and writes after": {
     side: "source",
     before: "begin; insert into shop.other values (1)",
     after: `delete from shop.item where ${FIRST_ITEM}; ${
       rowsSql(9001, 9001)
     }; commit`,
   },
-  "wrote in a subtransaction": {
+  "that wrote in a subtransaction": {
     side: "source",
     before:
       `begin; savepoint a; update shop.item set amount = amount - 1 where ${FIRST_ITEM}`,
     after: "release a; commit",
   },
-  "began a subtransaction before and writes after": {
+  "that began a subtransaction before and writes after": {
     side: "source",
     before:
       "begin; savepoint a; insert into shop.other values (1); savepoint b; insert into shop.other values (2)",
     after:
       `update shop.item set amount = amount - 1 where ${FIRST_ITEM}; release a; commit`,
   },
-  "is prepared before and committed after": {
+  "that is prepared before and committed after": {
     side: "source",
     before:
       `begin; update shop.item set amount = amount - 1 where ${FIRST_ITEM}; prepare transaction 'mds'`,
     after: "commit prepared 'mds'",
   },
-  "of the target began before and writes after": {
+  "of the target that began before and writes after": {
     side: "warehouse",
     before: "begin; create table public.mark ()",
     after:
       "update raw.item set amount = -1 where ctid = (select min(ctid) from raw.item); commit",
   },
-  "of the target began a subtransaction before and writes after": {
+  "of the target that began a subtransaction before and writes after": {
     side: "warehouse",
     before:
       "begin; create table public.mark (); savepoint a; create table public.mark_2 ()",
@@ -574,7 +574,7 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
   });
 
   for (const [what, { side, before, after }] of Object.entries(TRANSACTIONS)) {
-    await t.step(`a transaction that ${what}`, async () => {
+    await t.step(`a transaction ${what}`, async () => {
       await using other = db.connect(side);
       await other.unsafe(before);
       // A later transaction that has ended, so that the snapshot reaches beyond both.
