@@ -99,7 +99,8 @@ function factsSql(tables: readonly TableOnServer[]): string {
          pg_catalog.bool_and(a.attname::text <> all (wanted.columns) or a.attgenerated <> 'v'
            and (base.oid < ${FIRST_VARIABLE_OID} or t.typtype = 'e') and not exists (
              select from pg_catalog.pg_cast k
-             where k.castsource = base.oid and k.castfunc >= ${FIRST_VARIABLE_OID})) as is_plain
+             -- A load casts to built-in types only.
+             where k.castsource = base.oid and k.casttarget < ${FIRST_VARIABLE_OID} and k.castfunc >= ${FIRST_VARIABLE_OID})) as is_plain
        from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
          left join pg_catalog.pg_type t on t.oid = base.oid
        where a.attrelid = c.oid and a.attnum > 0) parts

@@ -258,6 +258,17 @@ Deno.test("row versions prove which rows need not be read", async (t) => {
     assertEquals((await scene.expect(true)).checksum, appended.checksum);
   });
 
+  await t.step("casts of built-in types to those of an extension", async () => {
+    for (const sql of [db.source, db.warehouse]) {
+      await sql.unsafe(
+        `create type public.shape as (t text);
+         create function public.shape(text) returns public.shape language sql as $$ select row($1)::public.shape $$;
+         create cast (text as public.shape) with function public.shape`,
+      );
+    }
+    await scene.expect(true);
+  });
+
   await t.step("a source without new transactions is not read", async () => {
     await db.source.unsafe(`alter role "${db.reader}" set track_counts = on`);
     const scans = async () => {
