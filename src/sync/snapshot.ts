@@ -181,8 +181,8 @@ export async function openSnapshot(
         openReader(config, connection, table, holder, taken!.id);
       const readers = new Map<string, Session>();
       const idleReaders: Session[] = [];
-      /** Number of tables that wait for the connection of another reader. */
-      let waiting = 0;
+      /** Whether no connection was free. Each reader then ends with its table. */
+      let isShort = false;
       // Before DDL can wait for a table. The first ones are loaded at once.
       const first = largestFirst(readable).slice(0, config.maxParallelTasks);
       const opened = await Promise.allSettled(first.map(async (table) => {
@@ -220,18 +220,25 @@ export async function openSnapshot(
           readers.delete(name);
           if (ready && !ready.failure) return ready;
           const table = readable.find((r) => r.name === name)!;
-          const idle = isLockable(table.kind) ? idleReaders.pop() : undefined;
-          if (idle) {
+          const idle = idleReaders.pop();
+          if (idle && isLockable(table.kind)) {
             await moveReader(config, idle, table, holder);
             return idle;
           }
-          // Otherwise they would keep connections that this one may wait for.
-          for (const other of idleReaders.splice(0)) void other.close();
-          waiting++;
+          // Otherwise there would be one connection more.
+          if (idle) void idle.close();
           const reader = await openWhenFree(
-            () => open(table),
+            () =>
+              open(table).catch((error) => {
+                isShort ||= mayLackConnections(error);
+                // This one waits for their connections.
+                if (isShort) {
+                  for (const r of idleReaders.splice(0)) void r.close();
+                }
+                throw error;
+              }),
             () => sessions.filter((session) => session !== holder),
-          ).finally(() => waiting--);
+          );
           sessions.push(reader);
           return reader;
         },
@@ -240,7 +247,7 @@ export async function openSnapshot(
           readers.delete(name);
         },
         release(reader) {
-          const isNeeded = readable.length > first.length && waiting === 0;
+          const isNeeded = readable.length > first.length && !isShort;
           if (isNeeded && !reader.failure) idleReaders.push(reader);
           else void reader.close();
         },
