@@ -41,7 +41,11 @@ import {
   selectTables,
   type TableDeclaration,
 } from "../tables/declaration.ts";
-import { ensureTargetSchemas, findActing } from "../sync/target.ts";
+import {
+  createSchemas,
+  findActing,
+  findMissingSchemas,
+} from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
 export type CommitGroup = readonly TableDeclaration[];
@@ -92,7 +96,7 @@ export async function openPreparation(
   const idle: Session[] = [];
   const closing: Promise<void>[] = [];
   // While the source answers.
-  const targets = readyTargets(warehouse, tables);
+  const targets = findTargets(warehouse, tables);
   targets.catch(() => {});
   const closeIdle = async () => {
     await Promise.all([...closing, ...idle.map((session) => session.close())]);
@@ -151,19 +155,22 @@ export async function openPreparation(
 
 /** The targets of a run, before they are locked. */
 interface Targets {
+  readonly missingSchemas: readonly string[];
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
   /** Result of {@linkcode findActing}. */
   readonly acting: ReadonlyMap<string, boolean>;
 }
 
-/** Creates missing schemas, and reads what the warehouse knows about the targets. */
-async function readyTargets(
+/** Reads what the warehouse knows about the targets. */
+async function findTargets(
   warehouse: Pool,
   tables: readonly TableDeclaration[],
 ): Promise<Targets> {
-  await ensureTargetSchemas(warehouse, tables);
-  const lastLoads = await lastLoadsOf(warehouse, namesOf(tables));
-  return { lastLoads, acting: await findActing(tables, warehouse) };
+  return {
+    missingSchemas: await findMissingSchemas(warehouse, tables),
+    lastLoads: await lastLoadsOf(warehouse, namesOf(tables)),
+    acting: await findActing(tables, warehouse),
+  };
 }
 
 /** What the groups of one snapshot share. */
@@ -193,9 +200,10 @@ async function prepareGroup(
       await endBackend(warehouse, lost.pid, connection.applicationName);
     }
     // Again after a failure, which another group may have caused, or a dropped schema.
-    const again = () => readyTargets(warehouse, tables);
-    const { lastLoads } =
+    const again = () => findTargets(warehouse, tables);
+    const { missingSchemas, lastLoads } =
       await (attempts === 1 ? targets.catch(again) : again());
+    await createSchemas(warehouse, missingSchemas);
     const session = await takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;

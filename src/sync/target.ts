@@ -886,22 +886,29 @@ export async function putInPlace(
   return { ...target, ...placed, relation };
 }
 
-/**
- * Creates the schemas of the targets, outside of the load's transaction. Two
- * transactions that both create one would wait for each other.
- */
-export async function ensureTargetSchemas(
+/** Returns those schemas of the targets that do not exist. */
+export async function findMissingSchemas(
   warehouse: Pool,
   tables: readonly TableDeclaration[],
-): Promise<void> {
-  const schemas = targetSchemas(tables);
+): Promise<readonly string[]> {
   const rows = await warehouse.query(
     `select name from pg_catalog.unnest(array[${
-      schemas.map(literal)
+      targetSchemas(tables).map(literal)
     }]::text[]) name where not exists (
        select from pg_catalog.pg_namespace where nspname = name)`,
   );
-  for (const { name } of rows) {
+  return rows.map(({ name }) => name);
+}
+
+/**
+ * Creates schemas, outside of the load's transaction. Two transactions that both
+ * create one would wait for each other.
+ */
+export async function createSchemas(
+  warehouse: Pool,
+  names: readonly string[],
+): Promise<void> {
+  for (const name of names) {
     try {
       await warehouse.query(`create schema if not exists ${identifier(name)}`);
     } catch (error) {

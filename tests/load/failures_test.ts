@@ -512,6 +512,19 @@ Deno.test("health reports each database, and exits with 69 when one is unreachab
   assertMatch(ill.json.checks.olist.error, /Check that the server is up/);
 });
 
+Deno.test("load creates no schema of targets when the source is unreachable", async () => {
+  await using db = await createDatabases({ rows: ROWS });
+  const { code } = await runJson(["load"], {
+    ...db.environment,
+    OLIST_DB_PORT: "1",
+  });
+  assertEquals(code, 69);
+  const found = await db.warehouse.unsafe(
+    "select from pg_namespace where nspname = 'm_data'",
+  );
+  assertEquals(found.length, 0);
+});
+
 Deno.test("load reports an unwritable event file before it begins", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const { code, json } = await runJson(["load"], {

@@ -4,9 +4,10 @@ import { identifier } from "../../postgres/sql.ts";
 import { connectionOf } from "../../context.ts";
 import { migrate } from "../../runs/schema.ts";
 import {
+  createSchemas,
   createTableSql,
   ensureTarget,
-  ensureTargetSchemas,
+  findMissingSchemas,
   targetSchemas,
 } from "../../sync/target.ts";
 import { ServiceError } from "../../errors.ts";
@@ -96,7 +97,10 @@ async function ensure(context: CommandContext): Promise<number> {
   const { config, warehouse } = await context.app();
   const connection = connectionOf(config, "schema", context.signal);
   await migrate(warehouse, connection);
-  await ensureTargetSchemas(warehouse, config.tables);
+  await createSchemas(
+    warehouse,
+    await findMissingSchemas(warehouse, config.tables),
+  );
   const tables = await describeTables(config, connection, config.tables);
   const created: string[] = [];
   await using session = await Session.open(config.dwh, connection);
