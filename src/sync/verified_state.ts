@@ -65,8 +65,7 @@ export const MAX_XIDS = 200;
  * from a crash, and the database until it is created again.
  */
 const SERVER = `(select pg_catalog.concat_ws(' ', system_identifier,
-    case when pg_catalog.pg_is_in_recovery() then 'standby'
-      else pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end,
+    pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8),
     pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::numeric,
     (select pg_catalog.date_part('epoch', stats_reset)::numeric from pg_catalog.pg_stat_wal),
     (select pg_catalog.concat_ws(' ', d.oid, d.xmin) from pg_catalog.pg_database d
