@@ -254,8 +254,7 @@ async function main(): Promise<number> {
       async prepare() {
         await load();
         await change(
-          (table) =>
-            `insert into ${table} select * from ${table} where random() < 0.001`,
+          (table) => inserted(table, "random() < 0.001"),
           source,
         );
       },
@@ -308,6 +307,12 @@ interface Change {
   readonly hasHint: boolean;
 }
 
+/** Rows with new ids, so that the column stays unique. */
+const inserted = (table: string, where: string) =>
+  `insert into ${table} (mql_id, ${
+    table.endsWith("deals") ? "seller_id" : "landing_page_id"
+  }) select 'new ' || random(), md5(mql_id) from ${table} where ${where}`;
+
 function changes(): Change[] {
   const kinds = {
     updated: (table: string, where: string) =>
@@ -316,10 +321,7 @@ function changes(): Change[] {
       } = 'changed ' || random() where ${where}`,
     deleted: (table: string, where: string) =>
       `delete from ${table} where ${where}`,
-    inserted: (table: string, where: string) =>
-      `insert into ${table} (mql_id, ${
-        table.endsWith("deals") ? "seller_id" : "landing_page_id"
-      }) select 'new ' || random(), md5(mql_id) from ${table} where ${where}`,
+    inserted,
   };
   const scattered = (share: number) => () =>
     `hashtextextended(mql_id, ${
