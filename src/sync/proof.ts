@@ -34,11 +34,14 @@ const MAX_DISTANCE = 2n ** 30n;
 /** Maximum number of young or removed rows that are compared one by one. They stay in memory. */
 const MAX_CHANGED = 2 ** 19;
 
+/** Number of such rows that are always compared one by one. */
+const MIN_CHANGED = 16;
+
 /**
  * Cost of hashing a column of a row in a scan, as a share of the cost of comparing a
- * row that is fetched by its ctid. An estimate.
+ * row that is fetched by its ctid. Measured with tables of 4 and 14 columns.
  */
-const COLUMN_COST = 1 / 64;
+const COLUMN_COST = 1 / 256;
 
 /** The outcome of a proof. */
 export interface Proof {
@@ -165,12 +168,13 @@ async function proveRemoved(
 ): Promise<Found | undefined> {
   const columns = await identifyingColumns(sides);
   if (!columns) return undefined;
+  const unread = sides.table.columns.length - columns.length;
   // Above it, reading all columns of all rows costs less.
   const limit = Math.min(
-    last.count * (sides.table.columns.length - columns.length) * COLUMN_COST,
+    Math.max(last.count * unread * COLUMN_COST, MIN_CHANGED),
     MAX_CHANGED,
   );
-  if (expected > limit || limit < 1) return { isChanged: true };
+  if (unread === 0 || expected > limit) return { isChanged: true };
   const { count, young, difference, repeated } = await matchOldRows(
     sides,
     columns,
