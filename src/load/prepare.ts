@@ -45,6 +45,7 @@ import {
   createSchemas,
   findActing,
   findMissingSchemas,
+  targetSchemas,
 } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
@@ -203,7 +204,11 @@ async function prepareGroup(
     const again = () => findTargets(warehouse, tables);
     const { missingSchemas, lastLoads } =
       await (attempts === 1 ? targets.catch(again) : again());
-    await createSchemas(warehouse, missingSchemas);
+    const own = targetSchemas(tables);
+    await createSchemas(
+      warehouse,
+      missingSchemas.filter((name) => own.includes(name)),
+    );
     const session = await takeUsable(idle) ??
       await Session.open(config.dwh, connection);
     lost = session;
