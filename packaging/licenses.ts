@@ -16,26 +16,35 @@ contains Deno, under the MIT license, copyright 2018-2026 the Deno authors. Deno
 contains V8 and other libraries: https://github.com/denoland/deno lists them.
 `;
 
-/** Returns the text of all licenses. Equal texts are printed once. */
+/** Returns the text of all licenses. Packages with equal terms follow each other, with the terms once. */
 function licenses(): string {
   const mit = Deno.readTextFileSync(OWN).split("\n\n").slice(2).join("\n\n");
-  const groups = new Map<string, string[]>();
+  const groups = new Map<string, { terms: string; packages: string[] }>();
   for (const one of lockedPackages()) {
     const { id, text, author } = licenseOf(one);
-    const terms = text ??
+    const given = text ??
       (id === "MIT"
         ? `Copyright (c) ${author}\n\n${mit}`
         : `${id}, by ${author}`);
-    const names = groups.get(terms.trim()) ?? [];
-    names.push(`${one.name} ${one.version} (${id})`);
-    groups.set(terms.trim(), names);
+    const paragraphs = given.replaceAll("\r\n", "\n").trim().split(/\n{2,}/);
+    const isCopyright = (text: string) => /^\s*copyright (?!\[)/i.test(text);
+    // The name of a license is printed beside the package.
+    const terms = paragraphs
+      .filter((text) => !isCopyright(text) && !/\bMIT license\b/i.test(text))
+      .join("\n\n");
+    // Equal terms differ in their line breaks, and in an appendix that shows their use.
+    const key = terms.split("APPENDIX")[0]!.replaceAll(/\s+/g, " ").trim();
+    const group = groups.get(key) ?? { terms, packages: [] };
+    group.packages.push(
+      [`${one.name} ${one.version} (${id})`, ...paragraphs.filter(isCopyright)]
+        .map((text) => text.trim()).join("\n  "),
+    );
+    groups.set(key, group);
   }
   return [
     INTRODUCTION,
-    ...[...groups].map(([terms, names]) =>
-      `${"=".repeat(72)}\n${names.join("\n")}\n\n${
-        terms.replaceAll("\r\n", "\n")
-      }\n`
+    ...[...groups.values()].map(({ terms, packages }) =>
+      `${"=".repeat(72)}\n${packages.join("\n")}\n\n${terms}\n`
     ),
   ].join("\n");
 }

@@ -2,7 +2,7 @@ import { Version } from "@cyclonedx/cyclonedx-library/Spec";
 import { JsonStrictValidator } from "@cyclonedx/cyclonedx-library/Validation";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { parse } from "yaml";
-import { lockedPackages } from "../../packaging/packages.ts";
+import { licenseOf, lockedPackages } from "../../packaging/packages.ts";
 import {
   releaseChangelog,
   softwareBill,
@@ -53,12 +53,18 @@ Deno.test("softwareBill() lists every package of deno.lock, as CycloneDX require
   }
 });
 
-Deno.test("version --licenses names every package of deno.lock with its license", async () => {
+Deno.test("version --licenses names every package of deno.lock with its license and its copyright", async () => {
   const { code, stdout } = await runProgram(["version", "--licenses"]);
   assertEquals(code, 0);
-  for (const { name, version } of lockedPackages()) {
+  for (const one of lockedPackages()) {
+    const { name, version } = one;
     // `deno task licenses` writes them.
-    assert(stdout.includes(`\n${name} ${version} (`), name);
+    const at = stdout.indexOf(`\n${name} ${version} (`);
+    assert(at >= 0, name);
+    const { text = "" } = licenseOf(one);
+    for (const [line] of text.matchAll(/^ *Copyright (?!\[).*$/gm)) {
+      assert(stdout.includes(line.trim(), at), `${name}: ${line}`);
+    }
   }
 });
 
