@@ -53,6 +53,14 @@ interface Case {
 
 const PIPES = "two psql | psql pipes";
 const NEW_TABLES = "two psql | psql pipes into new tables";
+const MANY_PIPES = "200 psql | psql pipes, two at once";
+const SMALL_TABLES = Array.from({ length: 200 }, (_, i) => `many.table_${i}`);
+
+/** Returns the name of the contender to which another one is compared. */
+function peerOf(name: string): string {
+  if (/first|new tables|pgcopydb/.test(name)) return NEW_TABLES;
+  return name.includes("200 ") ? MANY_PIPES : PIPES;
+}
 
 async function main(): Promise<number> {
   const flags = parseArgs(Deno.args, {
@@ -99,6 +107,8 @@ async function main(): Promise<number> {
   await filled.unsafe("vacuum analyze");
   await filled.end();
   await admins[1].unsafe("create database copydb");
+  await admins[0].unsafe("create database many");
+  await admins[1].unsafe("create database many");
   const kitchenSync = Deno.env.get("KITCHEN_SYNC");
   if (kitchenSync) {
     await admins[0].unsafe("create database ks_from template olist");
@@ -116,6 +126,16 @@ async function main(): Promise<number> {
   const source = connect(from, "olist");
   const keyed = connect(from, "ks_from");
   const warehouse = connect(to, "dwh");
+  const many = { source: connect(from, "many"), target: connect(to, "many") };
+  await many.source.unsafe(createTables(1000));
+  await many.source.unsafe("vacuum analyze");
+  await many.target.unsafe(createTables(0));
+  await using tablesFile = await temporaryFile(
+    `tables:\n${
+      SMALL_TABLES.map((name) => `  - { source: ${name}, target: ${name} }\n`)
+        .join("")
+    }`,
+  );
 
   const environment: Record<string, string> = {
     LOG_LEVEL: "ERROR",
@@ -166,13 +186,20 @@ async function main(): Promise<number> {
       ["task", "--quiet", "cli", "load", "--quiet", ...args],
       { ...environment, ...extra },
     );
-    const [written] = await warehouse.unsafe(
+    const target = extra.DWH_DB_NAME ? many.target : warehouse;
+    const [written] = await target.unsafe(
       `select sum((result ->> 'rows_inserted')::int8 + (result ->> 'rows_deleted')::int8)::float8 as rows
        from marketing_data_service.table_load where run_id = (
          select id from marketing_data_service.run order by started_at desc limit 1)`,
     );
     return { ...measured, writtenRows: written!.rows };
   };
+  const loadMany = () =>
+    load({
+      OLIST_DB_NAME: "many",
+      DWH_DB_NAME: "many",
+      TABLES_FILE: tablesFile.path,
+    });
   const pipe = (isNew: boolean) => () =>
     run("sh", ["-c", pipes(from, to, isNew)]);
   const drop = async () => {
@@ -272,10 +299,30 @@ async function main(): Promise<number> {
       },
       ...(hasHint ? withKitchenSync(name, sql) : []),
     ]),
+    {
+      name: MANY_PIPES,
+      run: () => run("sh", ["-c", manyPipes(from, to)]),
+    },
+    {
+      name: "load of 200 tables, nothing changed",
+      prepare: async () => void await loadMany(),
+      run: loadMany,
+    },
+    {
+      name: "load of 200 tables, one row of each",
+      prepare: async () =>
+        void await many.source.unsafe(
+          SMALL_TABLES.map((name) =>
+            `update ${name} set name = random()::text where id = 500`
+          ).join(";"),
+        ),
+      run: loadMany,
+    },
   ];
   await load();
-  const isPeer = ({ name }: Case) => name === PIPES || name === NEW_TABLES;
-  const chosen = cases.filter((c) => isPeer(c) || only.test(c.name));
+  const wanted = cases.filter(({ name }) => only.test(name));
+  const peers = new Set(wanted.map(({ name }) => peerOf(name)));
+  const chosen = cases.filter((c) => wanted.includes(c) || peers.has(c.name));
   const times = new Map(chosen.map(({ name }) => [name, [] as Measured[]]));
   for (let round = 0; round < rounds; round++) {
     for (const { name, prepare, run } of chosen) {
@@ -293,6 +340,8 @@ async function main(): Promise<number> {
   await source.end({ timeout: 1 });
   await keyed.end({ timeout: 1 });
   await warehouse.end({ timeout: 1 });
+  await many.source.end({ timeout: 1 });
+  await many.target.end({ timeout: 1 });
   report(rows, rounds, from.version, times);
   if (!hasPgcopydb) print("absent: pgcopydb, or the pg_dump of this server");
   if (!kitchenSync) print("absent: Kitchen Sync");
@@ -380,8 +429,6 @@ function pipes(
   to: PostgresServer,
   isNew: boolean,
 ): string {
-  const psql = ({ host, port }: PostgresServer) =>
-    `psql -qX -h ${host} -p ${port} -U postgres`;
   const pipe = (select: string, table: string) =>
     `${psql(from)} -d olist -c "copy (${select}) to stdout (format binary)" |
      ${psql(to)} -1 -d dwh ${
@@ -395,6 +442,38 @@ function pipes(
     )
   }) &
     wait`;
+}
+
+/** Creates the small tables with so many rows each. */
+function createTables(rows: number): string {
+  return `create schema many;` +
+    SMALL_TABLES.map((table) =>
+      `create table ${table} (id int4 primary key, name text, at timestamptz);
+       insert into ${table} select n, md5(n::text), now() from generate_series(1, ${rows}) n;`
+    ).join("\n");
+}
+
+/** The peer for many small tables. */
+function manyPipes(from: PostgresServer, to: PostgresServer): string {
+  const half = (tables: readonly string[]) =>
+    `(for table in ${tables.join(" ")}; do
+      ${psql(from)} -d many -c "copy $table to stdout (format binary)" |
+      ${
+      psql(to)
+    } -1 -d many -c "delete from $table" -c "copy $table from stdin (format binary)"
+    done) &`;
+  return `${half(SMALL_TABLES.slice(0, 100))} ${
+    half(SMALL_TABLES.slice(100))
+  } wait`;
+}
+
+const psql = ({ host, port }: PostgresServer) =>
+  `psql -qX -h ${host} -p ${port} -U postgres`;
+
+async function temporaryFile(text: string) {
+  const path = await Deno.makeTempFile({ suffix: ".yaml" });
+  await Deno.writeTextFile(path, text);
+  return { path, [Symbol.asyncDispose]: () => Deno.remove(path) };
 }
 
 function hasProgram(name: string): boolean {
@@ -487,7 +566,7 @@ function report(
     }   clock  ratio      cpu  ratio     peak     written       WAL`,
   );
   for (const [name, measured] of times) {
-    const peer = /first|new tables|pgcopydb/.test(name) ? NEW_TABLES : PIPES;
+    const peer = peerOf(name);
     const column = (of: (measured: Measured) => number) => {
       const value = median(name, of);
       return `${value.toFixed(2).padStart(6)} s  ${
