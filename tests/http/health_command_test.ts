@@ -18,7 +18,7 @@ Deno.test("health --service asks the service instead of the databases", async ()
   assertEquals(wide.code, 0, wide.stderr);
 });
 
-Deno.test("health --service exits with 69 for an unhealthy and for a missing service", async () => {
+Deno.test("health --service exits with 69 for an unhealthy service, a missing one and another program", async () => {
   await using db = await createDatabases();
   {
     await using server = await startServer(db, {
@@ -39,5 +39,16 @@ Deno.test("health --service exits with 69 for an unhealthy and for a missing ser
       none.stderr,
       "Cannot reach the service on http://127.0.0.1:",
     );
+  }
+  for (const body of ['{"status":"UP"}', '{"status":404}', "null", "<html>"]) {
+    await using other = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, onListen() {} },
+      () => new Response(body),
+    );
+    const { code, stderr } = await runProgram(["health", "--service"], {
+      PORT: String(other.addr.port),
+    });
+    assertEquals(code, 69, body);
+    assertStringIncludes(stderr, "/health: another program answered.");
   }
 });

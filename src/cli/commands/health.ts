@@ -55,10 +55,8 @@ export const healthCommand: Command = {
 };
 
 async function checkDatabases(config: Config): Promise<Health> {
-  const { olist, dwh, connectTimeoutSeconds, stallTimeoutSeconds } = config;
-  const options = { max: 1, connectTimeoutSeconds, stallTimeoutSeconds };
-  await using source = new Pool(olist, options);
-  await using warehouse = new Pool(dwh, options);
+  await using source = new Pool(config.olist, { ...config, max: 1 });
+  await using warehouse = new Pool(config.dwh, { ...config, max: 1 });
   return await checkHealth(source, warehouse);
 }
 
@@ -77,7 +75,7 @@ async function askService(
     address.includes(":") ? `[${address}]` : address
   }:${port}${path}`;
   try {
-    const health = JSON.parse(
+    return parseHealth(
       await getDirectly(
         url,
         apiToken ? { authorization: `Bearer ${apiToken}` } : {},
@@ -87,8 +85,6 @@ async function askService(
         ]),
       ),
     );
-    if (!health.status) throw new Error("another program answered");
-    return health;
   } catch (error) {
     throw new ServiceError(
       "connection_failed",
@@ -100,6 +96,17 @@ async function askService(
       },
     );
   }
+}
+
+/** @throws {Error} when the text is not an answer of the service. */
+function parseHealth(text: string): ServiceHealth {
+  try {
+    const health = JSON.parse(text);
+    if (["healthy", "unhealthy", "live"].includes(health.status)) return health;
+  } catch {
+    // Other programs answer without JSON.
+  }
+  throw new Error("another program answered");
 }
 
 /** Returns the body at a URL. Unlike `fetch`, it never uses a proxy, which would see the token. */
