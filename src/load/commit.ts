@@ -26,10 +26,10 @@ import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";
 import {
   closeRun,
-  committedTables,
   confirmRun,
   databaseTime,
   eventOf,
+  loadedByRun,
 } from "../runs/record.ts";
 import { endBackend } from "../postgres/backends.ts";
 import {
@@ -334,9 +334,11 @@ async function resolveUnknownCommit(
   return await retry(config, async () => {
     // The backend may still be committing: after this it is certainly over.
     await endBackend(warehouse, session.pid, `${APPLICATION_NAME}/${run.id}`);
-    const committed = await committedTables(warehouse, run.id);
+    const loaded = await loadedByRun(warehouse, run.id);
     return {
-      isCommitted: tables.every(({ name }) => committed.includes(name)),
+      isCommitted: tables.every(({ name }) =>
+        loaded.some(({ table }) => table === name)
+      ),
       event: await eventOf(warehouse, run.id),
     };
   }, { ...context, ...CLOSING });

@@ -64,9 +64,8 @@ export async function acquireLock(
   };
   const applicationName = lockName(workerId);
   const session = await Session.open(config.dwh, {
+    ...config,
     applicationName,
-    connectTimeoutSeconds: config.connectTimeoutSeconds,
-    stallTimeoutSeconds: config.stallTimeoutSeconds,
     signal: wait.signal,
   });
   try {

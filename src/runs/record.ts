@@ -275,14 +275,6 @@ export async function loadedByRun(
   return rows.map((row) => JSON.parse(row.result));
 }
 
-/** Returns the tables whose load by this run is committed. */
-export async function committedTables(
-  queryable: Queryable,
-  runId: string,
-): Promise<readonly string[]> {
-  return (await loadedByRun(queryable, runId)).map((entry) => entry.table);
-}
-
 /** Returns the event of a run, or `undefined` while it has none. */
 export async function eventOf(
   queryable: Queryable,

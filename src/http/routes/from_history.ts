@@ -1,5 +1,5 @@
 /** Queries of the history for a request. */
-import { asServiceError, ServiceError } from "../../errors.ts";
+import { asServiceError, hasCode, ServiceError } from "../../errors.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import type { HttpContext } from "../context.ts";
 
@@ -21,12 +21,10 @@ export async function fromHistory<T>(
       await requireHistory(warehouse);
     } catch (missing) {
       const cause = startFailure();
-      if (!cause || asServiceError(missing).code !== "history_missing") {
-        throw missing;
-      }
+      if (!cause || !hasCode(missing, "history_missing")) throw missing;
       throw new ServiceError(
         "history_missing",
-        `${asServiceError(missing).message}. ${cause.message}`,
+        `${missing.message}. ${cause.message}`,
         { cause, remedy: cause.remedy },
       );
     }
