@@ -43,9 +43,9 @@ import {
 } from "../tables/declaration.ts";
 import {
   createSchemas,
-  findActing,
-  findMissingSchemas,
+  lookUpTargets,
   targetSchemas,
+  type UnlockedTargets,
 } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
@@ -154,12 +154,9 @@ export async function openPreparation(
   };
 }
 
-/** The targets of a run, before they are locked. */
-interface Targets {
-  readonly missingSchemas: readonly string[];
+/** The targets of a run, and what their last loads left behind. */
+interface Targets extends UnlockedTargets {
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
-  /** Result of {@linkcode findActing}. */
-  readonly acting: ReadonlyMap<string, boolean>;
 }
 
 /** Reads what the warehouse knows about the targets. */
@@ -167,11 +164,8 @@ async function findTargets(
   warehouse: Pool,
   tables: readonly TableDeclaration[],
 ): Promise<Targets> {
-  return {
-    missingSchemas: await findMissingSchemas(warehouse, tables),
-    lastLoads: await lastLoadsOf(warehouse, namesOf(tables)),
-    acting: await findActing(tables, warehouse),
-  };
+  const lastLoads = await lastLoadsOf(warehouse, namesOf(tables));
+  return { lastLoads, ...await lookUpTargets(tables, warehouse) };
 }
 
 /** What the groups of one snapshot share. */

@@ -176,7 +176,7 @@ export class Dispatcher {
 }
 
 /** Returns the options of a load by the configuration. */
-function defaultOptions(config: Config): RunOptions {
+export function defaultOptions(config: Config): RunOptions {
   return {
     tables: namesOf(config.tables),
     mode: config.loadMode,

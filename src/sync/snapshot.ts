@@ -272,7 +272,7 @@ export async function openSnapshot(
       const error = explain(cause);
       for (const session of sessions) session.destroy();
       const isWorthAnother = error instanceof LockRefused ||
-        error instanceof ServiceError && error.code === "snapshot_lost";
+        hasCode(error, "snapshot_lost");
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
     }
   }

@@ -166,29 +166,44 @@ const IS_PLAIN =
      and not exists (select from pg_catalog.pg_attribute a
        where a.attrelid = c.oid and a.attnum > 0 and a.atttypid >= ${FIRST_VARIABLE_OID}))`;
 
-/** Returns for each target that exists whether writing to it may write to another table. */
-export async function findActing(
+/** The targets, before they are locked. */
+export interface UnlockedTargets {
+  /** Schemas of targets that do not exist, each once. */
+  readonly missingSchemas: readonly string[];
+  /** For each target that exists: whether writing to it may write to another table. */
+  readonly acting: ReadonlyMap<string, boolean>;
+}
+
+/** Looks up the targets in the catalog. */
+export async function lookUpTargets(
   tables: readonly TableDeclaration[],
   warehouse: Pick<Session, "query">,
-): Promise<ReadonlyMap<string, boolean>> {
+): Promise<UnlockedTargets> {
   const rows = await warehouse.query(
-    `select t.name, c.oid, ${IS_PLAIN} as plain
+    `select t.name, t.schema, n.oid as namespace, c.oid, ${IS_PLAIN} as plain
      from (values ${
       tables.map(({ name, target }) =>
         `(${[name, target.schema, target.name].map(literal)})`
       )
     }) t (name, schema, relation)
-       join pg_catalog.pg_namespace n on n.nspname = t.schema
-       join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.relation`,
+       left join pg_catalog.pg_namespace n on n.nspname = t.schema
+       left join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.relation`,
   );
-  const oids = rows.flatMap(({ oid, plain }) => plain ? [] : [oid]);
+  const existing = rows.filter(({ oid }) => oid !== null);
+  const oids = existing.flatMap(({ oid, plain }) => plain ? [] : [oid]);
   const acting = oids.length === 0 ? [] : await warehouse.query(
     `select c.oid from pg_catalog.pg_class c where c.oid in (${oids})
        and (not ${HAS_STABLE_CTID} or ${HAS_ACTING_TRIGGERS} or ${HAS_CODE})`,
   );
-  return new Map(
-    rows.map(({ name, oid }) => [name, acting.some((row) => row.oid === oid)]),
-  );
+  const missing = rows.filter(({ namespace }) => namespace === null);
+  return {
+    missingSchemas: [...new Set(missing.map(({ schema }) => schema))],
+    acting: new Map(
+      existing.map((
+        { name, oid },
+      ) => [name, acting.some((row) => row.oid === oid)]),
+    ),
+  };
 }
 
 /** Returns the object that has the target's name. */
@@ -884,20 +899,6 @@ export async function putInPlace(
   }
   const { oid: _, ...placed } = await findTarget(table, warehouse);
   return { ...target, ...placed, relation };
-}
-
-/** Returns those schemas of the targets that do not exist. */
-export async function findMissingSchemas(
-  warehouse: Pool,
-  tables: readonly TableDeclaration[],
-): Promise<readonly string[]> {
-  const rows = await warehouse.query(
-    `select name from pg_catalog.unnest(array[${
-      targetSchemas(tables).map(literal)
-    }]::text[]) name where not exists (
-       select from pg_catalog.pg_namespace where nspname = name)`,
-  );
-  return rows.map(({ name }) => name);
 }
 
 /**

@@ -110,13 +110,14 @@ export function groupsOf(
 
 /**
  * Returns the tables of the given names and groups, each once, in the order of
- * `tables`.
+ * `tables`. Returns all tables where neither is given.
  */
 export function selectTables<T extends TableDeclaration>(
   tables: readonly T[],
   names: readonly string[],
   groups: readonly string[] = [],
 ): readonly T[] {
+  if (names.length + groups.length === 0) return tables;
   return tables.filter(({ name, group }) =>
     names.includes(name) || group !== undefined && groups.includes(group)
   );

@@ -125,9 +125,7 @@ export function tablesOf(
 ): readonly TableDeclaration[] {
   checkNames("table", table, namesOf(tables));
   checkNames("group", group, groupsOf(tables));
-  return table.length + group.length === 0
-    ? tables
-    : selectTables(tables, table, group);
+  return selectTables(tables, table, group);
 }
 
 /**

@@ -7,7 +7,7 @@ import {
   createSchemas,
   createTableSql,
   ensureTarget,
-  findMissingSchemas,
+  lookUpTargets,
   targetSchemas,
 } from "../../sync/target.ts";
 import { ServiceError } from "../../errors.ts";
@@ -97,10 +97,8 @@ async function ensure(context: CommandContext): Promise<number> {
   const { config, warehouse } = await context.app();
   const connection = connectionOf(config, "schema", context.signal);
   await migrate(warehouse, connection);
-  await createSchemas(
-    warehouse,
-    await findMissingSchemas(warehouse, config.tables),
-  );
+  const { missingSchemas } = await lookUpTargets(config.tables, warehouse);
+  await createSchemas(warehouse, missingSchemas);
   const tables = await describeTables(config, connection, config.tables);
   const created: string[] = [];
   await using session = await Session.open(config.dwh, connection);

@@ -2,6 +2,7 @@
 import type { z } from "@hono/zod-openapi";
 import type { Config } from "../../config/config.ts";
 import type { RunOptions } from "../../runs/run.ts";
+import { defaultOptions } from "../../service/dispatcher.ts";
 import { namesOf, selectTables } from "../../tables/declaration.ts";
 import { BodyReader } from "../body_limits.ts";
 import { badRequest } from "../problem.tsx";
@@ -36,17 +37,13 @@ export async function readLoadRequest(
     await bodies.read(request),
     schema,
   );
+  const defaults = defaultOptions(config);
   const groups = typeof group === "string" ? [group] : [];
   return {
-    tables: namesOf(
-      tables || groups.length > 0
-        ? selectTables(config.tables, tables ?? [], groups)
-        : config.tables,
-    ),
-    mode: mode ?? config.loadMode,
-    atomic: config.loadAtomic,
-    recreate: false,
-    allowShrink: allow_shrink ?? false,
+    ...defaults,
+    tables: namesOf(selectTables(config.tables, tables ?? [], groups)),
+    mode: mode ?? defaults.mode,
+    allowShrink: allow_shrink ?? defaults.allowShrink,
   };
 }
 
