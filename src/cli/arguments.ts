@@ -78,14 +78,20 @@ export function parseArguments(
   };
 }
 
-/** Returns the value of a flag as a whole number of at most `digits` digits. */
-export function countOf(flag: string, text: string, digits = 9): number {
-  if (!/^\d+$/.test(text) || text.length > digits) {
-    throw usage(
-      `--${flag} must be a whole number, not ${JSON.stringify(text)}`,
-    );
-  }
-  return Number(text);
+/** Returns the value of a flag as a whole number of this range. */
+export function countOf(
+  flag: string,
+  text: string,
+  minimum: number,
+  maximum = 10 ** 9,
+): number {
+  const count = /^\d+$/.test(text) ? Number(text) : NaN;
+  if (count >= minimum && count <= maximum) return count;
+  throw usage(
+    `--${flag} must be a whole number from ${minimum} to ${maximum}, not ${
+      JSON.stringify(text)
+    }`,
+  );
 }
 
 /** Returns a usage error whose remedy names the help of the command. */

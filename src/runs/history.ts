@@ -52,6 +52,9 @@ export interface RunDetails extends RunSummary {
   readonly event: LoadEvent | null;
 }
 
+/** The largest cursor of events. */
+export const MAX_SEQUENCE = 10 ** 15 - 1;
+
 /** An event with its number and its deliveries. */
 export interface StoredEvent {
   /** The number of the event. It is the cursor for later events. */

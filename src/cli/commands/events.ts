@@ -1,6 +1,10 @@
 /** `events`: prints the events, and follows new ones. */
 import { delay } from "@std/async/delay";
-import { listEvents, type StoredEvent } from "../../runs/history.ts";
+import {
+  listEvents,
+  MAX_SEQUENCE,
+  type StoredEvent,
+} from "../../runs/history.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import { resumePublishers } from "../../delivery/outbox.ts";
 import { formatMoment } from "../../format.ts";
@@ -32,8 +36,8 @@ export const eventsCommand: Command = {
     const { flags, values } = context.arguments;
     const { output, signal } = context;
     const isFollowing = flags.has("follow");
-    let after = countOf("after", values.after?.[0] ?? "0", 15);
-    const limit = countOf("limit", values.limit?.[0] ?? "100");
+    let after = countOf("after", values.after?.[0] ?? "0", 0, MAX_SEQUENCE);
+    const limit = countOf("limit", values.limit?.[0] ?? "100", 1);
     const { warehouse, log } = await context.app();
     await requireHistory(warehouse);
     if (flags.has("resume")) {

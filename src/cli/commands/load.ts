@@ -137,10 +137,9 @@ export function rowsOf(
   { rows: given = [] }: ParsedArguments["values"],
 ): number | undefined {
   const [text] = given;
-  if (text === undefined) return undefined;
-  const rows = countOf("rows", text);
-  if (rows >= 1 && rows <= MAX_NAMED_ROWS) return rows;
-  throw usage(`--rows must be from 1 to ${MAX_NAMED_ROWS}, not ${text}`);
+  return text === undefined
+    ? undefined
+    : countOf("rows", text, 1, MAX_NAMED_ROWS);
 }
 
 function checkNames(

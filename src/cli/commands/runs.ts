@@ -50,7 +50,7 @@ export const runsCommand: Command = {
     const { values } = context.arguments;
     const id = values.id?.[0];
     if (id !== undefined) return await showRun(context, id);
-    const limit = countOf("limit", values.limit?.[0] ?? "20");
+    const limit = countOf("limit", values.limit?.[0] ?? "20", 1);
     const status = values.status?.[0] as RunState | undefined;
     const { warehouse } = await context.app();
     await requireHistory(warehouse);

@@ -12,6 +12,7 @@ import {
 } from "../../sync/target.ts";
 import { ServiceError } from "../../errors.ts";
 import { describeTables } from "../../sync/snapshot.ts";
+import { usage } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { loadCommand } from "./load.ts";
 
@@ -32,7 +33,11 @@ export const schemaCommand: Command = {
     operands: { discover: "PATTERN" },
   },
   async run(context) {
-    switch (context.arguments.action) {
+    const { action, values } = context.arguments;
+    if (values.target?.length && action !== "discover") {
+      throw usage("--target needs discover", "schema");
+    }
+    switch (action) {
       case "ensure":
         return await ensure(context);
       case "recreate":

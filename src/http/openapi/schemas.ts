@@ -1,6 +1,7 @@
 /** Schemas of requests and responses. They validate requests and define the OpenAPI document. */
 import { z } from "@hono/zod-openapi";
 import { PUBLISHERS, TRIGGERS } from "../../runs/event.ts";
+import { MAX_SEQUENCE } from "../../runs/history.ts";
 import { RUN_STATES } from "../../runs/run.ts";
 
 const MODES = ["unchanged", "delta", "full"] as const;
@@ -288,9 +289,6 @@ export const TableList = z.object({
     ]),
   })),
 }).openapi("TableList");
-
-/** The largest cursor. */
-const MAX_SEQUENCE = 10 ** 15 - 1;
 
 const whole = (minimum: number, maximum: number, fallback: number) =>
   z.string().regex(/^\d{1,15}$/, "Expected a whole number").transform(Number)
