@@ -3,6 +3,7 @@
  * schedule, channel and deliveries.
  */
 import { once } from "node:events";
+import { abortable } from "@std/async/abortable";
 import { delay } from "@std/async/delay";
 import { isLoopback } from "./config/loopback.ts";
 import { type AppContext, connectionOf } from "./context.ts";
@@ -142,16 +143,12 @@ async function endsWithin(
   seconds: number,
   ...work: readonly Promise<unknown>[]
 ): Promise<boolean> {
-  const timer = new AbortController();
-  try {
-    return await Promise.race([
-      Promise.all(work).then(() => true),
-      // A database that stopped answering can take much longer.
-      delay(seconds * 1000, { signal: timer.signal }).then(() => false),
-    ]);
-  } finally {
-    timer.abort();
-  }
+  // A database that stopped answering can take much longer.
+  const limit = AbortSignal.timeout(seconds * 1000);
+  return await abortable(Promise.all(work), limit).then(() => true, (error) => {
+    if (limit.aborted) return false;
+    throw error;
+  });
 }
 
 /** @throws {ServiceError} `configuration` when any client on the network could start loads. */

@@ -130,19 +130,19 @@ const Column = z.strictObject({
     checkedIdentifier,
     "Source column, where its name differs",
     "customer_zip_code_prefix",
-  ).optional(),
+  ).exactOptional(),
   expression: parsed(
     parseFragment,
     "SQL expression over the source columns",
     "regexp_replace(geolocation_city, ';', '.')",
-  ).optional(),
+  ).exactOptional(),
 }).refine(({ from, expression }) => !from || !expression, {
   message: "has both from and expression: keep one of them",
 });
 
 const columnList = (description: string) =>
   z.array(parsed(checkedIdentifier, "Column of the target", "id")).min(1)
-    .meta({ description }).optional();
+    .meta({ description }).exactOptional();
 
 const Check = z.strictObject({
   not_null: columnList("Columns of the target without NULL"),
@@ -153,7 +153,7 @@ const Check = z.strictObject({
     parseQuery,
     "SQL query of the warehouse that returns one row with one boolean. The check holds where it is true",
     "select min(balance) >= 0 from raw.accounts",
-  ).optional(),
+  ).exactOptional(),
 });
 
 const Declaration = z.strictObject({
@@ -171,37 +171,37 @@ const Declaration = z.strictObject({
     parseLabel,
     "Name for --table, the API, events and metrics. Defaults to the name of the target",
     "closed_deal",
-  ).optional(),
+  ).exactOptional(),
   group: parsed(
     parseLabel,
     "Name that selects several tables, as in --group",
     "ecommerce",
-  ).optional(),
+  ).exactOptional(),
   columns: z.record(z.string(), z.union([typeName, Column])).meta({
     description:
       "Columns of the target and their types. Without it, every column of the source is loaded",
-  }).optional(),
+  }).exactOptional(),
   where: parsed(
     parseFragment,
     "SQL condition over the source columns. Only rows that meet it are loaded",
     "deleted_at is null",
-  ).optional(),
+  ).exactOptional(),
   key: columnList(
     "Columns of the target that identify a row. A load checks that no two rows share them",
   ),
   new_columns: z.enum(NEW_COLUMNS).meta({
     description:
       "What happens to columns that the source has and the target lacks, where columns are not listed: ignore them with a warning, add them to the target, or fail",
-  }).optional(),
+  }).exactOptional(),
   max_shrink: z.number().min(0).max(1).meta({
     description:
       "Maximum share of the target's rows that a load may remove, in place of MAX_SHRINK",
     examples: [0.5],
-  }).optional(),
+  }).exactOptional(),
   checks: z.array(Check).meta({
     description:
       "Conditions that the loaded rows must meet before they become visible",
-  }).optional(),
+  }).exactOptional(),
 }).refine(({ columns, new_columns }) => !columns || !new_columns, {
   path: ["new_columns"],
   message: "has no effect where columns are listed: remove one of them",
@@ -344,18 +344,9 @@ function keyOffset(map: Node | undefined, key: string): number | undefined {
 }
 
 function declarationOf(
-  {
-    name,
-    group,
-    source,
-    target,
-    columns,
-    where,
-    key,
-    new_columns,
-    max_shrink,
-    checks,
-  }: z.infer<typeof Declaration>,
+  { columns, new_columns, max_shrink, checks, ...rest }: z.infer<
+    typeof Declaration
+  >,
   report: (message: string, ...place: PropertyKey[]) => void,
 ): TableDeclaration {
   if (columns && Object.keys(columns).length === 0) {
@@ -383,7 +374,7 @@ function declarationOf(
       );
     }
   };
-  reportColumns(key, "key");
+  reportColumns(rest.key, "key");
   for (const [index, check] of checks?.entries() ?? []) {
     if (Object.keys(check).length !== 1) {
       report(
@@ -397,9 +388,8 @@ function declarationOf(
     }
   }
   return {
-    name: name ?? target.name,
-    source,
-    target,
+    name: rest.target.name,
+    ...rest,
     columns: columns &&
       Object.entries(columns).map(([name, column]) => {
         try {
@@ -411,21 +401,11 @@ function declarationOf(
             name,
           );
         }
-        if ("base" in column) return { name, type: column };
-        const { type, from, expression } = column;
-        return {
-          name,
-          type,
-          ...(from === undefined ? {} : { from }),
-          ...(expression === undefined ? {} : { expression }),
-        };
+        return "base" in column ? { name, type: column } : { name, ...column };
       }),
-    ...(group === undefined ? {} : { group }),
-    ...(where === undefined ? {} : { where }),
-    ...(key === undefined ? {} : { key }),
     ...(columns ? {} : { newColumns: new_columns ?? NEW_COLUMNS[0] }),
     ...(max_shrink === undefined ? {} : { maxShrink: max_shrink }),
-    ...(checks === undefined ? {} : { checks: checks.map(checkOf) }),
+    ...(checks ? { checks: checks.map(checkOf) } : {}),
   };
 }
 

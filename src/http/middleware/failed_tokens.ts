@@ -2,6 +2,7 @@
 import { printable } from "../../format.ts";
 import { delay } from "@std/async/delay";
 import type { Context } from "hono";
+import { expandIPv6 } from "hono/utils/ipaddr";
 import type { Logger } from "@logtape/logtape";
 
 /** Milliseconds before the response to the first wrong token of an address. Each further token doubles them. */
@@ -106,14 +107,7 @@ export class FailedTokens {
  */
 function networkOf(address: string): string {
   if (!address.includes(":") || address.includes(".")) return address;
-  const [head, tail] = address.split("::");
-  const groups = head!.split(":").filter(Boolean);
-  const end = tail?.split(":").filter(Boolean) ?? [];
-  const zeros = Array.from(
-    { length: 8 - groups.length - end.length },
-    () => "0",
-  );
-  return [...groups, ...zeros, ...end].slice(0, 4).join(":");
+  return expandIPv6(address).split(":").slice(0, 4).join(":");
 }
 
 /** Returns the address of the other end of the connection. */
