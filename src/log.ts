@@ -79,12 +79,8 @@ const CONSOLE_LEVELS = {
   error: "warn",
 } as const;
 
-/**
- * Logs what libraries print on the console, so that it is masked and printable.
- * Returns a function that restores the console.
- */
-export function captureConsole(log: Logger): () => void {
-  const original = { ...globalThis.console };
+/** Logs what libraries print on the console, so that it is masked and printable. */
+export function captureConsole(log: Logger): void {
   for (const [method, level] of Object.entries(CONSOLE_LEVELS)) {
     Object.assign(globalThis.console, {
       [method]: (...values: unknown[]) =>
@@ -95,7 +91,6 @@ export function captureConsole(log: Logger): () => void {
         }),
     });
   }
-  return () => void Object.assign(globalThis.console, original);
 }
 
 /** Returns a format of one JSON object: time, level, message, and the properties of the record. */

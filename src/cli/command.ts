@@ -3,17 +3,14 @@ import type { Config, Environment } from "../config/config.ts";
 import type { AppContext } from "../context.ts";
 import type { Output } from "./output.ts";
 
-/** A flag of a command. */
 interface Flag {
   readonly description: string;
   /** Name of the value in the help. A flag without a name takes no value. */
   readonly value?: string;
-  /** The allowed values. */
   readonly allowed?: readonly string[];
   readonly isRepeatable?: boolean;
 }
 
-/** A command of the program. */
 export interface Command {
   readonly name: string;
   readonly summary: string;
@@ -29,7 +26,6 @@ export interface Command {
   readonly run: (context: CommandContext) => Promise<number>;
 }
 
-/** The context of a command. */
 export interface CommandContext {
   readonly arguments: ParsedArguments;
   readonly environment: Environment;

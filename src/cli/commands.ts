@@ -14,7 +14,6 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   version: async () => (await import("./commands/version.ts")).versionCommand,
 };
 
-/** The names of all commands. */
 export const COMMAND_NAMES: readonly string[] = Object.keys(COMMANDS);
 
 /** Returns the named command, or `undefined` for an unknown name. */

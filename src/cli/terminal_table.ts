@@ -12,7 +12,6 @@ export interface Terminal {
 /** The meaning of a cell. Its color or its mark shows it. */
 type Tone = "good" | "bad" | "warn" | "go" | "soft";
 
-/** A cell with a tone. */
 export interface Cell {
   readonly text: string;
   readonly tone: Tone;

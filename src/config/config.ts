@@ -20,7 +20,6 @@ import {
   VARIABLES,
 } from "./variables.ts";
 
-/** The address of a server. */
 export interface ServerAddress {
   /** A name, an address, or the absolute path of a socket folder. */
   readonly host: string;

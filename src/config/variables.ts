@@ -204,7 +204,6 @@ export const VARIABLES = {
   ),
 } satisfies Record<string, Variable>;
 
-/** The name of a variable. */
 export type VariableName = keyof typeof VARIABLES;
 
 export type SecretVariable =

@@ -19,7 +19,6 @@ const POLL_SECONDS = 5;
 /** Maximum seconds to wait for a delivery of another process. Its attempt takes up to 15 s. */
 const LOCK_SECONDS = 20;
 
-/** The context of a deliverer. */
 type DeliveryContext = Pick<AppContext, "config" | "warehouse" | "log">;
 
 /** Receives the outcome of each attempt, and the number of its events. */

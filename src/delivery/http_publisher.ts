@@ -101,7 +101,6 @@ async function post(
     : outcome;
 }
 
-/** Returns the outcome for a status. */
 function outcomeOf({ status, headers }: Response): Outcome {
   if (status >= 200 && status < 300) return { kind: "delivered" };
   if (status === 410) return { kind: "gone", error: "it answered 410 Gone" };

@@ -6,7 +6,6 @@ import { answerPage, prefersHtml } from "./pages/layout.tsx";
 import { ProblemPage } from "./pages/problem_page.tsx";
 import { SignInPage } from "./pages/sign_in_page.tsx";
 
-/** Seconds in the Retry-After header. */
 const RETRY_AFTER_SECONDS = 5;
 
 /** Returns a response with an error. */
@@ -59,7 +58,6 @@ export function signIn(
   }, 401);
 }
 
-/** Returns the path of the requested page. */
 function requestedPath(c: Context): string {
   if (c.req.method !== "GET") return "/";
   const { pathname, search } = new URL(c.req.url);

@@ -404,7 +404,6 @@ function runEvent(
   return loadedEvent(subject, loaded, checks);
 }
 
-/** Returns the entries of a group in the event. */
 function entriesOf(group: Settled): readonly TableEntry[] {
   return group.state === "failed"
     ? group.failures

@@ -13,11 +13,11 @@ import {
   integrityCheck,
   loadedEntry,
 } from "../runs/event.ts";
+import { connectionOf } from "../context.ts";
 import { retry } from "./retry.ts";
 import {
   keepLock,
   type RunContext,
-  sourceConnection,
   warehouseConnection,
 } from "./run_context.ts";
 import { endBackend } from "../postgres/backends.ts";
@@ -102,13 +102,15 @@ export async function openPreparation(
   const closeIdle = async () => {
     await Promise.all([...closing, ...idle.map((session) => session.close())]);
   };
+  // Does not depend on the lock.
+  const connection = connectionOf(config, context.run.id, context.signal);
   let snapshot: Snapshot;
   let attempts = 0;
   try {
     snapshot = await retry(config, () => {
       attempts++;
       const isLast = attempts >= config.retryAttempts;
-      return openSnapshot(config, sourceConnection(context), tables, isLast);
+      return openSnapshot(config, connection, tables, isLast);
     }, context);
   } catch (error) {
     return {

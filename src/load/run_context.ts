@@ -21,11 +21,6 @@ export interface RunContext extends AppContext {
   readonly onProgress: (progress: Progress) => void;
 }
 
-/** Returns the options of source connections, which do not depend on the lock. */
-export function sourceConnection({ config, run, signal }: RunContext) {
-  return connectionOf(config, run.id, signal);
-}
-
 /** Returns the options of warehouse connections, which end with the lock. */
 export function warehouseConnection(
   { config, run, lock, signal }: RunContext,

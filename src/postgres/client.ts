@@ -72,7 +72,6 @@ export async function connect(
   throw allOf(failures, config);
 }
 
-/** Servers that are being rechecked. */
 const rechecked = new WeakSet<ServerAddress>();
 
 /** Finds out whether the silent servers answer again. Does not wait. */

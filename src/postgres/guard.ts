@@ -449,7 +449,6 @@ const ERROR_FIELDS: Readonly<Record<string, keyof ServerErrorFields>> = {
   R: "routine",
 };
 
-/** Parses the fields of an error. */
 function readError(body: Buffer): ServerErrorFields {
   const fields: Partial<Record<keyof ServerErrorFields, string>> = {};
   for (const field of body.toString("utf8").split("\0")) {

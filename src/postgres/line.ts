@@ -23,7 +23,6 @@ import type { Credentials } from "./login.ts";
 /** The SSLRequest message: its length and its code. */
 const SSL_REQUEST = Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]);
 
-/** The Terminate message. */
 const TERMINATE = Buffer.from("X\0\0\0\x04");
 
 /** Options of a line. Durations are seconds. */
@@ -122,7 +121,6 @@ export class Line {
     return this.#secure ?? this.raw;
   }
 
-  /** Whether the connection uses TLS. */
   get isEncrypted(): boolean {
     return this.#secure !== undefined;
   }

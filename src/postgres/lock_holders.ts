@@ -76,7 +76,6 @@ export async function holderClause(
     : "";
 }
 
-/** The schema of the history. */
 const SCHEMA = "marketing_data_service";
 
 /**

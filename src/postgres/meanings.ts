@@ -75,11 +75,9 @@ interface Cause {
   readonly isFatal?: true;
   readonly routine?: string;
   readonly file?: string;
-  /** The database that reports it. */
   readonly label?: DatabaseConfig["label"];
 }
 
-/** Names for remedies. */
 interface Names {
   /** Quoted as in SQL. */
   readonly role: string;

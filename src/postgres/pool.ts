@@ -88,7 +88,7 @@ export class Pool implements AsyncDisposable {
       max: number;
       connectTimeoutSeconds: number;
       stallTimeoutSeconds: number;
-      lockTimeoutSeconds?: number;
+      lockTimeoutSeconds: number;
     },
   ) {
     this.config = config;
@@ -97,7 +97,7 @@ export class Pool implements AsyncDisposable {
     this.#timeoutSeconds = options.stallTimeoutSeconds +
       config.servers.length * options.connectTimeoutSeconds;
     this.#settings = `${SETTINGS};\n${
-      limitHistoryLocks(options.lockTimeoutSeconds ?? MAX_LOCK_SECONDS)
+      limitHistoryLocks(options.lockTimeoutSeconds)
     }`;
   }
 

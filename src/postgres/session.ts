@@ -193,7 +193,6 @@ export class Session implements AsyncDisposable, Disposable {
     return this.#line.guard.parameter("server_version") ?? "";
   }
 
-  /** `server_encoding` of the database. */
   get serverEncoding(): string {
     return this.#line.guard.parameter("server_encoding") ?? "";
   }
@@ -443,7 +442,6 @@ export class Session implements AsyncDisposable, Disposable {
     return { stream, done };
   }
 
-  /** Whether the connection uses TLS. */
   get isEncrypted(): boolean {
     return this.#line.isEncrypted;
   }
@@ -463,7 +461,6 @@ export class Session implements AsyncDisposable, Disposable {
     return { [Symbol.dispose]: () => void raw.setNoDelay(false) };
   }
 
-  /** Whether it waits for an answer. */
   get isWaiting(): boolean {
     return this.#pending > 0;
   }

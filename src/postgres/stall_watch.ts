@@ -13,7 +13,6 @@ import { LIFT_TIMEOUTS, literal, SET_SEARCH_PATH } from "./sql.ts";
 /** A session, as its watch sees it. */
 interface Watched {
   readonly config: DatabaseConfig;
-  /** Process id of the backend. */
   readonly pid: number;
   /** Whether it waits for an answer. */
   readonly isWaiting: boolean;
@@ -22,7 +21,6 @@ interface Watched {
   destroy(reason: ServiceError): void;
 }
 
-/** Options of a watched connection. */
 export interface WatchOptions extends LineOptions {
   readonly stallTimeoutSeconds: number;
 }

@@ -138,7 +138,6 @@ export const EVENT_CHANNEL = "marketing_data_events";
 /** Path of the JSON Schema of every event. A version that is not compatible gets another path. */
 export const EVENT_SCHEMA_PATH = "/schemas/event.v1.json";
 
-/** The run of an event. */
 interface EventSubject {
   readonly runId: string;
   readonly trigger: Trigger;

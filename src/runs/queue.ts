@@ -167,7 +167,6 @@ export async function requeueRun(
   );
 }
 
-/** Progress of a run. */
 interface RunProgress {
   readonly state: RunState;
   /** The event of a finished run. */

@@ -45,7 +45,6 @@ export async function runMinute(
   if (isTick(schedule, minuteOf(now))) await runTick(context, now);
 }
 
-/** Returns the beginning of the minute that `time` is in. */
 function minuteOf(time: Date): Date {
   return new Date(Math.floor(time.getTime() / 60_000) * 60_000);
 }

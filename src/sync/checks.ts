@@ -18,7 +18,6 @@ import {
 } from "../tables/declaration.ts";
 import { tableError } from "./table_errors.ts";
 
-/** The result of a check. */
 export interface CheckResult {
   /** The name of the check, such as `unique (id)`. */
   readonly check: string;

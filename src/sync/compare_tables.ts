@@ -71,11 +71,11 @@ type CompareTable<T> = (
  *
  * @throws {ServiceError} when a database cannot be reached.
  */
-export async function compareTables<T = Comparison>(
+export async function compareTables<T>(
   config: Config,
   tables: readonly TableDeclaration[],
-  signal?: AbortSignal,
-  compare = compareTable as CompareTable<T>,
+  signal: AbortSignal | undefined,
+  compare: CompareTable<T>,
 ): Promise<readonly ComparisonOutcome<T>[]> {
   const connection = connectionOf(config, "compare", signal);
   await using snapshot = await openSnapshot(config, connection, tables);
@@ -110,7 +110,6 @@ interface LoadToPlan extends ShrinkLimit {
 /** The maximum number of values that a comparison reads from each side to name rows. */
 const MAX_NAMED_VALUES = 100_000;
 
-/** Options of a comparison. */
 interface CompareOptions {
   /** The load that a dry run plans. A full load, and one that recreates tables, copies every row. */
   readonly load?: LoadToPlan;

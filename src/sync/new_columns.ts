@@ -12,7 +12,6 @@ import type { Column, Table } from "../tables/declaration.ts";
 import { withWarehouseTypes } from "./warehouse_types.ts";
 import { tableError } from "./table_errors.ts";
 
-/** The columns that a target has. */
 interface TargetColumns {
   readonly columns: readonly { readonly name: string }[];
 }

@@ -23,7 +23,6 @@ export function isGoneInSource(error: unknown, warehouse: Session): boolean {
   return hasSqlstate(error, ...GONE) && !isFrom(warehouse, error);
 }
 
-/** Returns whether the server of that session reported the error. */
 function isFrom({ config }: Session, { server }: ServiceError): boolean {
   return server === config.label;
 }

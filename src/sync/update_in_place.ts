@@ -26,7 +26,6 @@ const MAX_NAMED_KEYS = 5;
 /** Maximum number of characters of a value in a message. */
 const MAX_VALUE_LENGTH = 40;
 
-/** Returns the columns of the key. */
 function keyColumns({ columns, key }: Table): readonly Column[] {
   return key!.map((name) => columns.find((column) => column.name === name)!);
 }

@@ -356,6 +356,7 @@ Deno.test("connect() takes the first suitable server", async (t) => {
         max: 1,
         connectTimeoutSeconds: 20,
         stallTimeoutSeconds: 20,
+        lockTimeoutSeconds: 10,
       });
       const error = await assertRejects(
         () => pool.query("select 1"),

@@ -110,9 +110,8 @@ Deno.test("health --service connects directly, without the proxies of the enviro
 Deno.test("sharedHealthCheck() checks each database once for callers at the same time", async () => {
   await using db = await createDatabases({ rows: ROWS });
   const config = parseConfig(db.environment, Deno.readTextFileSync);
-  const options = { max: 1, connectTimeoutSeconds: 5, stallTimeoutSeconds: 5 };
-  await using source = new Pool(config.olist, options);
-  await using warehouse = new Pool(config.dwh, options);
+  await using source = new Pool(config.olist, { ...config, max: 1 });
+  await using warehouse = new Pool(config.dwh, { ...config, max: 1 });
   const health = sharedHealthCheck(source, warehouse);
   for (let round = 0; round < 2; round++) {
     const callers = Array.from({ length: 100 }, health);

@@ -155,14 +155,8 @@ Deno.test("Pool.query() lifts the timeouts of the role from the first statement 
     if (!known) continue;
     await db.warehouse.unsafe(`alter role ${db.loader} set ${name} = '50ms'`);
   }
-  await using pool = new Pool(
-    parseConfig(db.environment, Deno.readTextFileSync).dwh,
-    {
-      max: 1,
-      connectTimeoutSeconds: 10,
-      stallTimeoutSeconds: 10,
-    },
-  );
+  const config = parseConfig(db.environment, Deno.readTextFileSync);
+  await using pool = new Pool(config.dwh, { ...config, max: 1 });
   const [row] = await pool.query("select 1 as n from pg_sleep(0.2)");
   assertEquals(row!.n, 1);
 });

@@ -2,6 +2,7 @@ import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { SOURCE_TABLES } from "../../demo/sample_data.ts";
 import {
   comparedWith,
+  compareTable,
   compareTables,
   type ComparisonOutcome,
 } from "../../src/sync/compare_tables.ts";
@@ -113,7 +114,12 @@ for (
       event.status === "success" && event.results.results.map((r) => r.mode),
       ["delta", "unchanged"],
     );
-    const [deals] = await compareTables(db.config, MARKETING_TABLES);
+    const [deals] = await compareTables(
+      db.config,
+      MARKETING_TABLES,
+      undefined,
+      compareTable,
+    );
     assertEquals(
       deals && "comparison" in deals && deals.comparison.plan.mode,
       "unchanged",

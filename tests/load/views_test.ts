@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { compareTables } from "../../src/sync/compare_tables.ts";
+import { compareTable, compareTables } from "../../src/sync/compare_tables.ts";
 import type { LoadEvent } from "../../src/runs/event.ts";
 import { load } from "../../src/load/load.ts";
 import type { AppContext } from "../../src/context.ts";
@@ -422,7 +422,12 @@ for (
     assertEquals(deal!.status, "success");
     assertEquals(lead!.status === "failure" && lead!.code, code);
     assertStringIncludes(event.error, says);
-    const [, compared] = await compareTables(context.config, MARKETING_TABLES);
+    const [, compared] = await compareTables(
+      context.config,
+      MARKETING_TABLES,
+      undefined,
+      compareTable,
+    );
     assertEquals(compared && "error" in compared && compared.error.code, code);
   });
 }

@@ -317,12 +317,7 @@ export function contextOf(
   changes: Environment = {},
 ): AppContext & AsyncDisposable {
   const config = configOf(databases, changes);
-  const warehouse = new Pool(config.dwh, {
-    max: 2,
-    connectTimeoutSeconds: config.connectTimeoutSeconds,
-    stallTimeoutSeconds: config.stallTimeoutSeconds,
-    lockTimeoutSeconds: config.lockTimeoutSeconds,
-  });
+  const warehouse = new Pool(config.dwh, { ...config, max: 2 });
   return {
     config,
     warehouse,

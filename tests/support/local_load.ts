@@ -63,12 +63,7 @@ export function startLoad(
     },
   });
   const run = async (): Promise<Outcome> => {
-    await using warehouse = new Pool(config.dwh, {
-      max: 4,
-      connectTimeoutSeconds: config.connectTimeoutSeconds,
-      stallTimeoutSeconds: config.stallTimeoutSeconds,
-      lockTimeoutSeconds: config.lockTimeoutSeconds,
-    });
+    await using warehouse = new Pool(config.dwh, { ...config, max: 4 });
     const context: AppContext = {
       config,
       warehouse,

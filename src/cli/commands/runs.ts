@@ -120,7 +120,6 @@ async function showRun(context: CommandContext, id: string): Promise<number> {
   return 0;
 }
 
-/** Returns the stored details of a run as a list. */
 function listOf(run: RunDetails): TextTable {
   const rows: [string, string | null | undefined][] = [
     ["run", run.run_id],

@@ -12,7 +12,6 @@ export const LIST_SCRIPT = readAsset("table_list.js", "text/javascript");
 
 export const ASSETS = [STYLESHEET, SCRIPT, LIST_STYLESHEET, LIST_SCRIPT];
 
-/** Reads a file of this folder. */
 function readAsset(file: string, type: string) {
   const text = Deno.readTextFileSync(new URL(file, import.meta.url));
   const hash = createHash("sha256").update(text).digest("hex").slice(0, 12);

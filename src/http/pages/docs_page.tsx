@@ -9,7 +9,6 @@ const PROBLEM_TYPE = "application/problem+json";
 /** Number of operations from which a response is shown once for all of them. */
 const MIN_COMMON = 6;
 
-/** A status and the response. */
 type Answer = [status: string, response: Document];
 
 export function DocsPage({ document }: { document: Document }) {

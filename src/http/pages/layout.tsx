@@ -11,7 +11,6 @@ import { Icons } from "./components/icons.tsx";
 const ICON =
   `data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%230c6b63'/%3E%3Cpath d='M4 6h8M4 10h8' stroke='%23fff' stroke-width='2' stroke-linecap='round'/%3E%3C/svg%3E`;
 
-/** A page of the service. */
 interface Page {
   /** Title in the browser's tab, before the name of the service. */
   readonly title: string;

@@ -42,7 +42,6 @@ export interface Overview {
   readonly runs: readonly RunOutcome[];
   /** The runs of the chart, newest first. */
   readonly charted: readonly RunSummary[];
-  /** The declared tables. */
   readonly tables: readonly TableDeclaration[];
   /** The histories of the tables that were loaded. */
   readonly histories: readonly TableHistory[];

@@ -29,7 +29,6 @@ export function RunPage({ now, run, live, tables, rows }: {
   readonly now: Date;
   readonly run: RunDetails;
   readonly live: LiveRun | undefined;
-  /** The declared tables. */
   readonly tables: readonly TableDeclaration[];
   /** The first rows that the load changed, by table. */
   readonly rows: ReadonlyMap<string, DifferingRows>;
@@ -288,7 +287,6 @@ function failuresOf(run: RunDetails) {
   );
 }
 
-/** The result of one table. */
 function TableResult(
   { name, table, run, live }: {
     name: string;

@@ -19,7 +19,6 @@ export function Moment({ at, now }: { at: string | Date; now?: Date }) {
   return <time datetime={isoSeconds(date)}>{text.replace(year, " ")}</time>;
 }
 
-/** Returns a time in ISO 8601, in seconds. */
 function isoSeconds(date: Date): string {
   return `${date.toISOString().slice(0, 19)}Z`;
 }
