@@ -59,7 +59,11 @@ declare module "cli-progress" {
   }
   interface MultiBar {
     create(total: number, start: number, payload?: object): Bar;
+    /** Prints above the bars with their next update. */
+    log(text: string): void;
+    remove(bar: Bar): void;
     stop(): void;
+    update(): void;
   }
   const library: { MultiBar: new (options: object) => MultiBar };
   export default library;

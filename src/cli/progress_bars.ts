@@ -47,15 +47,9 @@ async function startBars(
     hideCursor: true,
     clearOnComplete: true,
   });
-  // `log` prints above the bars with their next update. The types of the library lack these methods.
-  const drawing = bars as unknown as {
-    log(text: string): void;
-    remove(bar: unknown): void;
-    update(): void;
-  };
   output.divertLog((text) => {
-    drawing.log(text);
-    drawing.update();
+    bars.log(text);
+    bars.update();
   });
   const byTable = new Map<string, ReturnType<typeof bars.create>>();
   const phases = new Map<string, { phase: string; began: number }>();
@@ -65,7 +59,7 @@ async function startBars(
   const verified = new Set<string>();
   const remove = (table: string) => {
     const bar = byTable.get(table);
-    if (bar) drawing.remove(bar);
+    if (bar) bars.remove(bar);
     byTable.delete(table);
   };
   return {

@@ -147,9 +147,12 @@ async function runReadOnly(
   }
 }
 
-function nullsSql(relation: string, columns: readonly string[]): string {
+/** Returns SQL of the number of rows in which each column is NULL, as `n0`, `n1` and so on. */
+export function nullsSql(relation: string, columns: readonly string[]): string {
   const counts = columns.map((name, i) =>
-    `(count(*) filter (where ${identifier(name)} is null))::text as n${i}`
+    `(pg_catalog.count(*) filter (where ${
+      identifier(name)
+    } is null))::text as n${i}`
   );
   return `select ${counts} from ${relation}`;
 }

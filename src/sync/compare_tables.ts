@@ -7,7 +7,7 @@
 import { pooledMap } from "@std/async/pool";
 import type { Config } from "../config/config.ts";
 import { Session } from "../postgres/session.ts";
-import { identifier, qualified } from "../postgres/sql.ts";
+import { qualified } from "../postgres/sql.ts";
 import {
   compareContent,
   type Plan,
@@ -20,7 +20,7 @@ import type { DifferingRows } from "../diff/differing_rows.ts";
 import { asServiceError, type ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
-import { type CheckResult, runChecks } from "./checks.ts";
+import { type CheckResult, nullsSql, runChecks } from "./checks.ts";
 import { withoutNewColumns } from "./new_columns.ts";
 import { checkShrink, type ShrinkLimit } from "./shrink_guard.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
@@ -224,16 +224,8 @@ async function checkNulls(
   const columns = found.columns.filter(({ isNotNull }) => isNotNull)
     .map(({ name }) => name);
   if (columns.length === 0) return;
-  const [row] = await session.query(
-    `select ${
-      columns.map((name, i) =>
-        `coalesce(pg_catalog.bool_or(${
-          identifier(name)
-        } is null), false) as c${i}`
-      )
-    } from ${relation}`,
-  );
-  const column = columns.find((_, i) => row![`c${i}`]);
+  const [row] = await session.query(nullsSql(relation, columns));
+  const column = columns.find((_, i) => row![`n${i}`] !== "0");
   if (column === undefined) return;
   const { schema, name } = table.target;
   throw tableError(

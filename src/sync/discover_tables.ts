@@ -6,7 +6,7 @@
  */
 import type { Config } from "../config/config.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
-import { literal, type Row } from "../postgres/sql.ts";
+import { literal } from "../postgres/sql.ts";
 import { isUnloadable, parseTypeName } from "../tables/column_types.ts";
 import { BASE_TYPE, formatRelation } from "../tables/declaration.ts";
 
@@ -60,7 +60,11 @@ export async function discoverTables(
   const warnings: string[] = [];
   const names = new Set<string>();
   const tables: DiscoveredTable[] = [];
-  for (const [source, columns] of grouped(rows)) {
+  const relations = Map.groupBy(
+    rows,
+    ({ schema, name }) => formatRelation({ schema, name }),
+  );
+  for (const [source, columns] of relations) {
     const { schema, name, readable } = columns[0]!;
     if (!readable) {
       warnings.push(
@@ -102,13 +106,6 @@ export async function discoverTables(
     names.add(name);
   }
   return { tables, warnings };
-}
-
-function grouped(rows: readonly Row[]): Map<string, readonly Row[]> {
-  return Map.groupBy(
-    rows,
-    ({ schema, name }) => formatRelation({ schema, name }),
-  );
 }
 
 /** Returns the pattern for LIKE. Only `*` has a meaning. */

@@ -20,6 +20,7 @@ import { z } from "zod";
 import { suggest } from "../suggest.ts";
 import { parseTypeName } from "./column_types.ts";
 import {
+  formatRelation,
   NEW_COLUMNS,
   type RelationName,
   type TableCheck,
@@ -427,9 +428,8 @@ function reportDoubles(
   const names = new Set<string>();
   const targets = new Set<string>();
   for (const [index, { name, target }] of tables.entries()) {
-    const shown = `${target.schema}.${target.name}`;
-    const key = JSON.stringify([target.schema, target.name]);
-    if (targets.has(key)) {
+    const shown = formatRelation(target);
+    if (targets.has(shown)) {
       report(index, `two tables have the target ${shown}: remove one of them`);
     } else if (names.has(name)) {
       report(
@@ -438,6 +438,6 @@ function reportDoubles(
       );
     }
     names.add(name);
-    targets.add(key);
+    targets.add(shown);
   }
 }
