@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { Page } from "playwright-core";
 import type { Databases } from "../support/databases.ts";
+import { formatBytes } from "../../src/format.ts";
 import { until } from "../support/server.ts";
 import { browserTest } from "../support/browser.ts";
 import {
@@ -96,6 +97,17 @@ browserTest(
         for (const [seen, name] of [[page, "live-run"], [overview, "live"]]) {
           await assertAccessible(seen as Page);
           await keepPicture(seen as Page, name as string);
+        }
+        // The script formats bytes as the server does.
+        for (const bytes of [0, 903, 197_000, 999_600, 1_250_000, 12.3e9]) {
+          const row = { table: "closed_deal", phase: "copy", rows: 1, bytes };
+          assertEquals(
+            await page.evaluate(
+              `showTable(${JSON.stringify(row)});
+               document.querySelector("[data-table=closed_deal] span").innerText`,
+            ),
+            bytes === 0 ? "1 rows" : `1 rows, ${formatBytes(bytes)}`,
+          );
         }
         await held[Symbol.asyncDispose]();
         await page.getByRole("heading", { name: "Succeeded" }).waitFor();

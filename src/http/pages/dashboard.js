@@ -73,6 +73,17 @@ function follow() {
 
 const count = new Intl.NumberFormat("en");
 
+const UNITS = ["B", "kB", "MB", "GB", "TB"];
+
+/** Returns a number of bytes as the server prints it. */
+function formatBytes(bytes) {
+  let unit = 0;
+  for (; bytes >= 999.5 && unit < UNITS.length - 1; unit++) bytes /= 1000;
+  return `${
+    unit === 0 || bytes >= 99.95 ? Math.round(bytes) : bytes.toFixed(1)
+  } ${UNITS[unit]}`;
+}
+
 /** Shows the progress of one table. */
 function showTable({ table, phase, rows, bytes, total_rows }) {
   const row = document.querySelector(
@@ -81,11 +92,7 @@ function showTable({ table, phase, rows, bytes, total_rows }) {
   const bar = row?.querySelector("progress");
   if (!bar) return;
   const of = total_rows ? ` of ${count.format(total_rows)}` : "";
-  const size = bytes === 0
-    ? ""
-    : bytes < 999_500
-    ? `, ${(bytes / 1e3).toFixed(1)} kB`
-    : `, ${(bytes / 1e6).toFixed(1)} MB`;
+  const size = bytes === 0 ? "" : `, ${formatBytes(bytes)}`;
   row.querySelector("[data-part=phase]").textContent = phase;
   row.querySelector("[data-part=rows]").textContent = rows > 0
     ? `${count.format(rows)}${of} rows${size}`
