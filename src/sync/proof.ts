@@ -135,7 +135,7 @@ async function proveAdded(
     return { isChanged: false, ...isSame ? { compared: unchanged(last) } : {} };
   }
   if (!isSame) return { isChanged: true };
-  if (source.total > last.count) {
+  if (source.firstYoung !== null && source.total > last.count) {
     // They are often on the last pages.
     const young = `ctid >= '${source.firstYoung}' and ${youngSql(last.source)}`;
     const { compared, added } = await fetchingByCtid(
