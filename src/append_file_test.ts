@@ -46,30 +46,22 @@ async function refused(path: string): Promise<string> {
   return error.line;
 }
 
-Deno.test("appendLine() appends whole lines", () =>
+Deno.test("appendLine() cuts a torn last line of any length, and ends every other one", () =>
   inFolder(async (folder) => {
     const file = `${folder}/events.jsonl`;
-    await append(file, '{"a":  1}');
-    await append(file, '{"b":2}');
-    assertEquals(await Deno.readTextFile(file), '{"a":  1}\n{"b":2}\n');
-  }));
-
-Deno.test("appendLine() removes a torn last line of any length", () =>
-  inFolder(async (folder) => {
-    const file = `${folder}/events.jsonl`;
-    for (const torn of ['{"torn": "', `{"torn": "${"é".repeat(10_000)}`]) {
-      await Deno.writeTextFile(file, `{"a":1}\n${torn}`);
-      await append(file, '{"b":2}');
-      assertEquals(await Deno.readTextFile(file), '{"a":1}\n{"b":2}\n');
+    const cases: [before: string, kept: string, torn?: TornLine][] = [
+      ['{"a":1}\n', '{"a":1}\n'],
+      ['{"a":1}\n{"torn": "', '{"a":1}\n'],
+      [`{"a":1}\n{"torn": "${"é".repeat(10_000)}`, '{"a":1}\n'],
+      ['{"a":1}', '{"a":1}\n'],
+      ["my notes", "my notes\n"],
+      ['{"torn', '{"torn\n', "keep"],
+    ];
+    for (const [before, kept, torn] of cases) {
+      await Deno.writeTextFile(file, before);
+      await append(file, '{"b":  2}', torn);
+      assertEquals(text(file), `${kept}{"b":  2}\n`);
     }
-  }));
-
-Deno.test("appendLine() keeps a complete last line without a newline", () =>
-  inFolder(async (folder) => {
-    const file = `${folder}/events.jsonl`;
-    await Deno.writeTextFile(file, '{"a":1}');
-    await append(file, '{"b":2}');
-    assertEquals(await Deno.readTextFile(file), '{"a":1}\n{"b":2}\n');
   }));
 
 Deno.test("appendLine() creates a file for its owner only and keeps the mode of an existing file", () =>
@@ -192,17 +184,6 @@ Deno.test("checkWritable() creates no file", () =>
   inFolder(async (folder) => {
     await checkWritable({ path: `${folder}/file`, ...EVENT_FILE });
     assertEquals([...Deno.readDirSync(folder)], []);
-  }));
-
-Deno.test("appendLine() keeps and ends a last line that is not a torn object", () =>
-  inFolder(async (folder) => {
-    const file = `${folder}/notes`;
-    await Deno.writeTextFile(file, "my notes");
-    await append(file, '{"a":1}');
-    assertEquals(text(file), 'my notes\n{"a":1}\n');
-    await Deno.writeTextFile(file, '{"torn');
-    await append(file, '{"a":1}', "keep");
-    assertEquals(text(file), '{"torn\n{"a":1}\n');
   }));
 
 Deno.test("appendLine() reads a long torn line once", () =>
