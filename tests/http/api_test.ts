@@ -92,16 +92,18 @@ Deno.test("the API answers as documented", async (t) => {
         const { body: run } = await server.json(`/runs/${body.run_id}`);
         return run.status === "succeeded";
       });
-      const stream = await server.fetch(`/runs/${body.run_id}/stream`);
-      assertStringIncludes(
-        stream.headers.get("content-type")!,
-        "text/event-stream",
-      );
-      const text = await stream.text();
-      assertMatch(
-        text,
-        /event: state\ndata: \{[^\n]*"status":"succeeded"[^\n]*\n\nevent: end\n/,
-      );
+      // A UUID has the same meaning in both cases.
+      for (const id of [body.run_id, body.run_id.toUpperCase()]) {
+        const stream = await server.fetch(`/runs/${id}/stream`);
+        assertStringIncludes(
+          stream.headers.get("content-type")!,
+          "text/event-stream",
+        );
+        assertMatch(
+          await stream.text(),
+          /event: state\ndata: \{[^\n]*"status":"succeeded"[^\n]*\n\nevent: end\n/,
+        );
+      }
     },
   );
 

@@ -141,9 +141,8 @@ export function addHistoryRoutes(
       },
     }),
     async (c) => {
-      const { id } = c.req.valid("param");
-      await found(id);
-      return c.body(streamRun(id, sources), 200, {
+      const { run_id } = await found(c.req.valid("param").id);
+      return c.body(streamRun(run_id, sources), 200, {
         "content-type": "text/event-stream",
         "x-accel-buffering": "no",
       });
