@@ -43,21 +43,22 @@ browserTest(
       }
     });
 
+    const page = await scene.open();
     for (const colorScheme of ["light", "dark"] as const) {
       for (const width of [360, 1280]) {
         await t.step(`${width} pixels, ${colorScheme}`, async () => {
-          const viewport = { width, height: 800 };
-          const page = await scene.open({ colorScheme, viewport });
+          await page.emulateMedia({ colorScheme });
+          await page.setViewportSize({ width, height: 800 });
           for (const [name, path] of Object.entries(pages)) {
             await page.goto(path);
             await assertFits(page);
             if (width === 1280) await assertAccessible(page);
             await keepPicture(page, `many-${name}-${width}-${colorScheme}`);
           }
-          await page.close();
         });
       }
     }
+    await page.close();
 
     await t.step(
       "the failed table comes first, with its error and its run",
