@@ -72,6 +72,14 @@ export async function discoverTables(
       );
       continue;
     }
+    const target = formatRelation({ schema: targetSchema ?? schema, name });
+    const other = tables.find((table) => table.target === target);
+    if (other) {
+      warnings.push(
+        `${source} is left out: ${other.source} has the same target ${target}`,
+      );
+      continue;
+    }
     const loadable = columns.filter(({ column, type }) => {
       if (column === null) return false;
       if (isLoadableType(type)) return true;
@@ -97,7 +105,7 @@ export async function discoverTables(
     tables.push({
       ...(names.has(name) ? { name: `${schema}.${name}` } : {}),
       source,
-      target: formatRelation({ schema: targetSchema ?? schema, name }),
+      target,
       columns: Object.fromEntries(
         loadable.map(({ column, type }) => [column, type]),
       ),

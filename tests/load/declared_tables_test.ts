@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { startProgram } from "../support/program.ts";
@@ -296,16 +301,22 @@ Deno.test("schema discover prints a file that load accepts", async () => {
      insert into ec.plain values (1, 'a', now(), 'pg_class'); insert into ec.parted values (1)`,
   );
   await db.source.unsafe(
-    `create table ec.secret (id int); revoke all on ec.secret from public`,
+    `create table ec.secret (id int); revoke all on ec.secret from public;
+     create schema ec_2; grant usage on schema ec_2 to "${db.reader}";
+     create table ec_2.plain (id int); grant select on ec_2.plain to "${db.reader}"`,
   );
   const found = await runProgram(
-    ["schema", "discover", "ec.*", "--target", "Raw"],
+    ["schema", "discover", "ec*.*", "--target", "Raw"],
     db.environment,
   );
   assertEquals(found.code, 0, found.stderr);
   assertMatch(found.stderr, /ec\.secret is left out: role .* cannot read it/);
   assertMatch(found.stderr, /"object" of ec\.plain is left out: type regclass/);
   assertMatch(found.stderr, /ec\.empty is left out/);
+  assertStringIncludes(
+    found.stderr,
+    'ec_2.plain is left out: ec.plain has the same target "Raw".plain',
+  );
   assertMatch(found.stderr, /"mood" of ec\.feeling has type ec\.mood: create/);
   await db.warehouse.unsafe(
     `create schema ec; create type ec.mood as enum ('ok');
