@@ -31,11 +31,14 @@ export function printableLines(text: string): string {
 /** Matches characters that {@linkcode formatValue} prints as numbers: spaces of other scripts are confused with spaces. */
 const CONFUSABLES = /[[\p{C}\p{Z}]--[ \u200c\u200d\p{Cn}]]/gv;
 
-/** Returns a value of a table in quotes, on one line and safe to print, with every space visible. */
-export function formatValue(text: string | null): string {
-  return text === null
-    ? "NULL"
-    : escapeCharacters(JSON.stringify(text), CONFUSABLES);
+/**
+ * Returns a value of a table in quotes, on one line and safe to print, with every space
+ * visible. A shortened value ends with an ellipsis.
+ */
+export function formatValue(text: string | null, isShortened = false): string {
+  if (text === null) return "NULL";
+  const quoted = escapeCharacters(JSON.stringify(text), CONFUSABLES);
+  return isShortened ? `${quoted.slice(0, -1)}…` : quoted;
 }
 
 /** Returns the text with the matched characters as numbers, such as `\\u{9b}`. */

@@ -40,9 +40,8 @@ function blockOf(row: DifferingRow): Block {
     lines(terminal, mask) {
       const isWide = terminal.width === Infinity;
       const names = Object.entries(row.row).map(([column, text]) => {
-        const value = formatValue(text && mask(text));
-        const isCut = row.shortened?.includes(column);
-        const whole = isCut ? `${value.slice(0, -1)}…` : value;
+        const isShortened = row.shortened?.includes(column);
+        const whole = formatValue(text && mask(text), isShortened);
         return `${printable(mask(column))} ${
           isWide ? whole : cut(whole, 0, MAX_NAME)
         }`;

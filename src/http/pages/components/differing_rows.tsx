@@ -79,10 +79,7 @@ function RowBody({ row }: { row: DifferingRow }) {
 }
 
 function nameOf({ row, shortened = [] }: DifferingRow): string {
-  return Object.entries(row).map(([column, text]) => {
-    const value = formatValue(text);
-    return `${printable(column)} ${
-      shortened.includes(column) ? `${value.slice(0, -1)}…` : value
-    }`;
-  }).join(", ");
+  return Object.entries(row).map(([column, text]) =>
+    `${printable(column)} ${formatValue(text, shortened.includes(column))}`
+  ).join(", ");
 }
