@@ -158,7 +158,6 @@ export const ERRORS = {
   terminated: kind(143, 503)("Load again: the process was stopped."),
   draining: kind(75, 503)("Retry in a moment: the service is shutting down."),
   rolled_back: failure("See the error of the other table: LOAD_ATOMIC is on."),
-  data_differ: failure("Run `load` to make the target equal to the source."),
   event_file_unwritable: misconfigured(
     "Make the file's folder writable for the service, or name another file.",
   ),

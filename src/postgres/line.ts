@@ -130,10 +130,10 @@ export class Line {
     this.socket.end(TERMINATE, () => this.destroy());
   }
 
-  /** Closes the connection at once. Pending work fails with `error`. */
-  destroy(error?: Error): void {
-    this.#secure?.destroy(error);
-    this.raw.destroy(error);
+  /** Closes the connection at once. */
+  destroy(): void {
+    this.#secure?.destroy();
+    this.raw.destroy();
   }
 
   /** Waits, and fails when a socket fails. */

@@ -65,9 +65,14 @@ Deno.test("deno.lock contains only the packages of src", async () => {
   for (const key of held) assert(key in development.npm, key);
 });
 
-Deno.test("every error has a remedy that is a sentence", async () => {
+Deno.test("every error is used, and has a remedy that is a sentence", async () => {
   const { ERRORS } = await import("../../src/errors.ts");
+  let text = "";
+  for await (const path of modules("src/")) {
+    text += await Deno.readTextFile(new URL(path, ROOT));
+  }
   for (const [code, { remedy }] of Object.entries(ERRORS)) {
+    assert(text.includes(`"${code}"`), code);
     assert(/^[A-Z].*[.]$/.test(remedy), `${code}: ${remedy}`);
   }
 });
