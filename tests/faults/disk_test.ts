@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { chooseAccount, startPostgres } from "../../demo/postgres.ts";
+import { chooseAccount } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import type { Databases } from "../support/databases.ts";
 import { loadHere, sayOutcome } from "../support/local_load.ts";
 import { skip } from "../support/measure.ts";

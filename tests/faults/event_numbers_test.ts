@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
 import { runProgram } from "../support/program_here.ts";
 import { copyFiles } from "../support/server_files.ts";

@@ -4,7 +4,8 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { type PostgresServer, startPostgres } from "../../demo/postgres.ts";
+import type { PostgresServer } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import { acquireLock } from "../../src/runs/lock.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { Session } from "../../src/postgres/session.ts";

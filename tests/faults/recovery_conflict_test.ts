@@ -1,5 +1,6 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { type PostgresServer, startPostgres } from "../../demo/postgres.ts";
+import type { PostgresServer } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { pruneHistory } from "../../src/runs/history.ts";

@@ -5,7 +5,8 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { type PostgresServer, startPostgres } from "../../demo/postgres.ts";
+import type { PostgresServer } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import type { Environment } from "../../src/config/config.ts";
 import { parseConfig } from "../../src/config/config.ts";
 import { connectionOf } from "../../src/context.ts";

@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import {
   duringLoad,
   loadHere,

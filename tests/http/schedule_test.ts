@@ -123,7 +123,7 @@ Deno.test("a stream sends the end of a run that succeeds while the service stops
 });
 
 Deno.test("the service survives a restart of its databases", async () => {
-  const { startPostgres } = await import("../../demo/postgres.ts");
+  const { startPostgres } = await import("../support/own_server.ts");
   const { SOURCE_TABLES } = await import("../../demo/sample_data.ts");
   const { connectAs } = await import("../support/databases.ts");
   await using postgres = await startPostgres();

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { findInstalledPostgres, startPostgres } from "../../demo/postgres.ts";
+import { findInstalledPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import {
   createDatabases,
   type Databases,

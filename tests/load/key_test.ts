@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import type { AppContext } from "../../src/context.ts";
 import { load } from "../../src/load/load.ts";
 import type { TableEntry } from "../../src/runs/event.ts";

@@ -5,7 +5,7 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "../support/own_server.ts";
 import { parseConfig } from "../../src/config/config.ts";
 import { Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";

@@ -6,7 +6,7 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import type { PostgresServer } from "../../demo/postgres.ts";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "./own_server.ts";
 import type { Environment } from "../../src/config/config.ts";
 import { connectionOf } from "../../src/context.ts";
 import { load } from "../../src/load/load.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 import { assert, assertEquals } from "@std/assert";
-import { startPostgres } from "../../demo/postgres.ts";
+import { startPostgres } from "./own_server.ts";
 import { runJson } from "./program_here.ts";
 import { loadHere, pauseLoad, sayOutcome } from "./local_load.ts";
 import { changeSource, loadedDatabases, settle } from "./fault_scene.ts";
