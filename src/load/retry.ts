@@ -32,7 +32,8 @@ export async function retry<T>(
     return await retryWithDelays(work, {
       maxAttempts: Math.max(atLeast, retryAttempts),
       minTimeout: retryDelaySeconds * 1000,
-      maxTimeout: Math.max(3_600_000, retryDelaySeconds * 1000),
+      // The maximum of RETRY_DELAY.
+      maxTimeout: 3_600_000,
       multiplier: 2,
       jitter: 0.25,
       ...(signal ? { signal } : {}),

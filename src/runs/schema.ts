@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Queryable } from "../postgres/sql.ts";
+import { identifier, type Queryable } from "../postgres/sql.ts";
 import { nameLockedTable } from "../postgres/lock_holders.ts";
 import type { Pool } from "../postgres/pool.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
@@ -143,7 +143,10 @@ function refuseNewer(version: number): void {
 async function withRemedy(error: unknown, pool: Pool): Promise<unknown> {
   if (!hasCode(error, "permission_denied")) return error;
   const { database, user } = pool.config;
-  const grant = `Grant CREATE on database "${database}" to "${user}", ` +
+  const grant =
+    `Grant CREATE on database ${identifier(database)} to ${
+      identifier(user)
+    }, ` +
     `or create the schemas marketing_data_service and m_data owned by it.`;
   const eventTrigger = await eventTriggerRemedy(pool, user);
   return new ServiceError(

@@ -69,7 +69,9 @@ export function readableOf(
           table.name,
           "permission_denied",
           `role "${session.config.user}" has no privilege to read ${schema}.${name} in the source`,
-          `Grant USAGE on schema ${schema} and SELECT on ${schema}.${name} to "${session.config.user}".`,
+          `Grant USAGE on schema ${identifier(schema)} and SELECT on ${
+            qualified(table.source)
+          } to ${identifier(session.config.user)}.`,
         )
         : tableError(
           table.name,

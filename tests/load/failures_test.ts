@@ -73,7 +73,7 @@ const CASES: readonly Case[] = [
     code: "permission_denied",
     says: [
       "has no privilege to read marketing.closed_deals",
-      "Grant USAGE on schema marketing and SELECT",
+      'Grant USAGE on schema "marketing" and SELECT',
     ],
   },
   {
