@@ -92,7 +92,7 @@ browserTest("a browser signs in with the token, and signs out", async (t) => {
     });
     await signedIn.body?.cancel();
     assertEquals(signedIn.status, 303);
-    assertEquals(signedIn.headers.get("location"), "/");
+    assertEquals(signedIn.headers.get("location"), "./");
     const [cookie] = signedIn.headers.getSetCookie();
     const [, name, end, signature] = /^(\w+)=(\d+)(\.[^;]+)/.exec(cookie!)!;
     const status = async (value: string) =>

@@ -48,12 +48,17 @@ async function refresh() {
   }
 }
 
+/** Returns the URL of the overview. A proxy may serve it below a path. */
+function root() {
+  return document.querySelector(".brand").href;
+}
+
 /** Follows the run that the page shows, until it ends. */
 function follow() {
   stream?.close();
   const { follow: run, status } = main().dataset;
   if (!run) return;
-  stream = new EventSource(`/runs/${run}/stream`);
+  stream = new EventSource(`${root()}runs/${run}/stream`);
   const show = ({ data }) => {
     const state = JSON.parse(data);
     // A queued run has started.
@@ -114,7 +119,7 @@ async function poll() {
   if (run && stream?.readyState !== EventSource.OPEN) return await refresh();
   if (version === undefined) return;
   try {
-    const response = await fetch("/", {
+    const response = await fetch(root(), {
       headers: { accept: "application/json" },
     });
     const { last_run: last } = response.ok ? await response.json() : {};

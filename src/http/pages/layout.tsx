@@ -38,10 +38,16 @@ export function answerPage(
   status: ErrorKind["status"] | 200 = 200,
 ): Response {
   const isSignedIn = c.get("isSignedIn") === true;
-  return c.html(
-    `<!doctype html>${<Layout {...page} isSignedIn={isSignedIn} />}`,
-    status,
-  );
+  const html = String(<Layout {...page} isSignedIn={isSignedIn} />);
+  return c.html(`<!doctype html>${relative(html, c.req.url)}`, status);
+}
+
+/** Returns a page with relative links, because a proxy may serve it below a path. */
+function relative(html: string, url: string): string {
+  const depth = new URL(url).pathname.split("/").length - 2;
+  const root = depth > 0 ? "../".repeat(depth) : "./";
+  // Quotes in texts are escaped.
+  return html.replaceAll(/ (href|src|action)="\//g, ` $1="${root}`);
 }
 
 /** Returns whether the caller prefers a page to JSON, as browsers do. */

@@ -79,7 +79,7 @@ export function addLoadRoutes(
   app.post("/load-async", async (c) => {
     const options = await readLoadRequest(c.req.raw, config, schema);
     const run_id = await dispatcher.submit("http", options);
-    if (prefersHtml(c)) return c.redirect(`/runs/${run_id}`, 303);
+    if (prefersHtml(c)) return c.redirect(`./runs/${run_id}`, 303);
     return c.json({ run_id, status: "queued" }, 202, {
       location: `/runs/${run_id}`,
     });

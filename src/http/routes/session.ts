@@ -59,10 +59,10 @@ export function addSessionRoutes(
   app.post("/session", async (c) => {
     const form = new URLSearchParams(await forms.read(c.req.raw));
     const next = ownPath(form.get("next"));
-    if (apiToken === undefined) return c.redirect(next, 303);
+    if (apiToken === undefined) return c.redirect(`.${next}`, 303);
     if (isToken(form.get("token") ?? "", apiToken)) {
       await openSession(c, apiToken);
-      return c.redirect(next, 303);
+      return c.redirect(`.${next}`, 303);
     }
     await failures.delay(c);
     const refusal = "The token is wrong. Enter the value of API_TOKEN.";
@@ -85,7 +85,7 @@ export function addSessionRoutes(
   });
   app.post("/session/end", (c) => {
     deleteCookie(c, SESSION_COOKIE, { path: "/" });
-    return c.redirect("/", 303);
+    return c.redirect("../", 303);
   });
 }
 
