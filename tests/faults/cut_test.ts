@@ -15,7 +15,7 @@ const SIDES = ["source", "warehouse"] as const;
 
 /** Bytes between two cuts. A smaller step tests more moments and takes longer. */
 const STEP = Number(
-  Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 12_288),
+  Deno.env.get("FAULTS_STEP") ?? (IS_THOROUGH ? 3072 : 8192),
 );
 
 for (const side of SIDES) {

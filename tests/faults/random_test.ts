@@ -13,7 +13,6 @@ import {
 } from "../support/local_load.ts";
 import { proxied, watchProgram } from "../support/phases.ts";
 import { Random } from "../support/random.ts";
-import { IS_THOROUGH } from "../support/thorough.ts";
 import {
   loadedDatabases,
   recover,
@@ -27,9 +26,7 @@ import {
 } from "../support/soundness.ts";
 
 /** The number of loads and the seed of the choices. Both are printed. */
-const LOADS = Number(
-  Deno.env.get("FAULTS_LOADS") ?? (IS_THOROUGH ? 200 : 80),
-);
+const LOADS = Number(Deno.env.get("FAULTS_LOADS") ?? 200);
 const SEED = Number(
   Deno.env.get("FAULTS_SEED") ?? crypto.getRandomValues(new Uint32Array(1))[0],
 );
