@@ -578,7 +578,7 @@ const ENDING_POLL_MILLISECONDS = 50;
 /**
  * Opens a session. When no connection is free, waits until one of the other
  * sessions has ended, and retries. The server may count a session for a moment
- * after its end.
+ * after its end, and so may one that it refused at the same moment.
  */
 export async function openWhenFree(
   open: () => Promise<Session>,
@@ -586,13 +586,12 @@ export async function openWhenFree(
 ): Promise<Session> {
   let refusedAt: number | undefined;
   while (true) {
-    const all = [...others()];
-    const ends = all.filter((session) => !session.failure)
+    const ends = [...others()].filter((session) => !session.failure)
       .map((session) => session.ended);
     try {
       return await open();
     } catch (error) {
-      if (!mayLackConnections(error) || all.length === 0) throw error;
+      if (!mayLackConnections(error)) throw error;
       if (ends.length > 0) {
         refusedAt = undefined;
         await Promise.race(ends);

@@ -187,16 +187,22 @@ export async function openSnapshot(
       let isShort = false;
       // Before DDL can wait for a table. The first ones are loaded at once.
       const first = largestFirst(readable).slice(0, config.maxParallelTasks);
-      const opened = await Promise.allSettled(first.map(async (table) => {
+      const openFirst = async (table: SourceTable) => {
         const reader = await open(table);
         sessions.push(reader);
         readers.set(table.name, reader);
-      }));
+        return reader;
+      };
+      const opened = await Promise.allSettled(first.map(openFirst));
+      // A reader whose connection is not free can follow when another one has ended.
       for (const outcome of opened) {
-        // A reader whose connection is not free can follow when another one has ended.
         const canFollow = outcome.status === "fulfilled" ||
-          readers.size > 0 && mayLackConnections(outcome.reason);
+          mayLackConnections(outcome.reason);
         if (!canFollow) throw outcome.reason;
+      }
+      // Readers that log in at the same moment can all be refused, although one could stay.
+      if (first.length > 0 && readers.size === 0) {
+        await openWhenFree(() => openFirst(first[0]!), () => []);
       }
       const named = (of: (read: SourceRelation) => boolean) =>
         new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));

@@ -1,7 +1,12 @@
-import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { startPostgres } from "../support/own_server.ts";
 import { parseConfig } from "../../src/config/config.ts";
-import { Session } from "../../src/postgres/session.ts";
+import { openWhenFree, Session } from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { spawnProgram } from "../support/program.ts";
@@ -203,6 +208,29 @@ for (
     }
   });
 }
+
+Deno.test("openWhenFree() waits for a session that it does not know", async () => {
+  await using db = await createDatabases({});
+  await db.source.unsafe(`alter role "${db.reader}" connection limit 1`);
+  const { olist } = parseConfig(db.environment, Deno.readTextFileSync);
+  const options = {
+    applicationName: "free",
+    connectTimeoutSeconds: 10,
+    stallTimeoutSeconds: 60,
+  };
+  const held = await Session.open(olist, options);
+  let refusals = 0;
+  await using _ = await openWhenFree(async () => {
+    try {
+      return await Session.open(olist, options);
+    } catch (error) {
+      refusals++;
+      void held.close();
+      throw error;
+    }
+  }, () => []);
+  assert(refusals > 0);
+});
 
 Deno.test("load retries while the server has no free connection, and ends with 69", async () => {
   const settings = {
