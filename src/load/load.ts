@@ -73,8 +73,7 @@ export async function enqueue(
   return await queue(
     context,
     request,
-    // A second request joins the first one, so a retry does no harm.
-    () => enqueueRun(warehouse, request, waitSeconds, workerId),
+    (run) => enqueueRun(warehouse, run, waitSeconds, workerId),
     signal,
   );
 }
@@ -88,7 +87,7 @@ export async function enqueueScheduled(
   return await queue(
     context,
     { ...options, trigger: "schedule" },
-    () => enqueueTick(context.warehouse, options, tick),
+    (run) => enqueueTick(context.warehouse, run, tick),
   );
 }
 
@@ -96,20 +95,19 @@ export async function enqueueScheduled(
 async function queue<T>(
   context: AppContext,
   request: Omit<Run, "id">,
-  statement: () => Promise<T>,
+  statement: (run: Run) => Promise<T>,
   signal?: AbortSignal,
 ): Promise<T> {
   const { config, warehouse, log } = context;
+  // The answer to an attempt may be lost. With one ID, a request is one run.
+  const run = { ...request, id: crypto.randomUUID() };
   try {
     return await retry(config, async () => {
       await migrate(warehouse, connectionOf(config, "migrate", signal));
-      return await statement();
+      return await statement(run);
     }, { log, signal });
   } catch (error) {
-    if (!signal?.aborted) {
-      const run = { ...request, id: crypto.randomUUID() };
-      await spoolUnrecorded(context, run, error);
-    }
+    if (!signal?.aborted) await spoolUnrecorded(context, run, error);
     throw error;
   }
 }

@@ -8,14 +8,14 @@ import { hasSqlstate, type ServiceError } from "../errors.ts";
 import { closeUnfinished, UNFINISHED } from "./dead_runs.ts";
 import type { LoadEvent } from "./event.ts";
 import { eventTime, IS_UNWANTED } from "./record.ts";
-import type { QueuedRun, Run, RunOptions, RunState } from "./run.ts";
+import type { QueuedRun, Run, RunState } from "./run.ts";
 import type { Config } from "../config/config.ts";
 
 /**
  * Queues a run, or joins the one with equal options that is queued already.
  *
  * A queued run has not started, so a caller that joins it gets a load that starts
- * after the request.
+ * after the request. A repeated request does no harm: it joins its own run.
  *
  * @param waitSeconds the caller's maximum wait for the start. With `null`, the run is
  * unattended: it starts even if no caller waits for it.
@@ -24,12 +24,12 @@ import type { Config } from "../config/config.ts";
  */
 export async function enqueueRun(
   queryable: Queryable,
-  request: Omit<Run, "id">,
+  request: Run,
   waitSeconds: number | null,
   workerId: string,
   tick: Date | null = null,
 ): Promise<QueuedRun> {
-  const [row] = await queryable.query(
+  const queued = queryable.query(
     `insert into marketing_data_service.run as run
        (id, trigger, tables, mode, atomic, recreate, allow_shrink, wait_until, askers, tick)
      select $1::uuid, $2, $3::text[], $4, $5, $6, $10,
@@ -42,7 +42,7 @@ export async function enqueueRun(
          askers = run.askers || excluded.askers, tick = coalesce(run.tick, excluded.tick)
      returning id, trigger, (askers ->> $8)::float8 as deadline`,
     [
-      crypto.randomUUID(),
+      request.id,
       request.trigger,
       request.tables,
       request.mode,
@@ -54,6 +54,14 @@ export async function enqueueRun(
       request.allowShrink,
     ],
   );
+  let row: Row | undefined;
+  try {
+    [row] = await queued;
+  } catch (error) {
+    // 23505: an earlier attempt, whose answer was lost, has queued it, and it has begun.
+    if (tick || !hasSqlstate(error, "23505")) throw error;
+    return { ...request, deadline: null };
+  }
   return {
     ...request,
     id: row!.id,
@@ -74,7 +82,7 @@ export async function enqueueRun(
  */
 export async function enqueueTick(
   queryable: Queryable,
-  options: RunOptions,
+  request: Run,
   tick: Date,
 ): Promise<"queued" | "running" | "taken"> {
   const [other] = await queryable.query(
@@ -88,7 +96,6 @@ export async function enqueueTick(
   );
   if (other) return other.taken ? "taken" : "running";
   try {
-    const request = { ...options, trigger: "schedule" } as const;
     await enqueueRun(queryable, request, null, "", tick);
     return "queued";
   } catch (error) {

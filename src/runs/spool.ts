@@ -17,7 +17,7 @@ import {
   timestampOf,
 } from "./event.ts";
 import type { AppContext } from "../context.ts";
-import { closeRun, loadedByRun } from "./record.ts";
+import { closeRun, IS_UNWANTED, loadedByRun } from "./record.ts";
 import { endBackends } from "../postgres/backends.ts";
 import type { QueuedRun, Run } from "./run.ts";
 import { withdrawWait } from "./queue.ts";
@@ -125,16 +125,21 @@ async function drain(
   const content = Buffer.from(await readAll(file)).toString("latin1");
   const rest: string[] = [];
   let drained = 0;
+  let foreign = 0;
   for (const line of content.split(/(?<=\n)/)) {
     const failure = parseFailure(line);
-    if (failure && await record(queryable, failure, log)) drained++;
+    const result = failure && await record(queryable, failure, log);
+    if (result === "recorded") drained++;
     // A line without a text is a hole after a crash.
-    else if (/[^\0\n]/.test(line)) rest.push(line);
+    else if (/[^\0\n]/.test(line)) {
+      rest.push(line);
+      if (result !== "waiting") foreign++;
+    }
   }
-  if (rest.length > 0) {
+  if (foreign > 0) {
     log.warn(
       "Cannot read {count} lines of the spool {path}: they are not failures of a run. They stay there. Remove them, or name another file in EVENT_SPOOL_FILE.",
-      { path, count: rest.length },
+      { path, count: foreign },
     );
   }
   if (drained > 0) await keepOnly(file, Buffer.from(rest.join(""), "latin1"));
@@ -152,31 +157,34 @@ function parseFailure(line: string): SpooledFailure | undefined {
   }
 }
 
-/** Records a failure. Returns whether the line is one. */
+/**
+ * Records a failure. It waits while its run is queued and somebody may still start
+ * it. Returns `undefined` when the line is not a failure.
+ */
 async function record(
   queryable: Queryable,
   failure: SpooledFailure,
   log: Logger,
-): Promise<boolean> {
+): Promise<"recorded" | "waiting" | undefined> {
   try {
-    await insertClosed(queryable, failure);
-    return true;
+    return await insertClosed(queryable, failure) ? "recorded" : "waiting";
   } catch (error) {
     const { code, message } = asServiceError(error);
     // Another process has closed the run.
-    if (code === "run_lost") return true;
+    if (code === "run_lost") return "recorded";
     if (code !== "value_invalid" && code !== "constraint_violated") throw error;
     log.error("Cannot read a line of the spool: {reason}", {
       reason: message,
     });
-    return false;
+    return undefined;
   }
 }
 
+/** Closes the run of a failure. Returns whether it has an end. */
 async function insertClosed(
   queryable: Queryable,
   { run, event, code, runner, deadline }: SpooledFailure,
-): Promise<void> {
+): Promise<boolean> {
   await queryable.query(
     `insert into marketing_data_service.run
        (id, state, trigger, tables, mode, atomic, recreate, allow_shrink, started_at)
@@ -193,15 +201,17 @@ async function insertClosed(
       run.allowShrink ?? false,
     ],
   );
-  const [row] = await queryable.query(
-    "select state from marketing_data_service.run where id = $1::uuid",
-    [run.id],
-  );
-  if (row?.state !== "running" && row?.state !== "queued") return;
-  if (row.state === "queued" && runner) {
+  if (runner) {
     const { id } = run;
     await withdrawWait(queryable, { id, deadline: deadline ?? null }, runner);
   }
+  const [row] = await queryable.query(
+    `select state, ${IS_UNWANTED} as is_unwanted
+     from marketing_data_service.run where id = $1::uuid`,
+    [run.id],
+  );
+  if (row?.state !== "running" && row?.state !== "queued") return true;
+  if (row.state === "queued" && !row.is_unwanted) return false;
   // Its process may have committed a table without an answer.
   await endBackends(queryable, run.id);
   const loaded = await loadedByRun(queryable, run.id);
@@ -221,4 +231,5 @@ async function insertClosed(
     ? event
     : failedEvent(subject, failureLine(entries), entries);
   await closeRun(queryable, run.id, row.state, known, code);
+  return true;
 }

@@ -138,7 +138,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
       const enqueue = (allowShrink: boolean) =>
         enqueueRun(
           context.warehouse,
-          { ...ALL, trigger: "http", allowShrink },
+          { ...ALL, id: crypto.randomUUID(), trigger: "http", allowShrink },
           null,
           "a",
         );

@@ -2,6 +2,7 @@ import {
   assert,
   assertEquals,
   assertMatch,
+  assertRejects,
   assertStringIncludes,
 } from "@std/assert";
 import {
@@ -11,6 +12,7 @@ import {
   type Databases,
 } from "../support/databases.ts";
 import { type Started, startProgram } from "../support/program.ts";
+import { runProgram } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 import { proxied } from "../support/phases.ts";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
@@ -18,8 +20,10 @@ import type { Parameter, Queryable, Row } from "../../src/postgres/sql.ts";
 import { ServiceError } from "../../src/errors.ts";
 import { closeAbandonedRuns } from "../../src/runs/dead_runs.ts";
 import { acquireLock, findBusyError } from "../../src/runs/lock.ts";
+import type { AppContext } from "../../src/context.ts";
+import { enqueue } from "../../src/load/load.ts";
 import { enqueueRun, withdrawRun } from "../../src/runs/queue.ts";
-import type { QueuedRun } from "../../src/runs/run.ts";
+import type { QueuedRun, Run } from "../../src/runs/run.ts";
 import { changeSource, loadedOnce, recover } from "../support/fault_scene.ts";
 import { assertSound, sourceContent, until } from "../support/soundness.ts";
 
@@ -122,6 +126,12 @@ async function states(db: Databases): Promise<string[]> {
   );
   return rows.map((row) => row.state);
 }
+
+/** Returns a request as a run of its own. */
+const asRun = (request: Omit<Run, "id">): Run => ({
+  ...request,
+  id: crypto.randomUUID(),
+});
 
 const codesOf = async (started: readonly Started[]) =>
   (await Promise.all(started.map((s) => s.finished))).map((f) => f.code);
@@ -353,7 +363,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
   const { warehouse } = context;
   const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
   const request = { ...ALL, trigger: "cli" } as const;
-  const run = await enqueueRun(warehouse, request, 60, "one");
+  const run = await enqueueRun(warehouse, asRun(request), 60, "one");
   const joined: QueuedRun[] = [];
   // The moment between the withdrawal of the wait and the close of the run.
   const slow: Queryable = {
@@ -362,7 +372,7 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
       parameters?: readonly Parameter[],
     ): Promise<T[]> {
       if (text.includes("pg_notify")) {
-        joined.push(await enqueueRun(warehouse, request, 60, "two"));
+        joined.push(await enqueueRun(warehouse, asRun(request), 60, "two"));
       }
       return await warehouse.query<T>(text, parameters);
     },
@@ -395,8 +405,8 @@ Deno.test("withdrawRun() keeps the run for a later caller of the same process", 
   const { warehouse } = context;
   const busy = new ServiceError("busy", "another load is running");
   const request = { ...ALL, trigger: "http" } as const;
-  const first = await enqueueRun(warehouse, request, 60, "one");
-  const later = await enqueueRun(warehouse, request, 60, "one");
+  const first = await enqueueRun(warehouse, asRun(request), 60, "one");
+  const later = await enqueueRun(warehouse, asRun(request), 60, "one");
   assertEquals(later.id, first.id);
   assertEquals(
     await withdrawRun(warehouse, first, "one", busy, configOf(db)),
@@ -447,11 +457,94 @@ Deno.test("a withdrawn run that the warehouse cannot record is spooled, and the 
   assertEquals(await Deno.readTextFile(spool), "");
 });
 
+/** Executes the next request of a run, calls `meanwhile`, and loses the answer. */
+function loseAnswer(
+  { warehouse }: AppContext,
+  meanwhile: () => Promise<unknown> = () => Promise.resolve(),
+): void {
+  const query = warehouse.query;
+  warehouse.query = async <T extends Row>(
+    ...[text, ...rest]: Parameters<typeof query>
+  ): Promise<T[]> => {
+    const rows = await query.call(warehouse, text, ...rest);
+    if (!text.includes("marketing_data_service.run as run")) return rows as T[];
+    warehouse.query = query;
+    await meanwhile();
+    throw new ServiceError("connection_lost", "The answer was lost");
+  };
+}
+
+Deno.test("a request whose answer is lost is one run, also when another process has begun it", async () => {
+  await using db = await copyLoaded();
+  await using context = contextOf(db);
+  const request = { ...ALL, trigger: "http" } as const;
+  loseAnswer(context);
+  const queued = await enqueue(context, request, 60);
+  assertEquals(await states(db), ["queued 0", "succeeded 1"]);
+  await db.warehouse.unsafe(
+    `delete from marketing_data_service.run where id = '${queued.id}'`,
+  );
+  loseAnswer(context, () =>
+    db.warehouse.unsafe(
+      `update marketing_data_service.run
+       set state = 'running', started_at = now(), runner = 'another' where state = 'queued'`,
+    ));
+  const begun = await enqueue(context, request, 60);
+  assertEquals(await states(db), ["running 0", "succeeded 1"]);
+  const [row] = await db.warehouse.unsafe(
+    "select id from marketing_data_service.run where state = 'running'",
+  );
+  assertEquals([begun.id, begun.deadline], [row!.id, null]);
+});
+
+Deno.test("a run that is queued without an answer ends once, with its spooled failure", async () => {
+  await using db = await copyLoaded();
+  await using context = contextOf(db, { RETRY_ATTEMPTS: "1" });
+  loseAnswer(context);
+  const error = await assertRejects(
+    () => enqueue(context, { ...ALL, trigger: "http" }, 60),
+    ServiceError,
+  );
+  assertEquals(error.code, "connection_lost");
+  const spool = db.environment.EVENT_SPOOL_FILE!;
+  const line = await Deno.readTextFile(spool);
+  // A different request, so that it does not join the run.
+  const loadFull = async () => {
+    const { code, stderr } = await runProgram(
+      ["load", "--mode", "full"],
+      db.environment,
+    );
+    assertEquals(code, 0, stderr);
+    assert(!stderr.includes("spool"), stderr);
+  };
+  await loadFull();
+  // Another caller could still join the run, so it stays queued.
+  assertEquals(await states(db), ["succeeded 1", "queued 0", "succeeded 1"]);
+  assertEquals(await Deno.readTextFile(spool), line);
+  await db.warehouse.unsafe(
+    `update marketing_data_service.run set wait_until = now() - interval '6 s'
+     where state = 'queued'`,
+  );
+  await loadFull();
+  assertEquals(await states(db), [
+    "succeeded 1",
+    "succeeded 1",
+    "failed connection_lost 1",
+    "succeeded 1",
+  ]);
+  assertEquals(await Deno.readTextFile(spool), "");
+});
+
 Deno.test("load runs its own run, and leaves a queued run of /load-async to a service", async () => {
   await using db = await copyLoaded();
   await using context = contextOf(db);
   const request = { ...ALL, mode: "full", trigger: "http" } as const;
-  const run = await enqueueRun(context.warehouse, request, null, "a service");
+  const run = await enqueueRun(
+    context.warehouse,
+    asRun(request),
+    null,
+    "a service",
+  );
   const { code, stderr } = await startProgram(["load"], db.environment)
     .finished;
   assertEquals(code, 0, stderr);
@@ -467,7 +560,12 @@ Deno.test("a service leaves a queued run whose tables it does not declare to a s
   await using context = contextOf(db);
   const request = { ...ALL, trigger: "http" } as const;
   const tables = [...ALL.tables, "declared_elsewhere"];
-  await enqueueRun(context.warehouse, { ...request, tables }, null, "another");
+  await enqueueRun(
+    context.warehouse,
+    asRun({ ...request, tables }),
+    null,
+    "another",
+  );
   await using server = await startServer(db);
   const { body } = await server.json("/load-async", { method: "POST" });
   await until(async () =>

@@ -15,6 +15,7 @@ import type { Finished } from "./program.ts";
 import * as program from "./program.ts";
 import { runProgram } from "./program_here.ts";
 import { loadHere, type Outcome, sayOutcome } from "./local_load.ts";
+import { IS_UNWANTED } from "../../src/runs/record.ts";
 import { IS_MEASURED, measure } from "./measure.ts";
 import {
   assertSound,
@@ -22,6 +23,7 @@ import {
   type Content,
   sourceContent,
   targetContent,
+  until,
 } from "./soundness.ts";
 
 /** The contents of the targets before the fault, and the expected contents after a load. */
@@ -78,8 +80,28 @@ export async function changeSource(db: Databases): Promise<Scene> {
   return { old: await targetContent(db), new: await sourceContent(db) };
 }
 
+/**
+ * Waits until nobody may start a queued run any more. The warehouse can queue a run
+ * whose caller loses its connection, and the next load ends that run only after the
+ * caller's maximum wait.
+ */
+async function outwaitCallers(db: Databases): Promise<void> {
+  const [exists] = await db.warehouse.unsafe(
+    "select to_regclass('marketing_data_service.run') is not null as yes",
+  );
+  if (!exists!.yes) return;
+  await until(async () => {
+    const [row] = await db.warehouse.unsafe(
+      `select count(*)::int as n from marketing_data_service.run
+       where state = 'queued' and not ${IS_UNWANTED}`,
+    );
+    return row!.n === 0;
+  }, () => "a run is queued, and its callers still wait");
+}
+
 /** Loads without a fault and checks the result. Returns the duration in seconds. */
 export async function recover(db: Databases): Promise<number> {
+  await outwaitCallers(db);
   // What is measured for the docs includes the start of a process.
   const run = IS_MEASURED ? program.runProgram : runProgram;
   const started = performance.now();
@@ -92,6 +114,7 @@ export async function recover(db: Databases): Promise<number> {
 
 /** Loads without a fault in this process, for long series of tests. Checks the result. */
 export async function recoverHere(db: Databases): Promise<void> {
+  await outwaitCallers(db);
   const { event, error, log } = await loadHere(db);
   assertEquals(event?.status, "success", error?.line ?? log);
   await assertSound(db, { contents: [await sourceContent(db)] });
