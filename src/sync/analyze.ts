@@ -1,7 +1,7 @@
 /** Updates the statistics of the planner after a full load. */
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
-import type { Table } from "../tables/declaration.ts";
+import { formatRelation, type Table } from "../tables/declaration.ts";
 import { tableError } from "./table_errors.ts";
 
 /**
@@ -44,6 +44,6 @@ export async function analyzeTarget(
   throw tableError(
     name,
     "permission_denied",
-    `role "${refused}" has no privilege to analyze ${target.schema}.${target.name}`,
+    `role "${refused}" has no privilege to analyze ${formatRelation(target)}`,
   );
 }

@@ -27,7 +27,11 @@ import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
 import { bothSides, sidesOf } from "./sides.ts";
 import { warehouseTransaction } from "./sync_table.ts";
 import { forTable, tableError } from "./table_errors.ts";
-import type { Table, TableDeclaration } from "../tables/declaration.ts";
+import {
+  formatRelation,
+  type Table,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 import {
   checkCreatable,
   checkDeletable,
@@ -227,11 +231,11 @@ async function checkNulls(
   const [row] = await session.query(nullsSql(relation, columns));
   const column = columns.find((_, i) => row![`n${i}`] !== "0");
   if (column === undefined) return;
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   throw tableError(
     table.name,
     "constraint_violated",
-    `column "${column}" of ${schema}.${name} in the warehouse is NOT NULL, and the source has NULL values`,
+    `column "${column}" of ${name} in the warehouse is NOT NULL, and the source has NULL values`,
   );
 }
 

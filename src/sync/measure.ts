@@ -14,7 +14,7 @@ import { afterDelta, equal, type Fingerprint } from "../diff/fingerprint.ts";
 import { writtenRowsSql } from "../diff/queries.ts";
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
-import type { Table } from "../tables/declaration.ts";
+import { formatRelation, type Table } from "../tables/declaration.ts";
 import type { Snapshot } from "./snapshot.ts";
 import type { Target } from "./target.ts";
 
@@ -76,10 +76,13 @@ function mismatchRemedy(
   isRepeatable: boolean,
   hasNoSideEffects: boolean,
 ): string {
-  const view =
-    `${source.schema}.${source.name} is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp()`;
+  const view = `${
+    formatRelation(source)
+  } is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp()`;
   const triggers =
-    `look for triggers, rules or foreign keys that change rows of ${target.schema}.${target.name}`;
+    `look for triggers, rules or foreign keys that change rows of ${
+      formatRelation(target)
+    }`;
   if (isRepeatable) {
     return hasNoSideEffects
       ? "Report this with the log: no trigger and no view explains it."

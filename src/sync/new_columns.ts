@@ -8,7 +8,11 @@ import { hasSqlstate } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, qualified } from "../postgres/sql.ts";
 import { formatTypeName } from "../tables/column_types.ts";
-import type { Column, Table } from "../tables/declaration.ts";
+import {
+  type Column,
+  formatRelation,
+  type Table,
+} from "../tables/declaration.ts";
 import { withWarehouseTypes } from "./warehouse_types.ts";
 import { tableError } from "./table_errors.ts";
 
@@ -41,7 +45,6 @@ export function withoutNewColumns(
 ): FittedTable {
   const added = newColumnsOf(table, found);
   if (added.length === 0) return { table, warnings: [], hasAdded: false };
-  const { schema, name } = table.target;
   const listed = added.map(({ name }) => `"${name}"`).join(", ");
   const fitted = without(
     added,
@@ -55,7 +58,9 @@ export function withoutNewColumns(
     throw tableError(
       table.name,
       "target_incompatible",
-      `the source has columns that ${schema}.${name} in the warehouse lacks: ${listed}`,
+      `the source has columns that ${
+        formatRelation(table.target)
+      } in the warehouse lacks: ${listed}`,
       "Add them to the target, set new_columns to add, or list the wanted columns in TABLES_FILE.",
     );
   }

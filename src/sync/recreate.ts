@@ -7,7 +7,11 @@
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
-import type { Table, TableDeclaration } from "../tables/declaration.ts";
+import {
+  formatRelation,
+  type Table,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 
 /** A property of the old table, and the SQL that gives it to the new one. */
 interface Belonging {
@@ -24,7 +28,9 @@ export function notCarried(
 ): ServiceError {
   return new ServiceError(
     "target_in_use",
-    `${target.schema}.${target.name} in the warehouse cannot be recreated without a loss: ${
+    `${
+      formatRelation(target)
+    } in the warehouse cannot be recreated without a loss: ${
       losses.join("; ")
     }`,
     {

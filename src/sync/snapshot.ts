@@ -29,7 +29,11 @@ import {
   type SourceTable,
   unsupportedReason,
 } from "./source_tables.ts";
-import type { Table, TableDeclaration } from "../tables/declaration.ts";
+import {
+  formatRelation,
+  type Table,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 import {
   HORIZON,
   type Horizon,
@@ -374,7 +378,7 @@ async function lockedError(
   cause: ServiceError,
 ): Promise<ServiceError> {
   const { name, kind, source } = table;
-  const what = `${source.schema}.${source.name}${
+  const what = `${formatRelation(source)}${
     kind === "v" ? " or a relation under it" : ""
   }`;
   let holder = "";
@@ -405,8 +409,8 @@ function withoutUnsupported(
   return tables.filter((table) => {
     const ours = reads.filter((read) => read.table === table.name);
     if (!ours.some((read) => read.isSource && read.oid === table.oid)) {
-      const { schema, name } = table.source;
-      throw snapshotLost(table, `${schema}.${name} was replaced`);
+      const name = formatRelation(table.source);
+      throw snapshotLost(table, `${name} was replaced`);
     }
     const reason = unsupportedReason(table, ours);
     if (reason) found.set(table.name, reason);
@@ -424,10 +428,10 @@ async function confirmDependencies(
     reads.filter((read) => read.table === table.name)
       .map((read) => read.oid).sort().join();
   if (oids(await findDependencies(session, [table])) === oids(before)) return;
-  const { schema, name } = table.source;
+  const name = formatRelation(table.source);
   throw snapshotLost(
     table,
-    `a relation that ${schema}.${name} reads was replaced during the load`,
+    `a relation that ${name} reads was replaced during the load`,
   );
 }
 

@@ -20,6 +20,7 @@ import {
   type Column,
   FIRST_VARIABLE_OID,
   formatCheck,
+  formatRelation,
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
@@ -68,7 +69,9 @@ export function readableOf(
         ? tableError(
           table.name,
           "permission_denied",
-          `role "${session.config.user}" has no privilege to read ${schema}.${name} in the source`,
+          `role "${session.config.user}" has no privilege to read ${
+            formatRelation(table.source)
+          } in the source`,
           `Grant USAGE on schema ${identifier(schema)} and SELECT on ${
             qualified(table.source)
           } to ${identifier(session.config.user)}.`,
@@ -76,7 +79,9 @@ export function readableOf(
         : tableError(
           table.name,
           "source_table_missing",
-          `table ${schema}.${name} is missing in the source database "${session.config.database}"`,
+          `table ${
+            formatRelation(table.source)
+          } is missing in the source database "${session.config.database}"`,
         );
       found.set(table.name, error);
       return [];
@@ -218,7 +223,7 @@ export function unsupportedReason(
   { name: table, source }: TableDeclaration,
   reads: readonly SourceRelation[],
 ): ServiceError | undefined {
-  const name = `${source.schema}.${source.name}`;
+  const name = formatRelation(source);
   const foreign = reads.find((r) => r.kind === "f" && r.isAsked);
   if (foreign) {
     return tableError(
@@ -421,7 +426,7 @@ function resolveTable(
   expressions: ReadonlyMap<string, SourceColumn>,
 ): ResolvedTable | ServiceError {
   const table = declaration.name;
-  const { schema, name } = declaration.source;
+  const relation = formatRelation(declaration.source);
   const warnings: string[] = [];
   const columns: Column[] = [];
   let dependsOnTimezone = false;
@@ -435,7 +440,7 @@ function resolveTable(
       return tableError(
         table,
         "source_column_missing",
-        `column "${from}" is missing in ${schema}.${name}`,
+        `column "${from}" is missing in ${relation}`,
       );
     }
     const isExpression = column.expression !== undefined;
@@ -446,7 +451,7 @@ function resolveTable(
       isExpression,
     );
     const subject = !isExpression
-      ? `column "${from}" of ${schema}.${name}`
+      ? `column "${from}" of ${relation}`
       : `the expression of column "${column.name}"`;
     const isSame = source.type.base === column.type.base;
     // A DATE or TIMESTAMP becomes an instant by the rules of a zone, which can change.
@@ -477,7 +482,7 @@ function resolveTable(
     return tableError(
       table,
       "source_column_missing",
-      `${schema}.${name} has no columns`,
+      `${relation} has no columns`,
     );
   }
   const { key = [], checks = [] } = declaration;
@@ -495,7 +500,7 @@ function resolveTable(
     return tableError(
       table,
       "configuration",
-      `column "${missing}" of ${by} is missing in ${schema}.${name}`,
+      `column "${missing}" of ${by} is missing in ${relation}`,
       `Correct ${by} in TABLES_FILE.`,
     );
   }
@@ -506,9 +511,7 @@ function resolveTable(
   // An expression may use a column that no other key names.
   if (extra.length > 0 && !hasExpressions) {
     warnings.push(
-      `${schema}.${name} has columns that the load ignores: ${
-        extra.join(", ")
-      }`,
+      `${relation} has columns that the load ignores: ${extra.join(", ")}`,
     );
   }
   const isComputed = expressions.size > 0 || declaration.where !== undefined;

@@ -6,7 +6,10 @@
 import { type ErrorCode, hasSqlstate, ServiceError } from "../errors.ts";
 import { GONE } from "../postgres/errors.ts";
 import type { Session } from "../postgres/session.ts";
-import type { TableDeclaration } from "../tables/declaration.ts";
+import {
+  formatRelation,
+  type TableDeclaration,
+} from "../tables/declaration.ts";
 
 /** Returns a failure of a table. It has the remedy of its code, unless `remedy` is given. */
 export function tableError(
@@ -36,7 +39,7 @@ export function forTable(
 ): ServiceError {
   if (!(error instanceof ServiceError)) throw error;
   if (error.table) return error;
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   const isTarget = isFrom(warehouse, error);
   const details = {
     table: table.name,
@@ -46,7 +49,7 @@ export function forTable(
   if (error.sqlstate === "55P03" && isTarget && isLocked) {
     return new ServiceError(
       "target_locked",
-      `a trigger or foreign key of ${schema}.${name} waits for a lock of another session (${error.message})`,
+      `a trigger or foreign key of ${name} waits for a lock of another session (${error.message})`,
       {
         ...details,
         remedy:
@@ -57,7 +60,7 @@ export function forTable(
   if (error.sqlstate === "55P03" && isTarget) {
     return new ServiceError(
       "target_locked",
-      `${schema}.${name} in the warehouse is locked by another session`,
+      `${name} in the warehouse is locked by another session`,
       details,
     );
   }
@@ -66,14 +69,16 @@ export function forTable(
   if (isTarget && !isLocked && hasSqlstate(error, ...GONE, "XX000")) {
     return new ServiceError(
       "target_dropped",
-      `${schema}.${name} was dropped during the load (${error.message})`,
+      `${name} was dropped during the load (${error.message})`,
       details,
     );
   }
   if (!isTarget && error.sqlstate === "22021") {
     return new ServiceError(
       "value_invalid",
-      `${table.source.schema}.${table.source.name} contains invalid UTF-8 (${error.message})`,
+      `${
+        formatRelation(table.source)
+      } contains invalid UTF-8 (${error.message})`,
       {
         ...details,
         remedy:

@@ -20,6 +20,7 @@ import {
 import {
   BASE_TYPE,
   FIRST_VARIABLE_OID,
+  formatRelation,
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
@@ -461,11 +462,13 @@ export async function checkCreatable(
     await checkReplaceable(table, warehouse, found.oid!);
   }
   if (found.mayCreate && found.mayUseSchema) return;
-  const { schema, name } = table.target;
+  const { schema } = table.target;
   throw tableError(
     table.name,
     "permission_denied",
-    `role "${found.role}" has no privilege to create ${schema}.${name} in the warehouse`,
+    `role "${found.role}" has no privilege to create ${
+      formatRelation(table.target)
+    } in the warehouse`,
     `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
       identifier(found.role)
     };, or grant CREATE on database ${
@@ -545,7 +548,7 @@ function exchanged({ name: table, target }: TableDeclaration): ServiceError {
   return tableError(
     table,
     "target_dropped",
-    `another table replaced ${target.schema}.${target.name} during the load`,
+    `another table replaced ${formatRelation(target)} during the load`,
   );
 }
 
@@ -577,7 +580,7 @@ export function createTableSql(
  * `target_inherited`, naming the tables; `permission_denied`.
  */
 export function checkTarget(table: Table, found: FoundTarget): void {
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   const fail = (what: string) => {
     throw tableError(table.name, "target_incompatible", what);
   };
@@ -585,7 +588,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   checkChildren(table, found);
   if (found.foreignParts.length > 0) {
     fail(
-      `${schema}.${name} in the warehouse has foreign partitions, and another server commits those separately: ${
+      `${name} in the warehouse has foreign partitions, and another server commits those separately: ${
         found.foreignParts.join(", ")
       }`,
     );
@@ -594,7 +597,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
     const present = found.columns.find((c) => c.name === column.name);
     if (!present) {
       fail(
-        `column "${column.name}" is missing in ${schema}.${name} of the warehouse`,
+        `column "${column.name}" is missing in ${name} of the warehouse`,
       );
     } else if (
       !hasType(present.type, column.type) &&
@@ -602,7 +605,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
     ) {
       const { declared, type } = present;
       fail(
-        `column "${column.name}" of ${schema}.${name} in the warehouse is ${declared}${
+        `column "${column.name}" of ${name} in the warehouse is ${declared}${
           declared === type ? "" : ` (${type})`
         }, not ${formatTypeName(column.type)}`,
       );
@@ -613,15 +616,17 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   );
   if (extra) {
     fail(
-      `${schema}.${name} in the warehouse has a column "${extra.name}" that is missing in the source`,
+      `${name} in the warehouse has a column "${extra.name}" that is missing in the source`,
     );
   }
   if (!found.mayUseSchema) {
     throw tableError(
       table.name,
       "permission_denied",
-      `role "${found.role}" has no USAGE privilege on schema ${schema} in the warehouse`,
-      `Run GRANT USAGE ON SCHEMA ${identifier(schema)} TO ${
+      `role "${found.role}" has no USAGE privilege on schema ${
+        identifier(table.target.schema)
+      } in the warehouse`,
+      `Run GRANT USAGE ON SCHEMA ${identifier(table.target.schema)} TO ${
         identifier(found.role)
       };`,
     );
@@ -630,7 +635,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
     throw tableError(
       table.name,
       "permission_denied",
-      `row-level security of ${schema}.${name} in the warehouse applies to role "${found.role}"`,
+      `row-level security of ${name} in the warehouse applies to role "${found.role}"`,
       rowSecurityRemedy(identifier(found.role)),
     );
   }
@@ -647,14 +652,14 @@ export function checkWritable(
   found: FoundTarget,
   { config: { database } }: Pick<Session, "config">,
 ): void {
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   const generated = found.columns.find(({ isGenerated }) => isGenerated);
   if (generated) {
     const column = identifier(generated.name);
     throw tableError(
       table.name,
       "target_incompatible",
-      `column ${column} of ${schema}.${name} in the warehouse is generated, and a load writes every column`,
+      `column ${column} of ${name} in the warehouse is generated, and a load writes every column`,
       `Run ALTER TABLE ${
         qualified(table.target)
       } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`schema recreate\`, which replaces the table.`,
@@ -666,8 +671,8 @@ export function checkWritable(
       table.name,
       "target_incompatible",
       table.key
-        ? `an update by key does not support rules, and ${schema}.${name} in the warehouse has: ${rules}`
-        : `a rule of ${schema}.${name} in the warehouse runs in place of DELETE: ${rules}`,
+        ? `an update by key does not support rules, and ${name} in the warehouse has: ${rules}`
+        : `a rule of ${name} in the warehouse runs in place of DELETE: ${rules}`,
       `Drop the rule, or use a trigger: DROP RULE … ON ${
         qualified(table.target)
       };`,
@@ -689,7 +694,7 @@ export function checkWritable(
       "permission_denied",
       `role "${found.role}" lacks ${
         found.missingPrivileges.join(", ")
-      } on ${schema}.${name} in the warehouse`,
+      } on ${name} in the warehouse`,
       `Run GRANT SELECT, INSERT, ${table.key ? "UPDATE, " : ""}DELETE ON ${
         qualified(table.target)
       } TO ${identifier(found.role)};`,
@@ -707,11 +712,11 @@ export function checkDeletable(
   { lacksReplicaIdentity }: Pick<Target, "lacksReplicaIdentity">,
 ): void {
   if (!lacksReplicaIdentity) return;
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   throw tableError(
     table.name,
     "target_incompatible",
-    `${schema}.${name} in the warehouse is published and has no replica identity, so no row can be deleted or updated`,
+    `${name} in the warehouse is published and has no replica identity, so no row can be deleted or updated`,
     `Run ALTER TABLE ${
       qualified(table.target)
     } REPLICA IDENTITY FULL;, or give it a primary key.`,
@@ -762,7 +767,9 @@ export function checkReferences(
   throw tableError(
     table.name,
     "target_incompatible",
-    `foreign key ${acting.name} of ${acting.from} changes rows that refer to a replaced row of ${target.schema}.${target.name}`,
+    `foreign key ${acting.name} of ${acting.from} changes rows that refer to a replaced row of ${
+      formatRelation(target)
+    }`,
     isReplaced
       ? "Make the unique constraint whose values the rows exchange DEFERRABLE."
       : keyRemedy(acting),
@@ -818,11 +825,11 @@ const KIND_NAMES: Readonly<Record<string, string>> = {
 
 function checkKind(table: TableDeclaration, { kind }: FoundTarget): void {
   if (kind === "r" || kind === "p") return;
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   throw tableError(
     table.name,
     "target_incompatible",
-    `${schema}.${name} in the warehouse is not a table but ${
+    `${name} in the warehouse is not a table but ${
       KIND_NAMES[kind] ?? "something else"
     }`,
     "Drop or rename it. The next load creates the table.",
@@ -834,17 +841,17 @@ function checkChildren(
   { children }: FoundTarget,
 ): void {
   if (children.length === 0) return;
-  const { schema, name } = table.target;
+  const name = formatRelation(table.target);
   throw tableError(
     table.name,
     "target_inherited",
     `${children.join(", ")} ${
       children.length === 1 ? "inherits" : "inherit"
-    } from ${schema}.${name} in the warehouse, whose rows a load would delete as well`,
+    } from ${name} in the warehouse, whose rows a load would delete as well`,
     `Detach first: ${
-      children.map((child) =>
-        `ALTER TABLE ${child} NO INHERIT ${schema}.${name};`
-      ).join(" ")
+      children.map((child) => `ALTER TABLE ${child} NO INHERIT ${name};`).join(
+        " ",
+      )
     }`,
   );
 }
@@ -867,10 +874,10 @@ export async function putInPlace(
     await warehouse.query(`lock table ${relation} in access exclusive mode`);
   } catch (error) {
     if (!hasSqlstate(error, "55P03")) throw error;
-    const { schema, name } = table.target;
+    const name = formatRelation(table.target);
     throw new ServiceError(
       "target_locked",
-      `${schema}.${name} in the warehouse is used by another session, and a table in use cannot be recreated`,
+      `${name} in the warehouse is used by another session, and a table in use cannot be recreated`,
       {
         table: table.name,
         sqlstate: error.sqlstate,

@@ -16,7 +16,11 @@ import { hasSqlstate } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
 import { formatTypeName, isBuiltIn } from "../tables/column_types.ts";
-import type { Column, Table } from "../tables/declaration.ts";
+import {
+  type Column,
+  formatRelation,
+  type Table,
+} from "../tables/declaration.ts";
 import { checkReferences, type Target, writeTo } from "./target.ts";
 import { tableError } from "./table_errors.ts";
 
@@ -63,7 +67,7 @@ export async function checkKey({ table, source }: Sides): Promise<void> {
     );
   }
   if (rows.length === 0) return;
-  const { schema, name } = table.source;
+  const name = formatRelation(table.source);
   const named = rows.map(({ keys }, i) =>
     i === MAX_NAMED_KEYS
       ? "…"
@@ -72,7 +76,7 @@ export async function checkKey({ table, source }: Sides): Promise<void> {
   throw tableError(
     table.name,
     "key_not_unique",
-    `the key (${listed}) does not identify the rows of ${schema}.${name}: ${
+    `the key (${listed}) does not identify the rows of ${name}: ${
       named.join(", ")
     }`,
   );

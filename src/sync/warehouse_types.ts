@@ -6,7 +6,7 @@
 import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { isBuiltIn } from "../tables/column_types.ts";
-import type { Table } from "../tables/declaration.ts";
+import { formatRelation, type Table } from "../tables/declaration.ts";
 import { tableError } from "./table_errors.ts";
 
 /**
@@ -37,11 +37,11 @@ export async function withWarehouseTypes(
     const row = rows.find(({ name }) => name === column.type.base);
     if (!row) return column;
     if (row.found === null) {
-      const { schema, name } = table.target;
+      const name = formatRelation(table.target);
       throw tableError(
         table.name,
         "target_incompatible",
-        `type ${column.type.base}, which column "${column.name}" of ${schema}.${name} needs, is missing in the warehouse`,
+        `type ${column.type.base}, which column "${column.name}" of ${name} needs, is missing in the warehouse`,
         "Run CREATE TYPE or CREATE EXTENSION in the warehouse, or declare the column as text in TABLES_FILE.",
       );
     }

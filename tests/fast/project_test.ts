@@ -77,6 +77,16 @@ Deno.test("every error is used, and has a remedy that is a sentence", async () =
   }
 });
 
+Deno.test("messages name relations with formatRelation(), which quotes as SQL does", async () => {
+  for await (const path of modules("src/")) {
+    const text = await Deno.readTextFile(new URL(path, ROOT));
+    const joined = /.*schema\}\.\$\{.*/.exec(text)?.[0];
+    // A short name of a table, which is not SQL.
+    if (joined?.includes("? { name: `${schema}.${name}` }")) continue;
+    assertEquals(joined, undefined, path);
+  }
+});
+
 Deno.test("no file has an empty or meaningless name", async () => {
   const names = (await Array.fromAsync(modules("src/"))).map((path) =>
     path.split("/").at(-1)!

@@ -117,6 +117,19 @@ Deno.test("load copies every column of the source where none is declared", async
   assertEquals((await runProgram(["verify"], environment)).code, 0);
   const printed = await runProgram(["schema", "print"], environment);
   assertMatch(printed.stdout, /"🚀" numeric\(10,2\)\[\]/);
+  await db.warehouse.unsafe(
+    `create table raw.child () inherits (raw."Odd ""Name""")`,
+  );
+  const refused = await runJson(["load", "--table", "odd"], environment);
+  assertEquals(refused.code, 1);
+  assertStringIncludes(
+    refused.json.error,
+    'raw.child inherits from raw."Odd ""Name""" in the warehouse',
+  );
+  // The remedy is SQL, so the name must be quoted there, too.
+  const [, sql] = /(ALTER TABLE .*;)/.exec(refused.json.error)!;
+  await db.warehouse.unsafe(sql!);
+  assertEquals((await runProgram(["load"], environment)).code, 0);
 });
 
 Deno.test("load reports each mistake of TABLES_FILE with its place, and exits with 78", async () => {

@@ -12,6 +12,7 @@ import {
 } from "../../sync/target.ts";
 import { ServiceError } from "../../errors.ts";
 import { describeTables } from "../../sync/snapshot.ts";
+import { formatRelation } from "../../tables/declaration.ts";
 import { usage } from "../arguments.ts";
 import type { Command, CommandContext } from "../command.ts";
 import { loadCommand } from "./load.ts";
@@ -113,7 +114,7 @@ async function ensure(context: CommandContext): Promise<number> {
   });
   for (const table of tables) {
     if (!await ensureTarget(table, session)) continue;
-    created.push(`${table.target.schema}.${table.target.name}`);
+    created.push(formatRelation(table.target));
   }
   await session.commit();
   context.output.show(
