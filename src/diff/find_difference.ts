@@ -55,10 +55,10 @@ export interface Compared {
 
 /** The rows that a delta deletes from the target and copies from the source. */
 export interface Selection {
-  /** SQL for FROM. */
-  readonly source: string;
-  /** SQL condition. */
-  readonly target: string;
+  /** Returns SQL for FROM. It takes much memory, so it is made where it is sent. */
+  readonly source: () => string;
+  /** Returns an SQL condition. */
+  readonly target: () => string;
   /** Number of rows to copy. */
   readonly rows: number;
 }
@@ -280,7 +280,7 @@ export function fingerprintOf(row: Row): Fingerprint {
   return { count: Number(row.count), checksum: row.checksum };
 }
 
-/** Returns SQL of the rows that differ, of at most `maxRows` of each side. */
+/** Selects the rows that differ, at most `maxRows` of each side. */
 export function selectionOf(
   { table: { columns }, source, target, method }: Sides,
   difference: RowDifference,
@@ -297,14 +297,16 @@ export function selectionOf(
     );
   const names = columns.map(({ name }) => identifier(name));
   return {
-    source: source.hasStableCtid
-      ? `${source.relation} where ${ctids(difference.source)}`
-      : withHashes(source, difference.source, names),
-    target: target.hasStableCtid
-      ? ctids(difference.target)
-      : `(tableoid, ctid) in (select tableoid, ctid from ${
-        withHashes(target, difference.target, ["tableoid", "ctid"])
-      })`,
+    source: () =>
+      source.hasStableCtid
+        ? `${source.relation} where ${ctids(difference.source)}`
+        : withHashes(source, difference.source, names),
+    target: () =>
+      target.hasStableCtid
+        ? ctids(difference.target)
+        : `(tableoid, ctid) in (select tableoid, ctid from ${
+          withHashes(target, difference.target, ["tableoid", "ctid"])
+        })`,
     rows: difference.source.count,
   };
 }

@@ -54,15 +54,14 @@ function joined(
   values: Iterable<string>,
   format: (value: string) => string = String,
 ): string {
-  const parts: string[] = [];
+  let text = "";
   let part: string[] = [];
   for (const value of values) {
     if (part.push(format(value)) < 1000) continue;
-    parts.push(part.join());
+    text += `${part.join()},`;
     part = [];
   }
-  if (part.length > 0) parts.push(part.join());
-  return parts.join();
+  return part.length > 0 ? text + part.join() : text.slice(0, -1);
 }
 
 /** Returns an SQL condition for the rows with these ctids. */

@@ -19,7 +19,7 @@ const ALL_HASHES = 2 ** 32;
 /** The smallest part of all hashes that is compared at once. More passes cost more than a full copy. */
 const MIN_RANGE = ALL_HASHES / 16;
 
-/** Maximum number of rows without a partner in memory. They take 26 bytes each. */
+/** Maximum number of rows without a partner in memory. They take 22 bytes each. */
 const MAX_PENDING = 2 ** 20;
 
 /** Maximum number of rows that differ, on both sides together. They take 14 bytes each. */
@@ -31,21 +31,27 @@ const EXACT_ROWS = 2 ** 20;
 /** The bit of a stored item number that marks a row of the target. */
 const OF_TARGET = 0x8000;
 
+/** The stored item number of a row that was canceled. PostgreSQL has no such item. */
+const CANCELED = 0xffff;
+
 /** Rows that one side has more often than the other one. */
 export class RowSet {
   #count = 0;
-  #words = new Int32Array(3 * 64);
-  #items = new Uint16Array(64);
+  #words = new Int32Array();
+  #items = new Uint16Array();
 
   get count(): number {
     return this.#count;
   }
 
+  /** Makes room for so many more rows. */
+  reserve(rows: number): void {
+    this.#words = resized(this.#words, 3 * (this.#count + rows));
+    this.#items = resized(this.#items, this.#count + rows);
+  }
+
   add(upper: number, lower: number, block: number, item: number): void {
-    if (this.#count === this.#items.length) {
-      this.#words = grown(this.#words, 2 * this.#words.length);
-      this.#items = grown(this.#items, 2 * this.#items.length);
-    }
+    if (this.#count === this.#items.length) this.reserve(this.#count || 64);
     const at = 3 * this.#count;
     this.#words[at] = upper;
     this.#words[at + 1] = lower;
@@ -83,13 +89,22 @@ export class RowSet {
   }
 }
 
-function grown<T extends Int32Array | Uint16Array>(
+/**
+ * Moves values to an array of another length. Frees the memory of the old one, because
+ * the garbage collector would keep it for long.
+ */
+function resized<T extends Int32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>>(
   values: T,
   length: number,
 ): T {
-  const larger = new (values.constructor as new (length: number) => T)(length);
-  larger.set(values);
-  return larger;
+  const moved = new (values.constructor as new (length: number) => T)(length);
+  moved.set(values.subarray(0, length));
+  values.buffer.transfer(0);
+  return moved;
+}
+
+function sideOf(storedItem: number): SideName {
+  return storedItem & OF_TARGET ? "target" : "source";
 }
 
 function joined(upper: number, lower: number): bigint {
@@ -135,8 +150,12 @@ export class RowMatcher {
   /** The range of the pass: upper halves of hashes, from 0. */
   #from = 0;
   #to = ALL_HASHES;
-  /** Rows without a partner, in chains by their hash. The free ones are a chain, too. */
+  /**
+   * Rows without a partner, in chains by their hash. The canceled ones are a chain, too.
+   * Places from `#used` on were never used, and take no memory until then.
+   */
   #size = 0;
+  #used = 0;
   #free = -1;
   #heads = new Int32Array();
   #next = new Int32Array();
@@ -203,19 +222,7 @@ export class RowMatcher {
   /** Ends a pass. Returns whether another one follows. */
   endPass(): boolean {
     this.#isFirstPass = false;
-    for (const head of this.#heads) {
-      for (let at = head; at >= 0; at = this.#next[at]!) {
-        const item = this.#item[at]!;
-        const side = item & OF_TARGET ? this.target : this.source;
-        side.add(
-          this.#upper[at]!,
-          this.#lower[at]!,
-          this.#block[at]!,
-          item & ~OF_TARGET,
-        );
-      }
-    }
-    this.#clear();
+    this.#collect();
     if (this.source.count + this.target.count > MAX_DIFFERING) {
       this.#isWhole = false;
     }
@@ -223,7 +230,32 @@ export class RowMatcher {
     const width = this.#to - this.#from;
     this.#from = this.#to;
     this.#to = Math.min(this.#from + width, ALL_HASHES);
-    return this.#from < ALL_HASHES;
+    if (this.#from === ALL_HASHES) return false;
+    this.#resize(Math.min(1024, this.maxPending));
+    return true;
+  }
+
+  /** Moves all rows without a partner to the results. */
+  #collect(): void {
+    this.#heads = resized(this.#heads, 0);
+    this.#next = resized(this.#next, 0);
+    const items = this.#item.subarray(0, this.#used);
+    const count = { source: 0, target: 0 };
+    for (const item of items) if (item !== CANCELED) count[sideOf(item)]++;
+    this.source.reserve(count.source);
+    this.target.reserve(count.target);
+    for (const [at, item] of items.entries()) {
+      if (item === CANCELED) continue;
+      this[sideOf(item)].add(
+        this.#upper[at]!,
+        this.#lower[at]!,
+        this.#block[at]!,
+        item & ~OF_TARGET,
+      );
+    }
+    this.#used = 0;
+    this.#free = -1;
+    this.#resize(0);
   }
 
   #isOutside(upper: number): boolean {
@@ -232,13 +264,14 @@ export class RowMatcher {
   }
 
   #insert(upper: number, lower: number, block: number, item: number): void {
-    if (this.#free < 0) {
+    if (this.#free < 0 && this.#used === this.#size) {
       if (this.#size < this.maxPending) this.#resize(2 * this.#size);
       else this.#narrow();
       if (this.#isOutside(upper)) return;
     }
-    const at = this.#free;
-    this.#free = this.#next[at]!;
+    let at = this.#free;
+    if (at < 0) at = this.#used++;
+    else this.#free = this.#next[at]!;
     this.#upper[at] = upper;
     this.#lower[at] = lower;
     this.#block[at] = block;
@@ -252,6 +285,7 @@ export class RowMatcher {
     const after = this.#next[at]!;
     if (before < 0) this.#heads[head] = after;
     else this.#next[before] = after;
+    this.#item[at] = CANCELED;
     this.#next[at] = this.#free;
     this.#free = at;
   }
@@ -275,33 +309,20 @@ export class RowMatcher {
     }
   }
 
-  /** Makes room for `size` rows, a power of two. All rows so far are taken. */
+  /** Makes room for `size` rows, a power of two or 0. The used places stay. */
   #resize(size: number): void {
-    const taken = this.#size;
     this.#size = size;
-    this.#upper = grown(this.#upper, size);
-    this.#lower = grown(this.#lower, size);
-    this.#block = grown(this.#block, size);
-    this.#item = grown(this.#item, size);
-    this.#clear(taken);
-    for (let at = 0; at < taken; at++) {
+    this.#upper = resized(this.#upper, size);
+    this.#lower = resized(this.#lower, size);
+    this.#block = resized(this.#block, size);
+    this.#item = resized(this.#item, size);
+    this.#next = resized(this.#next, size);
+    this.#heads = resized(this.#heads, size).fill(-1);
+    // All of them are taken. Otherwise there would be room.
+    for (let at = 0; at < this.#used; at++) {
       const head = this.#lower[at]! & (size - 1);
       this.#next[at] = this.#heads[head]!;
       this.#heads[head] = at;
-    }
-  }
-
-  /** Frees all rows from `first` on, and empties the chains. */
-  #clear(first = 0): void {
-    if (this.#next.length !== this.#size) {
-      this.#heads = new Int32Array(this.#size);
-      this.#next = new Int32Array(this.#size);
-    }
-    this.#heads.fill(-1);
-    this.#free = -1;
-    for (let at = this.#size - 1; at >= first; at--) {
-      this.#next[at] = this.#free;
-      this.#free = at;
     }
   }
 }

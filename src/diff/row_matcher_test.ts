@@ -95,3 +95,18 @@ Deno.test("RowMatcher gives up on too many differences and on too many copies of
     assertEquals(matcher.isWhole, false);
   }
 });
+
+Deno.test("RowMatcher frees what it no longer needs, without the garbage collector", () => {
+  const rows = 300_000;
+  const before = Deno.memoryUsage().external;
+  const isWithin = (bytes: number) => {
+    const taken = Deno.memoryUsage().external - before;
+    assert(taken < bytes + 1e6, `${taken} bytes instead of ${bytes}`);
+  };
+  const matcher = new RowMatcher();
+  for (let i = 0; i < rows; i++) matcher.add("source", i, i * 0x9e3779b9 | 0);
+  isWithin(2 ** 19 * 22);
+  assertEquals(matcher.endPass(), false);
+  assertEquals(matcher.source.count, rows);
+  isWithin(rows * 14);
+});

@@ -306,8 +306,8 @@ async function findUnexplained(
   );
   const { relation } = sides.target;
   const [missingKeys, surplusKeys] = await Promise.all([
-    firstColumn(sides, sides.source.session, source),
-    firstColumn(sides, sides.target.session, `${relation} where ${target}`),
+    firstColumn(sides, sides.source.session, source()),
+    firstColumn(sides, sides.target.session, `${relation} where ${target()}`),
   ]);
   return {
     habits,

@@ -430,7 +430,7 @@ async function apply(
       copyRows(
         source.session,
         `select ${table.columns.map(castToTarget)} from ${
-          selected?.source ?? source.relation
+          selected?.source() ?? source.relation
         }`,
         session,
         `${relation} (${table.columns.map((c) => identifier(c.name))})`,
@@ -452,7 +452,7 @@ async function apply(
       sides,
       target,
       staged,
-      selected?.target,
+      selected?.target(),
     ).catch((error) => {
       throw referenceError(error, target);
     });
@@ -491,12 +491,12 @@ async function deleteRows(
   }
   if (!hasStableCtid) {
     const rows = await session.execute(
-      `delete from ${relation} where ${selected.target}`,
+      `delete from ${relation} where ${selected.target()}`,
     );
     return { rows };
   }
   const [row] = await session.scan(
-    deleteSql(relation, table.columns, method, selected.target),
+    deleteSql(relation, table.columns, method, selected.target()),
   );
   const fingerprint = fingerprintOf(row!);
   return { rows: fingerprint.count, fingerprint };

@@ -733,12 +733,12 @@ export function checkDeletable(
 export async function checkReplacing(
   warehouse: Session,
   target: Pick<Target, "table" | "relation" | "references">,
-  condition: string | undefined,
+  condition: (() => string) | undefined,
 ): Promise<void> {
   if (target.references.length === 0) return;
   const [row] = await warehouse.scan(
     `select exists (select from ${target.relation}${
-      condition === undefined ? "" : ` where ${condition}`
+      condition ? ` where ${condition()}` : ""
     }) as found`,
   );
   if (row!.found) checkReferences(target);
