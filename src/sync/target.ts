@@ -20,6 +20,7 @@ import {
 import {
   BASE_TYPE,
   FIRST_VARIABLE_OID,
+  formatName,
   formatRelation,
   type Table,
   type TableDeclaration,
@@ -624,7 +625,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       table.name,
       "permission_denied",
       `role "${found.role}" has no USAGE privilege on schema ${
-        identifier(table.target.schema)
+        formatName(table.target.schema)
       } in the warehouse`,
       `Run GRANT USAGE ON SCHEMA ${identifier(table.target.schema)} TO ${
         identifier(found.role)

@@ -15,9 +15,14 @@ export interface RelationName {
 
 /** Returns the qualified name, with quotes where SQL needs them to keep its letters. */
 export function formatRelation({ schema, name }: RelationName): string {
-  return [schema, name].map((part) =>
-    /^[a-z_][a-z0-9_$]*$/.test(part) ? part : `"${part.replaceAll('"', '""')}"`
-  ).join(".");
+  return `${formatName(schema)}.${formatName(name)}`;
+}
+
+/** Returns the name, with quotes where SQL needs them to keep its letters. */
+export function formatName(name: string): string {
+  return /^[a-z_][a-z0-9_$]*$/.test(name)
+    ? name
+    : `"${name.replaceAll('"', '""')}"`;
 }
 
 /** One column of a target. */
