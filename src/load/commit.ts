@@ -22,6 +22,7 @@ import {
 import { analyzeTarget } from "../sync/analyze.ts";
 import { warehouseTransaction } from "../sync/sync_table.ts";
 import { lockTargetSql } from "../sync/target.ts";
+import type { TableDeclaration } from "../tables/declaration.ts";
 import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";
 import {
@@ -59,18 +60,25 @@ const CLOSING = { atLeast: 3, evenIfAborted: true };
 /** A group that is committed, or has failed. */
 type Settled = Verified | Failed;
 
+/** What keeps functions that a batch calls from changing committed targets. */
+interface Protection {
+  /** The batch, as it was prepared before the first of its commits. */
+  readonly first: ReadonlyMap<CommitGroup, Prepared>;
+  /** Locks the committed targets outside of the batch. */
+  readonly guard?: Session | undefined;
+}
+
 /**
  * Loads every commit group from one snapshot. Each commits as soon as it is verified,
  * so that none waits for another one's locks. The transaction of the last one also
  * closes the run and writes its event. So neither exists without the other.
  *
- * Targets whose functions may write to another target, as in a trigger, come first.
- * All of them are prepared before the first commit, and the other targets stay locked
- * until the last one. Functions that ran without that protection end the round.
+ * Targets whose functions may write to another target, as in a trigger, come first, in
+ * batches. A batch is prepared before the first of its commits, and all other targets
+ * are locked meanwhile. Functions that ran without that protection end the round.
  *
  * @param mayRestart whether the round may end before the run is closed.
- * @param isProtected whether all groups are prepared before the first commits in
- * any case.
+ * @param isProtected whether all groups are loaded in that way.
  */
 export async function loadFromOneSnapshot(
   context: RunContext,
@@ -78,20 +86,15 @@ export async function loadFromOneSnapshot(
   isProtected: boolean,
 ): Promise<RoundEnd> {
   await using preparation = await openPreparation(context);
-  await using locks = new AsyncDisposableStack();
   const { groups, largestFirst } = preparation;
   const acting = groups.length === 1
     ? []
     : isProtected
     ? largestFirst
-    : await protectOthers(context, preparation, locks);
+    : await actingGroups(preparation);
   const round = new Round(context, preparation, mayRestart, isProtected);
-  await round.prepare(acting);
-  await round.settle(acting);
-  await locks.disposeAsync();
-  if (!round.isGivenUp) {
-    await round.settle(largestFirst.filter((group) => !acting.includes(group)));
-  }
+  await round.settleProtected(acting);
+  await round.settle(largestFirst.filter((group) => !acting.includes(group)));
   return await round.end();
 }
 
@@ -101,10 +104,9 @@ class Round {
   readonly #preparation: Preparation;
   readonly #mayRestart: boolean;
   readonly #isProtected: boolean;
-  /** Groups that are prepared before the first commit. */
-  readonly #first = new Map<CommitGroup, Prepared>();
   readonly #settled = new Map<CommitGroup, Settled>();
   readonly #commits = new Turns();
+  #mayLockAll = true;
   #event: LoadEvent | undefined;
   #restart: string | undefined;
   #failure: { readonly cause: unknown } | undefined;
@@ -126,18 +128,70 @@ class Round {
     return this.#restart !== undefined || this.#failure !== undefined;
   }
 
-  /** Prepares the groups and keeps their transactions open. */
-  async prepare(groups: readonly CommitGroup[]): Promise<void> {
-    await this.#inParallel(groups, async (group) => {
-      this.#first.set(group, await this.#prepare(group, 0));
-    });
+  /** Loads the groups. */
+  async settle(groups: readonly CommitGroup[]): Promise<void> {
+    if (this.isGivenUp) return;
+    await this.#inParallel(groups, (group) => this.#settle(group));
   }
 
-  /** Prepares the groups that are not prepared, and commits all. */
-  async settle(groups: readonly CommitGroup[]): Promise<void> {
-    await this.#inParallel(groups, async (group) => {
-      await this.#settle(group).catch((cause) => this.#failure ??= { cause });
-    });
+  /** Loads the groups so that none of them can change a target that is committed. */
+  async settleProtected(groups: readonly CommitGroup[]): Promise<void> {
+    const { maxParallelTasks } = this.#context.config;
+    for (let n = 0; n < groups.length; n += maxParallelTasks) {
+      if (this.isGivenUp) return;
+      const batch = groups.slice(n, n + maxParallelTasks);
+      await using guard = await this.#lockOthers(batch);
+      const first = new Map<CommitGroup, Prepared>();
+      await this.#inParallel(batch, async (group) => {
+        first.set(group, await this.#prepare(group, 0));
+      });
+      const protection = { first, guard };
+      await this.#inParallel(
+        batch,
+        (group) => this.#settle(group, protection),
+      );
+    }
+  }
+
+  async #inParallel(
+    groups: readonly CommitGroup[],
+    work: (group: CommitGroup) => Promise<void>,
+  ): Promise<void> {
+    const { maxParallelTasks } = this.#context.config;
+    await Array.fromAsync(pooledMap(maxParallelTasks, groups, work));
+  }
+
+  /**
+   * Locks the targets outside of the batch, or at least those that are committed. The
+   * load of any other target repairs what functions write to it. Returns `undefined`
+   * where there is none, and where the locks are not free.
+   */
+  async #lockOthers(
+    batch: readonly CommitGroup[],
+  ): Promise<Session | undefined> {
+    const others = this.#preparation.groups.filter((group) =>
+      !batch.includes(group)
+    );
+    const committed = others.filter((group) => this.#isCommitted(group)).flat();
+    if (this.#mayLockAll) {
+      try {
+        const { acting: present } = await this.#preparation.targets;
+        return await lockTargets(
+          this.#context,
+          others.flat().filter((table) =>
+            present.has(table.name) || committed.includes(table)
+          ),
+        );
+      } catch {
+        // The load of a locked target reports it. No other batch waits for its lock.
+        this.#mayLockAll = false;
+      }
+    }
+    return await lockTargets(this.#context, committed).catch(() => undefined);
+  }
+
+  #isCommitted(group: CommitGroup): boolean {
+    return this.#settled.get(group)?.state === "verified";
   }
 
   /** Returns the end of the round. Closes the run where no commit has closed it. */
@@ -158,14 +212,6 @@ class Round {
     };
   }
 
-  async #inParallel(
-    groups: readonly CommitGroup[],
-    work: (group: CommitGroup) => Promise<void>,
-  ): Promise<void> {
-    const { maxParallelTasks } = this.#context.config;
-    await Array.fromAsync(pooledMap(maxParallelTasks, groups, work));
-  }
-
   async #prepare(group: CommitGroup, attempts: number): Promise<Prepared> {
     const prepared = await this.#preparation.prepare(group, attempts);
     if (this.#mayRestart && hasLostSnapshot(prepared)) {
@@ -174,11 +220,23 @@ class Round {
     return prepared;
   }
 
-  async #settle(group: CommitGroup): Promise<void> {
-    let prepared = this.#first.get(group) ?? await this.#prepare(group, 0);
+  /** Loads a group. A failure of the run itself ends the round. */
+  async #settle(group: CommitGroup, protection?: Protection): Promise<void> {
+    try {
+      await this.#load(group, protection);
+    } catch (cause) {
+      this.#failure ??= { cause };
+    }
+  }
+
+  async #load(group: CommitGroup, protection?: Protection): Promise<void> {
+    let prepared = protection?.first.get(group) ??
+      await this.#prepare(group, 0);
     while (prepared.state === "verified") {
       const verified = prepared;
-      const outcome = await this.#commits.take(() => this.#commit(verified));
+      const outcome = await this.#commits.take(() =>
+        this.#commit(verified, protection)
+      );
       if (outcome.state === "retry") {
         prepared = await this.#prepare(group, verified.attempts);
         continue;
@@ -196,12 +254,14 @@ class Round {
   }
 
   /** Commits a verified group, unless the round is given up. */
-  async #commit(verified: Verified): Promise<CommitOutcome> {
+  async #commit(
+    verified: Verified,
+    protection?: Protection,
+  ): Promise<CommitOutcome> {
     const { tables, results, session, attempts } = verified;
-    const others = [...this.#settled.values()];
-    const isUnprotected = this.#first.get(tables) !== verified &&
+    const isUnprotected =
       results.some(({ mayActOnOthers }) => mayActOnOthers) &&
-      others.some(({ state }) => state === "verified");
+      await this.#mayHaveChanged(verified, protection);
     // A new target shows only now that it calls functions.
     if (isUnprotected && (this.#mayRestart || !this.#isProtected)) {
       this.#restart ??= UNPROTECTED;
@@ -209,7 +269,7 @@ class Round {
     // Two snapshots must never be mixed, so what is prepared is given up too.
     if (this.isGivenUp || isUnprotected) session.destroy();
     if (this.isGivenUp) return { state: "abandoned" };
-    const isLast = others.length === this.#preparation.groups.length - 1;
+    const isLast = this.#settled.size === this.#preparation.groups.length - 1;
     const outcome: CommitOutcome = isUnprotected
       ? {
         state: "failed",
@@ -228,6 +288,20 @@ class Round {
     return outcome;
   }
 
+  /** Returns whether functions that a group has called may have changed a committed target. */
+  async #mayHaveChanged(
+    verified: Verified,
+    { first, guard }: Protection = { first: new Map() },
+  ): Promise<boolean> {
+    const committed = [...this.#settled.keys()].filter((group) =>
+      this.#isCommitted(group)
+    );
+    const isPreparedFirst = first.get(verified.tables) === verified;
+    const isInBatch = (group: CommitGroup) => first.has(group);
+    return committed.some(isInBatch) && !isPreparedFirst ||
+      !committed.every(isInBatch) && !(guard && await isAlive(guard));
+  }
+
   /** Returns the event of the run, with the group that is about to commit. */
   #eventAt(timestamp: string, last?: Verified): LoadEvent {
     const { groups, snapshotAt } = this.#preparation;
@@ -241,36 +315,41 @@ const SNAPSHOT_LOST = "the source's snapshot was lost";
 const UNPROTECTED =
   "functions of the target ran after another table was committed, and may have changed it";
 
-/**
- * Returns the groups that may write to another target, and locks the targets of the
- * other groups. Returns all groups where that fails.
- */
-async function protectOthers(
-  context: RunContext,
-  { largestFirst: groups, targets }: Preparation,
-  locks: AsyncDisposableStack,
+/** Returns the groups that may write to another target, or all where that is unknown. */
+async function actingGroups(
+  { largestFirst, targets }: Preparation,
 ): Promise<readonly CommitGroup[]> {
+  const found = await targets.catch(() => undefined);
+  return largestFirst.filter((group) =>
+    group.some(({ name }) => found?.acting.get(name) ?? !found)
+  );
+}
+
+/**
+ * Locks targets for functions of others, as their loads do.
+ *
+ * @throws {ServiceError} with SQLSTATE 55P03 when another session holds one.
+ */
+async function lockTargets(
+  context: RunContext,
+  tables: readonly TableDeclaration[],
+): Promise<Session | undefined> {
+  if (tables.length === 0) return undefined;
   const { config } = context;
+  const session = await Session.open(config.dwh, warehouseConnection(context));
   try {
-    const found = (await targets).acting;
-    const acting = groups.filter(([table]) => found.get(table!.name));
-    const others = groups.flat().filter(({ name }) =>
-      found.get(name) === false
-    );
-    if (acting.length > 0 && others.length > 0) {
-      const session = locks.use(
-        await Session.open(config.dwh, warehouseConnection(context)),
-      );
-      const options = warehouseTransaction(config);
-      await beginLocked(session, options, others.map(lockTargetSql));
-    }
-    return acting;
-  } catch {
-    // The load of a table reports the same failure.
-    await locks.disposeAsync();
-    return groups;
+    const options = warehouseTransaction(config);
+    await beginLocked(session, options, tables.map(lockTargetSql));
+    return session;
+  } catch (error) {
+    session.destroy();
+    throw error;
   }
 }
+
+/** Returns whether the session still has its transaction, and so its locks. */
+const isAlive = (session: Session) =>
+  session.query("select").then(() => true, () => false);
 
 /** Work that is done one after the other. */
 class Turns {

@@ -57,6 +57,43 @@ Deno.test("load copies many tables with at most 10 connections on either server"
   assert(most <= 10, `${most} connections`);
 });
 
+Deno.test("load needs no more connections for many targets whose triggers may write elsewhere", async () => {
+  await using db = await createDatabases({ withoutTables: true });
+  await using file = await createManyTables(db, 12);
+  const environment = {
+    ...db.environment,
+    ...file.variables,
+    MAX_PARALLEL_TASKS: "2",
+  };
+  const { code, stderr } = await runJson(["load"], environment);
+  assertEquals(code, 0, stderr);
+  // Each trigger could change every other target, and one of them does.
+  await db.warehouse.unsafe(
+    `create function public.look() returns trigger language plpgsql as $$ begin
+       if tg_table_name = 't3' then delete from raw.t1; end if; return null; end $$;
+     do $$ begin for n in 1..12 loop
+       execute format('create trigger look after insert on raw.t%s for each statement execute function public.look()', n);
+     end loop; end $$`,
+  );
+  for (let n = 1; n <= 12; n++) {
+    await db.source.unsafe(`insert into many.t${n} select * from many.t${n}`);
+  }
+  await db.warehouse.unsafe(`alter role "${db.loader}" connection limit 8`);
+  const { json } = await runJson(["load"], {
+    ...environment,
+    LOCK_TIMEOUT: "1",
+    RETRY_ATTEMPTS: "1",
+  });
+  const failed = json.details.results.filter((r: { status: string }) =>
+    r.status === "failure"
+  );
+  assertEquals(
+    failed.map((r: { table: string; code: string }) => [r.table, r.code]),
+    [["t3", "target_locked"]],
+    JSON.stringify(json),
+  );
+});
+
 Deno.test("load of many tables needs two connections to the source", async () => {
   await using db = await createDatabases({ withoutTables: true });
   await using file = await createManyTables(db, 6);

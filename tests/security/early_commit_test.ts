@@ -185,3 +185,37 @@ Deno.test("load reports no table as loaded that a trigger changes at the second 
   const event = await load(context, "cli", ALL);
   await assertHonest(db, event);
 });
+
+for (
+  const [what, deed] of [
+    ["changes the other table", "perform extensions.forge()"],
+    [
+      "ends the session that has locked the other table, and changes it",
+      `perform pg_terminate_backend(pid, 5000) from pg_locks
+         where relation = 'm_data.closed_deal'::regclass and mode = 'ShareRowExclusiveLock';
+       perform extensions.forge()`,
+    ],
+  ] as const
+) {
+  for (const parallel of ["1", "5"]) {
+    Deno.test(`load of two targets with triggers, MAX_PARALLEL_TASKS=${parallel}, reports no table as loaded when one ${what}`, async () => {
+      await using db = await loadedScene();
+      await db.warehouse.unsafe(
+        `grant all on all tables in schema m_data to public;
+       create function m_data.watches() returns trigger language plpgsql as $$ begin return null; end $$;
+       create trigger watching after insert on m_data.closed_deal
+         for each statement execute function m_data.watches();
+       create function m_data.acts() returns trigger language plpgsql as $$ begin
+         ${deed}; return null; end $$;
+       create trigger acting after insert on m_data.marketing_qualified_lead
+         for each statement execute function m_data.acts()`,
+      );
+      await using context = contextOf(db, {
+        RETRY_ATTEMPTS: "2",
+        LOCK_TIMEOUT: "1",
+        MAX_PARALLEL_TASKS: parallel,
+      });
+      await assertHonest(db, await load(context, "cli", ALL));
+    });
+  }
+}
