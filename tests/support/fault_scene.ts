@@ -81,7 +81,7 @@ export async function changeSource(db: Databases): Promise<Scene> {
 }
 
 /**
- * Waits until nobody may start a queued run any more. The warehouse can queue a run
+ * Waits until no caller waits for a queued run. The warehouse can queue a run
  * whose caller loses its connection, and the next load ends that run only after the
  * caller's maximum wait.
  */
@@ -93,7 +93,7 @@ async function outwaitCallers(db: Databases): Promise<void> {
   await until(async () => {
     const [row] = await db.warehouse.unsafe(
       `select count(*)::int as n from marketing_data_service.run
-       where state = 'queued' and not ${IS_UNWANTED}`,
+       where state = 'queued' and wait_until < 'infinity' and not ${IS_UNWANTED}`,
     );
     return row!.n === 0;
   }, () => "a run is queued, and its callers still wait");
