@@ -237,6 +237,9 @@ export class RowMatcher {
 
   /** Moves all rows without a partner to the results. */
   #collect(): void {
+    for (let at = this.#free; at >= 0; at = this.#next[at]!) {
+      this.#item[at] = CANCELED;
+    }
     this.#heads = resized(this.#heads, 0);
     this.#next = resized(this.#next, 0);
     const items = this.#item.subarray(0, this.#used);
@@ -264,14 +267,15 @@ export class RowMatcher {
   }
 
   #insert(upper: number, lower: number, block: number, item: number): void {
-    if (this.#free < 0 && this.#used === this.#size) {
+    let at = this.#free;
+    if (at >= 0) this.#free = this.#next[at]!;
+    else if (this.#used < this.#size) at = this.#used++;
+    else {
       if (this.#size < this.maxPending) this.#resize(2 * this.#size);
       else this.#narrow();
-      if (this.#isOutside(upper)) return;
+      if (!this.#isOutside(upper)) this.#insert(upper, lower, block, item);
+      return;
     }
-    let at = this.#free;
-    if (at < 0) at = this.#used++;
-    else this.#free = this.#next[at]!;
     this.#upper[at] = upper;
     this.#lower[at] = lower;
     this.#block[at] = block;
@@ -285,7 +289,6 @@ export class RowMatcher {
     const after = this.#next[at]!;
     if (before < 0) this.#heads[head] = after;
     else this.#next[before] = after;
-    this.#item[at] = CANCELED;
     this.#next[at] = this.#free;
     this.#free = at;
   }
