@@ -20,8 +20,8 @@ import {
   type TableEntry,
 } from "../runs/event.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
-import { warehouseTransaction } from "../sync/sync_table.ts";
-import { lockTargetSql } from "../sync/target.ts";
+import { type TableResult, warehouseTransaction } from "../sync/sync_table.ts";
+import { lockTargetSql, writtenRelations } from "../sync/target.ts";
 import type { TableDeclaration } from "../tables/declaration.ts";
 import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";
@@ -47,12 +47,7 @@ import {
 /** How a round of a run ends: with the run's event, or with the reason for another round. */
 type RoundEnd =
   | { readonly state: "closed"; readonly event: LoadEvent }
-  | {
-    readonly state: "restart";
-    readonly reason: string;
-    /** Whether the next round must prepare all groups before it commits one. */
-    readonly isUnprotected: boolean;
-  };
+  | { readonly state: "restart"; readonly reason: string };
 
 /** Retries of statements that close a run. They also happen after an abort. */
 const CLOSING = { atLeast: 3, evenIfAborted: true };
@@ -60,40 +55,36 @@ const CLOSING = { atLeast: 3, evenIfAborted: true };
 /** A group that is committed, or has failed. */
 type Settled = Verified | Failed;
 
-/** What keeps functions that a batch calls from changing committed targets. */
-interface Protection {
-  /** The batch, as it was prepared before the first of its commits. */
-  readonly first: ReadonlyMap<CommitGroup, Prepared>;
-  /** Locks the committed targets outside of the batch. */
-  readonly guard?: Session | undefined;
-}
-
 /**
  * Loads every commit group from one snapshot. Each commits as soon as it is verified,
  * so that none waits for another one's locks. The transaction of the last one also
  * closes the run and writes its event. So neither exists without the other.
  *
- * Targets whose functions may write to another target, as in a trigger, come first, in
- * batches. A batch is prepared before the first of its commits, and all other targets
- * are locked meanwhile. Functions that ran without that protection end the round.
+ * Targets whose functions may write to another target, as in a trigger, come first. The
+ * load of a later target repairs what they write to it.
  *
  * @param mayRestart whether the round may end before the run is closed.
- * @param isProtected whether all groups are loaded in that way.
  */
 export async function loadFromOneSnapshot(
   context: RunContext,
   mayRestart: boolean,
-  isProtected: boolean,
 ): Promise<RoundEnd> {
   await using preparation = await openPreparation(context);
-  const { groups, largestFirst } = preparation;
+  const { groups, largestFirst, targets } = preparation;
+  const found = (await targets.catch(() => undefined))?.acting;
   const acting = groups.length === 1
     ? []
-    : isProtected
-    ? largestFirst
-    : await actingGroups(preparation);
-  const round = new Round(context, preparation, mayRestart, isProtected);
-  await round.settleProtected(acting);
+    : largestFirst.filter((group) =>
+      group.some(({ name }) => found?.get(name))
+    );
+  const round = new Round(context, preparation, mayRestart);
+  if (acting.length > 0) {
+    await using _ = await lockTargets(
+      context,
+      groups.flat().filter(({ name }) => found?.get(name) === false),
+    );
+    await round.settle(acting);
+  }
   await round.settle(largestFirst.filter((group) => !acting.includes(group)));
   return await round.end();
 }
@@ -103,10 +94,8 @@ class Round {
   readonly #context: RunContext;
   readonly #preparation: Preparation;
   readonly #mayRestart: boolean;
-  readonly #isProtected: boolean;
   readonly #settled = new Map<CommitGroup, Settled>();
   readonly #commits = new Turns();
-  #mayLockAll = true;
   #event: LoadEvent | undefined;
   #restart: string | undefined;
   #failure: { readonly cause: unknown } | undefined;
@@ -115,12 +104,10 @@ class Round {
     context: RunContext,
     preparation: Preparation,
     mayRestart: boolean,
-    isProtected: boolean,
   ) {
     this.#context = context;
     this.#preparation = preparation;
     this.#mayRestart = mayRestart;
-    this.#isProtected = isProtected;
   }
 
   /** Whether no further group commits. */
@@ -128,81 +115,27 @@ class Round {
     return this.#restart !== undefined || this.#failure !== undefined;
   }
 
-  /** Loads the groups. */
+  /** Loads the groups. A failure of the run itself ends the round. */
   async settle(groups: readonly CommitGroup[]): Promise<void> {
     if (this.isGivenUp) return;
-    await this.#inParallel(groups, (group) => this.#settle(group));
-  }
-
-  /** Loads the groups so that none of them can change a target that is committed. */
-  async settleProtected(groups: readonly CommitGroup[]): Promise<void> {
     const { maxParallelTasks } = this.#context.config;
-    for (let n = 0; n < groups.length; n += maxParallelTasks) {
-      if (this.isGivenUp) return;
-      const batch = groups.slice(n, n + maxParallelTasks);
-      await using guard = await this.#lockOthers(batch);
-      const first = new Map<CommitGroup, Prepared>();
-      await this.#inParallel(batch, async (group) => {
-        first.set(group, await this.#prepare(group, 0));
-      });
-      const protection = { first, guard };
-      await this.#inParallel(
-        batch,
-        (group) => this.#settle(group, protection),
-      );
-    }
-  }
-
-  async #inParallel(
-    groups: readonly CommitGroup[],
-    work: (group: CommitGroup) => Promise<void>,
-  ): Promise<void> {
-    const { maxParallelTasks } = this.#context.config;
-    await Array.fromAsync(pooledMap(maxParallelTasks, groups, work));
-  }
-
-  /**
-   * Locks the targets outside of the batch, or at least those that are committed. The
-   * load of any other target repairs what functions write to it. Returns `undefined`
-   * where there is none, and where the locks are not free.
-   */
-  async #lockOthers(
-    batch: readonly CommitGroup[],
-  ): Promise<Session | undefined> {
-    const others = this.#preparation.groups.filter((group) =>
-      !batch.includes(group)
+    await Array.fromAsync(
+      pooledMap(
+        maxParallelTasks,
+        groups,
+        (group) =>
+          this.#settle(group).catch((cause) => {
+            this.#failure ??= { cause };
+          }),
+      ),
     );
-    const committed = others.filter((group) => this.#isCommitted(group)).flat();
-    if (this.#mayLockAll) {
-      try {
-        const { acting: present } = await this.#preparation.targets;
-        return await lockTargets(
-          this.#context,
-          others.flat().filter((table) =>
-            present.has(table.name) || committed.includes(table)
-          ),
-        );
-      } catch {
-        // The load of a locked target reports it. No other batch waits for its lock.
-        this.#mayLockAll = false;
-      }
-    }
-    return await lockTargets(this.#context, committed).catch(() => undefined);
-  }
-
-  #isCommitted(group: CommitGroup): boolean {
-    return this.#settled.get(group)?.state === "verified";
   }
 
   /** Returns the end of the round. Closes the run where no commit has closed it. */
   async end(): Promise<RoundEnd> {
     if (this.#failure) throw this.#failure.cause;
     if (this.#event) return { state: "closed", event: this.#event };
-    const reason = this.#restart;
-    if (reason) {
-      const isUnprotected = reason === UNPROTECTED;
-      return { state: "restart", reason, isUnprotected };
-    }
+    if (this.#restart) return { state: "restart", reason: this.#restart };
     return {
       state: "closed",
       event: await closeWithoutTables(
@@ -215,28 +148,16 @@ class Round {
   async #prepare(group: CommitGroup, attempts: number): Promise<Prepared> {
     const prepared = await this.#preparation.prepare(group, attempts);
     if (this.#mayRestart && hasLostSnapshot(prepared)) {
-      this.#restart ??= SNAPSHOT_LOST;
+      this.#restart ??= "the source's snapshot was lost";
     }
     return prepared;
   }
 
-  /** Loads a group. A failure of the run itself ends the round. */
-  async #settle(group: CommitGroup, protection?: Protection): Promise<void> {
-    try {
-      await this.#load(group, protection);
-    } catch (cause) {
-      this.#failure ??= { cause };
-    }
-  }
-
-  async #load(group: CommitGroup, protection?: Protection): Promise<void> {
-    let prepared = protection?.first.get(group) ??
-      await this.#prepare(group, 0);
+  async #settle(group: CommitGroup): Promise<void> {
+    let prepared = await this.#prepare(group, 0);
     while (prepared.state === "verified") {
       const verified = prepared;
-      const outcome = await this.#commits.take(() =>
-        this.#commit(verified, protection)
-      );
+      const outcome = await this.#commits.take(() => this.#commit(verified));
       if (outcome.state === "retry") {
         prepared = await this.#prepare(group, verified.attempts);
         continue;
@@ -254,52 +175,27 @@ class Round {
   }
 
   /** Commits a verified group, unless the round is given up. */
-  async #commit(
-    verified: Verified,
-    protection?: Protection,
-  ): Promise<CommitOutcome> {
-    const { tables, results, session, attempts } = verified;
-    const isUnprotected =
-      results.some(({ mayActOnOthers }) => mayActOnOthers) &&
-      await this.#mayHaveChanged(verified, protection);
-    // A new target shows only now that it calls functions.
-    if (isUnprotected && (this.#mayRestart || !this.#isProtected)) {
-      this.#restart ??= UNPROTECTED;
-    }
+  async #commit(verified: Verified): Promise<CommitOutcome> {
+    const { tables, session, attempts } = verified;
     // Two snapshots must never be mixed, so what is prepared is given up too.
-    if (this.isGivenUp || isUnprotected) session.destroy();
-    if (this.isGivenUp) return { state: "abandoned" };
-    const isLast = this.#settled.size === this.#preparation.groups.length - 1;
-    const outcome: CommitOutcome = isUnprotected
-      ? {
-        state: "failed",
-        cause: new ServiceError("serialization", UNPROTECTED),
-      }
-      : await commitGroup(
-        this.#context,
-        verified,
-        (timestamp) => isLast ? this.#eventAt(timestamp, verified) : undefined,
-      );
+    if (this.isGivenUp) {
+      session.destroy();
+      return { state: "abandoned" };
+    }
+    const others = [...this.#settled.values()];
+    const isLast = others.length === this.#preparation.groups.length - 1;
+    const outcome = await commitGroup(
+      this.#context,
+      verified,
+      others.flatMap((it) => it.state === "verified" ? it.results : []),
+      (timestamp) => isLast ? this.#eventAt(timestamp, verified) : undefined,
+    );
     // Before the next group checks whether it is the last.
     if (outcome.state === "committed") this.#settled.set(tables, verified);
     if (outcome.state === "failed") {
       this.#settled.set(tables, failedGroup(tables, outcome.cause, attempts));
     }
     return outcome;
-  }
-
-  /** Returns whether functions that a group has called may have changed a committed target. */
-  async #mayHaveChanged(
-    verified: Verified,
-    { first, guard }: Protection = { first: new Map() },
-  ): Promise<boolean> {
-    const committed = [...this.#settled.keys()].filter((group) =>
-      this.#isCommitted(group)
-    );
-    const isPreparedFirst = first.get(verified.tables) === verified;
-    const isInBatch = (group: CommitGroup) => first.has(group);
-    return committed.some(isInBatch) && !isPreparedFirst ||
-      !committed.every(isInBatch) && !(guard && await isAlive(guard));
   }
 
   /** Returns the event of the run, with the group that is about to commit. */
@@ -310,46 +206,28 @@ class Round {
   }
 }
 
-const SNAPSHOT_LOST = "the source's snapshot was lost";
-
-const UNPROTECTED =
-  "functions of the target ran after another table was committed, and may have changed it";
-
-/** Returns the groups that may write to another target, or all where that is unknown. */
-async function actingGroups(
-  { largestFirst, targets }: Preparation,
-): Promise<readonly CommitGroup[]> {
-  const found = await targets.catch(() => undefined);
-  return largestFirst.filter((group) =>
-    group.some(({ name }) => found?.acting.get(name) ?? !found)
-  );
-}
-
 /**
- * Locks targets for functions of others, as their loads do.
- *
- * @throws {ServiceError} with SQLSTATE 55P03 when another session holds one.
+ * Locks targets that no load writes yet, so that functions of other targets do not change
+ * one that cannot be loaded. Where a lock is not free, the load of its target reports that.
  */
 async function lockTargets(
   context: RunContext,
   tables: readonly TableDeclaration[],
 ): Promise<Session | undefined> {
-  if (tables.length === 0) return undefined;
-  const { config } = context;
-  const session = await Session.open(config.dwh, warehouseConnection(context));
+  const { config, run } = context;
+  // A foreign key of a new table takes the same lock on the table that it refers to.
+  if (tables.length === 0 || run.recreate) return undefined;
+  let session: Session | undefined;
   try {
+    session = await Session.open(config.dwh, warehouseConnection(context));
     const options = warehouseTransaction(config);
     await beginLocked(session, options, tables.map(lockTargetSql));
     return session;
-  } catch (error) {
-    session.destroy();
-    throw error;
+  } catch {
+    session?.destroy();
+    return undefined;
   }
 }
-
-/** Returns whether the session still has its transaction, and so its locks. */
-const isAlive = (session: Session) =>
-  session.query("select").then(() => true, () => false);
 
 /** Work that is done one after the other. */
 class Turns {
@@ -373,13 +251,15 @@ type CommitOutcome =
   | { readonly state: "failed"; readonly cause: unknown };
 
 /**
- * Commits one group.
+ * Commits one group, unless its functions have written to a committed target.
  *
+ * @param committed results of the groups that are committed.
  * @param eventAt returns the event of the run for the last group, which closes it.
  */
 async function commitGroup(
   context: RunContext,
   prepared: Verified,
+  committed: readonly TableResult[],
   eventAt: (timestamp: string) => LoadEvent | undefined,
 ): Promise<CommitOutcome> {
   const { config, warehouse, run, signal } = context;
@@ -387,6 +267,7 @@ async function commitGroup(
   try {
     const event = eventAt(await confirmRun(session, run.id));
     if (event) await closeRun(session, run.id, "running", event);
+    await checkCommitted(prepared, committed);
     await session.commit();
     return { state: "committed", event };
   } catch (error) {
@@ -402,6 +283,28 @@ async function commitGroup(
       prepared.attempts < config.retryAttempts && !signal?.aborted;
     return mayRetry ? { state: "retry" } : { state: "failed", cause };
   }
+}
+
+/**
+ * Checks that the transaction of a group has not written to a committed target.
+ *
+ * @throws {ServiceError} `target_locked`.
+ */
+async function checkCommitted(
+  { results, session }: Verified,
+  committed: readonly TableResult[],
+): Promise<void> {
+  const isClean = results.every(({ hasNoSideEffects }) => hasNoSideEffects);
+  if (isClean || committed.length === 0) return;
+  const written = await writtenRelations(session);
+  const changed = committed.find(({ oid }) => written.has(oid));
+  if (!changed) return;
+  const { name } = results[0]!.table;
+  throw new ServiceError(
+    "target_locked",
+    `a trigger or foreign key of ${name} writes to ${changed.table.name}, which is already loaded`,
+    { table: name, remedy: "Set LOAD_ATOMIC=true." },
+  );
 }
 
 /** Looks up a commit whose outcome is unknown: its rows exist or not. */

@@ -348,18 +348,15 @@ export class Worker {
         tables: formatTables(run.tables),
         trigger: run.trigger,
       });
-      let isProtected = false;
       for (let round = 1;; round++) {
         const end = await loadFromOneSnapshot(
           context,
           round < config.retryAttempts,
-          isProtected,
         );
         if (end.state === "closed") {
           logEnd(log, end.event);
           return end.event;
         }
-        isProtected ||= end.isUnprotected;
         log.warn("Starting over with a new snapshot: {reason}", {
           reason: end.reason,
         });

@@ -102,7 +102,8 @@ export interface TableResult {
   readonly differingRows: DifferingRows | undefined;
   /** Whether writing to the target calls no function of others. */
   readonly hasNoSideEffects: boolean;
-  readonly mayActOnOthers: boolean;
+  /** The OID of the target. */
+  readonly oid: number;
   /** The state of both sides, where the next load can use it. */
   readonly verified: VerifiedState | undefined;
   /**
@@ -214,7 +215,7 @@ export async function syncTable(
       ...verified,
       verified: stateAfter(verified, applied.xid),
       hasNoSideEffects: placed.hasNoSideEffects,
-      mayActOnOthers: placed.mayActOnOthers,
+      oid: target.oid,
       async verifyAgain() {
         try {
           await verifyAgain();

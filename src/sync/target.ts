@@ -43,7 +43,6 @@ export interface Target extends
     | "hasStableCtid"
     | "hasNoSideEffects"
     | "callsFunctions"
-    | "mayActOnOthers"
     | "lacksReplicaIdentity"
     | "identityColumns"
     | "references"
@@ -101,8 +100,6 @@ export interface FoundTarget {
   readonly callsFunctions: boolean;
   /** Whether writing to it calls no function of others. */
   readonly hasNoSideEffects: boolean;
-  /** Whether such functions, or the actions of foreign keys, may write to another table. */
-  readonly mayActOnOthers: boolean;
   /** Quoted, qualified names of tables that inherit from it. Partitions do not count. */
   readonly children: readonly string[];
   /** Quoted, qualified names of its foreign partitions. */
@@ -208,6 +205,27 @@ export async function lookUpTargets(
   };
 }
 
+/**
+ * Returns the OIDs of the relations whose rows the open transaction may have changed, and
+ * of those that they are part of. A transaction keeps its locks until its end, except
+ * for what is undone.
+ */
+export async function writtenRelations(
+  warehouse: Session,
+): Promise<ReadonlySet<number>> {
+  const rows = await warehouse.query(
+    `with recursive written (oid) as (
+       select relation from pg_catalog.pg_locks
+       where pid = pg_catalog.pg_backend_pid() and locktype = 'relation' and granted
+         -- Those of DML, of new parts and children, and of TRUNCATE and other DDL.
+         and mode in ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'AccessExclusiveLock')
+       union
+       select i.inhparent from written w join pg_catalog.pg_inherits i on i.inhrelid = w.oid)
+     select oid from written`,
+  );
+  return new Set(rows.map(({ oid }) => oid));
+}
+
 /** Returns the object that has the target's name. */
 export async function findTarget(
   table: TableDeclaration,
@@ -271,8 +289,6 @@ export async function findTarget(
     hasStableCtid,
     callsFunctions,
     hasNoSideEffects: hasStableCtid && !callsFunctions,
-    mayActOnOthers: !isPlain &&
-      Boolean(!hasStableCtid || more.has_code || more.has_acting_triggers),
     children: more.children ?? [],
     foreignParts: more.foreign_parts ?? [],
     obstructingRules: more.rules ?? [],
@@ -298,7 +314,7 @@ async function findMore(
   warehouse: Pick<Session, "query">,
 ): Promise<Row> {
   const [row] = await warehouse.query(
-    `select ${HAS_CODE} as has_code, c.relhastriggers as has_triggers, ${HAS_ACTING_TRIGGERS} as has_acting_triggers,
+    `select ${HAS_CODE} as has_code, c.relhastriggers as has_triggers,
        (select pg_catalog.json_agg(pg_catalog.format('%I.%I', cn.nspname, child.relname) order by child.oid)
         from pg_catalog.pg_inherits i join pg_catalog.pg_class child on child.oid = i.inhrelid
           join pg_catalog.pg_namespace cn on cn.oid = child.relnamespace

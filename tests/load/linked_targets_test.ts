@@ -110,6 +110,19 @@ Deno.test("load --atomic respects a deferred foreign key", async () => {
   assertEquals(codesOf(broken).includes("constraint_violated"), true);
 });
 
+Deno.test("load --recreate loads a table with code and a foreign key to another loaded table", async () => {
+  await using db = await linked(
+    `${REFERENCE}; create function public.holds(text) returns boolean language sql as 'select true';
+     alter table m_data.closed_deal add check (public.holds(has_gtin))`,
+  );
+  await using context = contextOf(db, {
+    LOCK_TIMEOUT: "1",
+    RETRY_ATTEMPTS: "1",
+  });
+  const event = await load(context, "cli", { ...ALL, recreate: true });
+  assertEquals(codesOf(event), [false, "target_in_use"], JSON.stringify(event));
+});
+
 Deno.test("load names LOAD_ATOMIC when a trigger makes a table wait for the other one", async () => {
   await using db = await linked(TRIGGER);
   await using context = contextOf(db, {

@@ -3,6 +3,7 @@ import { delay } from "@std/async/delay";
 import { createDatabases, type Sql } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { runJson } from "../support/program_here.ts";
+import { until } from "../support/soundness.ts";
 import { createManyTables } from "../support/many_tables.ts";
 
 /** Many more tables than connections. Their names together exceed what an index can hold. */
@@ -70,26 +71,39 @@ Deno.test("load needs no more connections for many targets whose triggers may wr
   // Each trigger could change every other target, and one of them does.
   await db.warehouse.unsafe(
     `create function public.look() returns trigger language plpgsql as $$ begin
-       if tg_table_name = 't3' then delete from raw.t1; end if; return null; end $$;
+       if tg_table_name = 't3' then delete from raw.t1; end if;
+       if tg_table_name = 't2' then perform pg_sleep(0.5); end if; return null; end $$;
      do $$ begin for n in 1..12 loop
        execute format('create trigger look after insert on raw.t%s for each statement execute function public.look()', n);
-     end loop; end $$`,
+     end loop; end $$;
+     drop table raw.t12; create view raw.t12 as select * from raw.t5;
+     grant all on raw.t12, raw.t2 to public`,
   );
   for (let n = 1; n <= 12; n++) {
     await db.source.unsafe(`insert into many.t${n} select * from many.t${n}`);
   }
   await db.warehouse.unsafe(`alter role "${db.loader}" connection limit 8`);
-  const { json } = await runJson(["load"], {
+  const running = runJson(["load"], {
     ...environment,
     LOCK_TIMEOUT: "1",
     RETRY_ATTEMPTS: "1",
   });
+  await until(async () =>
+    (await db.warehouse.unsafe(
+      `select from pg_locks where relation = 'raw.t2'::regclass and granted
+         and mode = 'ShareRowExclusiveLock'`,
+    )).length > 0
+  );
+  // A writer gets the lock at the commit, and keeps it.
+  await using writer = db.connect("warehouse");
+  await writer.unsafe("begin; lock table raw.t2 in row exclusive mode");
+  const { json } = await running;
   const failed = json.details.results.filter((r: { status: string }) =>
     r.status === "failure"
   );
   assertEquals(
     failed.map((r: { table: string; code: string }) => [r.table, r.code]),
-    [["t3", "target_locked"]],
+    [["t3", "target_locked"], ["t12", "target_incompatible"]],
     JSON.stringify(json),
   );
 });
