@@ -381,8 +381,9 @@ function changes(): Change[] {
     }) & 65535 < ${Math.round(share * 65_536)}`;
   const clustered = (share: number) => (table: string) => {
     const start = Math.random() * (1 - share);
+    // A subselect is evaluated once. The table grows while its rows are updated.
     const block = (at: number) =>
-      `('(' || (pg_relation_size('${table}') / 8192 * ${at})::int8 || ',0)')::tid`;
+      `(select ('(' || (pg_relation_size('${table}') / 8192 * ${at})::int8 || ',0)')::tid)`;
     return `ctid >= ${block(start)} and ctid < ${block(start + share)}`;
   };
   const all: Change[] = [];
