@@ -13,7 +13,7 @@ import {
   type PostgresServer,
   startPostgres,
 } from "../demo/postgres.ts";
-import postgres from "postgres";
+import { createTemplates } from "./support/databases.ts";
 
 export const HBA = [
   "host all postgres 127.0.0.1/32 trust",
@@ -109,7 +109,7 @@ async function main(words: string[]): Promise<number> {
       parent,
       ...(binDirectory && { binDirectory }),
     });
-    await warmTemplate(server);
+    await createTemplates(server.url());
     const label = `PostgreSQL ${Math.floor(server.version / 10_000)}`;
     const result = await runTests(label, server.url(), files, count, write);
     printFaults(server, label, write);
@@ -132,17 +132,6 @@ async function main(words: string[]): Promise<number> {
   ]);
   print(later);
   return summarize(results);
-}
-
-/**
- * Connects to the template of all databases. The server then writes the cache of its
- * catalogs into the template's folder. A new database copies it, and saves its first
- * connections half of their time.
- */
-async function warmTemplate(server: PostgresServer): Promise<void> {
-  const sql = postgres(server.url("template1"), { max: 1, fetch_types: false });
-  await sql`select`;
-  await sql.end();
 }
 
 export interface Result {

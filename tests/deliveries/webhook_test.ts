@@ -4,7 +4,7 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { freePort, until } from "../support/server.ts";
@@ -45,7 +45,7 @@ async function makeDue(db: Databases): Promise<void> {
 }
 
 Deno.test("a new webhook gets only new events, once each, as signed CloudEvents with the stored event", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint();
   const { json: before } = await load(db.environment);
   const environment = {
@@ -95,7 +95,7 @@ Deno.test("a new webhook gets only new events, once each, as signed CloudEvents 
 });
 
 Deno.test("load succeeds for every answer of the endpoint, and the event is retried with its id before later events", async (t) => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using elsewhere = startEndpoint();
   await using endpoint = startEndpoint();
   const environment = {
@@ -157,7 +157,7 @@ Deno.test("load succeeds for every answer of the endpoint, and the event is retr
 });
 
 Deno.test("an endpoint that refuses or closes connections does not delay a load", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   const port = freePort();
   const environment = {
     ...db.environment,
@@ -187,7 +187,7 @@ Deno.test("an endpoint that refuses or closes connections does not delay a load"
 });
 
 Deno.test("a silent endpoint does not delay the commit, the result or the next load", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   const release = Promise.withResolvers<void>();
   await using endpoint = startEndpoint(async () => {
     await release.promise;
@@ -214,7 +214,7 @@ Deno.test("a silent endpoint does not delay the commit, the result or the next l
 });
 
 Deno.test("an answer without an end counts by its status code", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(
       new ReadableStream({
@@ -234,7 +234,7 @@ Deno.test("an answer without an end counts by its status code", async () => {
 });
 
 Deno.test("the delivery respects Retry-After in seconds and as a date", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint();
   const environment = {
     ...db.environment,
@@ -258,7 +258,7 @@ Deno.test("the delivery respects Retry-After in seconds and as a date", async ()
 });
 
 Deno.test("410 stops the deliveries until the URL changes or they are resumed, and no event is lost", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 410 })
   );
@@ -298,7 +298,7 @@ Deno.test("410 stops the deliveries until the URL changes or they are resumed, a
 });
 
 Deno.test("the endpoint gets the same event again after kill -9 between sending and marking", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint();
   const environment = {
     ...db.environment,
@@ -320,7 +320,7 @@ Deno.test("the endpoint gets the same event again after kill -9 between sending 
 });
 
 Deno.test("file and webhook each get every event when the other fails", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 500 })
   );
@@ -357,7 +357,7 @@ Deno.test("file and webhook each get every event when the other fails", async ()
 });
 
 Deno.test("retention keeps undelivered events, and gives up events that failed for three days", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startEndpoint(() =>
     new Response(null, { status: 500 })
   );

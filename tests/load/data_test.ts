@@ -5,8 +5,8 @@ import { load } from "../../src/load/load.ts";
 import {
   ALL,
   contextOf,
-  createDatabases,
   type Databases,
+  migratedDatabases,
   type Sql,
 } from "../support/databases.ts";
 
@@ -132,7 +132,7 @@ const TIMES = [
 ];
 
 Deno.test("load copies any value of the columns' types byte for byte", async (t) => {
-  await using db = await createDatabases();
+  await using db = await migratedDatabases();
   await using context = contextOf(db);
   for (const text of [...TEXTS, null]) {
     await db
@@ -200,7 +200,7 @@ Deno.test("load copies any value of the columns' types byte for byte", async (t)
 });
 
 Deno.test("load repairs two rows that have exchanged a value", async (t) => {
-  await using db = await createDatabases({ rows: { deals: 40, leads: 40 } });
+  await using db = await migratedDatabases({ rows: { deals: 40, leads: 40 } });
   await using context = contextOf(db);
   assertEquals((await load(context, "cli", ALL)).status, "success");
   const exchange = (column: string, key: string, pair: number) =>
@@ -237,7 +237,7 @@ Deno.test("load repairs two rows that have exchanged a value", async (t) => {
 });
 
 Deno.test("load copies a text of 50 MB byte for byte", async () => {
-  await using db = await createDatabases();
+  await using db = await migratedDatabases();
   await using context = contextOf(db);
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id, has_gtin)
@@ -250,7 +250,7 @@ Deno.test("load copies a text of 50 MB byte for byte", async () => {
 
 for (const timezone of ["UTC", "Europe/Berlin"]) {
   Deno.test(`load converts a DATE to midnight of LOAD_TIMEZONE ${timezone}, in summer and winter`, async () => {
-    await using db = await createDatabases();
+    await using db = await migratedDatabases();
     await using context = contextOf(db, { LOAD_TIMEZONE: timezone });
     await db.source.unsafe(
       `insert into marketing.marketing_qualified_leads (mql_id, first_contact_date)
@@ -272,7 +272,7 @@ for (const timezone of ["UTC", "Europe/Berlin"]) {
 }
 
 Deno.test("load compares a source in another encoding by text and copies it", async () => {
-  await using db = await createDatabases();
+  await using db = await migratedDatabases();
   const name = `mds_${crypto.randomUUID().slice(0, 8)}_latin1`;
   await db.source.unsafe(
     `create database ${name} encoding 'LATIN1' locale 'C' template template0`,
@@ -306,7 +306,7 @@ Deno.test("load compares a source in another encoding by text and copies it", as
 });
 
 Deno.test("load ignores notices of the source between the rows of a COPY", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   await using context = contextOf(db);
   await db.source.unsafe(
     `alter table marketing.marketing_qualified_leads rename to leads;

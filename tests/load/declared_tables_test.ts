@@ -4,7 +4,11 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import {
+  createDatabases,
+  type Databases,
+  migratedDatabases,
+} from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
@@ -20,7 +24,7 @@ async function createSource(db: Databases, sql: string): Promise<void> {
 }
 
 Deno.test("load renames, casts and computes declared columns, and leaves rows out", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create table ec.geo (geo_zip text, geo_lat numeric, city text, deleted boolean);
@@ -87,7 +91,7 @@ Deno.test("load renames, casts and computes declared columns, and leaves rows ou
 });
 
 Deno.test("load copies every column of the source where none is declared", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create table ec."Odd ""Name""" (id bigint, "a.b" varchar(5), "🚀" numeric(10,2)[], "select" timestamp(3));
@@ -150,7 +154,7 @@ Deno.test("load reports each mistake of TABLES_FILE with its place, and exits wi
 });
 
 Deno.test("load names the fragment that the source refuses, and loads the other tables", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create table ec.one (a int); create table ec.two (a int); create table ec.three (a int)`,
@@ -181,7 +185,7 @@ Deno.test("load names the fragment that the source refuses, and loads the other 
 });
 
 Deno.test("--group and the body's group select the tables of a group", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     "create table ec.one (a int); create table ec.two (a int); create table ec.three (a int)",
@@ -218,7 +222,7 @@ Deno.test("--group and the body's group select the tables of a group", async () 
 });
 
 Deno.test("load treats new columns of the source as new_columns says", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create table ec.ignored (id int, name text); insert into ec.ignored values (1, 'a');
@@ -301,7 +305,7 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
 });
 
 Deno.test("schema discover prints a file that load accepts", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create type ec.mood as enum ('ok'); create table ec.feeling (mood ec.mood);
@@ -362,7 +366,7 @@ Deno.test("schema discover prints a file that load accepts", async () => {
 });
 
 Deno.test("load fails where an expression is longer than the declared type", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     "create table ec.names (a text); insert into ec.names values ('abc'), ('abcdef')",

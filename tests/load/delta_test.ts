@@ -11,7 +11,7 @@ import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
   ALL,
   contextOf,
-  createDatabases,
+  migratedDatabases,
   type Sql,
 } from "../support/databases.ts";
 import { Random } from "../support/random.ts";
@@ -54,7 +54,9 @@ const TRIGGERS: Readonly<
 
 for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
   Deno.test(`load with a trigger that ${what} during a delta: ${status}`, async () => {
-    await using db = await createDatabases({ rows: { deals: 300, leads: 5 } });
+    await using db = await migratedDatabases({
+      rows: { deals: 300, leads: 5 },
+    });
     await using context = contextOf(db);
     await db.source.unsafe(
       "insert into marketing.closed_deals (mql_id) values ('bystander'), ('changed')",
@@ -90,7 +92,7 @@ for (const [what, { body, status }] of Object.entries(TRIGGERS)) {
 }
 
 Deno.test("a delta stays small when the first column has one value in all rows", async () => {
-  await using db = await createDatabases();
+  await using db = await migratedDatabases();
   await using context = contextOf(db);
   await db.source.unsafe(
     `insert into marketing.closed_deals (mql_id, seller_id) select null, i::text from generate_series(1, 2000) i;
@@ -215,7 +217,7 @@ async function rowsOf(database: Sql, relation: string): Promise<string[]> {
 }
 
 Deno.test("a load copies only the rows that differ", async (t) => {
-  await using db = await createDatabases({ rows: { deals: 2000, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 2000, leads: 5 } });
   await using context = contextOf(db);
   for (const { what, source, warehouse, copied } of CHANGES) {
     await t.step(`when ${what}: ${copied}`, async () => {
@@ -247,7 +249,7 @@ const SEED = Number(Deno.env.get("RANDOM_SEED") ?? Date.now() % 1_000_000);
 
 Deno.test(`a delta writes exactly the rows that differ, in every kind of table (RANDOM_SEED=${SEED})`, async () => {
   const random = new Random(SEED);
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using shared = contextOf(db);
   await db.source.unsafe(
     `create schema rnd; create table rnd.t (id int, value text);
@@ -374,7 +376,7 @@ function receiveInPieces({ socket }: Session, random: Random): void {
 
 Deno.test(`diffRows() and copyRows() need not one pass, nor whole messages (RANDOM_SEED=${SEED})`, async () => {
   const random = new Random(SEED);
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using context = contextOf(db);
   await db.warehouse.unsafe(
     `create table public.a (id int); create table public.b (id int); create table public.c (id int);

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { DifferingRow } from "../../src/diff/differing_rows.ts";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
@@ -54,7 +54,7 @@ function linesOf({ rows }: Found): string[] {
 }
 
 Deno.test("verify --rows names exactly the rows that differ", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create type public.mood as enum ('sad', 'ok');
@@ -235,7 +235,7 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
 });
 
 Deno.test("a load stores its first rows with SHOW_ROWS only, and no event has them", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
     `create table shop.person (id int, name text, note text);

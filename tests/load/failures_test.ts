@@ -4,7 +4,11 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { createDatabases, PASSWORD } from "../support/databases.ts";
+import {
+  createDatabases,
+  migratedDatabases,
+  PASSWORD,
+} from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
 
@@ -18,6 +22,8 @@ interface Case {
   /** Causes the fault. `$reader` and `$loader` are replaced by the roles. */
   readonly source?: string;
   readonly warehouse?: string;
+  /** Whether the load creates the history. */
+  readonly isFirst?: boolean;
   readonly words?: readonly string[];
   readonly environment?: Record<string, string>;
   readonly exit: number;
@@ -201,6 +207,7 @@ const CASES: readonly Case[] = [
   },
   {
     name: "a warehouse role without CREATE",
+    isFirst: true,
     warehouse:
       "do $d$ begin execute format('revoke create on database %I from $loader', current_database()); end $d$",
     exit: 1,
@@ -248,11 +255,23 @@ const CASES: readonly Case[] = [
 ];
 
 for (
-  const { name, source, warehouse, words = [], environment, exit, code, says }
-    of CASES
+  const {
+    name,
+    source,
+    warehouse,
+    isFirst,
+    words = [],
+    environment,
+    exit,
+    code,
+    says,
+  } of CASES
 ) {
   Deno.test(`load reports table, cause and remedy of ${name}`, async () => {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await createDatabases({
+      rows: ROWS,
+      withHistory: !isFirst,
+    });
     const named = (sql: string) =>
       sql.replaceAll("$reader", db.reader).replaceAll("$loader", db.loader);
     if (source) await db.source.unsafe(named(source));
@@ -280,7 +299,7 @@ for (
 
 for (const words of [["load"], ["load", "--recreate"], ["verify"]]) {
   Deno.test(`${words.join(" ")} refuses a target that other tables inherit from, and keeps their rows`, async () => {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await migratedDatabases({ rows: ROWS });
     await db.warehouse.unsafe(
       `${CLOSED_DEAL.replaceAll("$loader", db.loader)}
        insert into m_data.closed_deal (mql_id) values ('parent');
@@ -320,7 +339,7 @@ for (const words of [["load"], ["load", "--recreate"], ["verify"]]) {
 }
 
 Deno.test("load reports a target locked by a writer after LOCK_TIMEOUT, and retries", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using writer = db.connect("warehouse");
   await writer.unsafe(
@@ -347,7 +366,7 @@ Deno.test("load reports a target locked by a writer after LOCK_TIMEOUT, and retr
 });
 
 Deno.test("load fails only the table that DDL locks in the source", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using ddl = db.connect("source");
   const [{ pid }] = await ddl.unsafe(
     "select pg_backend_pid() as pid",
@@ -375,7 +394,7 @@ Deno.test("load fails only the table that DDL locks in the source", async () => 
 });
 
 Deno.test("load retries a locked source table, and loads both tables when the lock is released", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using ddl = db.connect("source");
   await ddl.unsafe(
     "begin; lock table marketing.closed_deals in access exclusive mode",
@@ -402,7 +421,7 @@ Deno.test("load retries a locked source table, and loads both tables when the lo
 });
 
 Deno.test("load copies a source row that changes during the load with the next load", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   // The load has its snapshot and waits until the writer of the target has ended.
   await using writer = db.connect("warehouse");
@@ -429,7 +448,7 @@ Deno.test("load copies a source row that changes during the load with the next l
 });
 
 Deno.test("a TRUNCATE of the source waits for the load, so no empty table is loaded", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using writer = db.connect("warehouse");
   await writer.unsafe(
@@ -452,7 +471,7 @@ Deno.test("a TRUNCATE of the source waits for the load, so no empty table is loa
 });
 
 Deno.test("load reports busy when another load holds the lock for longer than LOCK_TIMEOUT", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using other = db.connect("warehouse");
   await other.unsafe(
@@ -472,7 +491,7 @@ Deno.test("load reports busy when another load holds the lock for longer than LO
 });
 
 Deno.test("load refuses a warehouse that a newer version has migrated", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await db.warehouse.unsafe(
     "insert into marketing_data_service.migration (version, name) values (999, 'of the future')",
@@ -498,7 +517,7 @@ Deno.test("runs and events report a remedy before the first load", async () => {
 });
 
 Deno.test("health reports each database, and exits with 69 when one is unreachable", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   const well = await runJson(["health"], db.environment);
   assertEquals(well.code, 0);
   assertEquals(well.json.status, "healthy");
@@ -513,7 +532,7 @@ Deno.test("health reports each database, and exits with 69 when one is unreachab
 });
 
 Deno.test("load creates no schema of targets when the source is unreachable", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   const { code } = await runJson(["load"], {
     ...db.environment,
     OLIST_DB_PORT: "1",
@@ -526,7 +545,7 @@ Deno.test("load creates no schema of targets when the source is unreachable", as
 });
 
 Deno.test("load reports an unwritable event file before it begins", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   const { code, json } = await runJson(["load"], {
     ...db.environment,
     EVENT_PUBLISHER_TYPE: "file",

@@ -8,12 +8,12 @@ import { RunPage } from "../../src/http/pages/run_page.tsx";
 import { findRun } from "../../src/runs/history.ts";
 import { enqueueRun } from "../../src/runs/queue.ts";
 import { Metrics } from "../../src/service/metrics.ts";
-import { ALL, contextOf, createDatabases } from "../support/databases.ts";
+import { ALL, contextOf, migratedDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
 Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   const { source, warehouse } = db;
   await source.unsafe(
     `create schema shop;
@@ -172,7 +172,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
 });
 
 Deno.test("load makes rows visible only if the checks of their table hold", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   const { source, warehouse } = db;
   await source.unsafe(
     `create schema shop;
@@ -398,7 +398,7 @@ Deno.test("load makes rows visible only if the checks of their table hold", asyn
 });
 
 Deno.test("load updates the statistics of a target that it loads in full", async () => {
-  await using db = await createDatabases({ rows: { deals: 50, leads: 200 } });
+  await using db = await migratedDatabases({ rows: { deals: 50, leads: 200 } });
   const analyzed = async () =>
     (await db.warehouse.unsafe(
       `select relname, reltuples::int as rows, (select count(*)::int from pg_stats

@@ -9,8 +9,8 @@ import {
   ALL,
   connectAs,
   contextOf,
-  createDatabases,
   type Databases,
+  migratedDatabases,
 } from "../support/databases.ts";
 import { runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
@@ -78,7 +78,7 @@ async function checkLoaded(
 }
 
 Deno.test("load updates the rows of a table with a key in place", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using context = contextOf(db);
   await inSource(
     db,
@@ -254,7 +254,7 @@ Deno.test("load updates the rows of a table with a key in place", async (t) => {
 });
 
 Deno.test("load refuses a key that does not identify the rows of the snapshot", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using context = contextOf(db);
   await inSource(
     db,
@@ -305,7 +305,7 @@ Deno.test("load refuses a key that does not identify the rows of the snapshot", 
 });
 
 Deno.test("load updates a row that moves to another partition", async () => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using context = contextOf(db);
   await inSource(
     db,
@@ -355,7 +355,7 @@ const TIMES = [
 ];
 
 Deno.test("load keeps the rows that refer to a changed row, whatever the foreign key does", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using context = contextOf(db);
   const cases = ACTIONS.flatMap((action) =>
     TIMES.flatMap((time) =>
@@ -516,7 +516,7 @@ Deno.test("load shows a subscriber of its publication complete loads only, with 
     settings: { wal_level: "logical" },
   });
   const url = server.url();
-  await using db = await createDatabases({
+  await using db = await migratedDatabases({
     withoutTables: true,
     servers: { source: url, warehouse: url },
   });

@@ -4,8 +4,8 @@ import { load } from "../../src/load/load.ts";
 import {
   ALL,
   contextOf,
-  createDatabases,
   type Databases,
+  migratedDatabases,
 } from "../support/databases.ts";
 import { until } from "../support/soundness.ts";
 
@@ -18,7 +18,7 @@ const REFERENCE =
 
 /** Loads deals and leads. Each deal has its lead. */
 async function linked(link: string): Promise<Databases> {
-  const db = await createDatabases({ rows: { deals: 20, leads: 5 } });
+  const db = await migratedDatabases({ rows: { deals: 20, leads: 5 } });
   await db.source.unsafe(
     `delete from marketing.marketing_qualified_leads;
      insert into marketing.marketing_qualified_leads (mql_id, origin) select distinct mql_id, 'old' from marketing.closed_deals`,
@@ -158,7 +158,9 @@ Deno.test("load names LOAD_ATOMIC when deletes in the other table have locked a 
 
 for (const verify of ["content", "count"]) {
   Deno.test(`load with VERIFY=${verify} detects a target schema that is replaced mid-load`, async () => {
-    await using db = await createDatabases({ rows: { deals: 200, leads: 5 } });
+    await using db = await migratedDatabases({
+      rows: { deals: 200, leads: 5 },
+    });
     await using context = contextOf(db, { VERIFY: verify });
     const options = {
       ...ATOMIC,
@@ -210,7 +212,7 @@ for (const verify of ["content", "count"]) {
 }
 
 Deno.test("load waits for the disk, even if the role disables synchronous_commit", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   await using context = contextOf(db);
   assertEquals((await load(context, "cli", ATOMIC)).status, "success");
   await db.warehouse.unsafe(

@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { loadWithMara } from "../support/mara_load.ts";
 import {
@@ -25,7 +25,9 @@ function maraTest(
 maraTest(
   "verify --against-mara explains the dates of a Mara load",
   async () => {
-    await using db = await createDatabases({ rows: { deals: 50, leads: 300 } });
+    await using db = await migratedDatabases({
+      rows: { deals: 50, leads: 300 },
+    });
     for (const format of ["csv", "plain"] as const) {
       await loadWithMara(db, format);
       const { code, json } = await verify(db);
@@ -55,7 +57,9 @@ maraTest(
 maraTest(
   "verify --against-mara explains blank lines and empty texts, and counts the rows",
   async () => {
-    await using db = await createDatabases({ rows: { deals: 20, leads: 40 } });
+    await using db = await migratedDatabases({
+      rows: { deals: 20, leads: 40 },
+    });
     await db.source.unsafe(`
     update marketing.closed_deals set lead_type = E'one\\n\\n\\ntwo\\n\\n; "quoted"'
     where sdr_id in (select sdr_id from marketing.closed_deals limit 3);
@@ -85,7 +89,9 @@ maraTest(
 maraTest(
   "verify --against-mara names the rows that no habit explains",
   async () => {
-    await using db = await createDatabases({ rows: { deals: 30, leads: 500 } });
+    await using db = await migratedDatabases({
+      rows: { deals: 30, leads: 500 },
+    });
     await loadWithMara(db, "csv");
     await db.warehouse.unsafe(`
     update m_data.closed_deal set declared_monthly_revenue = 12.5 where seller_id = md5('seller7');
@@ -117,7 +123,7 @@ maraTest(
 maraTest(
   "verify --against-mara explains nothing with a wrong --mara-timezone",
   async () => {
-    await using db = await createDatabases({ rows: { deals: 5, leads: 60 } });
+    await using db = await migratedDatabases({ rows: { deals: 5, leads: 60 } });
     await loadWithMara(db, "csv", { zone: "America/New_York" });
     const wrong = await verify(db);
     assertEquals([wrong.code, wrong.json.tables[1].missing], [1, 60]);
@@ -137,7 +143,9 @@ function notEqual(
 maraTest(
   "verify --against-mara explains a Mara load of the nine tables, and finds a change in each",
   async (t) => {
-    await using db = await createDatabases({ rows: { deals: 20, leads: 60 } });
+    await using db = await migratedDatabases({
+      rows: { deals: 20, leads: 60 },
+    });
     await createEcommerce(db, {
       customers: 200,
       items: 300,
@@ -208,7 +216,7 @@ maraTest(
 maraTest(
   "verify --against-mara compares tables without declared columns, and other types",
   async () => {
-    await using db = await createDatabases();
+    await using db = await migratedDatabases();
     await db.source.unsafe(
       `create schema shop; create domain shop.day as date;
        create table shop.plain (
@@ -289,7 +297,7 @@ maraTest(
 );
 
 Deno.test("verify --against-mara reports equal tables of the service, and a missing target", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   const missing = await runProgram(
     ["verify", "--against-mara"],
     db.environment,

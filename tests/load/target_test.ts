@@ -1,5 +1,9 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import {
+  createDatabases,
+  type Databases,
+  migratedDatabases,
+} from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 
 const ROWS = { deals: 20, leads: 20 };
@@ -139,7 +143,7 @@ function inWarehouse(db: Databases, sql: string) {
 
 for (const { name, warehouse, code, says, words = [] } of CASES) {
   Deno.test(`load and load --dry-run report a target that cannot be written: ${name}`, async () => {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await migratedDatabases({ rows: ROWS });
     await db.source.unsafe(
       "update marketing.marketing_qualified_leads set origin = null where mql_id = md5('lead1')",
     );
@@ -171,7 +175,7 @@ for (const { name, warehouse, code, says, words = [] } of CASES) {
 }
 
 Deno.test("load names an event trigger that changes the owner of new tables", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await inWarehouse(
     db,
@@ -217,7 +221,7 @@ Deno.test("load names an event trigger that changes the owner of the history", a
 });
 
 Deno.test("schema ensure reports another object with the name of a target", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await inWarehouse(db, `${SCHEMA} create sequence ${LEAD}`);
   const { code, json } = await runJson(["schema", "ensure"], db.environment);
   assertEquals([code, json.code], [1, "target_incompatible"]);
@@ -225,7 +229,7 @@ Deno.test("schema ensure reports another object with the name of a target", asyn
 });
 
 Deno.test("load compares domains by their base types on both sides", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await db.source.unsafe(`
     create domain public.name as text check (value <> 'never');
     create domain public.whole as numeric(12, 2);
@@ -270,7 +274,7 @@ Deno.test("load compares domains by their base types on both sides", async () =>
 });
 
 Deno.test("load reports a target domain that refuses a value, and a domain over another type", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await inWarehouse(
     db,
     `${SCHEMA} create domain public.short as text check (length(value) < 5);
@@ -292,7 +296,7 @@ Deno.test("load reports a target domain that refuses a value, and a domain over 
 });
 
 Deno.test("load --recreate keeps objects with similar names, and needs no temporary name", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await inWarehouse(
     db,
@@ -308,7 +312,7 @@ Deno.test("load --recreate keeps objects with similar names, and needs no tempor
 });
 
 Deno.test("load --recreate names the session that locks the table", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await using reader = db.connect("warehouse");
   await reader.unsafe(`begin; select count(*) from ${LEAD}`);
@@ -354,7 +358,7 @@ const BELONGINGS = `
   order by 1, 2`;
 
 Deno.test("load --recreate keeps all properties of the table", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   const [version] = await db.warehouse.unsafe(
     "select current_setting('server_version_num')::int / 10000 as major",
@@ -428,7 +432,7 @@ Deno.test("load --recreate keeps all properties of the table", async () => {
 });
 
 Deno.test("load --recreate keeps the replica identity of a published table, so that the next load can delete", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
   await inWarehouse(
     db,
@@ -508,7 +512,7 @@ const LOSSES: readonly (readonly [string, string, string])[] = [
 
 for (const [name, sql, loss] of LOSSES) {
   Deno.test(`load --recreate names objects that it cannot keep before it drops anything: ${name}`, async () => {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await migratedDatabases({ rows: ROWS });
     assertEquals((await runProgram(["load"], db.environment)).code, 0);
     await inWarehouse(db, sql);
     const oid = () =>

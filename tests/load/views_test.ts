@@ -9,8 +9,8 @@ import { skip } from "../support/measure.ts";
 import {
   ALL,
   contextOf,
-  createDatabases,
   type Databases,
+  migratedDatabases,
 } from "../support/databases.ts";
 import { until } from "../support/server.ts";
 
@@ -199,7 +199,7 @@ const CASES: readonly {
 
 for (const { source, sql, change: what, sql2, next } of CASES) {
   Deno.test(`${what} under ${source} waits for the load`, async () => {
-    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
     const owner = `${db.reader}_owner`;
     if (sql.includes("security_invoker") && await versionOf(db) < 15) {
       return skip(source, "PostgreSQL 14 has no such views");
@@ -248,7 +248,7 @@ async function versionOf(db: Databases): Promise<number> {
 
 for (const kind of ["view", "materialized view"]) {
   Deno.test(`load lets DDL on a ${kind} pass, and takes a new snapshot`, async () => {
-    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
     await db.source.unsafe(
       "update marketing.marketing_qualified_leads set origin = 'old'",
     );
@@ -288,7 +288,7 @@ for (const kind of ["view", "materialized view"]) {
 
 for (const kind of ["table", "view", "materialized view"] as const) {
   Deno.test(`load reads a ${kind} in its snapshot after the session of the snapshot has ended`, async () => {
-    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
     await db.source.unsafe(
       "update marketing.marketing_qualified_leads set origin = 'old'",
     );
@@ -330,7 +330,7 @@ for (const kind of ["table", "view", "materialized view"] as const) {
 }
 
 Deno.test("load fails only the view whose table is locked", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
   await withLeadsAs(db, VIEW);
   await using context = contextOf(db, { LOCK_TIMEOUT: "0.3" });
   await using ddl = db.connect("source");
@@ -406,7 +406,7 @@ for (
   ]
 ) {
   Deno.test(`load and verify refuse ${source} with a remedy, and process the other table`, async () => {
-    await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+    await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
     const [found] = await db.source.unsafe(
       "select from pg_available_extensions where name = 'postgres_fdw'",
     );
@@ -433,7 +433,7 @@ for (
 }
 
 Deno.test("load copies a view of only the local partitions of a table", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
   const [found] = await db.source.unsafe(
     "select from pg_available_extensions where name = 'postgres_fdw'",
   );
@@ -454,7 +454,7 @@ Deno.test("load copies a view of only the local partitions of a table", async ()
 });
 
 Deno.test("load copies a materialized view of a foreign table", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
   const [found] = await db.source.unsafe(
     "select from pg_available_extensions where name = 'postgres_fdw'",
   );
@@ -488,7 +488,7 @@ Deno.test("load copies a materialized view of a foreign table", async () => {
 });
 
 Deno.test("load takes a new snapshot when the source schema is replaced mid-load", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
   await using context = contextOf(db);
   assertEquals((await load(context, "cli", ALL)).status, "success");
   const waiting = await waitingLoad(db, context);
@@ -505,7 +505,7 @@ Deno.test("load takes a new snapshot when the source schema is replaced mid-load
 });
 
 Deno.test("load reports source_table_missing when the schema is renamed mid-load", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
   await using context = contextOf(db);
   assertEquals((await load(context, "cli", ALL)).status, "success");
   const waiting = await waitingLoad(db, context);
@@ -520,7 +520,7 @@ Deno.test("load reports source_table_missing when the schema is renamed mid-load
 });
 
 Deno.test("load never copies a partition that is attached mid-load without the rest of its transaction", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 20 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 20 } });
   await db.source.unsafe(
     "update marketing.marketing_qualified_leads set origin = 'old'",
   );

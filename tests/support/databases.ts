@@ -16,10 +16,11 @@ import { publisherNames } from "../../src/delivery/deliverer.ts";
 import { registerPublishers } from "../../src/delivery/outbox.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { identifier } from "../../src/postgres/sql.ts";
-import type { AppContext } from "../../src/context.ts";
+import { type AppContext, connectionOf } from "../../src/context.ts";
 import { setUpLogging } from "../../src/log.ts";
 import { fillSource, SOURCE_TABLES } from "../../demo/sample_data.ts";
 import type { RunOptions } from "../../src/runs/run.ts";
+import { migrate } from "../../src/runs/schema.ts";
 import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 
@@ -45,6 +46,8 @@ export interface DatabasesOptions {
   readonly rows?: { readonly deals: number; readonly leads: number };
   /** Whether the source tables are omitted. */
   readonly withoutTables?: boolean;
+  /** Whether the warehouse begins with an empty history, where the server has the templates. */
+  readonly withHistory?: boolean;
   /** Suffix of the names of databases and roles. */
   readonly suffix?: string;
   /** Addresses of separate servers, for their superuser. */
@@ -55,6 +58,16 @@ export interface DatabasesOptions {
 export const PASSWORD = "s3cret-Pässwort'\"\\%&=";
 
 const VERIFIER = verifierOf(PASSWORD);
+
+/**
+ * Databases to copy: a source with empty tables, and a warehouse with the history of
+ * the service. The role owns the history.
+ */
+const TEMPLATES = {
+  source: "mds_template_olist",
+  warehouse: "mds_template_dwh",
+  loader: "mds_template_loader",
+};
 
 /**
  * Returns the address of a server for its superuser, from `TEST_DATABASE_URL` or,
@@ -88,6 +101,39 @@ export function connectAs(url: URL, database: string, max = 3): Sql {
   });
 }
 
+/**
+ * Creates the templates of the databases on a server of the tests. On a server without
+ * them, each test creates its tables, and its first load migrates the history.
+ *
+ * Connects to each template. The server then writes the cache of its catalogs into the
+ * template's folder. A new database copies it, and saves its first connections half of
+ * their time.
+ */
+export async function createTemplates(server: string): Promise<void> {
+  const url = new URL(server);
+  const { source, warehouse, loader } = TEMPLATES;
+  const run = async (database: string, ...statements: string[]) => {
+    const sql = connectAs(url, database, 1);
+    for (const statement of statements) await sql.unsafe(statement);
+    await sql.end();
+  };
+  await run("template1", "select");
+  await run(
+    "postgres",
+    `create role ${loader} login password '${VERIFIER}'`,
+    `create database ${source}`,
+    `create database ${warehouse}`,
+    `grant create on database ${warehouse} to ${loader}`,
+  );
+  await run(source, `create schema marketing; ${SOURCE_TABLES}`);
+  const environment = {
+    ...databaseVariables("OLIST_DB", url, source, loader),
+    ...databaseVariables("DWH_DB", url, warehouse, loader),
+  };
+  await using context = contextOf({ environment });
+  await migrate(context.warehouse, connectionOf(context.config, "template"));
+}
+
 /** Creates the databases, the roles and the source tables. */
 export async function createDatabases(
   options: DatabasesOptions = {},
@@ -109,15 +155,24 @@ export async function createDatabases(
       ? new URL(options.servers.warehouse)
       : serverUrl("warehouse"),
   };
-  const admin = {
-    source: connectAs(urls.source, "postgres"),
-    warehouse: connectAs(urls.warehouse, "postgres"),
-  };
-  await createRole(admin.source, reader);
-  await createRole(admin.warehouse, loader);
-  await createDatabase(admin.source, names.source);
-  await createDatabase(admin.warehouse, names.warehouse);
-  await admin.warehouse.unsafe(
+  const admin = connectAs(urls.source, "postgres");
+  const isOneServer = urls.source.href === urls.warehouse.href;
+  const warehouseAdmin = isOneServer
+    ? admin
+    : connectAs(urls.warehouse, "postgres");
+  await createRole(admin, reader);
+  await createRole(warehouseAdmin, loader);
+  const hasTables = await createDatabase(
+    admin,
+    names.source,
+    options.withoutTables ? undefined : TEMPLATES.source,
+  );
+  const hasHistory = await createDatabase(
+    warehouseAdmin,
+    names.warehouse,
+    options.withHistory ? TEMPLATES.warehouse : undefined,
+  );
+  await warehouseAdmin.unsafe(
     `grant create on database ${identifier(names.warehouse)} to ${
       identifier(loader)
     }`,
@@ -125,16 +180,16 @@ export async function createDatabases(
   const source = connectAs(urls.source, names.source);
   const warehouse = connectAs(urls.warehouse, names.warehouse);
   await source.unsafe(
-    `create schema marketing; grant usage on schema marketing to ${
-      identifier(reader)
-    }`,
+    `${hasTables ? "" : "create schema marketing;"}
+     ${hasTables || options.withoutTables ? "" : SOURCE_TABLES}
+     grant usage on schema marketing to ${identifier(reader)};
+     grant select on all tables in schema marketing to ${identifier(reader)}`,
   );
-  if (!options.withoutTables) {
-    await source.unsafe(SOURCE_TABLES);
-    await source.unsafe(
-      `grant select on all tables in schema marketing to ${identifier(reader)}`,
+  if (options.rows) await fillSource(source, options.rows);
+  if (hasHistory) {
+    await warehouse.unsafe(
+      `reassign owned by ${TEMPLATES.loader} to ${identifier(loader)}`,
     );
-    if (options.rows) await fillSource(source, options.rows);
   }
   return {
     source,
@@ -160,18 +215,28 @@ export async function createDatabases(
       await Deno.remove(spool).catch(() => {});
       await source.end({ timeout: 1 });
       await warehouse.end({ timeout: 1 });
-      await admin.source.unsafe(
+      await admin.unsafe(
         `drop database ${identifier(names.source)} with (force)`,
       );
-      await admin.warehouse.unsafe(
+      await warehouseAdmin.unsafe(
         `drop database ${identifier(names.warehouse)} with (force)`,
       );
-      await admin.source.unsafe(`drop role ${identifier(reader)}`);
-      await admin.warehouse.unsafe(`drop role ${identifier(loader)}`);
-      await admin.source.end();
-      await admin.warehouse.end();
+      await admin.unsafe(`drop role ${identifier(reader)}`);
+      await warehouseAdmin.unsafe(`drop role ${identifier(loader)}`);
+      await admin.end();
+      await warehouseAdmin.end();
     },
   };
+}
+
+/**
+ * Creates the databases as after the first start of the service, which saves a test
+ * the migration. For tests that are not about the first load into a warehouse.
+ */
+export function migratedDatabases(
+  options: DatabasesOptions = {},
+): Promise<Databases> {
+  return createDatabases({ ...options, withHistory: true });
 }
 
 /**
@@ -236,22 +301,26 @@ async function createRole(sql: Sql, name: string): Promise<void> {
 
 /**
  * Creates a database by copying files. In memory and without fsync, that takes half as
- * long as writing them to the log of the server.
+ * long as writing them to the log of the server. Returns whether the server has the
+ * template. Otherwise the database is empty.
  */
 async function createDatabase(
   sql: Sql,
   name: string,
-  template = "template1",
-): Promise<void> {
+  template?: string,
+): Promise<boolean> {
   const [server] = await sql.unsafe(
-    "select current_setting('server_version_num')::int as version",
+    `select current_setting('server_version_num')::int as version,
+       exists (select from pg_database where datname = '${template}') as has_template`,
   );
+  const from = server!.has_template ? template! : "template1";
   const strategy = server!.version < 150_000 ? "" : "strategy file_copy";
   await sql.unsafe(
     `create database ${identifier(name)} template ${
-      identifier(template)
+      identifier(from)
     } ${strategy}`,
   );
+  return server!.has_template;
 }
 
 /**
@@ -302,7 +371,7 @@ export const ALL: RunOptions = {
 
 /** Returns the parsed configuration of the databases, with changes. */
 export function configOf(
-  databases: Databases,
+  databases: Pick<Databases, "environment">,
   changes: Environment = {},
 ): Config {
   return parseConfig(
@@ -313,7 +382,7 @@ export function configOf(
 
 /** Returns the context as `cli.ts` creates it, for loads in the process of the test. */
 export function contextOf(
-  databases: Databases,
+  databases: Pick<Databases, "environment">,
   changes: Environment = {},
 ): AppContext & AsyncDisposable {
   const config = configOf(databases, changes);

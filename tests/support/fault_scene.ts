@@ -7,9 +7,9 @@
 import { assertEquals } from "@std/assert";
 import {
   copyDatabases,
-  createDatabases,
   type Databases,
   type DatabasesOptions,
+  migratedDatabases,
 } from "./databases.ts";
 import type { Finished } from "./program.ts";
 import * as program from "./program.ts";
@@ -37,7 +37,7 @@ export async function loadedDatabases(
   rows = { deals: 60, leads: 300 },
   options: Omit<DatabasesOptions, "rows"> = {},
 ): Promise<Databases> {
-  const db = await createDatabases({ ...options, rows });
+  const db = await migratedDatabases({ ...options, rows });
   const { code, stderr } = await runProgram(["load"], db.environment);
   assertEquals(code, 0, stderr);
   return db;

@@ -49,7 +49,7 @@ export function startLoad(
   } = {},
 ): LocalLoad {
   const controller = new AbortController();
-  const config = configOf(db as Databases, changes);
+  const config = configOf(db, changes);
   let text = "";
   const logged: { line: string; at: number }[] = [];
   const log = setUpLogging({
