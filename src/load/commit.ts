@@ -294,15 +294,18 @@ async function checkCommitted(
   { results, session }: Verified,
   committed: readonly TableResult[],
 ): Promise<void> {
-  const isClean = results.every(({ hasNoSideEffects }) => hasNoSideEffects);
-  if (isClean || committed.length === 0) return;
+  // Any DDL can call event triggers.
+  const isUntouched = results.every(({ hasNoSideEffects, mode }) =>
+    hasNoSideEffects && mode === "unchanged"
+  );
+  if (isUntouched || committed.length === 0) return;
   const written = await writtenRelations(session);
   const changed = committed.find(({ oid }) => written.has(oid));
   if (!changed) return;
   const { name } = results[0]!.table;
   throw new ServiceError(
     "target_locked",
-    `a trigger or foreign key of ${name} writes to ${changed.table.name}, which is already loaded`,
+    `a trigger, function or foreign key of ${name} writes to ${changed.table.name}, which is already loaded`,
     { table: name, remedy: "Set LOAD_ATOMIC=true." },
   );
 }
