@@ -5,7 +5,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { startAlertEndpoint } from "../support/alert_endpoint.ts";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
@@ -18,7 +18,7 @@ const renameColumn = (db: Databases, from: string, to: string) =>
   );
 
 Deno.test("Slack and Teams get each failure, and once the first load of a table after it", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startAlertEndpoint();
   const environment = {
     ...db.environment,
@@ -95,7 +95,7 @@ Deno.test("Slack and Teams get each failure, and once the first load of a table 
 });
 
 Deno.test("no answer of Slack or Teams changes a load, and the alert is sent again", async (t) => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   await using endpoint = startAlertEndpoint();
   const environment = {
     ...db.environment,

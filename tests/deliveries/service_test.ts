@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { runProgram } from "../support/program_here.ts";
 import { freePort, startServer, until } from "../support/server.ts";
 import {
@@ -28,7 +28,7 @@ async function untilTaken(endpoint: Endpoint, count: number): Promise<void> {
 }
 
 Deno.test("the service delivers all events when the endpoint is back, also those of other processes and after a restart", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   const port = freePort();
   const variables = webhookVariables(`http://127.0.0.1:${port}/hook`);
   {
@@ -75,7 +75,7 @@ Deno.test("the service delivers all events when the endpoint is back, also those
 });
 
 Deno.test("processes that deliver in parallel keep the order and send each event once", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   let atOnce = 0;
   let most = 0;
   await using endpoint = startEndpoint(async () => {
@@ -104,7 +104,7 @@ Deno.test("processes that deliver in parallel keep the order and send each event
 });
 
 Deno.test("a service stopped during a silent delivery ends in time, and the event is sent again", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   const release = Promise.withResolvers<void>();
   await using endpoint = startEndpoint(async (post) => {
     await release.promise;
@@ -127,7 +127,7 @@ Deno.test("a service stopped during a silent delivery ends in time, and the even
 });
 
 Deno.test("an unwritable event file is reported in the log and in the events, and gets every event later", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   const folder = await Deno.makeTempDir();
   try {
     const file = `${folder}/events.jsonl`;
@@ -165,7 +165,7 @@ Deno.test("an unwritable event file is reported in the log and in the events, an
 });
 
 Deno.test("processes that share an event file write whole lines, in order, once each", async () => {
-  await using db = await createDatabases(ROWS);
+  await using db = await migratedDatabases(ROWS);
   const folder = await Deno.makeTempDir();
   try {
     const file = `${folder}/events.jsonl`;

@@ -6,7 +6,7 @@ import {
 } from "@std/assert";
 import Ajv from "ajv/2020";
 import fc from "fast-check";
-import { createDatabases, type Databases } from "../support/databases.ts";
+import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { documented } from "../support/api_document.ts";
 import * as program from "../support/program.ts";
@@ -37,7 +37,7 @@ async function countRuns(db: Databases, condition = "true"): Promise<number> {
 }
 
 Deno.test("the API answers as documented", async (t) => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await documented(await startServer(db));
   const post = (
     path: string,
@@ -365,7 +365,7 @@ Deno.test("the API answers as documented", async (t) => {
 });
 
 Deno.test("the service requires the token except for /health, and refuses to listen openly without one", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   const right = { headers: { authorization: "Bearer tok-en-1234567890" } };
   await using server = await documented(
     await startServer(db, { API_TOKEN: "tok-en-1234567890" }),
@@ -391,7 +391,7 @@ Deno.test("the service requires the token except for /health, and refuses to lis
 });
 
 Deno.test("500 requests at once share at most two runs", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await documented(await startServer(db));
   await server.json("/load", { method: "POST" });
   const before = await countRuns(db);
@@ -423,7 +423,7 @@ testWith(
   ["curl"],
   "curl -sf exits with 0 after a success and with 22 after a failure that names table, cause and remedy",
   async () => {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await migratedDatabases({ rows: ROWS });
     await using server = await documented(await startServer(db));
     const curl = (...flags: string[]) =>
       new Deno.Command("curl", {
@@ -446,7 +446,7 @@ testWith(
 );
 
 Deno.test("a client that closes its connection does not abort the load", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await documented(await startServer(db));
   await server.json("/load", { method: "POST" });
   const held = await heldTable(db);
@@ -467,7 +467,7 @@ Deno.test("a client that closes its connection does not abort the load", async (
 });
 
 Deno.test("another service loads after kill -9 of a process, and the dead run has one failure event", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using first = await documented(await startServer(db));
   await using second = await documented(await startServer(db));
   await first.json("/load", { method: "POST" });
@@ -493,7 +493,7 @@ Deno.test("another service loads after kill -9 of a process, and the dead run ha
 });
 
 Deno.test("the service refuses new loads with 503 on SIGTERM, finishes the running load, and exits with 143", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   // The table is held for longer than the default of the tests on a busy machine.
   await using server = await documented(
     await startServer(db, { LOCK_TIMEOUT: "60" }),
@@ -521,7 +521,7 @@ Deno.test("the service refuses new loads with 503 on SIGTERM, finishes the runni
 });
 
 Deno.test("a NOTIFY on LISTEN_CHANNEL starts a load", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using _server = await startServer(db, {
     LISTEN_CHANNEL: "source_changed",
   });
@@ -533,7 +533,7 @@ Deno.test("a NOTIFY on LISTEN_CHANNEL starts a load", async () => {
 });
 
 Deno.test("the next process runs a queued run of a process that has ended", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   let id = "";
   {
     await using server = await documented(await startServer(db));

@@ -2,7 +2,7 @@ import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { parseConfig } from "../../src/config/config.ts";
 import { Pool } from "../../src/postgres/pool.ts";
 import { sharedHealthCheck } from "../../src/service/health.ts";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program_here.ts";
 import { type Server, startServer, until } from "../support/server.ts";
 
@@ -24,7 +24,7 @@ async function send(server: Server, text: string): Promise<string> {
 }
 
 Deno.test("a client that closes its connection causes no line in the log", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   const server = await startServer(db, { LOG_LEVEL: "INFO" });
   const { body } = await server.json("/load-async", { method: "POST" });
   await until("the run has ended", async () => {
@@ -62,7 +62,7 @@ Deno.test("a client that closes its connection causes no line in the log", async
 });
 
 Deno.test("the service refuses HTTP/2, and checks the host of an upgrade request", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await startServer(db);
   const preface = await send(
     server,
@@ -82,7 +82,7 @@ Deno.test("the service refuses HTTP/2, and checks the host of an upgrade request
 });
 
 Deno.test("health --service connects directly, without the proxies of the environment", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await startServer(db);
   let requests = 0;
   await using proxy = Deno.serve(
@@ -108,7 +108,7 @@ Deno.test("health --service connects directly, without the proxies of the enviro
 });
 
 Deno.test("sharedHealthCheck() checks each database once for callers at the same time", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   const config = parseConfig(db.environment, Deno.readTextFileSync);
   await using source = new Pool(config.olist, { ...config, max: 1 });
   await using warehouse = new Pool(config.dwh, { ...config, max: 1 });

@@ -4,7 +4,7 @@ import {
   connectionLimit,
   MAX_CONNECTIONS,
 } from "../../src/http/server.ts";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { withDescriptorLimit } from "../support/program.ts";
 import { type Server, startServer, until } from "../support/server.ts";
@@ -56,7 +56,7 @@ testWith(
   ["prlimit"],
   "listen() keeps serving after the process runs out of file descriptors",
   async () => {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await migratedDatabases({ rows: ROWS });
     await using server = await startServer(db);
     await server.json("/load", { method: "POST" });
     const writer = db.connect("warehouse");
@@ -97,7 +97,7 @@ testWith(
 );
 
 Deno.test("a load succeeds while more connections arrive than the process may open files", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await startServer(db, {}, withDescriptorLimit(256));
   await server.json("/load-async", { method: "POST" });
   const clients = Array.from({ length: 700 }, () => open(server));
@@ -122,7 +122,7 @@ Deno.test("connectionLimit() keeps file descriptors for loads", () => {
 });
 
 Deno.test("listen() closes connections that send no header, half a header or half a body", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await startServer(db);
   const texts = [
     "",
@@ -140,7 +140,7 @@ Deno.test("listen() closes connections that send no header, half a header or hal
 });
 
 Deno.test("listen() closes a connection with many pipelined requests", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using server = await startServer(db);
   const countAnswers = async (requests: number) => {
     const text = "GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -168,7 +168,7 @@ Deno.test({
   name: "listen() limits the number of connections",
   ignore: Deno.build.os !== "linux",
   async fn() {
-    await using db = await createDatabases({ rows: ROWS });
+    await using db = await migratedDatabases({ rows: ROWS });
     await using server = await startServer(db);
     const countOpen = () =>
       [...Deno.readDirSync(`/proc/${server.pid}/fd`)].length;

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { findProgram } from "../support/debian.ts";
 import { createManyTables, declareManyTables } from "../support/many_tables.ts";
 import { runProgram, terminalCommand } from "../support/program.ts";
@@ -18,7 +18,7 @@ const PAGE_LIMIT = 150_000;
 const NOTIFY_LIMIT = 8000;
 
 Deno.test("a failure in one of 500 tables is the only one that every output names", async (t) => {
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await using file = await createManyTables(db, TABLES);
   await db.source.unsafe("alter table many.t77 add column bad regclass");
   const environment = {

@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { type Server, startServer } from "../support/server.ts";
 
 /** Sends a request unchanged and returns the whole answer. */
@@ -20,7 +20,7 @@ const ask = (server: Server, host: string, path = "/runs") =>
   ]);
 
 Deno.test("without a token, the service refuses requests for another host", async (t) => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db);
 
   for (
@@ -93,7 +93,7 @@ Deno.test("without a token, the service refuses requests for another host", asyn
 });
 
 Deno.test("with a token, the service answers for every host", async () => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db, {
     API_TOKEN: "tok-en-1234567890",
   });
@@ -110,7 +110,7 @@ Deno.test("with a token, the service answers for every host", async () => {
 });
 
 Deno.test("the service refuses a malformed Host first", async (t) => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   await using closed = await startServer(db, {
     API_TOKEN: "tok-en-1234567890",
   });
@@ -179,7 +179,7 @@ Deno.test("the service refuses a malformed Host first", async (t) => {
 });
 
 Deno.test("a page is sent only to clients that prefer HTML", async () => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db);
   for (
     const [accept, type] of [

@@ -1,12 +1,12 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
 import { runMinute, runTick } from "../../src/service/schedule.ts";
-import { contextOf, createDatabases } from "../support/databases.ts";
+import { contextOf, migratedDatabases } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 
 Deno.test("two replicas with one schedule run one load per tick, and skip a tick during a run", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   await using one = contextOf(db);
   await using two = contextOf(db);
   const replicas = [one, two].map((context) => ({
@@ -50,7 +50,7 @@ Deno.test("two replicas with one schedule run one load per tick, and skip a tick
 });
 
 Deno.test("runMinute() loads only at a tick of the schedule", async () => {
-  await using db = await createDatabases({ rows: { deals: 2, leads: 2 } });
+  await using db = await migratedDatabases({ rows: { deals: 2, leads: 2 } });
   await using context = contextOf(db);
   const dispatcher = new Dispatcher(context);
   const trigger = { config: context.config, log: context.log, dispatcher };
@@ -77,7 +77,7 @@ Deno.test("serve refuses a wrong LOAD_SCHEDULE at startup", async () => {
 });
 
 Deno.test("a late stream sends the phase of each table, then the end", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   await using server = await startServer(db, { LOAD_SCHEDULE: "0 0 1 1 *" });
   await server.json("/load", { method: "POST" });
   let stream: Response;
@@ -100,7 +100,7 @@ Deno.test("a late stream sends the phase of each table, then the end", async () 
 });
 
 Deno.test("a stream sends the end of a run that succeeds while the service stops", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   await using server = await startServer(db);
   await server.json("/load", { method: "POST" });
   await using writer = db.connect("warehouse");
@@ -158,7 +158,7 @@ Deno.test("the service survives a restart of its databases", async () => {
 });
 
 Deno.test("an idle_session_timeout of the role does not end the listening connection", async () => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   await db.warehouse.unsafe(
     `alter role ${db.loader} set idle_session_timeout = '1s'`,
   );

@@ -4,7 +4,7 @@
  */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { startAlertEndpoint } from "../support/alert_endpoint.ts";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { BINARY, startProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
 import {
@@ -52,7 +52,7 @@ Deno.test({
     "a collector gets the spans, the logs and the HTTP metrics of a run, joined by its trace, and no secret URL",
   ignore: BINARY !== undefined,
   async fn(t) {
-    await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+    await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
     await using collector = startCollector();
     await using endpoint = startEndpoint();
     await using alerts = startAlertEndpoint();
@@ -146,7 +146,7 @@ Deno.test({
   name: "a log that Deno would print twice is not exported, with a warning",
   ignore: BINARY !== undefined,
   async fn() {
-    await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+    await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
     await using collector = startCollector();
     const { OTEL_DENO_CONSOLE: _, ...variables } = collector.variables;
     const { finished } = startProgram(["load", "--json"], {

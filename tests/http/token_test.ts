@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { getLogger } from "@logtape/logtape";
 import { isHttps } from "../../src/http/middleware/auth.ts";
 import { FailedTokens } from "../../src/http/middleware/failed_tokens.ts";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program_here.ts";
 import { startServer } from "../support/server.ts";
 
@@ -10,7 +10,7 @@ const TOKEN = "tok-en-12345678907890";
 const RIGHT = { headers: { authorization: `Bearer ${TOKEN}` } };
 
 Deno.test("GET /health shows details only to callers with the token", async () => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   await using server = await startServer(db, { API_TOKEN: TOKEN });
   const { port } = new URL(server.url);
   const get = async (path: string, init?: RequestInit) =>
@@ -35,7 +35,7 @@ Deno.test("GET /health shows details only to callers with the token", async () =
 });
 
 Deno.test("a wrong token is logged with its address, at a bounded rate", async () => {
-  await using db = await createDatabases({ rows: { deals: 3, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 3, leads: 3 } });
   const server = await startServer(db, { API_TOKEN: TOKEN });
   const wrong = await Promise.all(
     Array.from({ length: 4 }, () =>

@@ -1,7 +1,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { parseConfig } from "../../src/config/config.ts";
 import { Pool } from "../../src/postgres/pool.ts";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { runJson } from "../support/program_here.ts";
 import { until } from "../support/server.ts";
 
@@ -28,7 +28,9 @@ const LATE_CHANGES: Readonly<Record<string, string>> = {
 for (const [what, body] of Object.entries(LATE_CHANGES)) {
   for (const mode of ["auto", "full"]) {
     Deno.test(`load --mode ${mode} fails before the commit when a deferred trigger ${what}`, async () => {
-      await using db = await createDatabases({ rows: { deals: 5, leads: 3 } });
+      await using db = await migratedDatabases({
+        rows: { deals: 5, leads: 3 },
+      });
       const { environment, source, warehouse } = db;
       const first = await runJson(["load"], environment);
       assertEquals(first.code, 0, first.stderr);
@@ -64,7 +66,7 @@ for (const [what, body] of Object.entries(LATE_CHANGES)) {
 }
 
 Deno.test("load succeeds when a deferred trigger only reads, or writes elsewhere under the role's own search path", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 3 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 3 } });
   const { environment, source, warehouse, loader } = db;
   await runJson(["load"], environment);
   await warehouse.unsafe(
@@ -90,7 +92,7 @@ Deno.test("load succeeds when a deferred trigger only reads, or writes elsewhere
 });
 
 Deno.test("load survives short timeouts of the role and the database", async () => {
-  await using db = await createDatabases({ rows: { deals: 50, leads: 80 } });
+  await using db = await migratedDatabases({ rows: { deals: 50, leads: 80 } });
   const { environment, source, warehouse } = db;
   assertEquals((await runJson(["load"], environment)).code, 0);
   for (
@@ -141,7 +143,7 @@ Deno.test("load survives short timeouts of the role and the database", async () 
 });
 
 Deno.test("Pool.query() lifts the timeouts of the role from the first statement on", async () => {
-  await using db = await createDatabases();
+  await using db = await migratedDatabases();
   for (
     const name of [
       "statement_timeout",

@@ -1,9 +1,9 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { createDatabases } from "../support/databases.ts";
+import { migratedDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 
 Deno.test("load keeps a partitioned target partitioned, with full copies and deltas", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 400 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 400 } });
   await db.warehouse.unsafe(`
     create schema m_data authorization ${db.loader};
     create table m_data.marketing_qualified_lead (
@@ -44,7 +44,7 @@ Deno.test("load keeps a partitioned target partitioned, with full copies and del
 });
 
 Deno.test("load refuses a partitioned target with a foreign partition, and writes nothing", async () => {
-  await using db = await createDatabases({ rows: { deals: 5, leads: 5 } });
+  await using db = await migratedDatabases({ rows: { deals: 5, leads: 5 } });
   await db.warehouse.unsafe(`
     create schema m_data authorization ${db.loader};
     create table m_data.marketing_qualified_lead (

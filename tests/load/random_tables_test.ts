@@ -5,8 +5,8 @@ import type { Column, TableDeclaration } from "../../src/tables/declaration.ts";
 import {
   ALL,
   contextOf,
-  createDatabases,
   type Databases,
+  migratedDatabases,
 } from "../support/databases.ts";
 import { Random } from "../support/random.ts";
 
@@ -217,7 +217,7 @@ const sortedBytes = (select: string) =>
 
 Deno.test(`load makes random tables equal for random declarations (RANDOM_SEED=${SEED})`, async () => {
   const random = new Random(SEED);
-  await using db = await createDatabases({ withoutTables: true });
+  await using db = await migratedDatabases({ withoutTables: true });
   await db.source.unsafe("create schema rnd");
   await using shared = contextOf(db, { LOAD_TIMEZONE: "Europe/Berlin" });
   for (let number = 0; number < DECLARATIONS; number++) {

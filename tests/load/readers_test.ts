@@ -1,12 +1,12 @@
 import { assert, assertEquals } from "@std/assert";
 import { load } from "../../src/load/load.ts";
-import { ALL, contextOf, createDatabases } from "../support/databases.ts";
+import { ALL, contextOf, migratedDatabases } from "../support/databases.ts";
 
 const FULL = { ...ALL, mode: "full" } as const;
 const ROWS = { deals: 2000, leads: 6000 };
 
 Deno.test("readers never wait and always count a whole table during loads", async () => {
-  await using db = await createDatabases({ rows: ROWS });
+  await using db = await migratedDatabases({ rows: ROWS });
   await using context = contextOf(db);
   await load(context, "cli", FULL);
 
@@ -63,7 +63,7 @@ Deno.test("readers never wait and always count a whole table during loads", asyn
 });
 
 Deno.test("a reader with an open transaction does not delay a load", async () => {
-  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await using db = await migratedDatabases({ rows: { deals: 10, leads: 10 } });
   await using context = contextOf(db, {
     LOCK_TIMEOUT: "1",
     RETRY_ATTEMPTS: "1",
@@ -82,7 +82,7 @@ Deno.test("a reader with an open transaction does not delay a load", async () =>
 });
 
 Deno.test("a transaction that began before a table was created sees all of its rows", async () => {
-  await using db = await createDatabases({ rows: { deals: 10, leads: 10 } });
+  await using db = await migratedDatabases({ rows: { deals: 10, leads: 10 } });
   await using context = contextOf(db);
   await using reader = db.connect("warehouse");
   for (const options of [ALL, { ...ALL, recreate: true }]) {

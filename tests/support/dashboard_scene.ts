@@ -6,7 +6,7 @@
 import { assertEquals } from "@std/assert";
 import axe from "axe-core";
 import type { BrowserContextOptions, Page } from "playwright-core";
-import { createDatabases, type Databases } from "./databases.ts";
+import { type Databases, migratedDatabases } from "./databases.ts";
 import { type Server, startServer } from "./server.ts";
 import { startBrowser } from "./browser.ts";
 
@@ -27,7 +27,7 @@ export async function setScene(
   rows = { deals: 842, leads: 8000 },
 ): Promise<Scene> {
   await using made = new AsyncDisposableStack();
-  const db = made.use(await createDatabases({ rows }));
+  const db = made.use(await migratedDatabases({ rows }));
   const server = made.use(await startServer(db, variables));
   const browser = made.use(await startBrowser());
   const errors: string[] = [];
