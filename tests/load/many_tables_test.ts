@@ -76,6 +76,7 @@ Deno.test("load needs no more connections for many targets whose triggers may wr
      do $$ begin for n in 1..12 loop
        execute format('create trigger look after insert on raw.t%s for each statement execute function public.look()', n);
      end loop; end $$;
+     drop trigger look on raw.t11;
      drop table raw.t12; create view raw.t12 as select * from raw.t5;
      grant all on raw.t12, raw.t2 to public`,
   );
@@ -83,6 +84,8 @@ Deno.test("load needs no more connections for many targets whose triggers may wr
     await db.source.unsafe(`insert into many.t${n} select * from many.t${n}`);
   }
   await db.warehouse.unsafe(`alter role "${db.loader}" connection limit 8`);
+  await using writer = db.connect("warehouse");
+  await writer.unsafe("begin; lock table raw.t11 in row exclusive mode");
   const running = runJson(["load"], {
     ...environment,
     LOCK_TIMEOUT: "1",
@@ -95,15 +98,18 @@ Deno.test("load needs no more connections for many targets whose triggers may wr
     )).length > 0
   );
   // A writer gets the lock at the commit, and keeps it.
-  await using writer = db.connect("warehouse");
-  await writer.unsafe("begin; lock table raw.t2 in row exclusive mode");
+  await writer.unsafe("lock table raw.t2 in row exclusive mode");
   const { json } = await running;
   const failed = json.details.results.filter((r: { status: string }) =>
     r.status === "failure"
   );
   assertEquals(
     failed.map((r: { table: string; code: string }) => [r.table, r.code]),
-    [["t3", "target_locked"], ["t12", "target_incompatible"]],
+    [
+      ["t3", "target_locked"],
+      ["t11", "target_locked"],
+      ["t12", "target_incompatible"],
+    ],
     JSON.stringify(json),
   );
 });
