@@ -226,10 +226,15 @@ export async function writtenRelations(
   return new Set(rows.map(({ oid }) => oid));
 }
 
-/** Returns the object that has the target's name. */
+/**
+ * Returns the object that has the target's name.
+ *
+ * @param isDefined whether this transaction defines it, which can call event triggers.
+ */
 export async function findTarget(
   table: TableDeclaration,
   warehouse: Pick<Session, "query">,
+  isDefined = false,
 ): Promise<FoundTarget> {
   const { schema, name } = table.target;
   // Facts about the table are subqueries of one row. With a row for each column, the server would repeat them.
@@ -245,6 +250,7 @@ export async function findTarget(
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns,
        ${HASH_PROBE} as probe, ${HAS_STABLE_CTID} as rowids, ${IS_PLAIN} as plain,
        ${MAY_LACK_REPLICA_IDENTITY} as may_lack_identity,
+       ${isDefined} and exists (select from pg_catalog.pg_event_trigger where evtenabled <> 'D') as calls_event_triggers,
        exists (select from pg_catalog.pg_locks l where l.pid = pg_catalog.pg_backend_pid()
          and l.locktype = 'relation' and l.relation = c.oid and l.mode = 'ShareRowExclusiveLock') as is_locked,
        current_user as role, pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
@@ -288,7 +294,8 @@ export async function findTarget(
     hashProbe: found!.probe,
     hasStableCtid,
     callsFunctions,
-    hasNoSideEffects: hasStableCtid && !callsFunctions,
+    hasNoSideEffects: hasStableCtid && !callsFunctions &&
+      !found!.calls_event_triggers,
     children: more.children ?? [],
     foreignParts: more.foreign_parts ?? [],
     obstructingRules: more.rules ?? [],
@@ -406,7 +413,7 @@ export async function lockTarget(
   const fitted = table.newColumns === "add"
     ? await addNewColumns(table, warehouse, found)
     : withoutNewColumns(table, found);
-  if (fitted.hasAdded) found = await findTarget(table, warehouse);
+  if (fitted.hasAdded) found = await findTarget(table, warehouse, true);
   checkTarget(fitted.table, found);
   checkWritable(table, found, warehouse);
   const { table: written, warnings } = fitted;
@@ -450,7 +457,7 @@ async function createTarget(
     }
   }
   const created = { ...table, target: { ...table.target, name } };
-  const target = await findTarget(created, warehouse);
+  const target = await findTarget(created, warehouse, true);
   return {
     ...target,
     relation,
@@ -921,7 +928,7 @@ export async function putInPlace(
       throw notCarried(table, [`${what} (${error.reason})`], error);
     }
   }
-  const { oid: _, ...placed } = await findTarget(table, warehouse);
+  const { oid: _, ...placed } = await findTarget(table, warehouse, true);
   return { ...target, ...placed, relation };
 }
 
