@@ -28,7 +28,7 @@ const MAX_LINKS = 40;
 /** Maximum attempts to open a file that another process creates or replaces. */
 const MAX_OPENS = 5;
 
-const NEWLINE = 10;
+export const NEWLINE = 10;
 const BLOCK_BYTES = 64 * 1024;
 
 /**

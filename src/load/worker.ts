@@ -16,6 +16,7 @@ import {
   claimRun,
   hasUnattendedRuns,
   progressOf,
+  renewWaits,
   requeueRun,
   withdrawRun,
 } from "../runs/queue.ts";
@@ -85,6 +86,11 @@ export class Worker {
     return this.#running !== undefined;
   }
 
+  /** Ids of the runs that callers of this process wait for. */
+  get awaited(): string[] {
+    return [...new Set([...this.#waits].map(({ run }) => run.id))];
+  }
+
   /** Settles when nothing is left to run, or after a stop when the running run has ended. */
   get finished(): Promise<void> {
     return this.#work ?? Promise.resolve();
@@ -126,7 +132,7 @@ export class Worker {
   /** Ends the waits for runs that another process has ended, and refuses callers that are late. */
   async #look(): Promise<void> {
     const { config: { lockTimeoutSeconds }, warehouse } = this.#context;
-    const ids = this.#awaited().filter((id) => id !== this.#running?.id);
+    const ids = this.awaited.filter((id) => id !== this.#running?.id);
     if (ids.length === 0) return;
     const runs = await progressOf(warehouse, ids);
     for (const id of ids) {
@@ -140,17 +146,15 @@ export class Worker {
     const isLate = ({ run: { id }, lateAt }: Wait) =>
       lateAt < performance.now() && id !== this.#running?.id &&
       runs.get(id)?.state === "queued";
-    if (![...this.#waits].some(isLate)) return;
+    const late = [...this.#waits].filter(isLate);
+    if (late.length === 0) return;
     const isIdle = this.#running === undefined;
     const busy = await findBusyError(this.#context, lockTimeoutSeconds, isIdle);
     // The holder may be this process, which is about to start one of them.
-    if (!busy || this.#isStarting) return;
+    if (!busy || this.#isStarting) {
+      return await renewWaits(warehouse, late.map(({ run }) => run.id));
+    }
     await this.#refuse([...this.#waits].filter(isLate), busy);
-  }
-
-  /** Returns the runs that callers wait for. */
-  #awaited(): string[] {
-    return [...new Set([...this.#waits].map(({ run }) => run.id))];
   }
 
   /** Ends all waits for a run. */
@@ -176,7 +180,7 @@ export class Worker {
     // The newest wait for a run has the latest deadline.
     const runs = new Map(waits.map(({ run }) => [run.id, run]));
     for (const run of runs.values()) {
-      if (!this.#awaited().includes(run.id)) await this.#withdraw(run, cause);
+      if (!this.awaited.includes(run.id)) await this.#withdraw(run, cause);
     }
     for (const { end } of waits) end.reject(cause);
   }
@@ -247,7 +251,7 @@ export class Worker {
       if (!run) throw error;
       await spoolUnrecorded(this.#context, run, error);
       // Callers that wait for the run report the failure.
-      if (!this.#awaited().includes(run.id)) {
+      if (!this.awaited.includes(run.id)) {
         log.error(
           "Run {run_id} failed, and the warehouse did not record it: {error}",
           { run_id: run.id, error: asServiceError(error).line },
@@ -272,7 +276,7 @@ export class Worker {
     locks.use(lock);
     const run = await retry(
       config,
-      () => claimRun(warehouse, workerId, this.#awaited(), unattendedTables),
+      () => claimRun(warehouse, workerId, this.awaited, unattendedTables),
       { log, signal: stop },
     );
     if (!run) {
@@ -309,7 +313,13 @@ export class Worker {
           await this.#context.registerPublishers();
           await drainSpool(warehouse, config.eventSpoolFile, log);
           const states = "queued and running";
-          await closeAbandonedRuns(warehouse, log, states, config);
+          await closeAbandonedRuns(
+            warehouse,
+            log,
+            states,
+            config,
+            this.awaited,
+          );
           return lock;
         } catch (error) {
           await lock[Symbol.asyncDispose]();

@@ -29,6 +29,8 @@ export const UNFINISHED =
  * caller waits for it. A `running` one is abandoned when this caller holds the
  * service's lock, because then no process runs it.
  *
+ * @param awaited ids of the runs that callers of this process wait for. A queued one
+ * stays, also when its deadline is over.
  * @returns ids of the runs that were closed.
  */
 export async function closeAbandonedRuns(
@@ -36,13 +38,15 @@ export async function closeAbandonedRuns(
   log: Logger,
   states: "queued" | "queued and running",
   config: Pick<Config, "tables" | "publicUrl">,
+  awaited: readonly string[],
 ): Promise<readonly string[]> {
   const abandoned = await queryable.query(
     `select ${UNFINISHED} from marketing_data_service.run
-     where state = 'queued' and ${IS_UNWANTED} ${
+     where state = 'queued' and ${IS_UNWANTED} and id <> all ($1::uuid[]) ${
       states === "queued" ? "" : "or state = 'running'"
     }
      order by seq`,
+    [awaited],
   );
   const closed: string[] = [];
   for (const run of abandoned) {

@@ -200,6 +200,21 @@ export async function progressOf(
 }
 
 /**
+ * Keeps those of the runs that are queued, although their deadlines are over. Their
+ * callers wait on, because the lock is free, or this process has just taken it.
+ */
+export async function renewWaits(
+  queryable: Queryable,
+  ids: readonly string[],
+): Promise<void> {
+  await queryable.query(
+    `update marketing_data_service.run set wait_until = clock_timestamp()
+     where id = any ($1::uuid[]) and state = 'queued' and wait_until < clock_timestamp()`,
+    [ids],
+  );
+}
+
+/**
  * Withdraws a process's wait for a queued run, unless a later caller of the same
  * process has joined the run. Returns the run if the process had such a wait.
  */

@@ -25,6 +25,7 @@ import {
   type AppendFile,
   appendLine,
   keepOnly,
+  NEWLINE,
   readAll,
   withFile,
 } from "../append_file.ts";
@@ -121,17 +122,16 @@ async function drain(
   path: string,
   log: Logger,
 ): Promise<void> {
-  // Each character is one byte, so that foreign lines keep theirs.
-  const content = Buffer.from(await readAll(file)).toString("latin1");
-  const rest: string[] = [];
+  const rest: Buffer[] = [];
   let drained = 0;
   let foreign = 0;
-  for (const line of content.split(/(?<=\n)/)) {
+  for (const line of linesOf(Buffer.from(await readAll(file)))) {
+    // A line without a text is a hole after a crash.
+    if (line.every((byte) => byte === 0 || byte === NEWLINE)) continue;
     const failure = parseFailure(line);
     const result = failure && await record(queryable, failure, log);
     if (result === "recorded") drained++;
-    // A line without a text is a hole after a crash.
-    else if (/[^\0\n]/.test(line)) {
+    else {
       rest.push(line);
       if (result !== "waiting") foreign++;
     }
@@ -142,14 +142,23 @@ async function drain(
       { path, count: foreign },
     );
   }
-  if (drained > 0) await keepOnly(file, Buffer.from(rest.join(""), "latin1"));
+  if (drained > 0) await keepOnly(file, Buffer.concat(rest));
 }
 
-/** Returns the failure in a line, or `undefined` for an empty or torn line. */
-function parseFailure(line: string): SpooledFailure | undefined {
+/** Yields each line with its newline, as bytes, so that a foreign line keeps its encoding. */
+function* linesOf(content: Buffer): Generator<Buffer> {
+  for (let start = 0; start < content.length;) {
+    const newline = content.indexOf(NEWLINE, start);
+    const end = newline < 0 ? content.length : newline + 1;
+    yield content.subarray(start, end);
+    start = end;
+  }
+}
+
+/** Returns the failure in a line, or `undefined` for a torn or foreign line. */
+function parseFailure(line: Buffer): SpooledFailure | undefined {
   try {
-    const text = Buffer.from(line, "latin1").toString();
-    const failure = JSON.parse(text) as SpooledFailure;
+    const failure = JSON.parse(line.toString()) as SpooledFailure;
     const { run, event } = failure;
     return run.id === event.run_id ? failure : undefined;
   } catch {

@@ -109,6 +109,7 @@ export class Dispatcher {
           log,
           "queued",
           config,
+          this.#worker.awaited,
         );
         if (closed.length > 0) deliver();
         this.#worker.wake();

@@ -5,6 +5,7 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
+import { delay } from "@std/async/delay";
 import {
   ALL,
   configOf,
@@ -535,6 +536,51 @@ Deno.test("a run that is queued without an answer ends once, with its spooled fa
   assertEquals(await Deno.readTextFile(spool), "");
 });
 
+Deno.test("a caller keeps its run after its deadline while its process holds the lock", async () => {
+  await using db = await copyLoaded();
+  const away = { ...db.environment, DWH_DB_PORT: "1", RETRY_ATTEMPTS: "1" };
+  assertEquals((await runProgram(["load"], away)).code, 69);
+  const spool = db.environment.EVENT_SPOOL_FILE!;
+  const failure = await Deno.readTextFile(spool);
+  const { run, event: { event_id: id } } = JSON.parse(failure);
+  const failures = 8;
+  for (let count = 1; count < failures; count++) {
+    const another = failure.replaceAll(run.id, crypto.randomUUID())
+      .replaceAll(id, crypto.randomUUID());
+    await Deno.writeTextFile(spool, another, { append: true });
+  }
+  // Under the lock, the failures are recorded first. Here that takes several seconds.
+  await using network = proxied(db, {
+    warehouse: { latencyMilliseconds: 60 },
+  });
+  await using context = contextOf({ ...db, environment: network.environment }, {
+    LOCK_TIMEOUT: "0.1",
+  });
+  const { log, config } = context;
+  const dispatcher = new Dispatcher(context);
+  const load = dispatcher.load("http", ALL);
+  let isDone = false;
+  const closed: string[] = [];
+  const closing = (async () => {
+    await using other = contextOf(db);
+    while (!isDone) {
+      closed.push(
+        ...await closeAbandonedRuns(other.warehouse, log, "queued", config, []),
+      );
+      await delay(100);
+    }
+  })();
+  const event = await load.finally(() => isDone = true);
+  await closing;
+  assertEquals([closed, event.status], [[], "success"]);
+  await dispatcher.drain(5);
+  const ends = await states(db);
+  assertEquals(
+    ends.filter((end) => end === "failed connection_failed 1").length,
+    failures,
+  );
+});
+
 Deno.test("load runs its own run, and leaves a queued run of /load-async to a service", async () => {
   await using db = await copyLoaded();
   await using context = contextOf(db);
@@ -707,6 +753,7 @@ Deno.test("the migration of the queue keeps the place of each waiting run", asyn
       context.log,
       "queued and running",
       context.config,
+      [],
     ),
     [],
   );
