@@ -8,6 +8,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
+import { IS_UNWANTED } from "../../src/runs/record.ts";
 import { LoadEvent } from "../../src/http/openapi/schemas.ts";
 import { formatTypeName } from "../../src/tables/column_types.ts";
 import { type Databases, PASSWORD, type Sql } from "./databases.ts";
@@ -93,20 +94,31 @@ export async function assertSound(
 /** The last event whose schema was checked. An event does not change. */
 const lastParsed = new WeakMap<Databases, string>();
 
-/** Checks that every run has ended, and has one event that matches its state. */
+/**
+ * Checks that every run has ended, and has one event that matches its state. A request
+ * whose answer was lost may be queued until its caller's deadline. Its failure is then
+ * in the spool.
+ */
 export async function assertOneEndPerRun(db: Databases): Promise<void> {
   const [exists] = await db.warehouse.unsafe(
     "select to_regclass('marketing_data_service.event') is not null as yes",
   );
   if (!exists!.yes) return;
   const odd = await db.warehouse.unsafe(
-    `select run.id, run.state, run.error, count(event.seq)::int as events
+    `select run.id, run.state, run.error, count(event.seq)::int as events,
+       run.state = 'queued' and wait_until < 'infinity' and not ${IS_UNWANTED} as waits
      from marketing_data_service.run left join marketing_data_service.event on event.run_id = run.id
      group by run.id
      having count(event.seq) <> 1 or run.finished_at is null
        or (state = 'succeeded') <> (min(event.event_type) = 'marketing-data-loaded')`,
   );
-  assertEquals([...odd], []);
+  const spool = odd.some(({ waits }) => waits)
+    ? await Deno.readTextFile(db.environment.EVENT_SPOOL_FILE!).catch(() => "")
+    : "";
+  assertEquals(
+    odd.filter(({ id, waits }) => !waits || !spool.includes(id)),
+    [],
+  );
   // Checks that an event reports a table as loaded only if its load is committed.
   const lies = await db.warehouse.unsafe(
     `select event.run_id, entry ->> 'table' as name, entry ->> 'status' as said, load.state
