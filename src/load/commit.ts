@@ -21,7 +21,8 @@ import {
 } from "../runs/event.ts";
 import { analyzeTarget } from "../sync/analyze.ts";
 import { type TableResult, warehouseTransaction } from "../sync/sync_table.ts";
-import { lockTargetSql, writtenRelations } from "../sync/target.ts";
+import { writtenRelations } from "../sync/find_target.ts";
+import { lockTargetSql } from "../sync/target.ts";
 import type { TableDeclaration } from "../tables/declaration.ts";
 import { retry } from "./retry.ts";
 import { type RunContext, warehouseConnection } from "./run_context.ts";

@@ -41,12 +41,8 @@ import {
   selectTables,
   type TableDeclaration,
 } from "../tables/declaration.ts";
-import {
-  createSchemas,
-  lookUpTargets,
-  targetSchemas,
-  type UnlockedTargets,
-} from "../sync/target.ts";
+import { lookUpTargets, type UnlockedTargets } from "../sync/find_target.ts";
+import { createSchemas, targetSchemas } from "../sync/target.ts";
 
 /** Tables that become visible together, in one warehouse transaction. */
 export type CommitGroup = readonly TableDeclaration[];

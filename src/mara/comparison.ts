@@ -32,7 +32,7 @@ import {
   type Column,
   type TableDeclaration,
 } from "../tables/declaration.ts";
-import { findTarget } from "../sync/target.ts";
+import { findTarget } from "../sync/find_target.ts";
 
 /** The changes that Mara makes to values. */
 const HABITS = [

@@ -33,14 +33,13 @@ import {
   type TableDeclaration,
 } from "../tables/declaration.ts";
 import {
-  checkCreatable,
   checkDeletable,
   checkReplacing,
   checkTarget,
   checkWritable,
-  findTarget,
-  type FoundTarget,
-} from "./target.ts";
+} from "./check_target.ts";
+import { findTarget, type FoundTarget } from "./find_target.ts";
+import { checkCreatable } from "./target.ts";
 import { checkKey } from "./update_in_place.ts";
 
 /** The result of comparing one table. */

@@ -16,7 +16,7 @@ import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { formatRelation, type Table } from "../tables/declaration.ts";
 import type { Snapshot } from "./snapshot.ts";
-import type { Target } from "./target.ts";
+import type { Target } from "./find_target.ts";
 
 /** The parts of a load that its verification needs. */
 interface Verification {

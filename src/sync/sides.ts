@@ -8,7 +8,7 @@ import type { Session } from "../postgres/session.ts";
 import type { Table } from "../tables/declaration.ts";
 import type { Snapshot } from "./snapshot.ts";
 import { sourceRelation } from "./source_tables.ts";
-import type { Target } from "./target.ts";
+import type { Target } from "./find_target.ts";
 
 /** Waits for both. When one fails, destroys the reader and throws the failure. */
 export async function bothSides<T>(

@@ -43,12 +43,14 @@ import { forTable, isGoneInSource } from "./table_errors.ts";
 import {
   checkDeletable,
   checkReplacing,
+  referenceError,
+} from "./check_target.ts";
+import type { Target } from "./find_target.ts";
+import {
   confirmTarget,
   lockTarget,
   lockTargetSql,
   putInPlace,
-  referenceError,
-  type Target,
   writeTo,
 } from "./target.ts";
 import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";

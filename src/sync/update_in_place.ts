@@ -21,7 +21,9 @@ import {
   formatRelation,
   type Table,
 } from "../tables/declaration.ts";
-import { checkReferences, type Target, writeTo } from "./target.ts";
+import { checkReferences } from "./check_target.ts";
+import type { Target } from "./find_target.ts";
+import { writeTo } from "./target.ts";
 import { tableError } from "./table_errors.ts";
 
 /** Maximum number of offending keys that a message names. */

@@ -12,7 +12,7 @@ import type { Session } from "../postgres/session.ts";
 import { literal, qualified, type Row } from "../postgres/sql.ts";
 import { BASE_TYPE, FIRST_VARIABLE_OID } from "../tables/declaration.ts";
 import { sourceRelation } from "./source_tables.ts";
-import type { Target } from "./target.ts";
+import type { Target } from "./find_target.ts";
 
 /** The row versions of a side that were visible when it was verified. */
 export interface SideState {

@@ -3,11 +3,11 @@ import { Session } from "../../postgres/session.ts";
 import { identifier } from "../../postgres/sql.ts";
 import { connectionOf } from "../../context.ts";
 import { migrate } from "../../runs/schema.ts";
+import { lookUpTargets } from "../../sync/find_target.ts";
 import {
   createSchemas,
   createTableSql,
   ensureTarget,
-  lookUpTargets,
   targetSchemas,
 } from "../../sync/target.ts";
 import { ServiceError } from "../../errors.ts";
