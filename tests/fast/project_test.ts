@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { VARIABLES } from "../../src/config/variables.ts";
 
 const ROOT = new URL("../../", import.meta.url);
@@ -19,6 +19,29 @@ Deno.test("the tasks of commands repeat the task cli, because a task in a task t
   );
   for (const name of ["load", "serve", "health"]) {
     assertEquals(tasks[name].command, `${tasks.cli.command} ${name}`);
+  }
+});
+
+Deno.test("a task prints an error of Deno itself", async () => {
+  const { tasks } = JSON.parse(
+    await Deno.readTextFile(new URL("deno.json", ROOT)),
+  );
+  const cwd = await Deno.makeTempDir();
+  try {
+    const { cli } = tasks;
+    await Deno.writeTextFile(
+      `${cwd}/deno.json`,
+      JSON.stringify({ tasks: { cli }, permissions: { default: {} } }),
+    );
+    await Deno.writeTextFile(`${cwd}/cli.ts`, `import "./missing.ts";`);
+    const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: ["task", "cli"],
+      cwd,
+    }).output();
+    assertEquals(code, 1);
+    assertStringIncludes(new TextDecoder().decode(stderr), "missing.ts");
+  } finally {
+    await Deno.remove(cwd, { recursive: true });
   }
 });
 

@@ -42,8 +42,7 @@ function taskArguments(): string[] {
   );
   // Deno looks for the permission set from the working folder, which is that of the test.
   const config = new URL("deno.json", ROOT).pathname;
-  const [, command] = (tasks.cli.command as string).split(" deno ");
-  const [run, ...others] = command!.split(" ");
+  const [, run, ...others] = (tasks.cli.command as string).split(" ");
   return [
     run!,
     `--config=${config}`,
