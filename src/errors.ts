@@ -125,7 +125,7 @@ export const ERRORS = {
     "Correct the rows in the source, or name other columns as key in TABLES_FILE.",
   ),
   verification_failed: failure(
-    "Look for triggers or rules that change rows of the target. Look for a source view whose rows change between reads, such as with random(). The target was rolled back.",
+    "Look for triggers or rules that change rows of the target. Look for random() or a similar function in a source view or in TABLES_FILE. The target was rolled back.",
   ),
   would_shrink: failure(
     'Check the source, and `where` of the table. To remove the rows, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',

@@ -70,27 +70,29 @@ export function checkHeld(
   }
 }
 
-/** Returns the remedy of a mismatch, by the side that can cause it. */
+/** Returns the remedy of a mismatch, by what can cause it. */
 function mismatchRemedy(
-  { source, target }: Table,
+  { source, target, where, columns }: Table,
   isRepeatable: boolean,
   hasNoSideEffects: boolean,
 ): string {
-  const view = `${
-    formatRelation(source)
-  } is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp()`;
-  const triggers =
-    `look for triggers, rules or foreign keys that change rows of ${
+  const isComputed = where !== undefined ||
+    columns.some(({ expression }) => expression !== undefined);
+  const causes = [
+    isRepeatable ||
+    `${
+      formatRelation(source)
+    } is a view. Look for a function that returns different rows each time, such as random() or clock_timestamp().`,
+    isComputed &&
+    "Remove functions that return different values each time, such as random(), from `where` and `expression` in TABLES_FILE.",
+    hasNoSideEffects ||
+    `Look for triggers, rules or foreign keys that change rows of ${
       formatRelation(target)
-    }`;
-  if (isRepeatable) {
-    return hasNoSideEffects
-      ? "Report this with the log: no trigger and no view explains it."
-      : `The target was rolled back: ${triggers}.`;
-  }
-  return hasNoSideEffects
-    ? `The target was rolled back. ${view}.`
-    : `The target was rolled back. ${view}. Also ${triggers}.`;
+    }.`,
+  ].filter((cause) => typeof cause === "string");
+  return causes.length > 0
+    ? `The target was rolled back. ${causes.join(" ")}`
+    : "Report this with the log: no trigger, view or function explains it.";
 }
 
 /** Rows of a delta that deleted none, in a table that nothing else changes. */

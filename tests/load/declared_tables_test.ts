@@ -153,11 +153,12 @@ Deno.test("load reports each mistake of TABLES_FILE with its place, and exits wi
   assertMatch(missing.stderr, /TABLES_FILE="\/nowhere.yaml" cannot be read/);
 });
 
-Deno.test("load names the fragment that the source refuses, and loads the other tables", async () => {
+Deno.test("load names the fragment that the source refuses or whose values change, and loads the other tables", async () => {
   await using db = await migratedDatabases({ withoutTables: true });
   await createSource(
     db,
-    `create table ec.one (a int); create table ec.two (a int); create table ec.three (a int)`,
+    `create table ec.one (a int); create table ec.two (a int); create table ec.three (a int);
+     create table ec.four as select 1 as a; create table ec.five as select a from generate_series(1, 1000) a`,
   );
   await using file = await writeTablesFile(`tables:
   - source: ec.one
@@ -168,13 +169,19 @@ Deno.test("load names the fragment that the source refuses, and loads the other 
     where: "a"
   - source: ec.three
     target: raw.three
+  - source: ec.four
+    target: raw.four
+    columns: { a: { type: float8, expression: "random()" } }
+  - source: ec.five
+    target: raw.five
+    where: "random() < 0.5"
 `);
   const { code, json, stderr } = await runJson(["load"], {
     ...db.environment,
     ...file.variables,
   });
   assertEquals(code, 78, stderr);
-  const [one, two, three] = json.details.results;
+  const [one, two, three, ...changing] = json.details.results;
   assertMatch(one.error, /expression of column "a": column "b" does not exist/);
   assertMatch(two.error, /where: argument of WHERE must be type boolean/);
   assertEquals([one.code, two.code, three.status], [
@@ -182,6 +189,10 @@ Deno.test("load names the fragment that the source refuses, and loads the other 
     "configuration",
     "success",
   ]);
+  for (const { code, remedy } of changing) {
+    assertEquals(code, "verification_failed");
+    assertStringIncludes(remedy, "`where` and `expression` in TABLES_FILE");
+  }
 });
 
 Deno.test("--group and the body's group select the tables of a group", async () => {

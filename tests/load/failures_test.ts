@@ -173,7 +173,7 @@ const CASES: readonly Case[] = [
     says: [
       "after the copy the target holds",
       "the source has 20",
-      "look for triggers, rules or foreign keys that change rows of m_data.closed_deal",
+      "Look for triggers, rules or foreign keys that change rows of m_data.closed_deal",
     ],
   },
   {
@@ -202,7 +202,7 @@ const CASES: readonly Case[] = [
     code: "verification_failed",
     says: [
       "marketing.closed_deals is a view. Look for",
-      "Also look for triggers, rules or foreign keys that change rows of m_data.closed_deal",
+      "Look for triggers, rules or foreign keys that change rows of m_data.closed_deal",
     ],
   },
   {
