@@ -173,7 +173,7 @@ export const VARIABLES = {
   HOST: host("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
   API_TOKEN: bearerToken(
-    "Bearer token that every request except /health* needs",
+    "Bearer token of the HTTP API. Only /health*, /schemas/* and the sign-in form need none",
   ),
   API_TOKEN_FILE: path("File that contains the bearer token"),
   ALLOW_UNAUTHENTICATED: boolean(

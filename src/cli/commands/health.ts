@@ -16,7 +16,7 @@ interface ServiceHealth extends Partial<Pick<Health, "checks">> {
 export const healthCommand: Command = {
   name: "health",
   summary:
-    "Checks that both databases answer. Exits with 69 when one does not.",
+    "Checks that both databases answer and that the warehouse accepts writes. Exits with 69 otherwise.",
   flags: {
     service: {
       description: "Ask the service that listens on HOST and PORT instead",

@@ -16,11 +16,13 @@ export const verifyCommand: Command = {
   flags: {
     table: {
       ...loadCommand.flags.table!,
-      description: "Compare only this table",
+      description:
+        "Compare only this table. Repeat the flag for several tables",
     },
     group: {
       ...loadCommand.flags.group!,
-      description: "Compare only the tables of this group",
+      description:
+        "Compare only the tables of this group. Repeat the flag for several groups",
     },
     rows: {
       value: "NUMBER",
