@@ -8,11 +8,17 @@
  */
 import { freePort, startServer } from "../tests/support/server.ts";
 import { startPostgres } from "../demo/postgres.ts";
+import { hasProgram, printAbsent, printUsage } from "./main.ts";
 
 if (import.meta.main) Deno.exit(await main());
 
 async function main(): Promise<number> {
-  const seconds = Number(Deno.args[0] ?? 5);
+  const [given = "5", ...others] = Deno.args;
+  const seconds = Number(given);
+  if (!Number.isInteger(seconds) || seconds < 1 || others.length > 0) {
+    return printUsage("deno task bench:http [SECONDS]");
+  }
+  if (!hasProgram("wrk")) return printAbsent("wrk", "wrk");
   await using postgres = await startPostgres();
   const address = {
     HOST: postgres.host,

@@ -31,6 +31,9 @@ const SETTINGS = {
   checkpoint_timeout: "30min",
 };
 export const ROOT = new URL("..", import.meta.url);
+const USAGE =
+  "deno task bench [--rows N] [--rounds N] [--only PATTERN] [--postgres DIR]";
+const MIN_ROWS = 100;
 
 interface Measured {
   readonly seconds: number;
@@ -62,26 +65,65 @@ function peerOf(name: string): string {
   return name.includes("200 ") ? MANY_PIPES : PIPES;
 }
 
-async function main(): Promise<number> {
+/**
+ * Returns the values of the flags. A number must be a whole one of at least 1. Ends the
+ * process with 64 and the usage for an unknown flag or a wrong number.
+ */
+export function parseFlags<T extends Record<string, number | string>>(
+  usage: string,
+  defaults: T,
+): T {
+  const refuse = () => Deno.exit(printUsage(usage));
   const flags = parseArgs(Deno.args, {
-    string: ["rows", "rounds", "only", "postgres"],
+    string: Object.keys(defaults),
+    unknown: refuse,
   });
-  const rows = Number(flags.rows ?? 100_000);
-  const rounds = Number(flags.rounds ?? 3);
-  if (
-    !Number.isInteger(rows) || rows < 100 || !Number.isInteger(rounds) ||
-    rounds < 1
-  ) {
-    print(
-      "Usage: deno task bench [--rows N] [--rounds N] [--only PATTERN] [--postgres DIR]",
-    );
-    return 64;
+  const values = Object.entries(defaults).map(([name, fallback]) => {
+    const given = flags[name] ?? fallback;
+    if (typeof fallback === "string") return [name, given];
+    const number = Number(given);
+    return [name, Number.isInteger(number) && number > 0 ? number : refuse()];
+  });
+  return Object.fromEntries(values);
+}
+
+/** Prints the usage, and returns the exit code for it. */
+export function printUsage(usage: string): number {
+  print(`Usage: ${usage}`);
+  return 64;
+}
+
+/** Prints that a program is missing, and returns the exit code for it. */
+export function printAbsent(program: string, debianPackage: string): number {
+  print(
+    `Cannot measure: ${program} is not on the PATH. Install the Debian package ${debianPackage}.`,
+  );
+  return 69;
+}
+
+function patternOf(text: string): RegExp | undefined {
+  try {
+    return new RegExp(text);
+  } catch {
+    return undefined;
   }
-  const only = new RegExp(String(flags.only ?? ""));
+}
+
+async function main(): Promise<number> {
+  const flags = parseFlags(USAGE, {
+    rows: 100_000,
+    rounds: 3,
+    only: "",
+    postgres: "",
+  });
+  const { rows, rounds } = flags;
+  const only = patternOf(flags.only);
+  if (rows < MIN_ROWS || !only) return printUsage(USAGE);
+  if (!hasProgram("psql")) return printAbsent("psql", "postgresql-client");
   const binDirectory = flags.postgres === "embedded"
     ? undefined
     : flags.postgres
-    ? String(flags.postgres)
+    ? flags.postgres
     : findInstalledPostgres();
   const start = () =>
     startPostgres({
@@ -322,8 +364,13 @@ async function main(): Promise<number> {
       run: loadMany,
     },
   ];
-  await load();
   const wanted = cases.filter(({ name }) => only.test(name));
+  if (wanted.length === 0) {
+    const names = cases.map(({ name }) => name).join("\n  ");
+    print(`No case matches --only ${flags.only}. The cases are:\n  ${names}`);
+    return 64;
+  }
+  await load();
   const peers = new Set(wanted.map(({ name }) => peerOf(name)));
   const chosen = cases.filter((c) => wanted.includes(c) || peers.has(c.name));
   const times = new Map(chosen.map(({ name }) => [name, [] as Measured[]]));
@@ -480,7 +527,7 @@ async function temporaryFile(text: string) {
   return { path, [Symbol.asyncDispose]: () => Deno.remove(path) };
 }
 
-function hasProgram(name: string): boolean {
+export function hasProgram(name: string): boolean {
   return (Deno.env.get("PATH") ?? "").split(":").some((folder) =>
     existsSync(`${folder}/${name}`)
   );

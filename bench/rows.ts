@@ -5,17 +5,17 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli/parse-args";
 import postgres from "postgres";
 import { findInstalledPostgres, startPostgres } from "../demo/postgres.ts";
-import { measure, print, ROOT } from "./main.ts";
+import { measure, parseFlags, print, ROOT } from "./main.ts";
 
 /** One change in this many rows: updates in the source, and rows that only one side has. */
 const DISTANCE = 10_000;
 
-const flags = parseArgs(Deno.args, { string: ["rows", "rounds"] });
-const rows = Number(flags.rows ?? 1_000_000);
-const rounds = Number(flags.rounds ?? 5);
+const { rows, rounds } = parseFlags(
+  "deno task bench:rows [--rows N] [--rounds N]",
+  { rows: 1_000_000, rounds: 5 },
+);
 
 const binDirectory = findInstalledPostgres();
 await using server = await startPostgres({

@@ -109,18 +109,21 @@ export function softwareBill(version: string) {
 }
 
 async function main(args: readonly string[]): Promise<number> {
+  let isWrong = false;
   const flags = parseArgs([...args], {
     string: ["target", "_"],
     collect: ["target"],
+    unknown: (word) => !word.startsWith("-") || !(isWrong = true),
   });
-  const [given] = flags._;
+  const [given, ...others] = flags._;
+  isWrong ||= others.length > 0;
   const target = flags.target as string[];
   const version = String(given ?? "");
   const targets = target.length > 0 ? target : TARGETS;
   const unknown = targets.filter((t) =>
     !(TARGETS as readonly string[]).includes(t)
   );
-  if (!/^\d+\.\d+\.\d+$/.test(version) || unknown.length > 0) {
+  if (isWrong || !/^\d+\.\d+\.\d+$/.test(version) || unknown.length > 0) {
     print(
       `Usage: deno task release VERSION [--target TRIPLE]…\n\nVERSION  three numbers, such as 1.0.0\nTRIPLE   one of ${
         TARGETS.join(", ")

@@ -131,3 +131,34 @@ Deno.test("a flag on the command line narrows the writable paths of the permissi
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+Deno.test("each task of development refuses wrong arguments with its usage", async (t) => {
+  for (
+    const [task, ...words] of [
+      ["bench", "--help"],
+      ["bench", "--rows", "3"],
+      ["bench", "--only", "("],
+      ["bench:rows", "--round", "3"],
+      ["bench:http", "soon"],
+      ["compile", "--outptu", "x"],
+      ["demo", "--kep"],
+      ["release", "1.0.0", "--targte", "x"],
+      ["release", "1.0.0", "2.0.0"],
+    ]
+  ) {
+    await t.step([task, ...words].join(" "), async () => {
+      const { code, stdout, stderr } = await new Deno.Command(
+        Deno.execPath(),
+        {
+          args: ["task", "--quiet", task!, ...words],
+          cwd: new URL("../../", import.meta.url),
+          stdin: "null",
+        },
+      ).output();
+      const text = new TextDecoder();
+      const output = text.decode(stdout) + text.decode(stderr);
+      assertEquals(code, 64, output);
+      assertStringIncludes(output, `Usage: deno task ${task}`);
+    });
+  }
+});
