@@ -19,6 +19,7 @@ import { isOtherServerNeeded } from "./errors.ts";
 import { Line, type LineOptions } from "./line.ts";
 import { type Credentials, credentialsOf } from "./login.ts";
 import type { Row } from "./sql.ts";
+import { withTimeout } from "../timeout.ts";
 
 /** Servers that did not answer the last connection. */
 const silent = new WeakSet<ServerAddress>();
@@ -258,20 +259,5 @@ export async function probe(
   } finally {
     closeNow(client);
     lines.destroy();
-  }
-}
-
-/** Waits for `work`. Throws `error()` after the timeout. */
-export async function withTimeout<T>(
-  work: PromiseLike<T>,
-  seconds: number,
-  error: () => Error,
-): Promise<T> {
-  const timeout = Promise.withResolvers<never>();
-  const timer = setTimeout(() => timeout.reject(error()), seconds * 1000);
-  try {
-    return await Promise.race([work, timeout.promise]);
-  } finally {
-    clearTimeout(timer);
   }
 }

@@ -14,6 +14,7 @@ import net from "node:net";
 import tls from "node:tls";
 import type { DatabaseConfig } from "../config/config.ts";
 import { ServiceError } from "../errors.ts";
+import { startTimeout } from "../timeout.ts";
 import { closedError, guardSocket } from "./driver.ts";
 import { address, variable } from "./address.ts";
 import { asConnectFailure, checkVersion } from "./errors.ts";
@@ -85,12 +86,12 @@ export class Line {
     ending.promise.catch(() => {});
     const onAbort = () => ending.reject(signal!.reason);
     signal?.addEventListener("abort", onAbort);
-    const timer = setTimeout(() => {
+    using _ = startTimeout(seconds, () => {
       const reason = `Cannot connect to ${
         address(config)
       }: no answer within ${seconds} s`;
       ending.reject(new ServiceError("connection_failed", reason));
-    }, seconds * 1000);
+    });
     const attempt = async (tlsOptions?: tls.ConnectionOptions) => {
       const line = new Line(config, credentials);
       try {
@@ -111,7 +112,6 @@ export class Line {
         throw isTlsRefusal(second) ? first : second;
       });
     } finally {
-      clearTimeout(timer);
       signal?.removeEventListener("abort", onAbort);
     }
   }

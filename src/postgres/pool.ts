@@ -6,7 +6,8 @@
 import type { DatabaseConfig } from "../config/config.ts";
 import { hasCode, ServiceError } from "../errors.ts";
 import { APPLICATION_NAME } from "../identity.ts";
-import { Lines, probe, withTimeout } from "./client.ts";
+import { withTimeout } from "../timeout.ts";
+import { Lines, probe } from "./client.ts";
 import { type Client, closeNow, createClient, send } from "./driver.ts";
 import {
   asConnectFailure,

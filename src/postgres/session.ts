@@ -9,7 +9,7 @@ import type net from "node:net";
 import type { Writable } from "node:stream";
 import type { DatabaseConfig } from "../config/config.ts";
 import { hasSqlstate, ServiceError } from "../errors.ts";
-import { connect, probe, withTimeout } from "./client.ts";
+import { connect, probe } from "./client.ts";
 import {
   type Answer,
   type Client,
@@ -43,6 +43,7 @@ import {
   SET_SEARCH_PATH,
   withParameters,
 } from "./sql.ts";
+import { withTimeout } from "../timeout.ts";
 import { StallWatch, type WatchOptions } from "./stall_watch.ts";
 
 /** Idle time in a transaction after which a session sends a heartbeat, in seconds. */

@@ -13,6 +13,7 @@ const FLOORS: readonly (readonly string[])[] = [
     "src/append_file.ts",
     "src/format.ts",
     "src/suggest.ts",
+    "src/timeout.ts",
   ],
   ["src/tables/"],
   ["src/config/"],

@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { delay } from "@std/async/delay";
 import { exitOf, pauseLoad, sayOutcome } from "../support/local_load.ts";
 import {
   changeSource,
@@ -6,6 +7,8 @@ import {
   recover,
   settle,
 } from "../support/fault_scene.ts";
+import { proxied, watchProgram } from "../support/phases.ts";
+import { assertEnded } from "../support/soundness.ts";
 import { some } from "../support/thorough.ts";
 
 const copyLoaded = loadedOnce({ deals: 20, leads: 400 });
@@ -81,3 +84,43 @@ for (const side of SIDES) {
     });
   });
 }
+
+Deno.test.only(
+  "a load that is suspended for longer than its timeouts continues",
+  async () => {
+    await using db = await copyLoaded();
+    const scene = await changeSource(db);
+    await using network = proxied(db);
+    const program = watchProgram(["load"], {
+      ...network.environment,
+      CONNECT_TIMEOUT: "1",
+      STALL_TIMEOUT: "1",
+      RETRY_ATTEMPTS: "1",
+    });
+    let pauses = 0;
+    const pauseAt = (text: string, next?: () => void) => ({
+      callAt: {
+        text,
+        async call() {
+          next?.();
+          pauses++;
+          program.kill("SIGSTOP");
+          await delay(2500);
+          program.kill("SIGCONT");
+        },
+      },
+    });
+    network.warehouse.faults = pauseAt("set state = 'running'", () => {
+      network.source.faults = pauseAt("begin isolation level");
+    });
+    const outcome = await program.finished;
+    assertEnded(outcome, 0);
+    assertEquals(pauses, 2);
+    await settle(db, {
+      group: "A suspended process, `STALL_TIMEOUT=1`",
+      fault: "in a statement, and while a transaction begins",
+      scene,
+      outcome,
+    });
+  },
+);
