@@ -82,10 +82,10 @@ export const ERRORS = {
   ),
   busy: kind(75, 503)("Retry later, or raise LOCK_TIMEOUT."),
   target_locked: transient(
-    "Find the session that locks the table in pg_locks, or raise LOCK_TIMEOUT. If a foreign key or trigger of another loaded table takes the lock, set LOAD_ATOMIC=true.",
+    "Wait for the session that locks the table, or end it with pg_terminate_backend (see pg_locks). Raise LOCK_TIMEOUT if loads often wait for it. If a foreign key or trigger of another loaded table takes the lock, set LOAD_ATOMIC=true.",
   ),
   source_locked: transient(
-    "Find the session that holds an ACCESS EXCLUSIVE lock in pg_locks, or raise LOCK_TIMEOUT.",
+    "Wait for the session that holds an ACCESS EXCLUSIVE lock, or end it with pg_terminate_backend (see pg_locks). Raise LOCK_TIMEOUT if loads often wait for it.",
   ),
   source_table_missing: failure(
     "Create the table, or point OLIST_DB_* at the database that has it.",
