@@ -216,8 +216,9 @@ async function areUnique(
 }
 
 /**
- * Returns the columns of the key, or the first column that has no repeated value in
- * the statistics of the target.
+ * Returns the columns of the key, or the shortest column that has no repeated value in
+ * the statistics of the target. They have no histogram of values that ANALYZE finds too
+ * long, and say that none of these is repeated.
  */
 async function identifyingColumns(
   { table: { columns, key, target }, target: { session } }: Sides,
@@ -227,11 +228,14 @@ async function identifyingColumns(
     `select attname::text as name from pg_catalog.pg_stats
      where schemaname = ${literal(target.schema)} and tablename = ${
       literal(target.name)
-    } and n_distinct = -1 and null_frac = 0`,
+    } and n_distinct = -1 and null_frac = 0 and histogram_bounds is not null
+     order by avg_width`,
   );
-  const unique = new Set(rows.map(({ name }) => name));
-  const column = columns.find(({ name }) => unique.has(name));
-  return column && [column];
+  for (const row of rows) {
+    const column = columns.find(({ name }) => name === row.name);
+    if (column) return [column];
+  }
+  return undefined;
 }
 
 /**

@@ -299,19 +299,21 @@ function typeNameOf(text: string): TypeName {
   }
 }
 
-/** Returns the columns of locked tables, for {@linkcode resolveTables}, and the bytes of each table. */
+/** Returns the columns of locked tables, for {@linkcode resolveTables}, and the bytes of each table, including TOAST. */
 export async function findColumns(
   session: Session,
   tables: readonly SourceTable[],
 ): Promise<readonly Row[]> {
   if (tables.length === 0) return [];
   return await session.query(
-    `select a.attrelid as oid, a.attname as column, pg_catalog.pg_relation_size(a.attrelid)::float8 as bytes, ${TYPE_COLUMNS}
-     from pg_catalog.pg_attribute a cross join lateral ${BASE_TYPE} base
-       join pg_catalog.pg_type t on t.oid = base.oid
-     where a.attnum > 0 and not a.attisdropped and a.attrelid in (${
+    `select a.attrelid as oid, a.attname as column, found.bytes, ${TYPE_COLUMNS}
+     from (select oid, pg_catalog.pg_table_size(oid)::float8 as bytes
+         from pg_catalog.unnest('{${
       tables.map(({ oid }) => oid)
-    }) order by a.attnum`,
+    }}'::oid[]) oid offset 0) found
+       join pg_catalog.pg_attribute a on a.attrelid = found.oid
+       cross join lateral ${BASE_TYPE} base join pg_catalog.pg_type t on t.oid = base.oid
+     where a.attnum > 0 and not a.attisdropped order by a.attnum`,
   );
 }
 

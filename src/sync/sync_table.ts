@@ -292,18 +292,20 @@ async function prepareComparison(
   const { sides = unproven, xids } = proof;
   // The key of the same rows was checked before.
   if (proof.compared?.plan.mode !== "unchanged") await checkKey(sides);
+  const compared = proof.compared ??
+    await compare(context, sides, target, proof.isChanged);
   return {
     sides,
-    compared: proof.compared ??
-      await compare(context, sides, target, proof.isChanged),
+    compared,
     stateAfter: ({ targetCount: count, checksum }, xid) =>
       present && checksum !== null
         ? verifiedState(
-          writtenBy(present, xid),
+          present,
           sides,
           { count, checksum },
           last?.verified,
           xids,
+          compared.plan.mode === "unchanged" ? [] : [writtenBy(present, xid)],
         )
         : undefined,
   };

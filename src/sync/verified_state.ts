@@ -143,7 +143,7 @@ export interface Present {
   readonly declaration: string;
   readonly source: { readonly facts: string; readonly horizon: Horizon };
   readonly target: { readonly facts: string; readonly horizon: bigint };
-  /** The loading transaction, or its subtransaction that wrote. Decimal, 64 bits. */
+  /** The loading transaction. Decimal, 64 bits. */
   readonly xid: string;
 }
 
@@ -199,15 +199,15 @@ export async function presentFacts(
   };
 }
 
-/** Returns the facts with the subtransaction that wrote, of 32 bits, if there was one. */
+/** Returns the transaction that wrote, or its subtransaction `xid` of 32 bits, if there was one. */
 export function writtenBy(
   present: Present,
   xid: string | null | undefined,
-): Present {
-  if (!xid) return present;
+): string {
+  if (!xid) return present.xid;
   const transaction = BigInt(present.xid);
   const later = BigInt.asUintN(32, BigInt(xid) - transaction);
-  return { ...present, xid: (transaction + later).toString() };
+  return (transaction + later).toString();
 }
 
 /**
@@ -215,13 +215,15 @@ export function writtenBy(
  * sides with the method of `sides`.
  *
  * @param last the state before, and the transactions that its proof found.
+ * @param written the transaction of this load, if it wrote rows.
  */
 export function verifiedState(
-  { source, target, declaration, xid }: Present,
+  { source, target, declaration }: Present,
   { method }: Sides,
   verified: Fingerprint,
   last: VerifiedState | undefined,
   xids: readonly string[],
+  written: readonly string[],
 ): VerifiedState {
   // Rows of earlier loads, where an older transaction still runs.
   const earlier = last?.target.facts === target.facts
@@ -239,7 +241,7 @@ export function verifiedState(
     target: {
       facts: target.facts,
       horizon: target.horizon.toString(),
-      xids: [...earlier.slice(1 - MAX_XIDS), xid],
+      xids: [...earlier, ...written].slice(-MAX_XIDS),
     },
   };
 }
