@@ -95,7 +95,7 @@ export async function main(args: readonly string[]): Promise<number> {
           released,
           controller.signal,
           // A command runs one statement at a time. A service has several clients.
-          command.name === "serve" ? 4 : 1,
+          command.name === "serve" ? 3 : 1,
         );
       }),
       async serve() {

@@ -3,7 +3,6 @@
  * schedule, channel and deliveries.
  */
 import { once } from "node:events";
-import { abortable } from "@std/async/abortable";
 import { delay } from "@std/async/delay";
 import { isLoopback } from "./config/loopback.ts";
 import { type AppContext, connectionOf } from "./context.ts";
@@ -28,6 +27,7 @@ import { LiveRuns } from "./service/live_runs.ts";
 import { Metrics } from "./service/metrics.ts";
 import { listenForTriggers } from "./service/notify_listener.ts";
 import { startSchedule } from "./service/schedule.ts";
+import { startTimeout } from "./timeout.ts";
 
 /** Seconds between two attempts to reach the warehouse at startup. */
 const RETRY_SECONDS = 2;
@@ -55,7 +55,9 @@ export async function serve(options: {
   const { config, log, warehouse } = options.app;
   requireProtection(options.app);
   await prepareDeliveries(config);
+  // A check must not wait for other statements, nor close their connections when it gives up.
   await using source = new Pool(config.olist, { ...config, max: 1 });
+  await using checked = new Pool(config.dwh, { ...config, max: 1 });
   const metrics: Metrics = new Metrics({
     tables: namesOf(config.tables),
     pools: { olist: source, dwh: warehouse },
@@ -89,7 +91,7 @@ export async function serve(options: {
     port: config.port,
     app: createApp({
       ...app,
-      health: sharedHealthCheck(source, warehouse),
+      health: sharedHealthCheck(source, checked),
       dispatcher,
       live,
       metrics,
@@ -133,7 +135,8 @@ export async function serve(options: {
     CLOSE_SECONDS,
     AbortSignal.timeout(CLOSE_SECONDS * 1000),
   );
-  await endsWithin(CLOSE_SECONDS, delivered, source[Symbol.asyncDispose]());
+  const closed = [source, checked].map((pool) => pool[Symbol.asyncDispose]());
+  await endsWithin(CLOSE_SECONDS, delivered, ...closed);
   log.info("Stopped");
   return 0;
 }
@@ -143,12 +146,13 @@ async function endsWithin(
   seconds: number,
   ...work: readonly Promise<unknown>[]
 ): Promise<boolean> {
+  const limit = Promise.withResolvers<boolean>();
   // A database that stopped answering can take much longer.
-  const limit = AbortSignal.timeout(seconds * 1000);
-  return await abortable(Promise.all(work), limit).then(() => true, (error) => {
-    if (limit.aborted) return false;
-    throw error;
-  });
+  using _ = startTimeout(seconds, () => limit.resolve(false));
+  return await Promise.race([
+    Promise.all(work).then(() => true),
+    limit.promise,
+  ]);
 }
 
 /** @throws {ServiceError} `configuration` when any client on the network could start loads. */

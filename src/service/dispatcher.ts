@@ -13,6 +13,7 @@ import { closeAbandonedRuns } from "../runs/dead_runs.ts";
 import type { RunOptions } from "../runs/run.ts";
 import { combineObservers, type RunObserver } from "../runs/run_observer.ts";
 import { namesOf } from "../tables/declaration.ts";
+import { startTimeout } from "../timeout.ts";
 
 /** Milliseconds between two polls of the queue. */
 const POLL_MILLISECONDS = 3000;
@@ -133,16 +134,15 @@ export class Dispatcher {
         "The service is shutting down and accepts no more loads",
       ),
     );
-    const timer = setTimeout(() =>
+    using _ = startTimeout(graceSeconds, () =>
       this.#abort.abort(
         new ServiceError(
           "terminated",
           `The load was ended: the service was stopped and SHUTDOWN_GRACE (${graceSeconds} s) is over`,
         ),
-      ), graceSeconds * 1000);
+      ));
     while (this.#open.size > 0) await Promise.allSettled(this.#open);
     await this.#worker.finished;
-    clearTimeout(timer);
   }
 
   /**

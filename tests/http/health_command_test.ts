@@ -1,7 +1,7 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
-import { freePort, startServer } from "../support/server.ts";
+import { freePort, startServer, until } from "../support/server.ts";
 
 Deno.test("health --service asks the service instead of the databases", async () => {
   await using db = await createDatabases();
@@ -16,6 +16,26 @@ Deno.test("health --service asks the service instead of the databases", async ()
     HOST: "0.0.0.0",
   });
   assertEquals(wide.code, 0, wide.stderr);
+});
+
+Deno.test("a health check neither waits for other statements nor ends them", async () => {
+  await using db = await createDatabases();
+  await using server = await startServer(db);
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.run in access exclusive mode",
+  );
+  const answers = Array.from({ length: 5 }, () => server.json("/runs"));
+  await until("the requests wait", async () => {
+    const waiting = await other.unsafe(
+      "select from pg_locks where not granted and relation = 'marketing_data_service.run'::regclass",
+    );
+    return waiting.length >= 3;
+  });
+  const health = await server.json("/health");
+  await other.unsafe("rollback");
+  const statuses = (await Promise.all(answers)).map(({ status }) => status);
+  assertEquals([health.status, ...statuses], [200, 200, 200, 200, 200, 200]);
 });
 
 Deno.test("health --service exits with 69 for an unhealthy service, a missing one and another program", async () => {
