@@ -28,7 +28,7 @@ deno task cli events --limit 5
 \`\`\`
 
 Every log line of a run has its \`run_id\`. \`LOG_LEVEL=DEBUG\` logs more.
-\`health\` checks both databases, and \`config\` prints the variables in force. \`load --dry-run\` prints the plan of a load, and \`verify --rows 20\` names rows that differ.
+\`health\` checks both databases, and \`config\` prints the effective variables. \`load --dry-run\` prints the plan of a load, and \`verify --rows 20\` names rows that differ.
 
 A failed load keeps the old rows. Nothing must be cleaned up before the next load.
 A transient failure is reported after \`RETRY_ATTEMPTS\` attempts.
@@ -45,7 +45,7 @@ const CONFIGURATION = `# Configuration
 Every variable comes from the environment, or from the file that \`--env-file\` names. The file has the syntax of \`EnvironmentFile=\` in systemd.exec(5). The environment overrides it.
 An empty variable counts as unset.
 All mistakes are reported together, with exit code 78, before any connection is made.
-\`deno task cli config\` prints the variables in force, with secrets masked.
+\`deno task cli config\` prints the effective variables, with secrets masked.
 `;
 
 const CONFIGURATION_NOTES = `

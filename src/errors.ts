@@ -38,7 +38,7 @@ const misconfigured = kind(78, 500);
 export const ERRORS = {
   usage: kind(64, 400)("See --help."),
   configuration: misconfigured(
-    "Correct the named variables. `config` prints the variables in force.",
+    "Correct the named variables or files.",
   ),
   not_found: kind(1, 404)("See GET / for the endpoints."),
   method_not_allowed: kind(1, 405)("See the Allow header."),

@@ -30,7 +30,7 @@ export function readEnvironment(file: string | undefined): Environment {
       throw new ServiceError(
         "configuration",
         `Cannot read --env-file ${file}: ${(error as Error).message}`,
-        { cause: error },
+        { cause: error, remedy: "Correct the file, or name another one." },
       );
     }
   }

@@ -6,7 +6,7 @@ export function helpOfAll(commands: readonly Command[]): string {
   return [
     "Usage: marketing-data-service COMMAND [flags]",
     "",
-    "Keeps warehouse tables equal to source tables, and announces each load by an event.",
+    "Keeps warehouse tables equal to source tables, and publishes an event for each load.",
     "",
     "Commands:",
     ...columns(commands.map(({ name, summary }) => [name, summary])),

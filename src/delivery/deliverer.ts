@@ -212,7 +212,7 @@ export class Deliverer {
     });
     if (givenUp > 0) {
       this.#onOutcome?.(name, "given_up", givenUp);
-      log.error("{label} failed for too long: gave up {count} events", {
+      log.error("Gave up {count} events, because {label} failed for too long", {
         label,
         count: givenUp,
       });

@@ -392,7 +392,7 @@ Deno.test("retention keeps undelivered events, and gives up events that failed f
     "update marketing_data_service.publisher set failures = 9, next_attempt_at = null",
   );
   const given = await load(environment);
-  assertStringIncludes(given.stderr, "gave up 2 events");
+  assertStringIncludes(given.stderr, "Gave up 2 events");
   // Both are settled now, and older than the retention.
   const left = [third, early.json, given.json].map((event) => event.event_id);
   assertEquals(await stored(), left);

@@ -102,6 +102,7 @@ Deno.test("a missing --env-file is a configuration error", async () => {
   ]);
   assertEquals(code, 78);
   assertStringIncludes(stderr, "/no/such/file");
+  assertStringIncludes(stderr, "Correct the file, or name another one.");
 });
 
 Deno.test("docs/cli.md names every command, action and flag", async () => {

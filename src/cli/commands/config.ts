@@ -1,4 +1,4 @@
-/** `config`: prints the variables in force, and the declared tables. */
+/** `config`: prints the effective variables, and the declared tables. */
 import { effectiveVariables } from "../../config/config.ts";
 import { checkFiles } from "../../delivery/file.ts";
 import { describeTable } from "../../tables/describe_table.ts";
@@ -7,7 +7,7 @@ import type { Command } from "../command.ts";
 export const configCommand: Command = {
   name: "config",
   summary:
-    "Prints every variable with its value in force, masks secrets, and prints the declared tables.",
+    "Prints the effective value of every variable, with secrets masked, and the declared tables.",
   flags: {},
   async run({ config, environment, output }) {
     // Report mistakes before printing anything.

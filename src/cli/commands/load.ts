@@ -32,7 +32,7 @@ export const MAX_NAMED_ROWS = 1000;
 export const loadCommand: Command = {
   name: "load",
   summary:
-    "Makes the warehouse tables equal to the source tables, and announces the load by an event.",
+    "Makes the warehouse tables equal to the source tables, and publishes an event.",
   flags: {
     table: {
       value: "NAME",
