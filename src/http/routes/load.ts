@@ -15,7 +15,12 @@ import * as schemas from "../openapi/schemas.ts";
 
 const refusals = {
   ...stored,
-  400: refused("The body is invalid. The detail names the field"),
+  400: refused("The body, the URL or the Host header is invalid"),
+  503: {
+    ...stored[503],
+    description:
+      "The load did not begin: another load runs, the service stops, or the warehouse is unavailable",
+  },
   ...posted("64 KiB"),
 };
 
