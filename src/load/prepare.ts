@@ -5,7 +5,7 @@
  */
 import { holderClause, nameLockedTable } from "../postgres/lock_holders.ts";
 import { limitHistoryLocks, type Pool } from "../postgres/pool.ts";
-import { Session, takeUsable } from "../postgres/session.ts";
+import { Session, SpareSessions } from "../postgres/session.ts";
 import { asServiceError, hasCode, ServiceError } from "../errors.ts";
 import {
   type FailedEntry,
@@ -90,13 +90,16 @@ export async function openPreparation(
   const { config, warehouse } = context;
   const tables = selectTables(config.tables, context.run.tables);
   const groups = context.run.atomic ? [tables] : tables.map((table) => [table]);
-  const idle: Session[] = [];
+  const spare = new SpareSessions();
   const closing: Promise<void>[] = [];
   // While the source answers.
   const targets = findTargets(warehouse, tables);
   targets.catch(() => {});
-  const closeIdle = async () => {
-    await Promise.all([...closing, ...idle.map((session) => session.close())]);
+  for (let n = Math.min(groups.length, config.maxParallelTasks); n > 0; n--) {
+    spare.add(Session.open(config.dwh, warehouseConnection(context)));
+  }
+  const closeSpare = async () => {
+    await Promise.all([...closing, spare.close()]);
   };
   // Does not depend on the lock.
   const connection = connectionOf(config, context.run.id, context.signal);
@@ -116,11 +119,11 @@ export async function openPreparation(
       snapshotAt: null,
       prepare: (group) => Promise.resolve(failedGroup(group, error, attempts)),
       release: ({ session }) => session.close(),
-      [Symbol.asyncDispose]: closeIdle,
+      [Symbol.asyncDispose]: closeSpare,
     };
   }
   const { bySize } = snapshot;
-  const shared = { snapshot, targets, idle };
+  const shared = { snapshot, targets, spare };
   return {
     groups,
     targets,
@@ -142,12 +145,12 @@ export async function openPreparation(
       const isClean = results.every(({ hasNoSideEffects, table }) =>
         hasNoSideEffects && !table.checks?.some(({ kind }) => kind === "sql")
       );
-      if (isNeeded && isClean && !session.failure) idle.push(session);
+      if (isNeeded && isClean && !session.failure) spare.add(session);
       else if (isNeeded) await session.close();
       else closing.push(session.close());
     },
     async [Symbol.asyncDispose]() {
-      await Promise.all([closeIdle(), snapshot[Symbol.asyncDispose]()]);
+      await Promise.all([closeSpare(), snapshot[Symbol.asyncDispose]()]);
     },
   };
 }
@@ -170,14 +173,14 @@ async function findTargets(
 interface Shared {
   readonly snapshot: Snapshot;
   readonly targets: Promise<Targets>;
-  /** Sessions that a committed group has released. */
-  readonly idle: Session[];
+  /** Sessions that log in ahead, or that a committed group has released. */
+  readonly spare: SpareSessions;
 }
 
 /** Loads and verifies a group's tables in one transaction, which stays open. */
 async function prepareGroup(
   context: RunContext,
-  { snapshot, targets, idle }: Shared,
+  { snapshot, targets, spare }: Shared,
   tables: CommitGroup,
   attemptsBefore: number,
 ): Promise<Prepared> {
@@ -201,7 +204,7 @@ async function prepareGroup(
       warehouse,
       missingSchemas.filter((name) => own.includes(name)),
     );
-    const session = await takeUsable(idle) ??
+    const session = await spare.take() ??
       await Session.open(config.dwh, connection);
     lost = session;
     try {

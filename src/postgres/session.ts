@@ -404,8 +404,13 @@ export class Session implements AsyncDisposable, Disposable {
     );
   }
 
-  /** Returns whether the server answers within the connection timeout. Destroys the session if not. */
+  /**
+   * Returns whether the server answers within the connection timeout, or has answered
+   * within the last second. Destroys the session if not.
+   */
   async answers(): Promise<boolean> {
+    const idleMilliseconds = performance.now() - this.#idleSince;
+    if (!this.#failure && idleMilliseconds < 1000) return true;
     try {
       await withTimeout(
         this.query("select 1"),
@@ -605,18 +610,37 @@ export async function openWhenFree(
   }
 }
 
-/**
- * Removes and returns a session that still answers, or `undefined`. A setting of the
- * role may have ended an idle one.
- */
-export async function takeUsable(
-  idle: Session[],
-): Promise<Session | undefined> {
-  while (idle.length > 0) {
-    const session = idle.pop()!;
-    if (await session.answers()) return session;
+/** Sessions for later use. Some may still log in. */
+export class SpareSessions {
+  readonly #sessions: Promise<Session>[] = [];
+
+  add(session: Session | Promise<Session>): void {
+    const opened = Promise.resolve(session);
+    // Its user opens another session, and gets the failure of that one.
+    opened.catch(() => {});
+    this.#sessions.push(opened);
   }
-  return undefined;
+
+  /**
+   * Removes and returns a session that still answers, or `undefined`. A setting of the
+   * role may have ended an idle one.
+   */
+  async take(): Promise<Session | undefined> {
+    for (let next; (next = this.#sessions.pop());) {
+      const session = await next.catch(() => undefined);
+      if (await session?.answers()) return session;
+    }
+    return undefined;
+  }
+
+  /** Closes all that were not taken. */
+  async close(): Promise<void> {
+    await Promise.all(
+      this.#sessions.splice(0).map((opened) =>
+        opened.then((session) => session.close(), () => {})
+      ),
+    );
+  }
 }
 
 /** Waits for all promises. Throws the failure of the earliest in the list. */

@@ -10,6 +10,7 @@ import {
   type ConnectionOptions,
   openWhenFree,
   Session,
+  SpareSessions,
 } from "../postgres/session.ts";
 import { literal, setLockTimeout } from "../postgres/sql.ts";
 import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
@@ -132,6 +133,7 @@ export async function openSnapshot(
   const found: SourceChecks = new Map();
   for (let round = 1;; round++) {
     const sessions: Session[] = [];
+    const spare = new SpareSessions();
     let isStandby = false;
     const explain = (error: unknown) =>
       isStandby ? asRecoveryConflict(error, config) : error;
@@ -141,6 +143,11 @@ export async function openSnapshot(
       const pending = tables.filter((table) =>
         !(found.get(table.name) instanceof ServiceError)
       );
+      // The readers log in while the catalog is read.
+      const count = Math.min(pending.length, config.maxParallelTasks);
+      for (let n = count; n > 0; n--) {
+        spare.add(Session.open(holder.config, connection));
+      }
       const existing = await holder.begin({
         mode: "read committed read only",
         lockTimeoutSeconds: config.lockTimeoutSeconds,
@@ -183,8 +190,14 @@ export async function openSnapshot(
             : [];
         }),
       );
-      const open = (table: SourceTable) =>
-        openReader(config, connection, table, holder, taken!.id);
+      const open = async (table: SourceTable) =>
+        await beginReading(
+          config,
+          await spare.take() ?? await Session.open(holder.config, connection),
+          table,
+          holder,
+          taken!.id,
+        );
       const readers = new Map<string, Session>();
       const idleReaders: Session[] = [];
       /** Whether no connection was free. Each reader then ends with its table. */
@@ -198,6 +211,8 @@ export async function openSnapshot(
         return reader;
       };
       const opened = await Promise.allSettled(first.map(openFirst));
+      // Those of tables that cannot be read.
+      const unused = spare.close();
       // A reader whose connection is not free can follow when another one has ended.
       for (const outcome of opened) {
         const canFollow = outcome.status === "fulfilled" ||
@@ -275,12 +290,16 @@ export async function openSnapshot(
           }
         },
         async [Symbol.asyncDispose]() {
-          await Promise.all(sessions.map((session) => session.close()));
+          await Promise.all([
+            unused,
+            ...sessions.map((session) => session.close()),
+          ]);
         },
       };
     } catch (cause) {
       const error = explain(cause);
       for (const session of sessions) session.destroy();
+      void spare.close();
       const isWorthAnother = error instanceof LockRefused ||
         hasCode(error, "snapshot_lost");
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
@@ -435,14 +454,14 @@ async function confirmDependencies(
   );
 }
 
-async function openReader(
+/** Lets a new session read a table in the snapshot. */
+async function beginReading(
   config: Config,
-  connection: ConnectionOptions,
+  session: Session,
   table: SourceTable,
   holder: Session,
   snapshotId: string,
 ): Promise<Session> {
-  const session = await Session.open(holder.config, connection);
   const lock = lockSql(table);
   const adopt = `set transaction snapshot ${literal(snapshotId)}`;
   const isLockedFirst = isLockable(table.kind);

@@ -6,7 +6,11 @@ import {
 } from "@std/assert";
 import { startPostgres } from "../support/own_server.ts";
 import { parseConfig } from "../../src/config/config.ts";
-import { openWhenFree, Session } from "../../src/postgres/session.ts";
+import {
+  openWhenFree,
+  Session,
+  SpareSessions,
+} from "../../src/postgres/session.ts";
 import { asServiceError } from "../../src/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { spawnProgram } from "../support/program.ts";
@@ -15,6 +19,11 @@ import { until } from "../support/server.ts";
 
 const ROWS = { deals: 20, leads: 20 };
 const ONCE = { RETRY_ATTEMPTS: "1" };
+const CONNECTION = {
+  applicationName: "free",
+  connectTimeoutSeconds: 10,
+  stallTimeoutSeconds: 60,
+};
 const M_DATA = "create schema m_data authorization $loader;";
 const LEAD = `${M_DATA} create table m_data.marketing_qualified_lead (
   mql_id text, first_contact_date timestamptz, landing_page_id text, origin text);
@@ -209,20 +218,36 @@ for (
   });
 }
 
+Deno.test("SpareSessions.take() leaves out sessions that could not log in or have ended", async () => {
+  await using db = await createDatabases({});
+  const { olist } = parseConfig(db.environment, Deno.readTextFileSync);
+  const open = () => Session.open(olist, CONNECTION);
+  const spare = new SpareSessions();
+  const ended = await open();
+  spare.add(Promise.reject(new Error("refused")));
+  spare.add(ended);
+  await db.source.unsafe(`select pg_terminate_backend(${ended.pid})`);
+  await ended.ended;
+  assertEquals(await spare.take(), undefined);
+  const [one, other] = [await open(), await open()];
+  spare.add(one);
+  assertEquals(await spare.take(), one);
+  spare.add(one);
+  spare.add(other);
+  await spare.close();
+  assertEquals([one, other].filter(({ failure }) => !failure), []);
+  assertEquals(await spare.take(), undefined);
+});
+
 Deno.test("openWhenFree() waits for a session that it does not know", async () => {
   await using db = await createDatabases({});
   await db.source.unsafe(`alter role "${db.reader}" connection limit 1`);
   const { olist } = parseConfig(db.environment, Deno.readTextFileSync);
-  const options = {
-    applicationName: "free",
-    connectTimeoutSeconds: 10,
-    stallTimeoutSeconds: 60,
-  };
-  const held = await Session.open(olist, options);
+  const held = await Session.open(olist, CONNECTION);
   let refusals = 0;
   await using _ = await openWhenFree(async () => {
     try {
-      return await Session.open(olist, options);
+      return await Session.open(olist, CONNECTION);
     } catch (error) {
       refusals++;
       void held.close();
