@@ -72,7 +72,7 @@ export const ERRORS = {
   ),
   server_too_old: misconfigured("Use PostgreSQL 14 or newer."),
   connection_lost: transient(
-    "Look for a restart of the server or a terminated backend. The next load starts clean.",
+    "Look for a restart of the server, a terminated backend, or a long pause of this process. The next load starts clean.",
   ),
   stalled: transient(
     "Check the network between the service and the server, or raise STALL_TIMEOUT.",
@@ -153,7 +153,7 @@ export const ERRORS = {
     "Load again: the connection that held the service's lock was lost.",
   ),
   interrupted: failure(
-    "Load again: the process ended before the load was done.",
+    "Load again: the process ended or was suspended before the load was done.",
   ),
   terminated: kind(143, 503)("Load again: the process was stopped."),
   draining: kind(75, 503)("Retry in a moment: the service is shutting down."),

@@ -55,8 +55,8 @@ export async function closeAbandonedRuns(
     const error = new ServiceError(
       "interrupted",
       run.state === "queued"
-        ? `Run ${run.id} did not start before its callers were gone`
-        : `Run ${run.id} was interrupted: the process that ran it is gone`,
+        ? `Run ${run.id} did not start before the maximum wait of its callers was over`
+        : `Run ${run.id} was interrupted: the process that ran it ended or was suspended`,
     );
     if (!await closeUnfinished(queryable, run, error, 1, config)) continue;
     closed.push(run.id);

@@ -60,15 +60,24 @@ Deno.test("health --service exits with 69 for an unhealthy service, a missing on
       "Cannot reach the service on http://127.0.0.1:",
     );
   }
-  for (const body of ['{"status":"UP"}', '{"status":404}', "null", "<html>"]) {
+  const endless = () =>
+    new ReadableStream({
+      pull: (controller) => controller.enqueue(new Uint8Array(2 ** 20)),
+    });
+  for (
+    const body of [
+      ...['{"status":"UP"}', '{"status":404}', "null", "<html>"],
+      endless,
+    ]
+  ) {
     await using other = Deno.serve(
       { hostname: "127.0.0.1", port: 0, onListen() {} },
-      () => new Response(body),
+      () => new Response(typeof body === "string" ? body : body()),
     );
     const { code, stderr } = await runProgram(["health", "--service"], {
       PORT: String(other.addr.port),
     });
-    assertEquals(code, 69, body);
+    assertEquals(code, 69, stderr);
     assertStringIncludes(stderr, "/health: another program answered.");
   }
 });

@@ -34,7 +34,7 @@ export async function writeHistory(
         'Cannot load closed_deal: column "won_date" is missing in marketing.closed_deals.',
         'Add the column to the source table, or restore its name.', 'source_column_missing'),
       ('marketing_qualified_lead', 8000, 0.9, i * 29 % 11, state = 'interrupted',
-        'Run was interrupted: the process that ran it is gone.',
+        'Run was interrupted: the process that ran it ended or was suspended.',
         'The process that ran the load ended before it was done; load again.', 'interrupted')
     ) t (name, base, share, kind, failed, message, remedy, code),
     lateral (select case when i = 0 then 'full' when kind < 3 then 'unchanged' else 'delta' end as mode) m,

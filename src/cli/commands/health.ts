@@ -8,6 +8,9 @@ import type { Command } from "../command.ts";
 /** Seconds within which a running service must answer. Its checks take up to 2. */
 const SERVICE_TIMEOUT_SECONDS = 4;
 
+/** Maximum length of the answer of a service, in characters. Another program may send more. */
+const MAX_ANSWER_LENGTH = 100_000;
+
 /** The answer of a service. Without the token, and without databases, it has no checks. */
 interface ServiceHealth extends Partial<Pick<Health, "checks">> {
   readonly status: Health["status"] | "live";
@@ -106,7 +109,11 @@ function parseHealth(text: string): ServiceHealth {
   } catch {
     // Other programs answer without JSON.
   }
-  throw new Error("another program answered");
+  throw otherProgram();
+}
+
+function otherProgram(): Error {
+  return new Error("another program answered");
 }
 
 /** Returns the body at a URL. Unlike `fetch`, it never uses a proxy, which would see the token. */
@@ -123,7 +130,10 @@ async function getDirectly(
     get(url, { headers, signal, agent }, (response) => {
       let text = "";
       response.setEncoding("utf8");
-      response.on("data", (part: string) => text += part);
+      response.on("data", (part: string) => {
+        text += part;
+        if (text.length > MAX_ANSWER_LENGTH) response.destroy(otherProgram());
+      });
       response.on("end", () => done(text));
       response.on("error", fail);
     }).on("error", fail);
