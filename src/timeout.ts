@@ -1,5 +1,5 @@
 /**
- * Timeouts that do not count the time in which this process is suspended or busy.
+ * Timeouts that hardly count the time in which this process is suspended or busy.
  *
  * @module
  */
@@ -10,20 +10,25 @@ const PART_MILLISECONDS = 1000;
 /** Milliseconds after which a timer is late. The process was suspended or busy then. */
 const LATE_MILLISECONDS = 500;
 
+/** What a part with a pause counts. So a process that is always busy ends its waits, too. */
+const LATE_SHARE = 1 / 4;
+
 /**
  * Calls back after the time, unless the result is disposed of before.
  *
  * After a pause of the process, timers end before it reads what it received
- * meanwhile. So a part of the timeout with a pause does not count, and begins again.
+ * meanwhile. So a part of the timeout with a pause counts only in part.
  */
 export function startTimeout(seconds: number, call: () => void): Disposable {
   let left = seconds * 1000;
+  const whole = Math.min(left, PART_MILLISECONDS);
   let timer: ReturnType<typeof setTimeout>;
   const startPart = () => {
-    const part = Math.min(left, PART_MILLISECONDS);
+    const part = Math.min(left, whole);
     const due = performance.now() + part;
     timer = setTimeout(() => {
-      if (performance.now() - due < LATE_MILLISECONDS) left -= part;
+      const isLate = performance.now() - due >= LATE_MILLISECONDS;
+      left -= isLate ? whole * LATE_SHARE : part;
       if (left > 0) startPart();
       else call();
     }, part);
