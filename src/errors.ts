@@ -101,7 +101,7 @@ export const ERRORS = {
   ),
   source_unpopulated: failure("Run REFRESH MATERIALIZED VIEW in the source."),
   target_incompatible: failure(
-    "Restore the columns of the table, or run `schema recreate`, which replaces the table.",
+    "Restore the columns of the table, or run `load --recreate --table NAME`, which replaces the table.",
   ),
   target_inherited: failure(
     "Detach the tables that inherit from it with ALTER TABLE … NO INHERIT …: a load would delete their rows.",
@@ -128,7 +128,7 @@ export const ERRORS = {
     "Look for triggers or rules that change rows of the target. Look for random() or a similar function in a source view or in TABLES_FILE. The target was rolled back.",
   ),
   would_shrink: failure(
-    'Check the source, and `where` of the table. To remove the rows, load with --allow-shrink, or send {"allow_shrink": true} to POST /load.',
+    'Check the source, and `where` of the table. To remove the rows, run `load --allow-shrink --table NAME`, or send {"allow_shrink": true, "tables": ["NAME"]} to POST /load.',
   ),
   check_failed: failure(
     "Correct the rows in the source, or the check in TABLES_FILE. Where a check takes too long, raise CHECK_TIMEOUT. The target keeps its old rows.",

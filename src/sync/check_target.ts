@@ -122,7 +122,7 @@ export function checkWritable(
       `column ${column} of ${name} in the warehouse is generated, and a load writes every column`,
       `Run ALTER TABLE ${
         qualified(table.target)
-      } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`schema recreate\`, which replaces the table.`,
+      } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`load --recreate --table NAME\`, which replaces the table.`,
     );
   }
   if (found.obstructingRules.length > 0) {

@@ -294,7 +294,7 @@ Deno.test("load --recreate replaces a table with other columns", async () => {
     refused.json.error,
     `column "mql_id" of m_data.closed_deal`,
   );
-  assertStringIncludes(refused.json.error, "schema recreate");
+  assertStringIncludes(refused.json.error, "load --recreate --table NAME");
   const dry = await runJson(["load", "--dry-run"], db.environment);
   assertEquals(dry.json.tables[0].code, "target_incompatible");
   const recreated = await runJson(

@@ -110,7 +110,7 @@ const CASES: readonly Case[] = [
     code: "target_incompatible",
     says: [
       `column "has_gtin" is missing in m_data.closed_deal`,
-      "schema recreate",
+      "load --recreate --table NAME",
     ],
   },
   {
@@ -130,7 +130,7 @@ const CASES: readonly Case[] = [
       `${CLOSED_DEAL} alter table m_data.closed_deal add column note text`,
     exit: 1,
     code: "target_incompatible",
-    says: [`has a column "note"`, "schema recreate"],
+    says: [`has a column "note"`, "load --recreate --table NAME"],
   },
   {
     name: "a view in place of a target",

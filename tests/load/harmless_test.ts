@@ -53,8 +53,11 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
     const [entry] = json.details?.results ?? json.tables;
     assertEquals(entry.code, "would_shrink", JSON.stringify(json));
     assertStringIncludes(entry.error, reason);
-    assertStringIncludes(entry.error, "--allow-shrink");
-    assertStringIncludes(entry.error, '{"allow_shrink": true}');
+    assertStringIncludes(entry.error, "--allow-shrink --table NAME");
+    assertStringIncludes(
+      entry.error,
+      '{"allow_shrink": true, "tables": ["NAME"]}',
+    );
     assertEquals(await rows("items"), before);
     return json;
   };
