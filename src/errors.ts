@@ -88,20 +88,20 @@ export const ERRORS = {
     "Wait for the session that holds an ACCESS EXCLUSIVE lock, or end it with pg_terminate_backend (see pg_locks). Raise LOCK_TIMEOUT if loads often wait for it.",
   ),
   source_table_missing: failure(
-    "Create the table, or point OLIST_DB_* at the database that has it.",
+    "Create the table, correct its name in TABLES_FILE, or point OLIST_DB_* at the database that has it.",
   ),
   source_column_missing: failure(
-    "Add the column to the source table, or restore its name.",
+    "Add the column to the source table, restore its name, or correct TABLES_FILE.",
   ),
   source_column_incompatible: failure(
-    "Restore the type of the source column, or replace the table by a view with the right type.",
+    "Restore the type of the source column, or replace the table by a view with the right type. In TABLES_FILE, declare another type or an expression.",
   ),
   source_foreign: failure(
     "Copy the foreign rows into a table or a materialized view of the source. Or point OLIST_DB_* at the database that has them.",
   ),
   source_unpopulated: failure("Run REFRESH MATERIALIZED VIEW in the source."),
   target_incompatible: failure(
-    "Restore the columns of the table, or run `load --recreate --table NAME`, which replaces the table.",
+    "Give the table the declared columns, or run `load --recreate --table NAME`, which replaces the table.",
   ),
   target_inherited: failure(
     "Detach the tables that inherit from it with ALTER TABLE … NO INHERIT …: a load would delete their rows.",

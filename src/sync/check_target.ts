@@ -41,8 +41,8 @@ function hasType(printed: string, declared: TypeName): boolean {
  */
 export function checkTarget(table: Table, found: FoundTarget): void {
   const name = formatRelation(table.target);
-  const fail = (what: string) => {
-    throw tableError(table.name, "target_incompatible", what);
+  const fail = (what: string, remedy?: string) => {
+    throw tableError(table.name, "target_incompatible", what, remedy);
   };
   checkKind(table, found);
   checkChildren(table, found);
@@ -51,6 +51,7 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       `${name} in the warehouse has foreign partitions, and another server commits those separately: ${
         found.foreignParts.join(", ")
       }`,
+      `Detach them with ALTER TABLE ${name} DETACH PARTITION ….`,
     );
   }
   for (const column of table.columns) {

@@ -65,7 +65,7 @@ Deno.test("load refuses a partitioned target with a foreign partition, and write
     assertEquals(code, 1, stdout);
     assertStringIncludes(
       stderr + stdout,
-      "has foreign partitions, and another server commits those separately: m_data.there",
+      "has foreign partitions, and another server commits those separately: m_data.there. Detach them with ALTER TABLE m_data.marketing_qualified_lead DETACH PARTITION …",
     );
   }
   const [row] = await db.warehouse.unsafe(
