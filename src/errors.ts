@@ -116,7 +116,7 @@ export const ERRORS = {
     "Grant the source role SELECT on the source tables. Grant the warehouse role CREATE on its database, or ownership of the target tables.",
   ),
   value_invalid: failure(
-    "Correct the value in the source. The target cannot hold it.",
+    "Correct the value in the source, or the type or expression in TABLES_FILE.",
   ),
   constraint_violated: failure(
     "Correct the rows in the source, or drop the constraint or trigger of the target that refuses them.",

@@ -103,7 +103,7 @@ export const VARIABLES = {
   ),
   SHOW_ROWS: boolean(
     false,
-    "Store the first rows that a load changes in tables with a `key`, and show them on the page of the run",
+    "Store the first changed rows of tables with a `key`, and show them on the page of the run",
   ),
   LOAD_TIMEZONE: timezone(
     "UTC",
