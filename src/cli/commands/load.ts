@@ -50,7 +50,7 @@ export const loadCommand: Command = {
       allowed: ["auto", "full"],
       description: "auto copies rows that differ, full copies all rows",
     },
-    atomic: { description: "All tables become visible together or not at all" },
+    atomic: { description: "Make all tables visible together or not at all" },
     recreate: { description: "Drop the target tables and create them again" },
     "allow-shrink": {
       description:

@@ -3,7 +3,8 @@ import type { Command } from "../command.ts";
 
 export const serveCommand: Command = {
   name: "serve",
-  summary: "Serves the HTTP API and loads by schedule until a signal stops it.",
+  summary:
+    "Serves the HTTP API and the dashboard, and loads on a schedule, until a signal stops it.",
   flags: {},
   run: (context) => context.serve(),
 };

@@ -31,7 +31,7 @@ export const verifyCommand: Command = {
     },
     "against-mara": {
       description:
-        "Explain differences by the habits of the Mara pipeline that loaded the tables. Exits with 1 when others remain",
+        "Explain differences that the Mara pipeline caused when it loaded the tables. Exits with 1 if others remain",
     },
     "mara-timezone": {
       value: "ZONE",
