@@ -85,7 +85,7 @@ for (const side of SIDES) {
   });
 }
 
-Deno.test.only(
+Deno.test(
   "a load that is suspended for longer than its timeouts continues",
   async () => {
     await using db = await copyLoaded();
