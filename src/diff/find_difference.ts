@@ -22,7 +22,7 @@ import {
 } from "./queries.ts";
 import { type HashMethod, rowHash } from "./row_hash.ts";
 import { HashList } from "./hash_list.ts";
-import { RowMatcher, RowSet, type SideName } from "./row_matcher.ts";
+import { type Part, RowMatcher, RowSet, type SideName } from "./row_matcher.ts";
 import type { Column, Table } from "../tables/declaration.ts";
 
 /** One side of a comparison: a session that sees the rows, and their table. */
@@ -56,11 +56,11 @@ export interface Compared {
 /** The rows that a delta deletes from the target and copies from the source. */
 export interface Selection {
   /** Returns SQL for FROM. It takes much memory, so it is made where it is sent. */
-  readonly source: () => string;
+  readonly source: (part?: Part) => string;
   /** Returns an SQL condition. */
-  readonly target: () => string;
-  /** Number of rows to copy. */
-  readonly rows: number;
+  readonly target: (part?: Part) => string;
+  /** Number of rows to delete and to copy. */
+  readonly rows: Readonly<Record<SideName, number>>;
 }
 
 /**
@@ -280,33 +280,53 @@ export function fingerprintOf(row: Row): Fingerprint {
   return { count: Number(row.count), checksum: row.checksum };
 }
 
-/** Selects the rows that differ, at most `maxRows` of each side. */
+/** Maximum number of rows that a statement names by their ctids, and by their hashes. */
+const MAX_CTIDS = 2 ** 14;
+const MAX_HASHES = 2 ** 18;
+
+/**
+ * Returns the parts of so many rows that one statement each names. A long statement takes
+ * much memory. Each statement that finds rows by hashes reads the whole side.
+ */
+export function partsOf(
+  { hasStableCtid }: Pick<Side, "hasStableCtid">,
+  rows: number,
+): readonly Part[] {
+  const size = hasStableCtid ? MAX_CTIDS : MAX_HASHES;
+  return Array.from(
+    { length: Math.ceil(rows / size) },
+    (_, i) => [i * size, (i + 1) * size],
+  );
+}
+
+/** Selects the rows that differ. */
 export function selectionOf(
   { table: { columns }, source, target, method }: Sides,
   difference: RowDifference,
-  maxRows = Infinity,
 ): Selection {
-  const ctids = (rows: RowSet) => ctidSql(rows.ctids().take(maxRows));
-  const withHashes = ({ relation }: Side, rows: RowSet, values: string[]) =>
-    rowsWithHashesSql(
-      relation,
-      columns,
-      method,
-      rows.hashes().take(maxRows),
-      values,
-    );
+  const withHashes = (
+    { relation }: Side,
+    hashes: Iterable<string>,
+    values: string[],
+  ) => rowsWithHashesSql(relation, columns, method, hashes, values);
   const names = columns.map(({ name }) => identifier(name));
   return {
-    source: () =>
+    source: (part) =>
       source.hasStableCtid
-        ? `${source.relation} where ${ctids(difference.source)}`
-        : withHashes(source, difference.source, names),
-    target: () =>
+        ? `${source.relation} where ${ctidSql(difference.source.ctids(part))}`
+        : withHashes(source, difference.source.hashes(part), names),
+    target: (part) =>
       target.hasStableCtid
-        ? ctids(difference.target)
+        ? ctidSql(difference.target.ctids(part))
         : `(tableoid, ctid) in (select tableoid, ctid from ${
-          withHashes(target, difference.target, ["tableoid", "ctid"])
+          withHashes(target, difference.target.hashes(part), [
+            "tableoid",
+            "ctid",
+          ])
         })`,
-    rows: difference.source.count,
+    rows: {
+      source: difference.source.count,
+      target: difference.target.count,
+    },
   };
 }

@@ -85,16 +85,14 @@ export function rowsWithHashesSql(
   hashes: Iterable<string>,
   values: readonly string[],
 ): string {
-  const list = [...hashes];
+  const list = joined(hashes);
   const hash = rowHash(columns, method);
   return `(select ${values} from (
       select ${values}, ${hash} as "hash of the row",
         pg_catalog.row_number() over (partition by ${hash}) as "number of the row"
-      from ${from} where ${hashSql(hash, list)}) rows
+      from ${from} where (${hash}) = any ('{${list}}'::int8[])) rows
     join (select hash, pg_catalog.count(*) as needed
-      from pg_catalog.unnest('{${
-    joined(list)
-  }}'::int8[]) hash group by hash) hashes
+      from pg_catalog.unnest('{${list}}'::int8[]) hash group by hash) hashes
       on hash = "hash of the row" and "number of the row" <= needed) chosen`;
 }
 

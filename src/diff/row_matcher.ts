@@ -34,6 +34,11 @@ const OF_TARGET = 0x8000;
 /** The stored item number of a row that was canceled. PostgreSQL has no such item. */
 const CANCELED = 0xffff;
 
+/** Some of the rows of a {@linkcode RowSet}, by their position. The end is not included. */
+export type Part = readonly [from: number, to: number];
+
+const ALL: Part = [0, Infinity];
+
 /** Rows that one side has more often than the other one. */
 export class RowSet {
   #count = 0;
@@ -59,14 +64,16 @@ export class RowSet {
     this.#items[this.#count++] = item;
   }
 
-  /** Returns the hash of each row, in decimal. */
-  *hashes(): Generator<string> {
-    for (let i = 0; i < this.#count; i++) yield this.#hash(i).toString();
+  /** Returns the hash of each row of the part, in decimal. */
+  *hashes([from, to]: Part = ALL): Generator<string> {
+    const end = Math.min(to, this.#count);
+    for (let i = from; i < end; i++) yield this.#hash(i).toString();
   }
 
-  /** Returns the ctid of each row. */
-  *ctids(): Generator<string> {
-    for (let i = 0; i < this.#count; i++) {
+  /** Returns the ctid of each row of the part. */
+  *ctids([from, to]: Part = ALL): Generator<string> {
+    const end = Math.min(to, this.#count);
+    for (let i = from; i < end; i++) {
       yield `(${this.#words[3 * i + 2]! >>> 0},${this.#items[i]})`;
     }
   }

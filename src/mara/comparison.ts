@@ -299,15 +299,16 @@ async function findUnexplained(
     }
   }
   const { habits, difference } = nearest!;
-  const { source, target } = selectionOf(
-    nearest!.sides,
-    difference,
-    MAX_EXAMPLES,
-  );
+  const { source, target } = selectionOf(nearest!.sides, difference);
+  const first = [0, MAX_EXAMPLES] as const;
   const { relation } = sides.target;
   const [missingKeys, surplusKeys] = await Promise.all([
-    firstColumn(sides, sides.source.session, source()),
-    firstColumn(sides, sides.target.session, `${relation} where ${target()}`),
+    firstColumn(sides, sides.source.session, source(first)),
+    firstColumn(
+      sides,
+      sides.target.session,
+      `${relation} where ${target(first)}`,
+    ),
   ]);
   return {
     habits,

@@ -186,7 +186,7 @@ export function sendCopy<S extends Readable | Writable>(
   const stream = Promise.withResolvers<S>();
   const done = Promise.withResolvers<number>();
   const query = client.unsafe(statement.padEnd(MIN_WRITE_BYTES)).simple();
-  let isCopy = false;
+  let copy: S | undefined;
   const reject = (error: unknown) => {
     stream.reject(error);
     done.reject(error);
@@ -194,12 +194,16 @@ export function sendCopy<S extends Readable | Writable>(
   Object.assign(query, {
     resolve(value: S | { count: number }) {
       if ("pipe" in value) {
-        isCopy = true;
+        copy = value as S;
         // `done` reports the same error. Without a listener it would end the process.
         value.on("error", () => {});
-        stream.resolve(value as S);
-      } else if (isCopy) done.resolve(value.count);
-      else reject(new Error("the server answered COPY without a COPY"));
+        stream.resolve(copy);
+      } else if (copy) {
+        const resolve = () => done.resolve(value.count);
+        // The driver closes the stream of rows for the server with one message more. It must not reach the next COPY.
+        if ("writable" in copy && !copy.closed) copy.once("close", resolve);
+        else resolve();
+      } else reject(new Error("the server answered COPY without a COPY"));
     },
     reject,
   });

@@ -197,6 +197,8 @@ Deno.test("sendCopy() returns the stream, and the row count after the last row",
   wire.answer = () => join(complete("COPY 1"), READY);
   writer.end();
   assertEquals(await back.done, 1);
+  // A server ignores the message outside of a COPY. It would end the next one.
+  assertEquals(wire.written.at(-1)!.subarray(0, 1).toString(), "f");
   closeNow(client);
 });
 

@@ -13,12 +13,14 @@ import { identifier, qualified } from "../postgres/sql.ts";
 import {
   compareContent,
   fingerprintOf,
+  partsOf,
   type Plan,
   type Selection,
   selectionOf,
   type Sides,
   wholeFingerprint,
 } from "../diff/find_difference.ts";
+import type { Part } from "../diff/row_matcher.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
 import { ServiceError } from "../errors.ts";
 import type { Fingerprint, PlanMode } from "../diff/fingerprint.ts";
@@ -427,22 +429,35 @@ async function apply(
   const measure = async () =>
     needsFingerprint ? await wholeFingerprint(source, sides) : known;
   const copy = async (relation: string, measured: Fingerprint | undefined) => {
-    clock.enter("copy", selected?.rows ?? measured?.count ?? null);
-    if (selected?.rows === 0) {
-      return { bytesCopied: 0, rowsInserted: 0, source: known! };
-    }
-    const copied = await writeTo(session, target, () =>
-      copyRows(
+    clock.enter("copy", selected?.rows.source ?? measured?.count ?? null);
+    const copied = { rows: 0, bytes: 0, sourceRows: 0 };
+    const copyFrom = async (rows: string) => {
+      const { rows: before, bytes } = copied;
+      const more = await copyRows(
         source.session,
-        `select ${table.columns.map(castToTarget)} from ${
-          selected?.source() ?? source.relation
-        }`,
+        `select ${table.columns.map(castToTarget)} from ${rows}`,
         session,
         `${relation} (${table.columns.map((c) => identifier(c.name))})`,
         table.columns.some(({ isText }) => isText) ? "text" : "binary",
-        clock.moved,
+        (moved) =>
+          clock.moved({
+            rows: before + moved.rows,
+            bytes: bytes + moved.bytes,
+          }),
         target.isNew && target.hasStableCtid,
-      ));
+      );
+      copied.rows += more.rows;
+      copied.bytes += more.bytes;
+      copied.sourceRows += more.sourceRows;
+    };
+    await writeTo(session, target, async () => {
+      if (!selected) return await copyFrom(source.relation);
+      const { rows } = selected;
+      const parts = isInPlace || target.hasNoSideEffects
+        ? partsOf(source, rows.source)
+        : inOnePart(rows.source);
+      for (const part of parts) await copyFrom(selected.source(part));
+    });
     return {
       bytesCopied: copied.bytes,
       rowsInserted: copied.rows,
@@ -484,12 +499,18 @@ async function apply(
   };
 }
 
+/** Returns all rows as one part, for triggers and foreign keys that must see them at once. */
+function inOnePart(rows: number): readonly Part[] {
+  return rows === 0 ? [] : [[0, rows]];
+}
+
 /** Deletes the selected rows of the target, or all rows. */
 async function deleteRows(
   { table, target: { session, hasStableCtid }, method }: Sides,
-  { relation, isNew }: Target,
+  target: Target,
   selected: Selection | undefined,
 ): Promise<{ rows: number; fingerprint?: Fingerprint }> {
+  const { relation, isNew } = target;
   if (isNew) return { rows: 0 };
   if (!selected) {
     return { rows: await session.execute(`delete from ${relation}`) };
@@ -500,11 +521,19 @@ async function deleteRows(
     );
     return { rows };
   }
-  const [row] = await session.scan(
-    deleteSql(relation, table.columns, method, selected.target()),
-  );
-  const fingerprint = fingerprintOf(row!);
-  return { rows: fingerprint.count, fingerprint };
+  let [rows, checksum] = [0, 0n];
+  const parts = target.hasNoSideEffects
+    ? partsOf(target, selected.rows.target)
+    : inOnePart(selected.rows.target);
+  for (const part of parts) {
+    const [row] = await session.scan(
+      deleteSql(relation, table.columns, method, selected.target(part)),
+    );
+    const deleted = fingerprintOf(row!);
+    rows += deleted.count;
+    checksum += BigInt(deleted.checksum);
+  }
+  return { rows, fingerprint: { count: rows, checksum: checksum.toString() } };
 }
 
 /** The result of the verification. */

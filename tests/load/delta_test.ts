@@ -113,6 +113,29 @@ Deno.test("a delta stays small when the first column has one value in all rows",
   );
 });
 
+Deno.test("a delta has any number of rows, although a statement names only some", async () => {
+  await using db = await migratedDatabases();
+  await using context = contextOf(db);
+  await db.source.unsafe(
+    "insert into marketing.marketing_qualified_leads (mql_id, origin) select i::text, 'old' from generate_series(1, 150000) i",
+  );
+  await load(context, "cli", ALL);
+  await db.source.unsafe(
+    "update marketing.marketing_qualified_leads set origin = 'new' where mql_id::int % 15 < 7",
+  );
+  const event = await load(context, "cli", ALL);
+  const [, leads] = event.status === "success" ? event.results.results : [];
+  assertEquals(
+    [leads!.mode, leads!.rows_inserted, leads!.rows_deleted],
+    ["delta", 70_000, 70_000],
+  );
+  const [found] = await db.warehouse.unsafe(
+    `select count(*)::int, count(*) filter (where (origin = 'new') = (mql_id::int % 15 < 7))::int as right
+     from m_data.marketing_qualified_lead`,
+  );
+  assertEquals(found, { count: 150_000, right: 150_000 });
+});
+
 /** Changes between two loads, and the number of rows that a load then copies. */
 const CHANGES: readonly {
   what: string;
