@@ -5,6 +5,7 @@
  * of another user is refused, and only the owner can read a new file. An existing
  * file keeps its mode.
  */
+import { Buffer } from "node:buffer";
 import { constants } from "node:fs";
 import { access } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join } from "node:path";
@@ -30,6 +31,9 @@ const MAX_OPENS = 5;
 
 export const NEWLINE = 10;
 const BLOCK_BYTES = 64 * 1024;
+
+/** Maximum length of a line that is read. No failure of a run is longer. */
+const MAX_LINE_BYTES = 64 * 1024 * 1024;
 
 /**
  * Appends one line under a lock on the file, and syncs it to disk. A last line
@@ -318,9 +322,44 @@ async function lastLine(file: Deno.FsFile, size: number): Promise<Uint8Array> {
   return await readBytes(file, 0, size);
 }
 
-/** Returns the whole file. */
-export async function readAll(file: Deno.FsFile): Promise<Uint8Array> {
-  return await readBytes(file, 0, (await file.stat()).size);
+/** The bytes of a file from `start` up to `end`. */
+interface FilePart {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** A line with its newline. Without its bytes where it is too long. */
+interface Line extends FilePart {
+  readonly bytes: Uint8Array | undefined;
+}
+
+/** Reads the lines of a file of any size. Needs the memory of one line. */
+export async function* readLines(file: Deno.FsFile): AsyncGenerator<Line> {
+  let pieces: Uint8Array[] = [];
+  let start = 0;
+  let end = 0;
+  const take = (): Line => {
+    const isLong = end - start > MAX_LINE_BYTES;
+    const bytes = isLong ? undefined : Buffer.concat(pieces);
+    const line = { start, end, bytes };
+    pieces = [];
+    start = end;
+    return line;
+  };
+  while (true) {
+    const block = await readBytes(file, end, BLOCK_BYTES);
+    for (let from = 0; from < block.length;) {
+      const newline = block.indexOf(NEWLINE, from);
+      const to = newline < 0 ? block.length : newline + 1;
+      end += to - from;
+      if (end - start > MAX_LINE_BYTES) pieces = [];
+      else pieces.push(block.subarray(from, to));
+      if (newline >= 0) yield take();
+      from = to;
+    }
+    if (block.length < BLOCK_BYTES) break;
+  }
+  if (end > start) yield take();
 }
 
 async function readBytes(
@@ -339,14 +378,27 @@ async function readBytes(
   return bytes.subarray(0, read);
 }
 
-/** Replaces the content by a part of it, in the old order. A crash in between keeps that part. */
+/** Replaces the content by parts of it, in the old order. A crash in between keeps these parts. */
 export async function keepOnly(
   file: Deno.FsFile,
-  rest: Uint8Array,
+  parts: readonly FilePart[],
 ): Promise<void> {
-  await file.seek(0, Deno.SeekMode.Start);
-  await writeAll(file, rest);
-  await file.truncate(rest.length);
+  let to = 0;
+  for (const { start, end } of parts) {
+    for (let from = start; from < end;) {
+      const bytes = await readBytes(
+        file,
+        from,
+        Math.min(BLOCK_BYTES, end - from),
+      );
+      if (bytes.length === 0) break;
+      await file.seek(to, Deno.SeekMode.Start);
+      await writeAll(file, bytes);
+      from += bytes.length;
+      to += bytes.length;
+    }
+  }
+  await file.truncate(to);
   await file.sync();
 }
 

@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { Buffer } from "node:buffer";
 import type { Queryable } from "../postgres/sql.ts";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, type ErrorCode } from "../errors.ts";
@@ -26,7 +25,7 @@ import {
   appendLine,
   keepOnly,
   NEWLINE,
-  readAll,
+  readLines,
   withFile,
 } from "../append_file.ts";
 
@@ -122,17 +121,19 @@ async function drain(
   path: string,
   log: Logger,
 ): Promise<void> {
-  const rest: Buffer[] = [];
+  const rest: { start: number; end: number }[] = [];
   let drained = 0;
   let foreign = 0;
-  for (const line of linesOf(Buffer.from(await readAll(file)))) {
+  for await (const { bytes, start, end } of readLines(file)) {
     // A line without a text is a hole after a crash.
-    if (line.every((byte) => byte === 0 || byte === NEWLINE)) continue;
-    const failure = parseFailure(line);
+    if (bytes?.every((byte) => byte === 0 || byte === NEWLINE)) continue;
+    const failure = bytes && parseFailure(bytes);
     const result = failure && await record(queryable, failure, log);
     if (result === "recorded") drained++;
     else {
-      rest.push(line);
+      const last = rest.at(-1);
+      if (last?.end === start) last.end = end;
+      else rest.push({ start, end });
       if (result !== "waiting") foreign++;
     }
   }
@@ -142,23 +143,16 @@ async function drain(
       { path, count: foreign },
     );
   }
-  if (drained > 0) await keepOnly(file, Buffer.concat(rest));
-}
-
-/** Yields each line with its newline, as bytes, so that a foreign line keeps its encoding. */
-function* linesOf(content: Buffer): Generator<Buffer> {
-  for (let start = 0; start < content.length;) {
-    const newline = content.indexOf(NEWLINE, start);
-    const end = newline < 0 ? content.length : newline + 1;
-    yield content.subarray(start, end);
-    start = end;
-  }
+  if (drained > 0) await keepOnly(file, rest);
 }
 
 /** Returns the failure in a line, or `undefined` for a torn or foreign line. */
-function parseFailure(line: Buffer): SpooledFailure | undefined {
+function parseFailure(line: Uint8Array): SpooledFailure | undefined {
+  // To parse each line of a large file of other data takes long.
+  if (line[0] !== "{".charCodeAt(0)) return undefined;
   try {
-    const failure = JSON.parse(line.toString()) as SpooledFailure;
+    const text = new TextDecoder().decode(line);
+    const failure = JSON.parse(text) as SpooledFailure;
     const { run, event } = failure;
     return run.id === event.run_id ? failure : undefined;
   } catch {

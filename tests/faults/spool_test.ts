@@ -35,6 +35,31 @@ Deno.test("a failure without the warehouse is spooled, and recorded once by the 
       ]);
       assertEquals(JSON.parse(rows[0]!.payload), spooled.event);
     }
+
+    // Other data is not held in memory, and keeps its place.
+    const size = 2 ** 29;
+    const other = "other data\n";
+    await Deno.writeTextFile(spool, `${line}x`);
+    await Deno.truncate(spool, size);
+    await Deno.writeTextFile(spool, `\n${line}${other}`, { append: true });
+    const before = Deno.memoryUsage().rss;
+    let most = before;
+    const timer = setInterval(
+      () => most = Math.max(most, Deno.memoryUsage().rss),
+      5,
+    );
+    const { code, stderr } = await runJson(["load"], environment);
+    clearInterval(timer);
+    assertEquals(code, 0, stderr);
+    assertStringIncludes(stderr, "Cannot read 2 lines of the spool");
+    assert(most - before < size / 2, `${most - before} bytes`);
+    const length = size - line.length + 1 + other.length;
+    assertEquals((await Deno.stat(spool)).size, length);
+    using file = await Deno.open(spool);
+    await file.seek(-other.length, Deno.SeekMode.End);
+    const end = new Uint8Array(other.length);
+    await file.read(end);
+    assertEquals(new TextDecoder().decode(end), other);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
