@@ -15,7 +15,7 @@ import {
   type ServerErrorFields,
 } from "./driver.ts";
 import { address, hostsOf, variable } from "./address.ts";
-import { isOtherServerNeeded } from "./errors.ts";
+import { isOtherServerNeeded, namingVariables } from "./errors.ts";
 import { Line, type LineOptions } from "./line.ts";
 import { type Credentials, credentialsOf } from "./login.ts";
 import type { Row } from "./sql.ts";
@@ -103,11 +103,12 @@ async function readCredentials(config: DatabaseConfig): Promise<Credentials> {
   try {
     password = config.password.read();
   } catch (error) {
-    throw new ServiceError(
+    const failure = new ServiceError(
       "authentication_failed",
       `Cannot log in to ${address(config)}: ${(error as Error).message}`,
       { cause: error },
     );
+    throw namingVariables(failure, config);
   }
   return await credentialsOf(password);
 }

@@ -6,7 +6,7 @@
 import type { DatabaseConfig } from "../config/config.ts";
 import { maskOfDatabase } from "../config/secrets.ts";
 import { hasCode, ServiceError } from "../errors.ts";
-import { address } from "./address.ts";
+import { address, variable } from "./address.ts";
 import {
   isServerError,
   serverError,
@@ -173,11 +173,26 @@ function isTlsFailure(
     name === "InvalidData";
 }
 
+/** Returns the failure with a remedy that names the variables of this database. */
+export function namingVariables(
+  failure: ServiceError,
+  config: DatabaseConfig,
+): ServiceError {
+  const remedy = failure.remedy.replaceAll("*_DB_", variable(config, ""));
+  return remedy === failure.remedy
+    ? failure
+    : failure.with({ remedy, cause: failure.cause });
+}
+
 /** Translates an error during connecting. A lost connection counts as one that failed to open. */
 export function asConnectFailure(
   error: unknown,
   config: DatabaseConfig,
 ): ServiceError {
+  return namingVariables(connectFailure(error, config), config);
+}
+
+function connectFailure(error: unknown, config: DatabaseConfig): ServiceError {
   const known = toServiceError(error, config);
   const cause = known.cause as { code?: string; message?: string } | undefined;
   // The server sent no error. A timeout has no cause, and is reported unchanged.

@@ -17,7 +17,7 @@ import { ServiceError } from "../errors.ts";
 import { startTimeout } from "../timeout.ts";
 import { closedError, guardSocket } from "./driver.ts";
 import { address, variable } from "./address.ts";
-import { asConnectFailure, checkVersion } from "./errors.ts";
+import { asConnectFailure, checkVersion, namingVariables } from "./errors.ts";
 import { NOT_POSTGRES, ServerGuard } from "./guard.ts";
 import type { Credentials } from "./login.ts";
 
@@ -246,11 +246,12 @@ function readTlsOptions(config: DatabaseConfig): tls.ConnectionOptions {
       ...(sslRootCertificate ? { ca: sslRootCertificate() } : {}),
     };
   } catch (error) {
-    throw new ServiceError(
+    const failure = new ServiceError(
       "tls_failed",
       `Cannot connect to ${address(config)}: ${(error as Error).message}`,
       { cause: error },
     );
+    throw namingVariables(failure, config);
   }
 }
 

@@ -123,7 +123,7 @@ testWith(
       } catch (error) {
         const { code, line } = asServiceError(error);
         assert(!line.includes("hunter2"), line);
-        if (code === "tls_failed") assertStringIncludes(line, "*_DB_SSLMODE");
+        if (code === "tls_failed") assertStringIncludes(line, "DWH_DB_SSLMODE");
         return `${code}: ${line}`;
       }
     }
