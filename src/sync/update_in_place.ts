@@ -105,7 +105,8 @@ function hasUniqueIndex(
       -- The index of a parent does not cover its children.
       and (c.relkind = 'p' or not c.relhassubclass)
       and ${key.length} = (select pg_catalog.count(*) from pg_catalog.pg_attribute a
-        where a.attrelid = c.oid and a.attnotnull
+        where a.attrelid = c.oid and a.attnotnull and not exists (select from pg_catalog.pg_constraint k
+          where k.conrelid = c.oid and k.contype = 'n' and not k.convalidated and a.attnum = any (k.conkey))
           and (a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod)) in (${typed}))
       and x.indnkeyatts = (select pg_catalog.count(*) from pg_catalog.pg_attribute a
         where a.attrelid = c.oid and a.attname in (${names})

@@ -282,7 +282,11 @@ Deno.test("load refuses a key that does not identify the rows of the snapshot", 
     db,
     `insert into ec.twice select id, text from ec.twice where id < 8;
      insert into ec.empty values (null, 'y'); insert into ec.parent values (1, 'a');
-     insert into ec.child values (1, 'b')`,
+     insert into ec.child values (1, 'b');
+     -- PostgreSQL 18 marks the column as NOT NULL, although it has a NULL.
+     do $$ begin if pg_catalog.current_setting('server_version_num')::int >= 180000 then
+       execute 'alter table ec.empty add constraint filled not null id not valid';
+     end if; end $$`,
   );
   const told = await loadTables(context, tables);
   const [twice, ...others] = told.map((entry) =>
