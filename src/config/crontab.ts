@@ -49,7 +49,9 @@ export function nextTick(
   return cronOf(schedule).nextRun(now) ?? undefined;
 }
 
-/** Returns whether the schedule has a tick in the minute that begins at `minute`. */
-export function isTick(schedule: string, minute: Date): boolean {
-  return cronOf(schedule).match(minute);
+/** Returns the last tick of the schedule up to `now`. */
+export function lastTick(schedule: string, now: Date): Date | undefined {
+  const minute = Math.floor(now.getTime() / 60_000) * 60_000;
+  // It returns ticks before a second. A tick is the first second of its minute.
+  return cronOf(schedule).previousRuns(1, new Date(minute + 1000))[0];
 }

@@ -1,6 +1,6 @@
 /** The schedule: loads at every tick of LOAD_SCHEDULE. */
 import type { Logger } from "@logtape/logtape";
-import { isTick } from "../config/crontab.ts";
+import { lastTick } from "../config/crontab.ts";
 import type { Config } from "../config/config.ts";
 import type { Dispatcher } from "./dispatcher.ts";
 import { asServiceError } from "../errors.ts";
@@ -25,24 +25,37 @@ export function startSchedule(
   const { loadSchedule } = context.config;
   if (!loadSchedule) return;
   // A retry would load at an unplanned time. The next tick follows anyway.
+  let checkedAt = new Date();
   void Deno.cron(
     "load",
     "* * * * *",
     { signal, backoffSchedule: [] },
-    () => runMinute(context, loadSchedule, new Date()),
+    async () => {
+      const now = new Date();
+      const since = checkedAt;
+      checkedAt = now;
+      await runDue(context, loadSchedule, since, now);
+    },
   );
   context.log.info("Loads are scheduled: {schedule} (UTC)", {
     schedule: loadSchedule,
   });
 }
 
-/** Loads if the schedule has a tick at the minute that `now` is in. Never throws. */
-export async function runMinute(
+/**
+ * Loads if the schedule has a tick in the minute of `now`, or after `since`. The process
+ * may have been suspended or busy at that tick. Never throws.
+ */
+export async function runDue(
   context: TriggerContext,
   schedule: string,
+  since: Date,
   now: Date,
 ): Promise<void> {
-  if (isTick(schedule, minuteOf(now))) await runTick(context, now);
+  const tick = lastTick(schedule, now);
+  // The clock may have been set back after `since`.
+  const isDue = tick && (tick > since || tick >= minuteOf(now));
+  if (isDue) await runTick(context, tick);
 }
 
 function minuteOf(time: Date): Date {

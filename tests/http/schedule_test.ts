@@ -1,6 +1,6 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Dispatcher } from "../../src/service/dispatcher.ts";
-import { runMinute, runTick } from "../../src/service/schedule.ts";
+import { runDue, runTick } from "../../src/service/schedule.ts";
 import { contextOf, migratedDatabases } from "../support/databases.ts";
 import { runProgram } from "../support/program.ts";
 import { startServer, until } from "../support/server.ts";
@@ -49,20 +49,41 @@ Deno.test("two replicas with one schedule run one load per tick, and skip a tick
   for (const { dispatcher } of replicas) await dispatcher.drain(5);
 });
 
-Deno.test("runMinute() loads only at a tick of the schedule", async () => {
+Deno.test("runDue() loads at a tick of the schedule, also when the process was suspended then", async () => {
   await using db = await migratedDatabases({ rows: { deals: 2, leads: 2 } });
   await using context = contextOf(db);
   const dispatcher = new Dispatcher(context);
   const trigger = { config: context.config, log: context.log, dispatcher };
-  for (const time of ["05:59:59", "06:00:59", "06:01:00"]) {
-    await runMinute(trigger, "0 6 * * *", new Date(`2126-01-01T${time}Z`));
+  let since = new Date("2126-01-01T05:58:59Z");
+  for (
+    const time of [
+      ...["01T05:59:59", "01T06:00:59", "01T06:01:00"],
+      // Without a wake at three ticks.
+      ...["04T07:30:00", "04T07:31:00"],
+      // After a change of the clock.
+      "02T06:00:10",
+    ]
+  ) {
+    const now = new Date(`2126-01-${time}Z`);
+    await runDue(trigger, "0 6 * * *", since, now);
+    await until("no run is open", async () => {
+      const open = await db.warehouse.unsafe(
+        "select from marketing_data_service.run where finished_at is null",
+      );
+      return open.length === 0;
+    });
+    since = now;
   }
   await dispatcher.drain(30);
   const rows = await db.warehouse
     .unsafe(
       "select tick::text as tick from marketing_data_service.run order by seq",
     );
-  assertEquals(rows.map((row) => row.tick), ["2126-01-01 06:00:00+00"]);
+  assertEquals(rows.map((row) => row.tick), [
+    "2126-01-01 06:00:00+00",
+    "2126-01-04 06:00:00+00",
+    "2126-01-02 06:00:00+00",
+  ]);
 });
 
 Deno.test("serve refuses a wrong LOAD_SCHEDULE at startup", async () => {
