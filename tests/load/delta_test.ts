@@ -134,6 +134,17 @@ Deno.test("a delta has any number of rows, although a statement names only some"
      from m_data.marketing_qualified_lead`,
   );
   assertEquals(found, { count: 150_000, right: 150_000 });
+
+  // A foreign key must see all rows at once: each row refers to the next one.
+  await db.warehouse.unsafe(
+    `alter table m_data.marketing_qualified_lead add primary key (mql_id),
+       add foreign key (landing_page_id) references m_data.marketing_qualified_lead`,
+  );
+  await db.source.unsafe(
+    `insert into marketing.marketing_qualified_leads (mql_id, landing_page_id)
+     select i::text, nullif(i + 1, 170001)::text from generate_series(150001, 170000) i`,
+  );
+  assertEquals((await load(context, "cli", ALL)).status, "success");
 });
 
 /** Changes between two loads, and the number of rows that a load then copies. */
