@@ -34,6 +34,9 @@ const SHOP = `create schema shop;
   grant usage on schema shop to reader;
   grant select on all tables in schema shop to reader`;
 
+/** Ends the demonstration after a command that printed why it failed. */
+class StepFailed extends Error {}
+
 if (import.meta.main) Deno.exit(await main(Deno.args));
 
 async function main(args: string[]): Promise<number> {
@@ -50,7 +53,11 @@ async function main(args: string[]): Promise<number> {
   await using server = await startPostgres();
   return await Promise.race([
     ended.promise,
-    demonstrate(server, args.includes("--keep")),
+    demonstrate(server, args.includes("--keep")).catch((error) => {
+      if (!(error instanceof StepFailed)) throw error;
+      say("\nThe step above failed. The server is removed.");
+      return 1;
+    }),
   ]);
 }
 
@@ -65,11 +72,10 @@ async function demonstrate(
     } runs on ${server.host}:${server.port}. ` +
       `The source has ${ROWS.deals} closed deals and ${ROWS.leads} leads. The warehouse is empty.`,
   );
-  let failed = false;
   const step = async (title: string, args: string[]) => {
     say(`\n${title}\n$ deno task cli ${args.join(" ")}`);
     const { success } = await run(args, environment);
-    failed ||= !success;
+    if (!success) throw new StepFailed();
   };
   await step("1. The first load copies everything:", ["load"]);
   await step("2. The second load finds no difference and writes nothing:", [
@@ -93,8 +99,8 @@ async function demonstrate(
     await Deno.remove(file);
   }
   if (keeps) await keepUp(environment);
-  say(failed ? "\nA step above failed." : "\nDone. The server is removed.");
-  return failed ? 1 : 0;
+  say("\nDone. The server is removed.");
+  return 0;
 }
 
 function connect(server: PostgresServer, database?: string) {

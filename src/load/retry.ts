@@ -28,9 +28,11 @@ export async function retry<T>(
   { log, atLeast = 1, evenIfAborted, ...options }: RetryOptions,
 ): Promise<T> {
   const signal = evenIfAborted ? undefined : options.signal;
+  const maxAttempts = Math.max(atLeast, retryAttempts);
+  let attempts = 0;
   try {
     return await retryWithDelays(work, {
-      maxAttempts: Math.max(atLeast, retryAttempts),
+      maxAttempts,
       minTimeout: retryDelaySeconds * 1000,
       // The maximum of RETRY_DELAY.
       maxTimeout: 3_600_000,
@@ -42,7 +44,8 @@ export async function retry<T>(
         const { kind, code, message } = asServiceError(error);
         const isRetriable = kind.transient && code !== "snapshot_lost" &&
           !signal?.aborted;
-        if (isRetriable) {
+        attempts++;
+        if (isRetriable && attempts < maxAttempts) {
           log.warn("A transient failure: {reason}", { reason: message });
         }
         return isRetriable;

@@ -3,12 +3,14 @@ import { type ErrorCode, ServiceError } from "../errors.ts";
 import { setUpLogging } from "../log.ts";
 import { retry } from "./retry.ts";
 
+const lines: string[] = [];
+
 const log = setUpLogging({
-  level: "ERROR",
+  level: "WARNING",
   format: "text",
   colors: false,
   mask: (text) => text,
-  write: () => {},
+  write: (line) => lines.push(line),
 });
 
 /** Returns the number of attempts at work that always fails. */
@@ -33,7 +35,9 @@ async function attemptsAt(
 }
 
 Deno.test("retry() repeats transient failures and throws the last cause", async () => {
+  lines.length = 0;
   assertEquals(await attemptsAt("connection_lost"), 2);
+  assertEquals(lines.length, 1, "the last failure is not followed by a retry");
   assertEquals(await attemptsAt("connection_lost", { atLeast: 3 }), 3);
 });
 

@@ -324,9 +324,44 @@ function flatten(issues: readonly Issue[]): Issue[] {
   });
 }
 
-function messageOf({ path, message }: Issue): string {
-  const key = path.at(-1);
-  return typeof key === "string" ? `${key}: ${message}` : message;
+function messageOf(issue: Issue): string {
+  const key = issue.path.at(-1);
+  const reason = reasonOf(issue);
+  return typeof key === "string" ? `${key}: ${reason}` : reason;
+}
+
+/** Names of types in the schema and in the file. */
+const TYPE_NAMES: Readonly<Record<string, string>> = {
+  string: "text",
+  array: "a list",
+  object: "a map",
+  record: "a map",
+  number: "a number",
+  boolean: "true or false",
+  null: "empty",
+};
+
+function reasonOf(issue: Issue): string {
+  const nameOf = (type: string) => TYPE_NAMES[type] ?? type;
+  if (issue.code === "invalid_type") {
+    const { expected, input } = issue;
+    if (input === undefined) {
+      return `is missing and must be ${nameOf(expected)}`;
+    }
+    const found = input === null
+      ? "null"
+      : Array.isArray(input)
+      ? "array"
+      : typeof input;
+    return `must be ${nameOf(expected)}, not ${nameOf(found)}`;
+  }
+  if (issue.code === "too_small" && issue.origin === "array") {
+    return "must not be empty";
+  }
+  if (issue.code === "invalid_value") {
+    return `must be one of ${issue.values.join(", ")}`;
+  }
+  return issue.message;
 }
 
 /** Returns the allowed keys of the map at this place. */

@@ -95,6 +95,24 @@ Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
   assertEquals(problems.length, expected.length, problems.join("\n"));
 });
 
+Deno.test("parseTablesFile() names missing keys and wrong types in words", () => {
+  const text = `tables:
+  - { source: a.b, target: 3, key: id, new_columns: ad }
+  - { target: a.b, columns: { c: {} }, checks: [{ sql: null }] }
+  - 3
+`;
+  const { problems } = parseTablesFile("t", text);
+  assertEquals(problems.map((problem) => problem.replace(/^[^ ]+ /, "")), [
+    "target: must be text, not a number",
+    "key: must be a list, not text",
+    "new_columns: must be one of ignore, add, fail",
+    "source: is missing and must be text",
+    "type: is missing and must be text",
+    "sql: must be text, not empty",
+    "must be a map, not a number",
+  ]);
+});
+
 Deno.test("parseTablesFile() reports the mistakes of a key with line and column", () => {
   const { problems } = parseTablesFile(
     "t",
@@ -119,7 +137,7 @@ Deno.test("parseTablesFile() reports the mistakes of a key with line and column"
   assertEquals(malformed.problems.map((line) => line.slice(0, 11)), [
     "t:2:38: key",
     "t:3:38: key",
-    "t:4:39: Inv",
+    "t:4:39: mus",
     't:4:42: "" ',
   ]);
 });
