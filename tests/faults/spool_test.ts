@@ -2,6 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { type ErrorCode, ERRORS } from "../../src/errors.ts";
 import { createDatabases } from "../support/databases.ts";
 import { loadedDatabases } from "../support/fault_scene.ts";
+import { startProgram } from "../support/program.ts";
 import { runJson } from "../support/program_here.ts";
 import { startServer, until } from "../support/server.ts";
 
@@ -42,17 +43,16 @@ Deno.test("a failure without the warehouse is spooled, and recorded once by the 
     await Deno.writeTextFile(spool, `${line}x`);
     await Deno.truncate(spool, size);
     await Deno.writeTextFile(spool, `\n${line}${other}`, { append: true });
-    const before = Deno.memoryUsage().rss;
-    let most = before;
-    const timer = setInterval(
-      () => most = Math.max(most, Deno.memoryUsage().rss),
-      5,
-    );
-    const { code, stderr } = await runJson(["load"], environment);
+    const load = startProgram(["load"], environment);
+    let peak = 0;
+    const timer = setInterval(() => {
+      peak = peakMemory(load.process.pid) ?? peak;
+    }, 5);
+    const { code, stderr } = await load.finished;
     clearInterval(timer);
     assertEquals(code, 0, stderr);
     assertStringIncludes(stderr, "Cannot read 2 lines of the spool");
-    assert(most - before < size / 2, `${most - before} bytes`);
+    assert(peak > 0 && peak < size / 2, `${peak} bytes`);
     const length = size - line.length + 1 + other.length;
     assertEquals((await Deno.stat(spool)).size, length);
     using file = await Deno.open(spool);
@@ -64,6 +64,17 @@ Deno.test("a failure without the warehouse is spooled, and recorded once by the 
     await Deno.remove(folder, { recursive: true });
   }
 });
+
+/** Returns the peak memory of a process in bytes, or `undefined` after its end. */
+function peakMemory(pid: number): number | undefined {
+  try {
+    const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+    const kilobytes = /VmHWM:\s+(\d+)/.exec(status)?.[1];
+    return kilobytes ? Number(kilobytes) * 1024 : undefined;
+  } catch {
+    return undefined;
+  }
+}
 
 /** A warehouse that refuses a load, with `$db` and `$role` for its names. */
 interface Refusal {
