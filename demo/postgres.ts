@@ -459,9 +459,20 @@ function provideFile(source: string, target: string): void {
   Deno.chmodSync(target, 0o755);
 }
 
-function findFreePort(): number {
-  using listener = Deno.listen({ hostname: HOST, port: 0 });
-  return listener.addr.port;
+/**
+ * Returns a port that nothing listens on. It is below the ports that systems give to
+ * connections and to listeners that name none, so that these do not take it meanwhile.
+ */
+export function findFreePort(): number {
+  while (true) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    try {
+      using _ = Deno.listen({ hostname: HOST, port });
+      return port;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+  }
 }
 
 /** Returns the version of the server on the port, if it has this data folder. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { findFreePort as freePort } from "../../demo/postgres.ts";
 import type { Databases } from "./databases.ts";
 import { type Finished, killUnlessEnded, startProgram } from "./program.ts";
 
@@ -70,11 +71,7 @@ export async function startServer(
   };
 }
 
-/** Returns a free port of the loopback interface. */
-export function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return (listener.addr as Deno.NetAddr).port;
-}
+export { freePort };
 
 /** Polls a condition every few milliseconds until it is true. */
 export async function until(
