@@ -160,6 +160,7 @@ export async function runTests(
       "--lock=dev.lock",
       // The tests need all permissions: they look in /proc for the remains of a crash.
       "--allow-all",
+      "--preload=tests/support/suppressed_errors.ts",
       ...(words.length > 0 ? words : [...SLOWEST_FILES, "tests/", "src/"]),
     ],
     env: {
@@ -188,7 +189,7 @@ export async function runTests(
     passed: Number(last?.[1] ?? 0),
     failed: Number(last?.[2] ?? 0),
     ignored: Number(last?.[3] ?? 0),
-    errors: [...output.matchAll(/^(.+ => .+)\nerror: ([^]{0,500})/gm)]
+    errors: [...output.matchAll(/^(.+ => .+)\nerror: ([^]{0,1000})/gm)]
       .map(([, name, error]) =>
         `${name}\n  ${error!.replaceAll("\n", "\n  ")}`
       ),
