@@ -95,9 +95,10 @@ export async function openPreparation(
   // While the source answers.
   const targets = findTargets(warehouse, tables);
   targets.catch(() => {});
-  for (let n = Math.min(groups.length, config.maxParallelTasks); n > 0; n--) {
-    spare.add(Session.open(config.dwh, warehouseConnection(context)));
-  }
+  spare.open(
+    Math.min(groups.length, config.maxParallelTasks),
+    () => Session.open(config.dwh, warehouseConnection(context)),
+  );
   const closeSpare = async () => {
     await Promise.all([...closing, spare.close()]);
   };

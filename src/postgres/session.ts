@@ -614,6 +614,11 @@ export async function openWhenFree(
 export class SpareSessions {
   readonly #sessions: Promise<Session>[] = [];
 
+  /** Opens that many sessions, without waiting for them. */
+  open(count: number, open: () => Promise<Session>): void {
+    for (let n = count; n > 0; n--) this.add(open());
+  }
+
   add(session: Session | Promise<Session>): void {
     const opened = Promise.resolve(session);
     // Its user opens another session, and gets the failure of that one.

@@ -144,10 +144,10 @@ export async function openSnapshot(
         !(found.get(table.name) instanceof ServiceError)
       );
       // The readers log in while the catalog is read.
-      const count = Math.min(pending.length, config.maxParallelTasks);
-      for (let n = count; n > 0; n--) {
-        spare.add(Session.open(holder.config, connection));
-      }
+      spare.open(
+        Math.min(pending.length, config.maxParallelTasks),
+        () => Session.open(holder.config, connection),
+      );
       const existing = await holder.begin({
         mode: "read committed read only",
         lockTimeoutSeconds: config.lockTimeoutSeconds,

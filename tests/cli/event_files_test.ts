@@ -5,7 +5,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { createDatabases, type Databases } from "../support/databases.ts";
-import { freePort } from "../support/server.ts";
+import { findFreePort } from "../support/server.ts";
 import * as program from "../support/program.ts";
 import { runProgram } from "../support/program_here.ts";
 
@@ -75,7 +75,7 @@ Deno.test("load, serve and config refuse the same file for events and spool, for
           // Permissions of the process decide how Deno reads a path.
           const { code, stderr } = await program.runProgram(words, {
             ...environment,
-            PORT: String(freePort()),
+            PORT: String(findFreePort()),
             EVENT_SPOOL_FILE: `${folder}/${spelling}`,
           });
           assertEquals(code, 78, stderr);
@@ -119,7 +119,7 @@ Deno.test("load, serve and config refuse an event file and a spool that are not 
           await t.step(`${words} with ${variable}=${path}`, async () => {
             const { code, stdout, stderr } = await runWords(words, {
               ...environment,
-              PORT: String(freePort()),
+              PORT: String(findFreePort()),
               [variable]: path,
             });
             assertEquals(code, 78, stderr);

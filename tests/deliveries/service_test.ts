@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { runProgram } from "../support/program_here.ts";
-import { freePort, startServer, until } from "../support/server.ts";
+import { findFreePort, startServer, until } from "../support/server.ts";
 import {
   type Endpoint,
   idsOf,
@@ -29,7 +29,7 @@ async function untilTaken(endpoint: Endpoint, count: number): Promise<void> {
 
 Deno.test("the service delivers all events when the endpoint is back, also those of other processes and after a restart", async () => {
   await using db = await migratedDatabases(ROWS);
-  const port = freePort();
+  const port = findFreePort();
   const variables = webhookVariables(`http://127.0.0.1:${port}/hook`);
   {
     await using server = await startServer(db, variables);

@@ -7,7 +7,7 @@ import {
 import { type Databases, migratedDatabases } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
-import { freePort, until } from "../support/server.ts";
+import { findFreePort, until } from "../support/server.ts";
 import {
   idsOf,
   type Post,
@@ -158,7 +158,7 @@ Deno.test("load succeeds for every answer of the endpoint, and the event is retr
 
 Deno.test("an endpoint that refuses or closes connections does not delay a load", async () => {
   await using db = await migratedDatabases(ROWS);
-  const port = freePort();
+  const port = findFreePort();
   const environment = {
     ...db.environment,
     ...webhookVariables(`http://127.0.0.1:${port}/hook`),

@@ -10,7 +10,7 @@ import { namesOf } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import { contextOf, type Databases } from "../support/databases.ts";
 import { startProgram } from "../support/program.ts";
-import { freePort, type Server, startServer } from "../support/server.ts";
+import { findFreePort, type Server, startServer } from "../support/server.ts";
 import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
 import {
   changeSource,
@@ -79,7 +79,7 @@ Deno.test("serve starts before its databases, and becomes ready when they start"
     servers: { source: url, warehouse: url },
   });
   await postgres.stop("immediate");
-  const port = freePort();
+  const port = findFreePort();
   const { process, finished } = startProgram(["serve"], {
     ...db.environment,
     PORT: String(port),

@@ -30,7 +30,7 @@ import {
 import { Proxy } from "../support/proxy.ts";
 import { runProgram } from "../support/program_here.ts";
 import { copyFiles } from "../support/server_files.ts";
-import { freePort, startServer, until } from "../support/server.ts";
+import { findFreePort, startServer, until } from "../support/server.ts";
 
 const REPLICATION = [
   "host all all 127.0.0.1/32 trust",
@@ -328,7 +328,7 @@ Deno.test("connect() takes the first suitable server", async (t) => {
       [name, behavior],
     ) => [name, stack.use(new HostileServer(behavior)).port]),
   );
-  servers.closed = freePort();
+  servers.closed = findFreePort();
   const nameOf = (port: number) =>
     Object.entries(servers).find(([, value]) => value === port)![0];
 

@@ -1,5 +1,5 @@
 import { assert, assertStringIncludes } from "@std/assert";
-import { freePort } from "../support/server.ts";
+import { findFreePort } from "../support/server.ts";
 import { runJson } from "../support/program_here.ts";
 import { proxied } from "../support/phases.ts";
 import {
@@ -24,7 +24,7 @@ for (const side of SIDES) {
       const result = await runJson(["load"], {
         ...network.environment,
         ...(accept === "refused"
-          ? { [`${prefix}_PORT`]: String(freePort()) }
+          ? { [`${prefix}_PORT`]: String(findFreePort()) }
           : {}),
         ...IMPATIENT,
         RETRY_ATTEMPTS: "2",

@@ -1,7 +1,7 @@
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { runJson, runProgram } from "../support/program.ts";
-import { freePort, startServer, until } from "../support/server.ts";
+import { findFreePort, startServer, until } from "../support/server.ts";
 
 Deno.test("health --service asks the service instead of the databases", async () => {
   await using db = await createDatabases();
@@ -42,7 +42,7 @@ Deno.test("health --service exits with 69 for an unhealthy service, a missing on
   await using db = await createDatabases();
   {
     await using server = await startServer(db, {
-      OLIST_DB_PORT: String(freePort()),
+      OLIST_DB_PORT: String(findFreePort()),
     });
     const { port } = new URL(server.url);
     const ill = await runJson(["health", "--service"], { PORT: port });
@@ -52,7 +52,7 @@ Deno.test("health --service exits with 69 for an unhealthy service, a missing on
   }
   for (const flag of ["--service", "--live"]) {
     const none = await runProgram(["health", flag], {
-      PORT: String(freePort()),
+      PORT: String(findFreePort()),
     });
     assertEquals(none.code, 69);
     assertStringIncludes(

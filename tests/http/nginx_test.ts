@@ -3,7 +3,7 @@ import { assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases } from "../support/databases.ts";
 import { findProgram, testWith } from "../support/debian.ts";
 import { ROOT } from "../support/documents.ts";
-import { freePort, startServer, until } from "../support/server.ts";
+import { findFreePort, startServer, until } from "../support/server.ts";
 import {
   startEndpoint,
   webhookVariables,
@@ -65,7 +65,11 @@ testWith(
     };
     await Deno.chmod(folder, 0o755);
     await writeCertificates(folder);
-    const [plain, secure, webhook] = [freePort(), freePort(), freePort()];
+    const [plain, secure, webhook] = [
+      findFreePort(),
+      findFreePort(),
+      findFreePort(),
+    ];
     const origin = "http://loads.example";
     await using server = await startServer(db, {
       PUBLIC_URL: origin,

@@ -9,7 +9,7 @@ import {
 } from "../support/databases.ts";
 import { findProgram, testWith } from "../support/debian.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
-import { freePort, startServer, until } from "../support/server.ts";
+import { findFreePort, startServer, until } from "../support/server.ts";
 
 /** A PgBouncer in front of the server of the given variables. By default, it pools transactions. */
 async function startPgBouncer(
@@ -19,7 +19,7 @@ async function startPgBouncer(
 ): Promise<{ port: number } & AsyncDisposable> {
   const folder = await Deno.makeTempDir();
   await Deno.chmod(folder, 0o755);
-  const port = freePort();
+  const port = findFreePort();
   const { OLIST_DB_HOST, OLIST_DB_PORT, OLIST_DB_USER, DWH_DB_USER } =
     environment;
   const quoted = `"${PASSWORD.replaceAll('"', '""')}"`;

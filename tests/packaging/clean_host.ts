@@ -12,7 +12,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
 import { findProgram } from "../support/debian.ts";
 import { ROOT } from "../support/documents.ts";
-import { freePort, until } from "../support/server.ts";
+import { findFreePort, until } from "../support/server.ts";
 
 const ETC = "/etc/marketing-data-service";
 const STATE = "/var/lib/marketing-data-service";
@@ -158,7 +158,7 @@ Deno.test("docs/operations.md installs service, timer and cron on a clean Debian
     "A host",
   );
   assertEquals(others, []);
-  const port = freePort();
+  const port = findFreePort();
   const { environment: env } = db;
   const settings = Object.entries(env)
     .filter(([name]) => /_(HOST|PORT|USER|NAME)$/.test(name))

@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { startEndpoint } from "../support/webhook_endpoint.ts";
 import { createDatabases, PASSWORD } from "../support/databases.ts";
-import { freePort, startServer, until } from "../support/server.ts";
+import { findFreePort, startServer, until } from "../support/server.ts";
 import { startProgram } from "../support/program.ts";
 import { runProgram } from "../support/program_here.ts";
 
@@ -89,7 +89,7 @@ Deno.test("no output contains a secret: commands, logs, events, tables, files, a
         outputs.push([table, rows.map((row) => row.row).join("\n")]);
       }
     };
-    const closed = String(freePort());
+    const closed = String(findFreePort());
     const cases: [number, string[], Record<string, string>][] = [
       [0, ["load"], {}],
       [0, ["load", "--json"], {}],

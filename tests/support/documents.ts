@@ -4,7 +4,7 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { freePort, until } from "./server.ts";
+import { findFreePort, until } from "./server.ts";
 
 /** The project's folder. */
 export const ROOT = new URL("../../", import.meta.url);
@@ -51,7 +51,7 @@ export async function serveForAMoment(
   command: string,
   env: Readonly<Record<string, string>>,
 ) {
-  const port = freePort();
+  const port = findFreePort();
   const process = new Deno.Command("sh", {
     args: ["-c", `exec env ${command}`],
     cwd: ROOT,

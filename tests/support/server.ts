@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { findFreePort as freePort } from "../../demo/postgres.ts";
+import { findFreePort } from "../../demo/postgres.ts";
 import type { Databases } from "./databases.ts";
 import { type Finished, killUnlessEnded, startProgram } from "./program.ts";
 
@@ -33,7 +33,7 @@ export async function startServer(
   start = startProgram,
   path = "/health/ready",
 ): Promise<Server> {
-  const port = freePort();
+  const port = findFreePort();
   const { process, finished } = start(["serve"], {
     ...databases.environment,
     PORT: String(port),
@@ -71,7 +71,7 @@ export async function startServer(
   };
 }
 
-export { freePort };
+export { findFreePort };
 
 /** Polls a condition every few milliseconds until it is true. */
 export async function until(

@@ -3,7 +3,7 @@ import { createDatabases, type Databases } from "../support/databases.ts";
 import { testWith } from "../support/debian.ts";
 import { finish, startTaskOnTerminal } from "../support/program.ts";
 import { runProgram } from "../support/program_here.ts";
-import { freePort, until } from "../support/server.ts";
+import { findFreePort, until } from "../support/server.ts";
 
 const ctrlC = new Uint8Array([3]);
 
@@ -65,7 +65,7 @@ testWith(
   async () => {
     const { db, other } = await loadedAndHeld();
     try {
-      const port = String(freePort());
+      const port = String(findFreePort());
       const process = startTaskOnTerminal("serve", {
         ...db.environment,
         PORT: port,
