@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { freePort, startServer } from "../tests/support/server.ts";
+import { findFreePort, startServer } from "../tests/support/server.ts";
 import { startPostgres } from "../demo/postgres.ts";
 import { hasProgram, printAbsent, printUsage } from "./main.ts";
 
@@ -32,7 +32,7 @@ async function main(): Promise<number> {
     environment[`OLIST_DB_${name}`] = environment[`DWH_DB_${name}`] = value;
   }
   await using server = await startServer({ environment });
-  const port = freePort();
+  const port = findFreePort();
   const baseline = new Deno.Command(Deno.execPath(), {
     args: [
       "run",
