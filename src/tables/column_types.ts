@@ -11,7 +11,7 @@
 export interface TypeName {
   /** The name without modifiers, such as `timestamp with time zone` or `public.mood`. */
   readonly base: string;
-  /** The modifiers without spaces, such as `10,2`, or an empty text. */
+  /** The modifiers without spaces, such as `10,2`, the fields of an interval, or an empty text. */
   readonly modifiers: string;
   readonly isArray: boolean;
 }
@@ -143,10 +143,14 @@ export function isUnloadable(base: string): boolean {
 const IDENTIFIER = String
   .raw`(?:[a-z_\u0080-\uffff][\w$\u0080-\uffff]*|"(?:[^"]|"")+")`;
 
+/** The fields that a column of type interval keeps. */
+const FIELD = "(?:year|month|day|hour|minute|second)";
+
 /** A type with one name or a qualified one, words of the standard, modifiers and brackets. */
 const TYPE = new RegExp(
   String
     .raw`^(?<base>${IDENTIFIER}(?:\s*\.\s*${IDENTIFIER})?(?:\s+(?:precision|varying))?)` +
+    String.raw`(?<fields>(?<=^interval)\s+${FIELD}(?:\s+to\s+${FIELD})?)?` +
     String.raw`\s*(?:\(\s*(?<modifiers>[\w\s,+-]+?)\s*\))?` +
     String.raw`(?<zone>\s+with(?:out)?\s+time\s+zone)?` +
     String.raw`\s*(?<array>(?:\[\d*\]\s*)+|\s+array)?$`,
@@ -164,11 +168,15 @@ export function parseTypeName(text: string): TypeName {
   const base = foldIdentifiers(groups.base!) +
     (groups.zone ?? "").toLowerCase().replace(/\s+/g, " ");
   const name = ALIASES.get(base) ?? base;
-  const modifiers = (groups.modifiers ?? "").replace(/\s+/g, "");
+  const digits = (groups.modifiers ?? "").replace(/\s+/g, "");
+  const fields = foldIdentifiers((groups.fields ?? "").trim());
+  const modifiers = fields && digits ? `${fields}(${digits})` : fields + digits;
   return {
     base: name,
-    // `character` and `bit` without a length mean one character and one bit.
-    modifiers: modifiers || (/^(char|character|bit)$/.test(base) ? "1" : ""),
+    // `character` and `bit` without a length mean one character and one bit, but not
+    // `bpchar` and `"bit"`.
+    modifiers: modifiers ||
+      (/^(char|character|bit)$/i.test(groups.base!) ? "1" : ""),
     isArray: groups.array !== undefined,
   };
 }
@@ -184,30 +192,35 @@ function foldIdentifiers(text: string): string {
       : part.toLowerCase().replace(/\s*\.\s*/g, ".").replace(/\s+/g, " "));
 }
 
+/**
+ * The types with a length, each with its name without one. `character` and `bit` mean a
+ * length of 1.
+ */
+const WITHOUT_LENGTH: Readonly<Record<string, string>> = {
+  "character varying": "character varying",
+  character: "bpchar",
+  bit: '"bit"',
+  "bit varying": "bit varying",
+};
+
 /** Returns the name as DDL and messages show it. */
 export function formatTypeName(
   { base, modifiers, isArray }: TypeName,
 ): string {
-  const list = modifiers && `(${modifiers})`;
-  const [, head, zone = ""] = /^(.*?)( with(?:out)? time zone)?$/.exec(base)!;
+  const name = modifiers ? base : WITHOUT_LENGTH[base] ?? base;
+  const hasFields = base === "interval" && /^[a-z]/.test(modifiers);
+  const list = hasFields ? ` ${modifiers}` : modifiers && `(${modifiers})`;
+  const [, head, zone = ""] = /^(.*?)( with(?:out)? time zone)?$/.exec(name)!;
   return `${head}${list}${zone}${isArray ? "[]" : ""}`;
 }
 
 /**
- * Names without a length. A cast with a length shortens values silently, and the
- * SQL names without one mean a length of 1.
+ * Returns the name for a cast, which rounds a value where the type does, and never
+ * shortens it. A cast with a length shortens values silently.
  */
-const UNLIMITED: Readonly<Record<string, string>> = {
-  "character varying": "pg_catalog.varchar",
-  character: "pg_catalog.bpchar",
-  bit: "pg_catalog.bit",
-  "bit varying": "pg_catalog.varbit",
-};
-
-/** Returns the name for a cast, which rounds a value where the type does, and never shortens it. */
 export function castName(type: TypeName): string {
-  const name = UNLIMITED[type.base];
-  return name ? `${name}${type.isArray ? "[]" : ""}` : formatTypeName(type);
+  const isShortened = Object.hasOwn(WITHOUT_LENGTH, type.base);
+  return formatTypeName(isShortened ? { ...type, modifiers: "" } : type);
 }
 
 /** Returns whether the registry has the type, so that its name needs no schema. */

@@ -9,13 +9,26 @@ import {
 import { runJson, runProgram } from "../support/program_here.ts";
 import { writeTablesFile } from "../support/tables_file.ts";
 
+/** Types that are not those without the words or quotes: texts and bits of any length, and intervals of some fields. */
+const FORMS = [
+  '"bit"',
+  '"bit"[]',
+  "bpchar",
+  "bpchar[]",
+  "interval day to second(2)",
+  "interval year to month",
+];
+
 /** Values in which equal texts, hashes or operators hide different bytes, by type. */
 const VALUES: Readonly<Record<string, readonly string[]>> = {
   '"char"': ["a", "\\377"],
+  '"bit"': ["101", "1", ""],
   bit: ["1", "0"],
   "bit varying": ["10", "100", ""],
   boolean: ["t", "f"],
   box: ["(1,1),(0,0)", "(2,2),(0,0)"],
+  bpchar: ["ab  ", "ab", ""],
+  "bpchar[]": ["{abc}", "{NULL,a}"],
   bytea: ["\\x00ff00", "\\x", "\\x00"],
   character: ["a", " "],
   "character varying": ["a", "a ", ""],
@@ -30,6 +43,8 @@ const VALUES: Readonly<Record<string, readonly string[]>> = {
   bigint: ["0", "-9223372036854775808", "9223372036854775807"],
   "integer[]": ["{}", "{1,NULL}", "{{1,2},{3,4}}", "[0:1]={1,2}"],
   interval: ["1 mon", "30 days", "720:00", "-178000000 years"],
+  "interval day to second(2)": ["1 day 0.25", "1 day 0.24"],
+  "interval year to month": ["1 year 1 month", "1 year"],
   json: ['{"a": 1}', '{"a":1}', '{"b":1,"a":1}', "null"],
   jsonb: ['{"a": 1}', '{"a": 1.0}', '"\\u0001"', "null"],
   jsonpath: ["$.a", "$.b"],
@@ -108,7 +123,7 @@ async function testEveryType(
   db: Databases,
 ): Promise<void> {
   const all = await columnTypes(db.source);
-  const types = all.filter((name) => !REFUSED.test(name));
+  const types = [...FORMS, ...all.filter((name) => !REFUSED.test(name))];
   assert(types.length > 100, types.join());
   const column = (index: number) => `c${index}`;
   const rows = Math.max(...Object.values(VALUES).map((v) => v.length)) + 1;
