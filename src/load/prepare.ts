@@ -5,7 +5,8 @@
  */
 import { holderClause, nameLockedTable } from "../postgres/lock_holders.ts";
 import { limitHistoryLocks, type Pool } from "../postgres/pool.ts";
-import { Session, SpareSessions } from "../postgres/session.ts";
+import { Session } from "../postgres/session.ts";
+import { SpareSessions } from "../postgres/spare_sessions.ts";
 import { asServiceError, hasCode, ServiceError } from "../errors.ts";
 import {
   type FailedEntry,

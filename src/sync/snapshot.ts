@@ -6,12 +6,8 @@
 import type { Config } from "../config/config.ts";
 import { GONE, mayLackConnections } from "../postgres/errors.ts";
 import { holderClause } from "../postgres/lock_holders.ts";
-import {
-  type ConnectionOptions,
-  openWhenFree,
-  Session,
-  SpareSessions,
-} from "../postgres/session.ts";
+import { type ConnectionOptions, Session } from "../postgres/session.ts";
+import { openWhenFree, SpareSessions } from "../postgres/spare_sessions.ts";
 import { literal, setLockTimeout } from "../postgres/sql.ts";
 import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/meanings.ts";

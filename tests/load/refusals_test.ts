@@ -6,11 +6,11 @@ import {
 } from "@std/assert";
 import { startPostgres } from "../support/own_server.ts";
 import { parseConfig } from "../../src/config/config.ts";
+import { Session } from "../../src/postgres/session.ts";
 import {
   openWhenFree,
-  Session,
   SpareSessions,
-} from "../../src/postgres/session.ts";
+} from "../../src/postgres/spare_sessions.ts";
 import { asServiceError } from "../../src/errors.ts";
 import { connectAs, createDatabases } from "../support/databases.ts";
 import { spawnProgram } from "../support/program.ts";
