@@ -166,8 +166,11 @@ async function findCommand(
 async function findNamed(name: string): Promise<Command> {
   const command = await commandOf(name);
   if (command) return command;
+  if (name.startsWith("-")) {
+    throw usage(`the command must come before ${name}`, undefined);
+  }
   const hint = suggest(name, COMMAND_NAMES);
-  throw usage(`unknown command ${JSON.stringify(name)}${hint}`);
+  throw usage(`unknown command ${JSON.stringify(name)}${hint}`, undefined);
 }
 
 function once<T>(make: () => T): () => T {

@@ -142,6 +142,11 @@ export function formatCount(count: number): string {
   return String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
+/** Returns a count with its noun, whose plural ends with "s": `1 row`, `8,000 rows`. */
+export function formatQuantity(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 /** Returns a duration, given in seconds: `<1 ms`, `4 ms`, `0.17 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`. */
 export function formatSeconds(seconds: number): string {
   if (seconds < 0.0005) return seconds > 0 ? "<1 ms" : "0 ms";

@@ -39,18 +39,35 @@ export function parseArguments(
       known[name]!.isRepeatable ? v.split(",") : [v]
     );
     for (const value of given) {
-      const { allowed } = known[name]!;
+      const { allowed, range } = known[name]!;
       if (value === "") {
         throw fail(`--${name} needs a value: ${known[name]!.value}`);
       }
       if (allowed && !allowed.includes(value)) {
         throw notAllowed(name, value, allowed, command.name);
       }
+      if (range && !isWithin(value, range)) {
+        throw fail(
+          `--${name} must be a whole number from ${range.join(" to ")}, not ${
+            JSON.stringify(value)
+          }`,
+        );
+      }
     }
     if (given.length > 1 && !known[name]!.isRepeatable) {
       throw fail(`--${name} is given more than once`);
     }
     values[name] = given;
+  }
+  const flags = new Set(
+    names.filter((name) => !hasValue(name) && parsed[name]),
+  );
+  const isGiven = (name: string) => flags.has(name) || values[name]?.length;
+  for (const name of names.filter(isGiven)) {
+    const { needs, excludes = [] } = known[name]!;
+    if (needs && !isGiven(needs)) throw fail(`--${name} needs --${needs}`);
+    const other = excludes.find(isGiven);
+    if (other) throw fail(`--${name} cannot be used with --${other}`);
   }
   const [action, ...rest] = parsed._.map(String);
   const operandName = command.action?.operands?.[action ?? ""];
@@ -73,31 +90,26 @@ export function parseArguments(
   return {
     action: action ?? command.action?.default ?? "",
     operand,
-    flags: new Set(names.filter((name) => !hasValue(name) && parsed[name])),
+    flags,
     values,
   };
 }
 
-/** Returns the value of a flag as a whole number of this range. */
-export function countOf(
-  flag: string,
+function isWithin(
   text: string,
-  minimum: number,
-  maximum = 10 ** 9,
-): number {
-  const count = /^\d+$/.test(text) ? Number(text) : NaN;
-  if (count >= minimum && count <= maximum) return count;
-  throw usage(
-    `--${flag} must be a whole number from ${minimum} to ${maximum}, not ${
-      JSON.stringify(text)
-    }`,
-  );
+  [minimum, maximum]: readonly [number, number],
+): boolean {
+  return /^\d+$/.test(text) && Number(text) >= minimum &&
+    Number(text) <= maximum;
 }
 
-/** Returns a usage error whose remedy names the help of the command. */
-export function usage(message: string, command = ""): ServiceError {
+/** Returns a usage error whose remedy names the help of the command, or of the program. */
+export function usage(
+  message: string,
+  command: string | undefined,
+): ServiceError {
   return new ServiceError("usage", `Cannot run: ${message}`, {
-    remedy: `See ${["--help", command].filter(Boolean).reverse().join(" ")}.`,
+    remedy: command ? `See ${command} --help.` : "See --help.",
   });
 }
 
@@ -109,7 +121,7 @@ export function notAllowed(
   flag: string,
   value: string,
   allowed: readonly string[],
-  command?: string,
+  command: string,
 ): ServiceError {
   const listed = allowed.length > MAX_LISTED
     ? `${allowed.slice(0, MAX_LISTED).join(", ")} or ${

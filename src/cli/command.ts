@@ -8,8 +8,17 @@ interface Flag {
   /** Name of the value in the help. A flag without a name takes no value. */
   readonly value?: string;
   readonly allowed?: readonly string[];
+  /** Minimum and maximum of a whole number. */
+  readonly range?: readonly [minimum: number, maximum: number];
   readonly isRepeatable?: boolean;
+  /** Another flag that this one needs. */
+  readonly needs?: string;
+  /** Other flags of the command with which this one cannot be used. */
+  readonly excludes?: readonly string[];
 }
+
+/** The maximum of a flag that limits a list. */
+export const MAX_LISTED_ROWS = 10 ** 9;
 
 export interface Command {
   readonly name: string;

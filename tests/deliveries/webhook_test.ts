@@ -286,8 +286,10 @@ Deno.test("410 stops the deliveries until the URL changes or they are resumed, a
   endpoint.answer = () => new Response(null, { status: 410 });
   await load(environment);
   endpoint.answer = taken;
-  const resumed = await runJson(["events", "--resume"], environment);
-  assertEquals(resumed.json, { resumed: ["webhook"] });
+  const resumed = await runProgram(["events", "--resume"], environment);
+  assertEquals(resumed.stdout, "resumed webhook\n");
+  const again = await runProgram(["events", "--resume"], environment);
+  assertEquals(again.stdout, "no delivery was ended with 410\n");
   await load(environment);
   assertEquals(
     new Set(

@@ -29,8 +29,25 @@ Deno.test("every command has a help text", async () => {
 });
 
 for (
-  const [words, says] of [
-    [["laod"], "did you mean load?"],
+  const [words, says, remedy = `See ${words[0]} --help.`] of [
+    [["laod"], "did you mean load?", "See --help."],
+    [
+      ["--quiet", "load"],
+      "the command must come before --quiet",
+      "See --help.",
+    ],
+    [["load", "--group", "nightly"], "none is declared"],
+    [["verify", "--table", "deals"], "--table must be one of closed_deal"],
+    [
+      ["runs", "--id", "a", "--status", "failed"],
+      "cannot be used with --status",
+    ],
+    [
+      ["events", "--resume", "--follow"],
+      "--resume cannot be used with --follow",
+    ],
+    [["health", "--live", "--service"], "--live cannot be used with --service"],
+    [["verify", "--mara-timezone", "UTC"], "needs --against-mara"],
     [["load", "--tabel", "closed_deal"], "did you mean --table?"],
     [["load", "--table", "closed_deals"], "did you mean closed_deal?"],
     [["load", "--table"], "--table needs a value"],
@@ -45,17 +62,20 @@ for (
     [["runs", "--limit", "0"], "--limit must be a whole number from 1"],
     [["events", "--follow", "--limit", "0"], "--limit must be a whole number"],
     [["schema", "print", "--target", "raw"], "--target needs discover"],
-    [["verify", "--rows", "5", "--against-mara"], "--against-mara"],
+    [
+      ["verify", "--rows", "5", "--against-mara"],
+      "--rows cannot be used with --against-mara",
+    ],
     [["load", "now"], `unexpected argument "now"`],
     [["schema", "drop"], "schema takes one of print, ensure, recreate"],
-  ] as const
+  ] as readonly (readonly [words: string[], says: string, remedy?: string])[]
 ) {
   Deno.test(`a usage mistake has a remedy: ${words.join(" ")}`, async () => {
     const { code, stdout, stderr } = await runProgram(words);
     assertEquals(code, 64);
     assertEquals(stdout, "");
     assertStringIncludes(stderr, says);
-    assertStringIncludes(stderr, "--help");
+    assertStringIncludes(stderr, ` ${remedy}`);
   });
 }
 

@@ -9,8 +9,7 @@ import { requireHistory } from "../../runs/schema.ts";
 import { resumePublishers } from "../../delivery/outbox.ts";
 import { formatMoment } from "../../format.ts";
 import { describeOutcome } from "../../runs/describe.ts";
-import { countOf } from "../arguments.ts";
-import type { Command } from "../command.ts";
+import { type Command, MAX_LISTED_ROWS } from "../command.ts";
 import type { TextTable } from "../terminal_table.ts";
 
 /** Milliseconds between two queries for new events. */
@@ -21,12 +20,18 @@ export const eventsCommand: Command = {
   summary:
     "Prints events, oldest first: as a table on a terminal, otherwise as one line of JSON each.",
   flags: {
-    after: { value: "SEQ", description: "Print only events after this cursor" },
+    after: {
+      value: "SEQ",
+      range: [0, MAX_SEQUENCE],
+      description: "Print only events after this cursor",
+    },
     limit: {
       value: "NUMBER",
+      range: [1, MAX_LISTED_ROWS],
       description: "Maximum number of events (default: 100)",
     },
     resume: {
+      excludes: ["after", "limit", "follow"],
       description:
         "Resume deliveries that the receiver ended with 410, and exit",
     },
@@ -36,12 +41,18 @@ export const eventsCommand: Command = {
     const { flags, values } = context.arguments;
     const { output, signal } = context;
     const isFollowing = flags.has("follow");
-    let after = countOf("after", values.after?.[0] ?? "0", 0, MAX_SEQUENCE);
-    const limit = countOf("limit", values.limit?.[0] ?? "100", 1);
+    let after = Number(values.after?.[0] ?? 0);
+    const limit = Number(values.limit?.[0] ?? 100);
     const { warehouse, log } = await context.app();
     await requireHistory(warehouse);
     if (flags.has("resume")) {
-      output.json({ resumed: await resumePublishers(warehouse) });
+      const resumed = await resumePublishers(warehouse);
+      output.show(
+        { resumed },
+        resumed.length > 0
+          ? `resumed ${resumed.join(", ")}`
+          : "no delivery was ended with 410",
+      );
       return 0;
     }
     let isContinued = false;

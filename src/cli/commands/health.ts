@@ -25,6 +25,7 @@ export const healthCommand: Command = {
       description: "Ask the service that listens on HOST and PORT instead",
     },
     live: {
+      excludes: ["service"],
       description:
         "Ask that service only whether it runs, without the databases",
     },

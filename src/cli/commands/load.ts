@@ -21,7 +21,7 @@ import {
   MAX_NAMES,
 } from "../../format.ts";
 import { describeTally, tallyOf } from "../../runs/describe.ts";
-import { countOf, notAllowed, usage } from "../arguments.ts";
+import { notAllowed } from "../arguments.ts";
 import type { Command, CommandContext, ParsedArguments } from "../command.ts";
 import { startProgress } from "../progress_bars.ts";
 import type { Cell, TextTable } from "../terminal_table.ts";
@@ -61,6 +61,8 @@ export const loadCommand: Command = {
     },
     rows: {
       value: "NUMBER",
+      range: [1, MAX_NAMED_ROWS],
+      needs: "dry-run",
       description:
         `With --dry-run: name rows that differ, at most this number for each table (1 to ${MAX_NAMED_ROWS})`,
     },
@@ -69,10 +71,7 @@ export const loadCommand: Command = {
     const { flags, values } = context.arguments;
     const rows = rowsOf(values);
     const config = context.config();
-    const tables = tablesOf(config.tables, values);
-    if (rows && !flags.has("dry-run")) {
-      throw usage("--rows needs --dry-run", "load");
-    }
+    const tables = tablesOf(config.tables, values, "load");
     const options: RunOptions = {
       tables: namesOf(tables),
       mode: (values.mode?.[0] ?? config.loadMode) as "auto" | "full",
@@ -122,33 +121,28 @@ export const loadCommand: Command = {
 export function tablesOf(
   tables: readonly TableDeclaration[],
   { table = [], group = [] }: ParsedArguments["values"],
+  command: string,
 ): readonly TableDeclaration[] {
-  checkNames("table", table, namesOf(tables));
-  checkNames("group", group, groupsOf(tables));
+  checkNames("table", table, namesOf(tables), command);
+  checkNames("group", group, groupsOf(tables), command);
   return selectTables(tables, table, group);
 }
 
-/**
- * Returns the value of --rows, if it is given.
- *
- * @throws {ServiceError} `usage`.
- */
+/** Returns the value of --rows, if it is given. */
 export function rowsOf(
   { rows: given = [] }: ParsedArguments["values"],
 ): number | undefined {
-  const [text] = given;
-  return text === undefined
-    ? undefined
-    : countOf("rows", text, 1, MAX_NAMED_ROWS);
+  return given[0] === undefined ? undefined : Number(given[0]);
 }
 
 function checkNames(
   flag: string,
   names: readonly string[],
   declared: readonly string[],
+  command: string,
 ): void {
   const unknown = names.find((name) => !declared.includes(name));
-  if (unknown !== undefined) throw notAllowed(flag, unknown, declared);
+  if (unknown !== undefined) throw notAllowed(flag, unknown, declared, command);
 }
 
 /**
@@ -217,7 +211,11 @@ function printEvent({ output }: CommandContext, event: LoadEvent): void {
     ...(listed.length > 0 ? [tableOf(listed)] : []),
     ...sorted.flatMap(notesOf),
     ...(isLong
-      ? [`${entries.length} tables: ${describeTally(tallyOf(entries))}`]
+      ? [
+        `${formatCount(entries.length)} tables: ${
+          describeTally(tallyOf(entries))
+        }`,
+      ]
       : []),
     `run ${event.run_id} ${
       event.status === "success" ? "succeeded" : "failed"

@@ -21,8 +21,12 @@ import {
 } from "../../runs/describe.ts";
 import { requireHistory } from "../../runs/schema.ts";
 import { RUN_STATES, type RunState } from "../../runs/run.ts";
-import { countOf, usage } from "../arguments.ts";
-import type { Command, CommandContext } from "../command.ts";
+import { usage } from "../arguments.ts";
+import {
+  type Command,
+  type CommandContext,
+  MAX_LISTED_ROWS,
+} from "../command.ts";
 import type { TextTable } from "../terminal_table.ts";
 
 /** Number of characters of an id in a table. They are enough for `--id`. */
@@ -34,10 +38,12 @@ export const runsCommand: Command = {
   flags: {
     id: {
       value: "ID",
+      excludes: ["limit", "status"],
       description: "Show only this run. The beginning of its id is enough",
     },
     limit: {
       value: "NUMBER",
+      range: [1, MAX_LISTED_ROWS],
       description: "Maximum number of runs (default: 20)",
     },
     status: {
@@ -50,7 +56,7 @@ export const runsCommand: Command = {
     const { values } = context.arguments;
     const id = values.id?.[0];
     if (id !== undefined) return await showRun(context, id);
-    const limit = countOf("limit", values.limit?.[0] ?? "20", 1);
+    const limit = Number(values.limit?.[0] ?? 20);
     const status = values.status?.[0] as RunState | undefined;
     const { warehouse } = await context.app();
     await requireHistory(warehouse);

@@ -26,6 +26,8 @@ export const verifyCommand: Command = {
     },
     rows: {
       value: "NUMBER",
+      range: [1, MAX_NAMED_ROWS],
+      excludes: ["against-mara"],
       description:
         `Name rows that differ, at most this number for each table (1 to ${MAX_NAMED_ROWS})`,
     },
@@ -35,17 +37,15 @@ export const verifyCommand: Command = {
     },
     "mara-timezone": {
       value: "ZONE",
+      needs: "against-mara",
       description: `Time zone of the Mara pipeline (default: ${MARA_TIMEZONE})`,
     },
   },
   async run({ arguments: { values, flags }, output, signal, ...context }) {
     const rows = rowsOf(values);
     const config = context.config();
-    const tables = tablesOf(config.tables, values);
+    const tables = tablesOf(config.tables, values, "verify");
     if (!flags.has("against-mara")) {
-      if (values["mara-timezone"]?.length) {
-        throw usage("--mara-timezone needs --against-mara", "verify");
-      }
       const outcomes = await compareTables(
         config,
         tables,
@@ -53,9 +53,6 @@ export const verifyCommand: Command = {
         comparedWith({ rows, checkTimeoutSeconds: config.checkTimeoutSeconds }),
       );
       return printComparisons(output, outcomes, "verdict");
-    }
-    if (rows) {
-      throw usage("--rows cannot be used with --against-mara", "verify");
     }
     // Other commands start faster without these.
     const { compareWithMara } = await import("../../mara/comparison.ts");
