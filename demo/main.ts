@@ -7,6 +7,7 @@
  */
 import postgres from "postgres";
 import { type PostgresServer, startPostgres } from "./postgres.ts";
+import { formatCount } from "../src/format.ts";
 import { fillSource, SOURCE_TABLES } from "./sample_data.ts";
 
 const ROWS = { deals: 842, leads: 8000 };
@@ -70,7 +71,9 @@ async function demonstrate(
     `\nPostgreSQL ${
       server.version / 10000 | 0
     } runs on ${server.host}:${server.port}. ` +
-      `The source has ${ROWS.deals} closed deals and ${ROWS.leads} leads. The warehouse is empty.`,
+      `The source has ${formatCount(ROWS.deals)} closed deals and ${
+        formatCount(ROWS.leads)
+      } leads. The warehouse is empty.`,
   );
   const step = async (title: string, args: string[]) => {
     say(`\n${title}\n$ deno task cli ${args.join(" ")}`);

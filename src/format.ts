@@ -134,7 +134,9 @@ export const MAX_NAMES = 10;
 
 /** Returns the names of tables, or their number where they are many: `500 tables`. */
 export function formatTables(names: readonly string[]): string {
-  return names.length > MAX_NAMES ? `${names.length} tables` : names.join(", ");
+  return names.length > MAX_NAMES
+    ? formatQuantity(names.length, "table")
+    : names.join(", ");
 }
 
 /** Returns a count with separated thousands: `1,234,567`. */

@@ -4,6 +4,7 @@ import {
   formatBytes,
   formatCount,
   formatDistance,
+  formatQuantity,
   formatSeconds,
   printable,
   printableJson,
@@ -53,7 +54,11 @@ Deno.test("printableJson() changes no data", () => {
   }));
 });
 
-Deno.test("formatCount(), formatSeconds(), formatBytes() and formatDistance() print readable values", () => {
+Deno.test("formatCount(), formatQuantity(), formatSeconds(), formatBytes() and formatDistance() print readable values", () => {
+  assertEquals(
+    [0, 1, 8000].map((count) => formatQuantity(count, "row")),
+    ["0 rows", "1 row", "8,000 rows"],
+  );
   assertEquals(
     [0, 999, 1000, 1234567].map(formatCount),
     ["0", "999", "1,000", "1,234,567"],

@@ -1,6 +1,7 @@
 /** The arguments of a command line. */
 import { parseArgs } from "@std/cli/parse-args";
 import { ServiceError } from "../errors.ts";
+import { formatQuantity } from "../format.ts";
 import { suggest } from "../suggest.ts";
 import { type Command, COMMON_FLAGS, type ParsedArguments } from "./command.ts";
 
@@ -125,8 +126,8 @@ export function notAllowed(
 ): ServiceError {
   const listed = allowed.length > MAX_LISTED
     ? `${allowed.slice(0, MAX_LISTED).join(", ")} or ${
-      allowed.length - MAX_LISTED
-    } others`
+      formatQuantity(allowed.length - MAX_LISTED, "other")
+    }`
     : allowed.join(", ") || "the declared ones, and none is declared";
   return usage(
     `--${flag} must be one of ${listed}, not ${JSON.stringify(value)}${

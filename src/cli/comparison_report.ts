@@ -3,7 +3,7 @@ import { equal as holdSame } from "../diff/fingerprint.ts";
 import { formatFailure } from "../sync/checks.ts";
 import type { ComparisonOutcome } from "../sync/compare_tables.ts";
 import type { Output } from "./output.ts";
-import { formatCount, MAX_NAMES } from "../format.ts";
+import { formatCount, formatQuantity, MAX_NAMES } from "../format.ts";
 import { rowBlocks } from "./row_report.ts";
 import type { Part, TextTable } from "./terminal_table.ts";
 
@@ -62,7 +62,7 @@ function partsOf(results: readonly Result[], isTerminal: boolean): Part[] {
     .map(([result, { length }]) => `${formatCount(length)} ${result}`);
   return [
     ...(listed.length > 0 ? [resultList(listed)] : []),
-    `${formatCount(results.length)} tables: ${counts.join(", ")}`,
+    `${formatQuantity(results.length, "table")}: ${counts.join(", ")}`,
   ];
 }
 
@@ -127,13 +127,18 @@ function describeVerdict(comparison: Comparison): [string, string] {
   const failed = failedChecks(comparison).map(formatFailure);
   const details = (text: string) => [text, ...failed].join("; ");
   return isEqual(comparison)
-    ? [failed.length > 0 ? "FAILED" : "equal", details(`${source.count} rows`)]
+    ? [
+      failed.length > 0 ? "FAILED" : "equal",
+      details(formatQuantity(source.count, "row")),
+    ]
     : target === null
     ? ["MISSING", missingTarget(source.count)]
     : [
       "DIFFERENT",
       details(
-        `${source.count} rows in the source, ${target.count} in the target; ${rowsToCopy} rows to copy`,
+        `${formatQuantity(source.count, "row")} in the source, ${
+          formatCount(target.count)
+        } in the target; ${formatQuantity(rowsToCopy, "row")} to copy`,
       ),
     ];
 }
@@ -142,11 +147,18 @@ function describePlan(
   { source, plan, rowsToCopy }: Comparison,
 ): [string, string] {
   return plan.mode === "unchanged"
-    ? [plan.mode, `nothing to copy, ${source.count} rows`]
-    : [plan.mode, `would copy ${rowsToCopy} of ${source.count} rows`];
+    ? [plan.mode, `nothing to copy, ${formatQuantity(source.count, "row")}`]
+    : [
+      plan.mode,
+      `would copy ${formatCount(rowsToCopy)} of ${
+        formatQuantity(source.count, "row")
+      }`,
+    ];
 }
 
 /** Returns the details of a target that does not exist. */
 export function missingTarget(sourceCount: number): string {
-  return `the target does not exist; the source has ${sourceCount} rows`;
+  return `the target does not exist; the source has ${
+    formatQuantity(sourceCount, "row")
+  }`;
 }

@@ -6,6 +6,7 @@ import type {
   Unexplained,
   Zones,
 } from "../mara/comparison.ts";
+import { formatCount, formatQuantity } from "../format.ts";
 import { exitOf, missingTarget, resultList } from "./comparison_report.ts";
 import type { Output } from "./output.ts";
 
@@ -65,21 +66,26 @@ function describe(
   const { comparison } = outcome;
   const { sourceCount, targetCount, habits, unexplained } = comparison;
   const explained = habits.map(({ habit, rows }) =>
-    `${rows} rows: ${HABIT_TEXTS[habit](zones)}`
+    `${formatQuantity(rows, "row")}: ${HABIT_TEXTS[habit](zones)}`
   );
   switch (verdictOf(comparison)) {
     case "equal":
-      return ["equal", `${sourceCount} rows, as the service loads them`];
+      return [
+        "equal",
+        `${formatQuantity(sourceCount, "row")}, as the service loads them`,
+      ];
     case "explained":
       return [
         "explained",
-        `${sourceCount} rows, equal except for Mara's habits`,
+        `${formatQuantity(sourceCount, "row")}, equal except for Mara's habits`,
         ...explained,
       ];
     case "different":
       return targetCount === null ? ["MISSING", missingTarget(sourceCount)] : [
         "DIFFERENT",
-        `${sourceCount} rows in the source, ${targetCount} in the target`,
+        `${formatQuantity(sourceCount, "row")} in the source, ${
+          formatCount(targetCount)
+        } in the target`,
         ...explained,
         ...unexplainedLines(unexplained!),
       ];
@@ -99,23 +105,28 @@ const HABIT_TEXTS: Readonly<Record<Habit, (zones: Zones) => string>> = {
 function unexplainedLines(unexplained: Unexplained): string[] {
   const some = unexplained.isAtLeast ? "at least " : "";
   const line = (
-    what: string,
+    side: string,
+    other: string,
     count: number,
     keys: readonly (string | null)[],
   ) =>
-    count === 0
-      ? []
-      : [`${some}${count} rows ${what}, such as ${
+    count === 0 ? [] : [
+      `${some}${formatQuantity(count, "row")} of the ${side} ${
+        count === 1 ? "is" : "are"
+      } not in the ${other}, such as ${
         keys.map((key) => JSON.stringify(key)).join(", ")
-      }`];
+      }`,
+    ];
   return [
     ...line(
-      "of the source are not in the target",
+      "source",
+      "target",
       unexplained.missing,
       unexplained.missingKeys,
     ),
     ...line(
-      "of the target are not in the source",
+      "target",
+      "source",
       unexplained.surplus,
       unexplained.surplusKeys,
     ),

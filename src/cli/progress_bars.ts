@@ -1,7 +1,12 @@
 /** Progress of a load on standard error: a bar per table on a terminal, plain lines elsewhere. */
 import { terminalWidth } from "./environment.ts";
 import type { Progress } from "../sync/progress.ts";
-import { formatCount, formatSeconds, MAX_NAMES } from "../format.ts";
+import {
+  formatCount,
+  formatQuantity,
+  formatSeconds,
+  MAX_NAMES,
+} from "../format.ts";
 import type { Output } from "./output.ts";
 
 /** Shows progress until it is stopped. */
@@ -129,8 +134,8 @@ export function barLine(
     "█".repeat(full) + "░".repeat(size - full),
     phase.padEnd(7),
     rows > 0 || totalRows
-      ? formatCount(rows) +
-        (totalRows ? ` / ${formatCount(totalRows)}` : "") + " rows"
+      ? (totalRows ? `${formatCount(rows)} / ` : "") +
+        formatQuantity(totalRows || rows, "row")
       : "",
     rate ? `${formatCount(Math.round(rate))}/s` : "",
     left === undefined
@@ -146,11 +151,15 @@ export function totalLine(
   tables: number,
   width: number,
 ): string {
-  const text = `${formatCount(verified)} of ${formatCount(tables)} tables`;
+  const text = countTables(verified, tables);
   const size = Math.min(30, width - text.length - 1);
   if (size < 6) return text.slice(0, width);
   const full = Math.floor(verified / tables * size);
   return `${"█".repeat(full)}${"░".repeat(size - full)} ${text}`;
+}
+
+function countTables(verified: number, tables: number): string {
+  return `${formatCount(verified)} of ${formatQuantity(tables, "table")}`;
 }
 
 /** Milliseconds between two lines about many tables. */
@@ -171,13 +180,17 @@ function startLines(
         const now = performance.now();
         if (now - printedAt < LINE_MILLISECONDS) return;
         printedAt = now;
-        output.progress(`${verified.size} of ${tables.length} tables verified`);
+        output.progress(
+          `${countTables(verified.size, tables.length)} verified`,
+        );
         return;
       }
       if (phases.get(table) === phase) return;
       phases.set(table, phase);
       output.progress(
-        `${table}: ${phase}${totalRows === null ? "" : ` (${totalRows} rows)`}`,
+        `${table}: ${phase}${
+          totalRows === null ? "" : ` (${formatQuantity(totalRows, "row")})`
+        }`,
       );
     },
     stop() {},

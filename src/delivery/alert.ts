@@ -2,7 +2,13 @@
  * The content of an alert: a failed run, or the first load of tables after a
  * failure.
  */
-import { formatSeconds, formatTables, printable } from "../format.ts";
+import {
+  formatCount,
+  formatQuantity,
+  formatSeconds,
+  formatTables,
+  printable,
+} from "../format.ts";
 import { describeOutcome } from "../runs/describe.ts";
 import {
   entriesOf,
@@ -107,7 +113,7 @@ function linesOfCauses(failed: readonly FailedEntry[]) {
     ]),
     {
       label: "Tables with other causes",
-      text: others > 0 ? String(others) : "",
+      text: others > 0 ? formatCount(others) : "",
     },
   ];
 }
@@ -119,7 +125,8 @@ function namesOf(entries: readonly TableEntry[]): string[] {
 function titleNames(entries: readonly TableEntry[], total: number): string {
   const { length } = entries;
   if (length <= MAX_TITLE_NAMES) return namesOf(entries).join(", ");
-  return length < total ? `${length} of ${total} tables` : `${length} tables`;
+  const all = formatQuantity(total, "table");
+  return length < total ? `${formatCount(length)} of ${all}` : all;
 }
 
 /** Returns the id, the trigger and the duration of the run, and how to see it. */

@@ -110,7 +110,7 @@ export class BodyReader {
   #tooLarge(): ServiceError {
     return new ServiceError(
       "body_too_large",
-      `The body has more than ${this.#maxBytes} bytes`,
+      `The body is larger than ${this.#maxBytes / 1024} KiB`,
       { remedy: `Send at most ${this.#maxBytes / 1024} KiB.` },
     );
   }

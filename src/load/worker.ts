@@ -8,8 +8,13 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import type { Logger } from "@logtape/logtape";
 import type { AppContext } from "../context.ts";
 import { asServiceError, ServiceError } from "../errors.ts";
-import { formatTables, MAX_NAMES } from "../format.ts";
-import { describeTally, tallyOf } from "../runs/describe.ts";
+import {
+  formatQuantity,
+  formatSeconds,
+  formatTables,
+  MAX_NAMES,
+} from "../format.ts";
+import { describeChange, describeTally, tallyOf } from "../runs/describe.ts";
 import type { LoadEvent } from "../runs/event.ts";
 import { acquireLock, findBusyError, type Lock } from "../runs/lock.ts";
 import {
@@ -390,8 +395,13 @@ function logEnd(log: Logger, event: LoadEvent): void {
   }
   for (const entry of results) {
     log[isLong ? "debug" : "info"](
-      "{table}: {records_loaded} rows, {mode} (+{rows_inserted} -{rows_deleted}) in {duration} s",
-      { ...entry },
+      "{table}: {outcome}",
+      {
+        outcome: `${formatQuantity(entry.records_loaded, "row")}, ${
+          describeChange(entry)
+        } in ${formatSeconds(entry.duration)}`,
+        ...entry,
+      },
     );
     for (const warning of entry.warnings) {
       log.warn("{table}: {warning}", { table: entry.table, warning });

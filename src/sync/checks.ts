@@ -9,6 +9,7 @@
  * @module
  */
 import { ServiceError } from "../errors.ts";
+import { formatQuantity } from "../format.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, qualified, type Row } from "../postgres/sql.ts";
 import {
@@ -85,13 +86,15 @@ export async function runChecks(
           .map((name) => [name, row![`n${required.indexOf(name)}`]])
           .filter(([, count]) => count !== "0");
         return found.map(([name, count]) =>
-          `"${name}" is NULL in ${count} rows`
+          `"${name}" is NULL in ${formatQuantity(Number(count), "row")}`
         ).join(", ") || undefined;
       }
       case "unique": {
         const rows = await run(duplicatesSql(relation, check.columns));
         const keys = rows.slice(0, MAX_KEYS)
-          .map(({ key, count }) => `${key} occurs in ${count} rows`);
+          .map(({ key, count }) =>
+            `${key} occurs in ${formatQuantity(Number(count), "row")}`
+          );
         if (rows.length > MAX_KEYS) keys.push("there are more such keys");
         return keys.join(", ") || undefined;
       }

@@ -14,6 +14,7 @@ import { afterDelta, equal, type Fingerprint } from "../diff/fingerprint.ts";
 import { writtenRowsSql } from "../diff/queries.ts";
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
+import { formatCount, formatQuantity } from "../format.ts";
 import { formatRelation, type Table } from "../tables/declaration.ts";
 import type { Snapshot } from "./snapshot.ts";
 import type { Target } from "./find_target.ts";
@@ -51,13 +52,13 @@ export function checkHeld(
 ): void {
   const byContent = config.verify === "content";
   if (held.count !== source.count || (byContent && !equal(held, source))) {
-    const format = ({ count, checksum }: Fingerprint, what: string) =>
-      `${count}${what}${byContent ? ` (checksum ${checksum})` : ""}`;
+    const checksumOf = ({ checksum }: Fingerprint) =>
+      byContent ? ` (checksum ${checksum})` : "";
     throw new ServiceError(
       "verification_failed",
-      `after the copy the target holds ${
-        format(held, " rows")
-      } where the source has ${format(source, "")}`,
+      `after the copy the target holds ${formatQuantity(held.count, "row")}${
+        checksumOf(held)
+      } where the source has ${formatCount(source.count)}${checksumOf(source)}`,
       {
         table: table.name,
         remedy: mismatchRemedy(

@@ -5,6 +5,7 @@
  * @module
  */
 import type { Sides } from "../diff/find_difference.ts";
+import { formatCount, formatQuantity } from "../format.ts";
 import { formatRelation } from "../tables/declaration.ts";
 import { tableError } from "./table_errors.ts";
 
@@ -52,11 +53,11 @@ export async function checkShrink(
   throw tableError(
     table.name,
     "would_shrink",
-    `the source has ${after} rows where ${
+    `the source has ${formatQuantity(after, "row")} where ${
       formatRelation(table.target)
-    } has ${before}, and ${
+    } has ${formatCount(before)}, and ${
       table.maxShrink === undefined ? "MAX_SHRINK" : "max_shrink"
-    }=${maxShrink} requires at least ${minimum}`,
+    }=${maxShrink} requires at least ${formatCount(minimum)}`,
   );
 }
 

@@ -106,7 +106,7 @@ browserTest(
               `showTable(${JSON.stringify(row)});
                document.querySelector("[data-table=closed_deal] span").innerText`,
             ),
-            bytes === 0 ? "1 rows" : `1 rows, ${formatBytes(bytes)}`,
+            bytes === 0 ? "1 row" : `1 row, ${formatBytes(bytes)}`,
           );
         }
         await held[Symbol.asyncDispose]();

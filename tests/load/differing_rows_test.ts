@@ -164,7 +164,7 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
     );
     assertEquals(code, 0);
     assertStringIncludes(stdout, "recent: 2 of 5 rows that differ\n  ");
-    assertStringIncludes(stdout, "would copy 1000 of 1000 rows");
+    assertStringIncludes(stdout, "would copy 1,000 of 1,000 rows");
   });
 
   await t.step("without a key by all columns, with the copies", async () => {

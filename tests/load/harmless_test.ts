@@ -66,7 +66,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
   await t.step("a truncated source", async () => {
     await source.unsafe("truncate shop.items, shop.few");
     const reason =
-      "the source has 0 rows where raw.items has 1000, and MAX_SHRINK=0.9 requires at least 100";
+      "the source has 0 rows where raw.items has 1,000, and MAX_SHRINK=0.9 requires at least 100";
     const { details } = await refuse([], reason);
     assertEquals(details.successful_tables, 2);
     assertEquals(await rows("few"), 0, "99 rows are not guarded");
@@ -76,7 +76,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
     await source.unsafe(
       "insert into shop.items select i from generate_series(1, 50) i",
     );
-    const reason = "the source has 50 rows where raw.items has 1000";
+    const reason = "the source has 50 rows where raw.items has 1,000";
     for (const flags of [[], ["--mode", "full"], ["--recreate"]]) {
       await refuse(["--table", "items", ...flags], reason);
       await refuse(["--table", "items", "--dry-run", ...flags], reason);
@@ -90,7 +90,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
     await refill();
     await refuse(
       ["--table", "items"],
-      "the source has 50 rows where raw.items has 1000",
+      "the source has 50 rows where raw.items has 1,000",
       narrow.variables,
     );
   });
@@ -102,7 +102,7 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
     assertEquals(await rows("items"), 100);
     assertMatch(
       json.error,
-      /raw\.prices has 1000, and max_shrink=0\.7 .* 300\b/,
+      /raw\.prices has 1,000, and max_shrink=0\.7 .* 300\b/,
     );
     await source.unsafe("insert into shop.prices select 300");
     assertEquals((await run([])).code, 0);
@@ -114,7 +114,10 @@ Deno.test("load removes no more rows than MAX_SHRINK allows", async (t) => {
       `create table raw.items as select i as id, 0 as part from generate_series(1, 5000) i;
        alter table raw.items owner to "${db.loader}"`,
     );
-    await refuse(["--table", "items"], "has 100 rows where raw.items has 5000");
+    await refuse(
+      ["--table", "items"],
+      "has 100 rows where raw.items has 5,000",
+    );
     const { allow_shrink } = await allowed(["--recreate"]);
     assertEquals(allow_shrink, true);
   });

@@ -86,7 +86,7 @@ def load(group: str = None) -> bool:
     tables = (answer.get('results') or answer.get('details') or {}).get('results', [])
     for table in tables:
         if table['status'] == 'success':
-            print(f"{table['table']}: {table['records_loaded']} rows ({table['mode']})")
+            print(f"{table['table']}: {table['records_loaded']:,} rows ({table['mode']})")
             for warning in table['warnings']:
                 print(f"{table['table']}: {warning}")
     if 200 <= status < 300 and answer.get('status') == 'success':

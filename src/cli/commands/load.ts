@@ -17,6 +17,7 @@ import {
 import {
   formatBytes,
   formatCount,
+  formatQuantity,
   formatSeconds,
   MAX_NAMES,
 } from "../../format.ts";
@@ -212,7 +213,7 @@ function printEvent({ output }: CommandContext, event: LoadEvent): void {
     ...sorted.flatMap(notesOf),
     ...(isLong
       ? [
-        `${formatCount(entries.length)} tables: ${
+        `${formatQuantity(entries.length, "table")}: ${
           describeTally(tallyOf(entries))
         }`,
       ]

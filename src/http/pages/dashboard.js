@@ -96,11 +96,12 @@ function showTable({ table, phase, rows, bytes, total_rows }) {
   );
   const bar = row?.querySelector("progress");
   if (!bar) return;
-  const of = total_rows ? ` of ${count.format(total_rows)}` : "";
+  const done = total_rows ? `${count.format(rows)} of ` : "";
+  const all = total_rows || rows;
   const size = bytes === 0 ? "" : `, ${formatBytes(bytes)}`;
   row.querySelector("[data-part=phase]").textContent = phase;
   row.querySelector("[data-part=rows]").textContent = rows > 0
-    ? `${count.format(rows)}${of} rows${size}`
+    ? `${done}${count.format(all)} row${all === 1 ? "" : "s"}${size}`
     : "";
   bar.max = total_rows || 1;
   bar.value = phase === "wait" || phase === "commit"

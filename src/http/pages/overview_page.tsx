@@ -364,7 +364,8 @@ function TableSummary(
   return (
     <TableCard name={name} table={table}>
       <p class="figure">
-        <b>{loaded ? formatCount(loaded.entry.records_loaded) : "–"}</b> rows
+        <b>{loaded ? formatCount(loaded.entry.records_loaded) : "–"}</b>{" "}
+        {loaded?.entry.records_loaded === 1 ? "row" : "rows"}
       </p>
       <dl class="pairs">
         <Pair name="Fresh as of">

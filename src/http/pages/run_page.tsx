@@ -3,7 +3,12 @@ import type { DifferingRows } from "../../diff/differing_rows.ts";
 import type { LoadEvent } from "../../runs/event.ts";
 import type { RunDetails } from "../../runs/history.ts";
 import type { LiveRun } from "../../service/live_runs.ts";
-import { formatBytes, formatCount, formatSeconds } from "../../format.ts";
+import {
+  formatBytes,
+  formatCount,
+  formatQuantity,
+  formatSeconds,
+} from "../../format.ts";
 import {
   describeChange,
   describeVerification,
@@ -337,8 +342,8 @@ function TableResult(
         isActive={isActive}
         idle={check
           ? `Committed: ${
-            formatCount(check.source_count)
-          } rows in the source, ${formatCount(check.target_count)} in the table`
+            formatQuantity(check.source_count, "row")
+          } in the source, ${formatCount(check.target_count)} in the table`
           : "Not loaded. The old rows remain"}
       />
     </TableCard>

@@ -1,6 +1,10 @@
 /** Charts of recent runs, as inline SVG that fills the available width. */
 import type { RunOutcome, RunSummary } from "../../../runs/history.ts";
-import { formatCount, formatMoment, formatSeconds } from "../../../format.ts";
+import {
+  formatMoment,
+  formatQuantity,
+  formatSeconds,
+} from "../../../format.ts";
 
 /** A run, with its tables where the chart is about one of them. */
 type ChartedRun = RunSummary & Partial<Pick<RunOutcome, "entries">>;
@@ -72,8 +76,8 @@ export function RowsChart(
       name={`Rows changed in ${table}`}
       columns={columns}
       peak={Math.log10(1 + maximum)}
-      top={`${formatCount(maximum)} rows`}
-      summary={`at most ${formatCount(maximum)} rows inserted or deleted`}
+      top={formatQuantity(maximum, "row")}
+      summary={`at most ${formatQuantity(maximum, "row")} inserted or deleted`}
       isTwoSided
     />
   );

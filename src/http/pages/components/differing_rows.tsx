@@ -23,7 +23,7 @@ export function DifferingRowCard(
       <h2 id={id}>
         {name}: {total === rows.length
           ? "rows that changed"
-          : `${rows.length} of ${
+          : `${formatCount(rows.length)} of ${
             total === null ? "the" : formatCount(total)
           } rows that changed`}
       </h2>

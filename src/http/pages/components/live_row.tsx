@@ -1,5 +1,5 @@
 /** The progress of one table. Its place is kept when no load is running. */
-import { formatBytes, formatCount } from "../../../format.ts";
+import { formatBytes, formatCount, formatQuantity } from "../../../format.ts";
 import type { Progress } from "../../../sync/progress.ts";
 
 /** The row. The script of the page updates it from the stream. */
@@ -18,9 +18,9 @@ export function LiveRow(
         <b data-part="phase">{phase ?? (isActive ? "waiting" : idle)}</b>{" "}
         <span data-part="rows">
           {rows > 0
-            ? `${formatCount(rows)}${
-              totalRows ? ` of ${formatCount(totalRows)}` : ""
-            } rows${bytes > 0 ? `, ${formatBytes(bytes)}` : ""}`
+            ? `${totalRows ? `${formatCount(rows)} of ` : ""}${
+              formatQuantity(totalRows || rows, "row")
+            }${bytes > 0 ? `, ${formatBytes(bytes)}` : ""}`
             : ""}
         </span>
       </p>
