@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { identifier } from "../postgres/sql.ts";
 import type { Column } from "../tables/declaration.ts";
 import { type HashMethod, rowHash } from "./row_hash.ts";
 
@@ -87,13 +88,18 @@ export function rowsWithHashesSql(
 ): string {
   const list = joined(hashes);
   const hash = rowHash(columns, method);
+  // Random names, which no column of the table has.
+  const [found, number, wanted, needed] = Array.from(
+    "1234",
+    (n) => identifier(`${n} ${method.seed}`),
+  );
   return `(select ${values} from (
-      select ${values}, ${hash} as "hash of the row",
-        pg_catalog.row_number() over (partition by ${hash}) as "number of the row"
+      select ${values}, ${hash} as ${found},
+        pg_catalog.row_number() over (partition by ${hash}) as ${number}
       from ${from} where (${hash}) = any ('{${list}}'::int8[])) rows
-    join (select hash, pg_catalog.count(*) as needed
+    join (select hash as ${wanted}, pg_catalog.count(*) as ${needed}
       from pg_catalog.unnest('{${list}}'::int8[]) hash group by hash) hashes
-      on hash = "hash of the row" and "number of the row" <= needed) chosen`;
+      on ${wanted} = ${found} and ${number} <= ${needed}) chosen`;
 }
 
 /**

@@ -265,7 +265,8 @@ const TYPE_COLUMNS =
    t.typsend <> 0 and t.typreceive <> 0 as is_binary,
    -- The binary form of an array or a row names the types inside by their OIDs.
    -- Only those of the types that come with PostgreSQL are the same everywhere.
-   base.oid >= ${FIRST_VARIABLE_OID} and (
+   -- No server accepts the binary form of an empty tsquery.
+   (base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ('tsquery'::regtype, 'tsquery[]'::regtype)) and (
      with recursive part (oid) as (
        select base.oid
        union
@@ -275,7 +276,7 @@ const TYPE_COLUMNS =
          union all select r.rngsubtype from pg_catalog.pg_range r where p.oid in (r.rngtypid, r.rngmultitypid)
          union all select f.atttypid from pg_catalog.pg_attribute f
            where f.attrelid = p.typrelid and f.attnum > 0 and not f.attisdropped) inner_type)
-     select pg_catalog.bool_or(p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
+     select pg_catalog.bool_or(p.oid = 'tsquery'::regtype or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
        or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
          and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID}))
      from part join pg_catalog.pg_type p on p.oid = part.oid) as is_text`;

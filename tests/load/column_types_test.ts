@@ -69,7 +69,7 @@ const VALUES: Readonly<Record<string, readonly string[]>> = {
   "time with time zone": ["12:00+00", "13:00+01"],
   "timestamp without time zone": ["infinity", "4713-01-01 BC"],
   "timestamp with time zone": ["-infinity", "294276-12-31 23:59:59.999999+00"],
-  tsquery: ["'a' & 'b'", "!'a'"],
+  tsquery: ["'a' & 'b'", "!'a'", ""],
   tsvector: ["'a':1 'b':2", "'a':1A"],
   uuid: [
     "00000000-0000-0000-0000-000000000000",

@@ -286,7 +286,7 @@ Deno.test(`a delta writes exactly the rows that differ, in every kind of table (
   await using db = await migratedDatabases({ withoutTables: true });
   await using shared = contextOf(db);
   await db.source.unsafe(
-    `create schema rnd; create table rnd.t (id int, value text);
+    `create schema rnd; create table rnd.t (hash int, needed text);
      create view rnd.v as select * from rnd.t;
      insert into rnd.t select i / 2, i / 3 from generate_series(1, 6000) i;
      insert into rnd.t select null from generate_series(1, 500);
@@ -294,13 +294,14 @@ Deno.test(`a delta writes exactly the rows that differ, in every kind of table (
   );
   await db.warehouse.unsafe(
     `create schema raw; grant create, usage on schema raw to "${db.loader}";
-     create table raw.parts (id int, value text) partition by hash (id);
+     create table raw.parts (hash int, needed text) partition by hash (hash);
      create table raw.part_0 partition of raw.parts for values with (modulus 2, remainder 0);
      create table raw.part_1 partition of raw.parts for values with (modulus 2, remainder 1);
      alter table raw.parts owner to "${db.loader}";`,
   );
-  const columns = [{ name: "id", type: parseTypeName("integer") }, {
-    name: "value",
+  // Names that the program's SQL uses, too.
+  const columns = [{ name: "hash", type: parseTypeName("integer") }, {
+    name: "needed",
     type: parseTypeName("text"),
   }];
   // The view has no ctid, nor have the rows of a partitioned target.
@@ -357,10 +358,10 @@ async function changeRows(source: Sql, random: Random): Promise<void> {
   };
   const kinds = [
     () => `insert into rnd.t select * from rnd.t where ${some()}`,
-    () => `insert into rnd.t select -id, 'new' from rnd.t where ${some()}`,
-    () => `update rnd.t set value = random() where ${some()}`,
+    () => `insert into rnd.t select -hash, 'new' from rnd.t where ${some()}`,
+    () => `update rnd.t set needed = random() where ${some()}`,
     () => `delete from rnd.t where ${some()}`,
-    () => `update rnd.t set value = value where ${some()}`,
+    () => `update rnd.t set needed = needed where ${some()}`,
   ];
   const changes = random.chance(0.4) ? kinds : [random.pick(kinds)];
   await source.unsafe(changes.map((change) => change()).join(";"));
