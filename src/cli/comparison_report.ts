@@ -138,22 +138,27 @@ function describeVerdict(comparison: Comparison): [string, string] {
       details(
         `${formatQuantity(source.count, "row")} in the source, ${
           formatCount(target.count)
-        } in the target; ${formatQuantity(rowsToCopy, "row")} to copy`,
+        } in the target; ${formatQuantity(rowsToCopy, "row")} to copy, ${
+          formatCount(rowsToDelete(comparison))
+        } to delete`,
       ),
     ];
 }
 
-function describePlan(
-  { source, plan, rowsToCopy }: Comparison,
-): [string, string] {
-  return plan.mode === "unchanged"
-    ? [plan.mode, `nothing to copy, ${formatQuantity(source.count, "row")}`]
-    : [
-      plan.mode,
-      `would copy ${formatCount(rowsToCopy)} of ${
-        formatQuantity(source.count, "row")
-      }`,
-    ];
+function describePlan(comparison: Comparison): [string, string] {
+  const { source, plan, rowsToCopy } = comparison;
+  const rows = formatQuantity(source.count, "row");
+  if (plan.mode === "unchanged") return [plan.mode, `nothing to copy, ${rows}`];
+  const copies = `would copy ${formatCount(rowsToCopy)} of ${rows}`;
+  return plan.mode === "full" ? [plan.mode, copies] : [
+    plan.mode,
+    `${copies} and delete ${formatCount(rowsToDelete(comparison))}`,
+  ];
+}
+
+/** Returns the number of rows of the target that a load replaces or removes. */
+function rowsToDelete({ source, target, rowsToCopy }: Comparison): number {
+  return (target?.count ?? 0) + rowsToCopy - source.count;
 }
 
 /** Returns the details of a target that does not exist. */

@@ -36,6 +36,9 @@ async function countRuns(db: Databases, condition = "true"): Promise<number> {
   return row!.n;
 }
 
+/** The id of no run. */
+const NO_RUN = "00000000-0000-0000-0000-000000000000";
+
 Deno.test("the API answers as documented", async (t) => {
   await using db = await migratedDatabases({ rows: ROWS });
   await using server = await documented(await startServer(db));
@@ -254,10 +257,21 @@ Deno.test("the API answers as documented", async (t) => {
         "/load",
         { method: "POST", body: '{"allow_shrink": "yes"}' },
         400,
-        "allow_shrink",
+        'allow_shrink must be true or false, not "yes"',
+      ],
+      [
+        "/load",
+        { method: "POST", body: '{"group": "nightly", "tables": []}' },
+        400,
+        'tables must not be empty; "group" is not known',
       ],
       ["/load", { method: "POST", body: "{" }, 400, "JSON"],
-      ["/load", { method: "POST", body: "[1]" }, 400, ""],
+      [
+        "/load",
+        { method: "POST", body: "[1]" },
+        400,
+        "The body must be a JSON object",
+      ],
       ["/load", { method: "POST", body: "x".repeat(70_000) }, 413, ""],
       ["/load?mode=full", { method: "POST" }, 400, "body"],
       [
@@ -273,10 +287,13 @@ Deno.test("the API answers as documented", async (t) => {
         "kkk",
       ],
       ["/load", { method: "GET" }, 405, "GET"],
-      ["/runs?limit=-1", {}, 400, "limit: Expected a whole number"],
+      ["/runs?limit=-1", {}, 400, "limit must be a whole number"],
+      ["/runs?limit=1&limit=2", {}, 400, "limit must be one value"],
+      ["/events?limit=501", {}, 400, "limit must be at most 500"],
+      [`/runs/${NO_RUN}`, {}, 404, `Run ${NO_RUN} does not exist. See /runs`],
       ["/events?after=1000000000000000", {}, 400, "after"],
       ["/runs?status=lost", {}, 400, "status"],
-      ["/runs/not-an-id", {}, 400, ""],
+      ["/runs/not-an-id", {}, 400, "id must be a UUID"],
       ["/nowhere", {}, 404, "/nowhere"],
     ];
     for (const [path, init, status, says] of cases) {
@@ -288,7 +305,7 @@ Deno.test("the API answers as documented", async (t) => {
         response.headers.get("content-type")!,
         "application/problem+json",
       );
-      assertStringIncludes(text, says);
+      assertStringIncludes(JSON.parse(text).detail, says);
     }
   });
 

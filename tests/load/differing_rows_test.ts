@@ -149,6 +149,7 @@ Deno.test("verify --rows names exactly the rows that differ", async (t) => {
   await t.step("verify without --rows points to it", async () => {
     const plain = await runProgram(["verify"], environment);
     assertStringIncludes(plain.stdout, "Use `verify --rows 20`");
+    assertStringIncludes(plain.stdout, "; 8 rows to copy, 9 to delete\n");
     const { code, stdout } = await runProgram(
       [
         "load",

@@ -291,7 +291,7 @@ export const TableList = z.object({
 }).openapi("TableList");
 
 const whole = (minimum: number, maximum: number, fallback: number) =>
-  z.string().regex(/^\d{1,15}$/, "Expected a whole number").transform(Number)
+  z.string().regex(/^\d{1,15}$/).transform(Number)
     .pipe(z.int().min(minimum).max(maximum)).default(fallback)
     .openapi({ type: "integer", minimum, maximum, default: fallback });
 

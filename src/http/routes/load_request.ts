@@ -67,11 +67,47 @@ function parseLoadRequest(
 
 /** Returns the first validation errors as one line that names each field. */
 export function issues(error: z.ZodError): string {
-  return error.issues.slice(0, MAX_ISSUES).map(({ path, message, input }) => {
+  return error.issues.slice(0, MAX_ISSUES).map((issue) => {
+    const { path, input } = issue;
     const given = typeof input === "string"
       ? `, not ${JSON.stringify(input.slice(0, 80))}`
       : "";
-    const field = path.length > 0 ? `${path.join(".")}: ` : "";
-    return `${field}${message.slice(0, MAX_ISSUE_LENGTH)}${given}`;
+    return describeIssue(path.join(".") || "The body", issue)
+      .slice(0, MAX_ISSUE_LENGTH) + given;
   }).join("; ");
+}
+
+/** Types of JSON in words. A parameter of a URL is a string, and an array if it is repeated. */
+const TYPES: Readonly<Record<string, string>> = {
+  string: "one value",
+  array: "an array",
+  object: "a JSON object",
+  boolean: "true or false",
+};
+
+function describeIssue(field: string, issue: z.core.$ZodIssue): string {
+  const listed = (values: readonly unknown[]) =>
+    values.map((value) => JSON.stringify(value)).join(", ");
+  switch (issue.code) {
+    case "invalid_type":
+      return `${field} must be ${TYPES[issue.expected] ?? issue.expected}`;
+    case "invalid_value":
+      return `${field} must be one of ${listed(issue.values)}`;
+    case "too_small":
+      return issue.origin === "array"
+        ? `${field} must not be empty`
+        : `${field} must be at least ${issue.minimum}`;
+    case "too_big":
+      return `${field} must be at most ${issue.maximum}`;
+    case "unrecognized_keys":
+      return `${listed(issue.keys)} ${
+        issue.keys.length === 1 ? "is" : "are"
+      } not known`;
+    case "invalid_format":
+      return `${field} must be ${
+        issue.format === "uuid" ? "a UUID" : "a whole number"
+      }`;
+    default:
+      return `${field}: ${issue.message}`;
+  }
 }

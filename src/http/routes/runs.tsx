@@ -37,7 +37,11 @@ export function addHistoryRoutes(
   const read = <T,>(work: Promise<T>) => fromHistory(context, work);
   const found = async (id: string) => {
     const run = await read(findRun(warehouse, id));
-    if (!run) throw new ServiceError("not_found", `Run ${id} does not exist`);
+    if (!run) {
+      throw new ServiceError("not_found", `Run ${id} does not exist`, {
+        remedy: "See /runs for the runs.",
+      });
+    }
     return run;
   };
   app.openapi(
