@@ -126,6 +126,24 @@ const RULES: readonly Rule<Cause>[] = [
       "Run ALTER TABLE … REPLICA IDENTITY FULL; on the target, or give it a primary key. A published table needs a replica identity before rows can be deleted.",
   ],
   [
+    { sqlstate: "42P10", routine: "CheckCmdReplicaIdentity" },
+    "target_incompatible",
+    () =>
+      "Change the publication or the replica identity of the target. A row filter must use columns of the identity only, and a column list must contain all of them.",
+  ],
+  [
+    { sqlstate: "42701", label: "dwh" },
+    "target_incompatible",
+    () =>
+      "Declare the column under another name in TABLES_FILE, with the source column as `from`.",
+  ],
+  [
+    { sqlstate: "42804", routine: "record_recv" },
+    "target_incompatible",
+    () =>
+      "Give the composite type the same attributes on both servers, or declare the column as text in TABLES_FILE.",
+  ],
+  [
     { sqlstate: "53300", routine: "InitializeSessionUserId" },
     "too_many_connections",
     ({ role, connections }) =>

@@ -295,6 +295,7 @@ export class Session implements AsyncDisposable, Disposable {
       synchronize_seqscans: "off",
       // Formats of types and values must be the same on both sides.
       quote_all_identifiers: "off",
+      array_nulls: "on",
       datestyle: "ISO",
       intervalstyle: "postgres",
       bytea_output: "hex",

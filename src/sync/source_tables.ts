@@ -12,6 +12,7 @@ import {
   fitOf,
   formatTypeName,
   isBuiltIn,
+  isUnloadable,
   parseTypeName,
   type TypeName,
 } from "../tables/column_types.ts";
@@ -255,6 +256,8 @@ interface SourceColumn {
   /** `pg_type.typcategory` of the base type. */
   readonly category: string;
   readonly isText: boolean;
+  /** A type inside of it whose values cannot be loaded. */
+  readonly unloadable: string | undefined;
   /** Whether values of the type have a binary form that a server can receive. */
   readonly isBinary: boolean;
 }
@@ -266,7 +269,7 @@ const TYPE_COLUMNS =
    -- The binary form of an array or a row names the types inside by their OIDs.
    -- Only those of the types that come with PostgreSQL are the same everywhere.
    -- No server accepts the binary form of an empty tsquery.
-   (base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ('tsquery'::regtype, 'tsquery[]'::regtype)) and (
+   case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ('tsquery'::regtype, 'tsquery[]'::regtype) then (
      with recursive part (oid) as (
        select base.oid
        union
@@ -276,22 +279,24 @@ const TYPE_COLUMNS =
          union all select r.rngsubtype from pg_catalog.pg_range r where p.oid in (r.rngtypid, r.rngmultitypid)
          union all select f.atttypid from pg_catalog.pg_attribute f
            where f.attrelid = p.typrelid and f.attnum > 0 and not f.attisdropped) inner_type)
-     select pg_catalog.bool_or(p.oid = 'tsquery'::regtype or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
+     select pg_catalog.json_build_object('types', pg_catalog.json_agg(pg_catalog.format_type(p.oid, null)),
+       'isText', pg_catalog.bool_or(p.oid = 'tsquery'::regtype or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
        or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
-         and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID}))
-     from part join pg_catalog.pg_type p on p.oid = part.oid) as is_text`;
+         and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID})))
+     from part join pg_catalog.pg_type p on p.oid = part.oid) end as parts`;
 
 function sourceColumn(row: Row): SourceColumn {
   return {
     name: row.column,
     type: typeNameOf(row.type),
     category: row.category,
-    isText: row.is_text ?? false,
+    isText: row.parts?.isText ?? false,
+    unloadable: row.parts?.types.find(isUnloadable),
     isBinary: row.is_binary,
   };
 }
 
-/** Returns the type that `format_type` prints so. It prints some that nobody declares, such as `interval year to month`. */
+/** Returns the type that `format_type` prints so. The modifiers of an extension's type can have any form. */
 function typeNameOf(text: string): TypeName {
   try {
     return parseTypeName(text);
@@ -462,6 +467,8 @@ function resolveTable(
       column.type.base === "timestamp with time zone";
     const reason = fit.kind === "refused"
       ? fit.reason
+      : isSame && source.unloadable
+      ? `it contains values of type ${source.unloadable}, which have a meaning on one server only`
       : isSame && !source.isBinary
       ? `no server accepts values of its type ${formatTypeName(source.type)}`
       : undefined;

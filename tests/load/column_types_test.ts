@@ -225,10 +225,16 @@ for (const direction of ["to", "from"]) {
 
 Deno.test("load refuses types whose values no other server accepts", async () => {
   await using db = await createDatabases({ withoutTables: true });
-  const refused = (await columnTypes(db.source)).filter((name) =>
-    REFUSED.test(name)
+  await db.source.unsafe(
+    `create schema ty; create type ty.grants as (a int, grants aclitem[]);
+     create type ty.place as (a regclass); create domain ty.places as ty.place[]`,
   );
-  await db.source.unsafe("create schema ty");
+  const refused = [
+    ...(await columnTypes(db.source)).filter((name) => REFUSED.test(name)),
+    "ty.grants",
+    "ty.place",
+    "ty.places",
+  ];
   for (const [index, type] of refused.entries()) {
     await db.source.unsafe(`create table ty.t${index} (a ${type})`);
   }
@@ -342,33 +348,78 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
     });
     assertEquals(loaded.code, 0, loaded.stderr);
   });
+  await t.step(
+    "what the warehouse refuses is named with a remedy",
+    async () => {
+      await db.source.unsafe(
+        `create type ty.wide as (a int, b int);
+       create table ty.refused (a ty.wide); insert into ty.refused values ('(1,2)');
+       create view ty.named as select 1 as ctid;
+       create table ty.sent (a int, b int); insert into ty.sent values (1, 2)`,
+      );
+      await db.warehouse.unsafe(
+        `create type ty.wide as (a int);
+       create table raw.sent (a int primary key, b int); insert into raw.sent values (1, 3);
+       alter table raw.sent owner to "${db.loader}";
+       create publication sent for table raw.sent where (b > 0)`,
+      );
+      await grant(db, "ty");
+      const names = ["refused", "named", "sent"];
+      await using files = await writeTablesFile(
+        `tables:\n${
+          names.map((name) =>
+            `  - { source: ty.${name}, target: raw.${name} }\n`
+          ).join("")
+        }`,
+      );
+      const { json } = await runJson(["load"], {
+        ...db.environment,
+        ...files.variables,
+      });
+      const remedies = [
+        /Give the composite type the same attributes on both servers/,
+        /Declare the column under another name/,
+        /Change the publication or the replica identity/,
+      ];
+      for (const [index, entry] of json.details.results.entries()) {
+        assertEquals(entry.code, "target_incompatible", entry.error);
+        assertMatch(entry.error, remedies[index]!);
+      }
+    },
+  );
 });
 
 Deno.test("load copies values in formats that no setting of a role changes", async () => {
   await using db = await createDatabases({ withoutTables: true });
   await db.source.unsafe(
-    `create schema ty; create table ty.t (i interval, b bytea, x xml, m money);
+    `create schema ty; create type ty.mood as enum ('sad');
+     create table ty.t (i interval, b bytea, x xml, m money);
      insert into ty.t values ('-1 day -02:03:04', '\\x00ff', 'a<b/>c', 1234.5), ('1 mon -1 day', null, '<d/>', -1);
-     grant usage on schema ty to "${db.reader}"; grant select on ty.t to "${db.reader}";
+     create table ty.as_text as select *, '{sad,null}'::ty.mood[] from ty.t;
+     grant usage on schema ty to "${db.reader}"; grant select on ty.t, ty.as_text to "${db.reader}";
      alter role "${db.reader}" set intervalstyle = sql_standard;
      alter role "${db.reader}" set bytea_output = escape`,
   );
   await db.warehouse.unsafe(
-    `alter role "${db.loader}" set xmloption = document;
+    `create schema ty; create type ty.mood as enum ('sad'); grant usage on schema ty to "${db.loader}";
+     alter role "${db.loader}" set array_nulls = off;
+     alter role "${db.loader}" set xmloption = document;
      alter role "${db.loader}" set intervalstyle = iso_8601`,
   );
   await using file = await writeTablesFile(
-    "tables:\n  - source: ty.t\n    target: ty_data.t\n",
+    "tables:\n  - { source: ty.t, target: ty_data.t }\n  - { source: ty.as_text, target: ty_data.as_text }\n",
   );
   const { code, stderr } = await runJson(["load"], {
     ...db.environment,
     ...file.variables,
   });
   assertEquals(code, 0, stderr);
-  const rows = (sql: Databases["source"], schema: string) =>
-    sql.unsafe(`select t::text from ${schema}.t order by 1`);
-  assertEquals(
-    [...await rows(db.warehouse, "ty_data")],
-    [...await rows(db.source, "ty")],
-  );
+  for (const table of ["t", "as_text"]) {
+    const rows = (sql: Databases["source"], schema: string) =>
+      sql.unsafe(`select t::text from ${schema}.${table} t order by 1`);
+    assertEquals(
+      [...await rows(db.warehouse, "ty_data")],
+      [...await rows(db.source, "ty")],
+    );
+  }
 });
