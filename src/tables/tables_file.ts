@@ -358,6 +358,12 @@ function reasonOf(issue: Issue): string {
   if (issue.code === "too_small" && issue.origin === "array") {
     return "must not be empty";
   }
+  if (issue.code === "too_small") {
+    return `must be at least ${issue.minimum}, not ${issue.input}`;
+  }
+  if (issue.code === "too_big") {
+    return `must be at most ${issue.maximum}, not ${issue.input}`;
+  }
   if (issue.code === "invalid_value") {
     return `must be one of ${issue.values.join(", ")}`;
   }

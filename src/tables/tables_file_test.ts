@@ -82,7 +82,7 @@ Deno.test("parseTablesFile() reports all mistakes with line and column", () => {
     /^tables\.yaml:9:10: z: has both from and expression/,
     /^tables\.yaml:10:36: expression: .*semicolon/,
     /^tables\.yaml:13:11: name: "a,b" must be a name without commas/,
-    /^tables\.yaml:14:17: max_shrink: .*<=1/,
+    /^tables\.yaml:14:17: max_shrink: must be at most 1, not 1\.5$/,
     /^tables\.yaml:16:9: unknown key "uniqe"; did you mean unique\?; allowed are not_null, unique, sql/,
     /^tables\.yaml:17:35: not_null: /,
     /^tables\.yaml:18:14: sql: .* is not one SQL query: it contains a semicolon/,

@@ -28,7 +28,7 @@ export const eventsCommand: Command = {
     limit: {
       value: "NUMBER",
       range: [1, MAX_LISTED_ROWS],
-      description: "Maximum number of events (default: 100)",
+      description: "Maximum number of events, the oldest first (default: 100)",
     },
     resume: {
       excludes: ["after", "limit", "follow"],

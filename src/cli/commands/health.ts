@@ -2,6 +2,7 @@
 import type { Config } from "../../config/config.ts";
 import { Pool } from "../../postgres/pool.ts";
 import { ERRORS, ServiceError } from "../../errors.ts";
+import { formatSeconds } from "../../format.ts";
 import { checkHealth, type Health } from "../../service/health.ts";
 import type { Command } from "../command.ts";
 
@@ -40,7 +41,7 @@ export const healthCommand: Command = {
       ? await askService(path, config(), signal)
       : await checkDatabases(config());
     output.show(health, {
-      columns: [{ width: 7 }, { width: 9 }, {}, {}],
+      columns: [{ width: 7 }, { width: 9 }, { isNumber: true }, {}],
       rows: health.checks
         ? Object.entries(health.checks).map(([name, check]) => [
           {
@@ -49,7 +50,7 @@ export const healthCommand: Command = {
             isMarked: true,
           },
           check.status,
-          `${check.latency_ms} ms`,
+          formatSeconds(check.latency_ms / 1000),
           check.error ?? check.server ?? "",
         ])
         : [[health.status]],

@@ -44,7 +44,7 @@ export const runsCommand: Command = {
     limit: {
       value: "NUMBER",
       range: [1, MAX_LISTED_ROWS],
-      description: "Maximum number of runs (default: 20)",
+      description: "Maximum number of runs, the newest first (default: 20)",
     },
     status: {
       value: "STATUS",

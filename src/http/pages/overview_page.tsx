@@ -341,7 +341,7 @@ function Database({ check }: { check: Check }) {
       />
       <small>
         {isHealthy
-          ? `answers in ${check.latency_ms.toFixed(1)} ms`
+          ? `answers in ${formatSeconds(check.latency_ms / 1000)}`
           : "see the error above"}
       </small>
     </>
