@@ -100,6 +100,10 @@ function namesOf(config: DatabaseConfig): Names {
 /** A cause, its meaning, and its remedy. */
 type Rule<T> = readonly [T, ErrorCode, (names: Names) => string];
 
+/** Remedy for a type that is another one in the warehouse. */
+const OTHER_TYPE_REMEDY =
+  "Give the type of the user the same definition on both servers, or declare the column as text in TABLES_FILE.";
+
 /** Errors of PostgreSQL that mean more than their SQLSTATE. The first rule that fits applies. */
 const RULES: readonly Rule<Cause>[] = [
   [
@@ -140,8 +144,13 @@ const RULES: readonly Rule<Cause>[] = [
   [
     { sqlstate: "42804", routine: "record_recv" },
     "target_incompatible",
-    () =>
-      "Give the composite type the same attributes on both servers, or declare the column as text in TABLES_FILE.",
+    () => OTHER_TYPE_REMEDY,
+  ],
+  // Values that end too early. The server counts that as an error of the protocol.
+  [
+    { sqlstate: "08P01", file: "pqformat.c", label: "dwh" },
+    "target_incompatible",
+    () => OTHER_TYPE_REMEDY,
   ],
   [
     { sqlstate: "53300", routine: "InitializeSessionUserId" },

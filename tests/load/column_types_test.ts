@@ -354,17 +354,19 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
       await db.source.unsafe(
         `create type ty.wide as (a int, b int);
        create table ty.refused (a ty.wide); insert into ty.refused values ('(1,2)');
+       create type ty.other as enum ('a');
+       create table ty.short (a ty.other); insert into ty.short values ('a');
        create view ty.named as select 1 as ctid;
        create table ty.sent (a int, b int); insert into ty.sent values (1, 2)`,
       );
       await db.warehouse.unsafe(
-        `create type ty.wide as (a int);
+        `create type ty.wide as (a int); create type ty.other as (a int);
        create table raw.sent (a int primary key, b int); insert into raw.sent values (1, 3);
        alter table raw.sent owner to "${db.loader}";
        create publication sent for table raw.sent where (b > 0)`,
       );
       await grant(db, "ty");
-      const names = ["refused", "named", "sent"];
+      const names = ["refused", "short", "named", "sent"];
       await using files = await writeTablesFile(
         `tables:\n${
           names.map((name) =>
@@ -377,7 +379,8 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         ...files.variables,
       });
       const remedies = [
-        /Give the composite type the same attributes on both servers/,
+        /Give the type of the user the same definition on both servers/,
+        /Give the type of the user the same definition on both servers/,
         /Declare the column under another name/,
         /Change the publication or the replica identity/,
       ];
