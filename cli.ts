@@ -40,7 +40,7 @@ export async function main(args: readonly string[]): Promise<number> {
   onStopSignal((name) => {
     signalExit = SIGNAL_EXITS[name];
     controller.abort(
-      new ServiceError("terminated", `The load was ended by ${name}`),
+      new ServiceError("terminated", `The process was ended by ${name}`),
     );
   });
   // Without a listener, the process ends when a file reaches its size limit. With one, the write fails.

@@ -155,7 +155,9 @@ export const ERRORS = {
   interrupted: failure(
     "Load again: the process ended or was suspended before the load was done.",
   ),
-  terminated: kind(143, 503)("Load again: the process was stopped."),
+  terminated: kind(143, 503)(
+    "Repeat the load, or the command that was stopped.",
+  ),
   draining: kind(75, 503)("Retry in a moment: the service is shutting down."),
   rolled_back: failure("See the error of the other table: LOAD_ATOMIC is on."),
   event_file_unwritable: misconfigured(

@@ -1,5 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { delay } from "@std/async/delay";
+import { startProgram } from "../support/program.ts";
 import { runProgram } from "../support/program_here.ts";
 import { killUntilEnded, proxied, watchProgram } from "../support/phases.ts";
 import { sayOutcome } from "../support/local_load.ts";
@@ -233,6 +234,26 @@ Deno.test("a second SIGTERM after more than a second ends the process at once", 
     outcome,
     mayHaveDeadRun: true,
   });
+});
+
+Deno.test("SIGTERM ends verify with 143, and its message speaks of no load", async () => {
+  await using db = await copyLoaded();
+  await using other = db.connect("source");
+  await other.unsafe(
+    "begin; lock table marketing.closed_deals in access exclusive mode",
+  );
+  const { process, finished } = startProgram(["verify"], db.environment);
+  await until(async () =>
+    (await db.source.unsafe("select from pg_locks where not granted")).length >
+      0
+  );
+  process.kill("SIGTERM");
+  const { code, stderr } = await finished;
+  assertEquals(code, 143, stderr);
+  assertEquals(
+    stderr,
+    "The process was ended by SIGTERM. Repeat the load, or the command that was stopped.\n",
+  );
 });
 
 for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {

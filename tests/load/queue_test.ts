@@ -362,7 +362,10 @@ Deno.test("a caller that joins while the last one leaves keeps the run", async (
   await using db = await copyLoaded();
   await using context = contextOf(db);
   const { warehouse } = context;
-  const stop = new ServiceError("terminated", "The load was ended by SIGTERM");
+  const stop = new ServiceError(
+    "terminated",
+    "The process was ended by SIGTERM",
+  );
   const request = { ...ALL, trigger: "cli" } as const;
   const run = await enqueueRun(warehouse, asRun(request), 60, "one");
   const joined: QueuedRun[] = [];
