@@ -4,6 +4,7 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
+import { formatCount, formatQuantity } from "../../src/format.ts";
 import {
   createDatabases,
   type Databases,
@@ -138,9 +139,9 @@ Deno.test("load copies everything, then nothing, then changes, and repairs damag
         );
         assertEquals(
           text.stdout.split("\n")[index],
-          `${
-            loaded.table.padEnd(24)
-          }  full       would copy ${rows} of ${rows} rows`,
+          `${loaded.table.padEnd(24)}  full       would copy ${
+            formatCount(rows)
+          } of ${formatQuantity(rows, "row")}`,
         );
       }
     });
