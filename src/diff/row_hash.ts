@@ -91,10 +91,10 @@ export function rowHash(
     const seed = seedOf(method, index + 2);
     return `coalesce(${hashOf(valueAsText(column), seed)}, ${seed})`;
   });
-  // The seed distinguishes NULL from the empty text.
-  const isNull = `(case when ${
-    identifier(first.name)
-  } is null then 1 else 0 end)::bigint`;
+  // The seed distinguishes NULL from the empty text. A row of NULLs is NULL, but its text is not.
+  const isNull = `(case when (${
+    castToTarget(first)
+  }) is null then 1 else 0 end)::bigint`;
   return hashOf(
     `coalesce(${valueAsText(first)}, '')`,
     [seedOf(method, 1), isNull, ...seeds].join(" # "),

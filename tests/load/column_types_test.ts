@@ -326,7 +326,8 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
   }
   await t.step("a type that the warehouse lacks is named", async () => {
     await db.source.unsafe(
-      `create type ty.only_here as enum ('a'); create table ty.u (a ty.only_here)`,
+      `create type ty.only_here as enum ('a'); create table ty.u (a ty.only_here);
+       create table ty.blank (a ty.plain); insert into ty.blank values ('(,)'), (null)`,
     );
     await grant(db, "ty");
     await using other = await writeTablesFile(
@@ -340,7 +341,10 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
     assertMatch(stderr, /type ty\.only_here, which column "a" of raw\.u needs/);
     assertMatch(stderr, /CREATE TYPE or CREATE EXTENSION/);
     await using asText = await writeTablesFile(
-      "tables:\n  - { source: ty.u, target: raw.u, columns: { a: text } }\n",
+      `tables:
+  - { source: ty.u, target: raw.u, columns: { a: text } }
+  - { source: ty.blank, target: raw.blank, columns: { a: text } }
+`,
     );
     const loaded = await runProgram(["load"], {
       ...environment,
