@@ -93,8 +93,8 @@ Deno.test(
     await using network = proxied(db);
     const program = watchProgram(["load"], {
       ...network.environment,
-      CONNECT_TIMEOUT: "1",
-      STALL_TIMEOUT: "1",
+      CONNECT_TIMEOUT: "4",
+      STALL_TIMEOUT: "4",
       RETRY_ATTEMPTS: "1",
     });
     let pauses = 0;
@@ -105,7 +105,7 @@ Deno.test(
           next?.();
           pauses++;
           program.kill("SIGSTOP");
-          await delay(2500);
+          await delay(6000);
           program.kill("SIGCONT");
         },
       },
@@ -117,7 +117,7 @@ Deno.test(
     assertEnded(outcome, 0);
     assertEquals(pauses, 2);
     await settle(db, {
-      group: "A suspended process, `STALL_TIMEOUT=1`",
+      group: "A suspended process, `STALL_TIMEOUT=4`",
       fault: "in a statement, and while a transaction begins",
       scene,
       outcome,

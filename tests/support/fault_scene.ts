@@ -108,7 +108,10 @@ export async function recover(db: Databases): Promise<number> {
   const { code, stderr } = await run(["load"], db.environment);
   const seconds = (performance.now() - started) / 1000;
   assertEquals(code, 0, stderr);
-  await assertSound(db, { contents: [await sourceContent(db)] });
+  await assertSound(db, {
+    contents: [await sourceContent(db)],
+    isRecovered: true,
+  });
   return seconds;
 }
 
@@ -117,7 +120,10 @@ export async function recoverHere(db: Databases): Promise<void> {
   await outwaitCallers(db);
   const { event, error, log } = await loadHere(db);
   assertEquals(event?.status, "success", error?.line ?? log);
-  await assertSound(db, { contents: [await sourceContent(db)] });
+  await assertSound(db, {
+    contents: [await sourceContent(db)],
+    isRecovered: true,
+  });
 }
 
 /** A fault, and the load during which it occurred. */
