@@ -383,8 +383,8 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         ...files.variables,
       });
       const remedies = [
-        /Give the type of the user the same definition on both servers/,
-        /Give the type of the user the same definition on both servers/,
+        /Give the user-defined type the same definition on both servers/,
+        /Give the user-defined type the same definition on both servers/,
         /Declare the column under another name/,
         /Change the publication or the replica identity/,
       ];
