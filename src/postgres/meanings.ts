@@ -101,7 +101,7 @@ function namesOf(config: DatabaseConfig): Names {
 type Rule<T> = readonly [T, ErrorCode, (names: Names) => string];
 
 /** Remedy for a type that is another one in the warehouse. */
-const OTHER_TYPE_REMEDY =
+export const OTHER_TYPE_REMEDY =
   "Give the user-defined type the same definition on both servers, or declare the column as text in TABLES_FILE.";
 
 /** Errors of PostgreSQL that mean more than their SQLSTATE. The first rule that fits applies. */

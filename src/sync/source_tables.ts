@@ -17,11 +17,13 @@ import {
   type TypeName,
 } from "../tables/column_types.ts";
 import {
+  ATTRIBUTES,
   BASE_TYPE,
   type Column,
   FIRST_VARIABLE_OID,
   formatCheck,
   formatRelation,
+  PARTS,
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
@@ -256,6 +258,7 @@ interface SourceColumn {
   /** `pg_type.typcategory` of the base type. */
   readonly category: string;
   readonly isText: boolean;
+  readonly attributes: readonly string[] | null;
   /** A type inside of it whose values cannot be loaded. */
   readonly unloadable: string | undefined;
   /** Whether values of the type have a binary form that a server can receive. */
@@ -270,16 +273,9 @@ const TYPE_COLUMNS =
    -- Only those of the types that come with PostgreSQL are the same everywhere.
    -- No server accepts the binary form of an empty tsquery.
    case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ('tsquery'::regtype, 'tsquery[]'::regtype) then (
-     with recursive part (oid) as (
-       select base.oid
-       union
-       select inner_type.oid from part join pg_catalog.pg_type p on p.oid = part.oid, lateral (
-         select p.typelem as oid where p.typcategory = 'A'
-         union all select p.typbasetype where p.typtype = 'd'
-         union all select r.rngsubtype from pg_catalog.pg_range r where p.oid in (r.rngtypid, r.rngmultitypid)
-         union all select f.atttypid from pg_catalog.pg_attribute f
-           where f.attrelid = p.typrelid and f.attnum > 0 and not f.attisdropped) inner_type)
-     select pg_catalog.json_build_object('types', pg_catalog.json_agg(pg_catalog.format_type(p.oid, null)),
+     with ${PARTS}
+     select pg_catalog.json_build_object('attributes', ${ATTRIBUTES},
+       'types', pg_catalog.json_agg(pg_catalog.format_type(p.oid, null)),
        'isText', pg_catalog.bool_or(p.oid = 'tsquery'::regtype or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
        or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
          and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID})))
@@ -291,6 +287,7 @@ function sourceColumn(row: Row): SourceColumn {
     type: typeNameOf(row.type),
     category: row.category,
     isText: row.parts?.isText ?? false,
+    attributes: row.parts?.attributes ?? null,
     unloadable: row.parts?.types.find(isUnloadable),
     isBinary: row.is_binary,
   };
@@ -482,10 +479,13 @@ function resolveTable(
     if (fit.kind === "rounds") {
       warnings.push(`column "${from}" ${fit.warning}`);
     }
+    const { isText, attributes } = source;
     columns.push(
-      source.isText && !isBuiltIn(column.type)
-        ? { ...column, isText: true }
-        : column,
+      isBuiltIn(column.type) ? column : {
+        ...column,
+        ...isText ? { isText } : {},
+        ...attributes ? { attributes } : {},
+      },
     );
   }
   if (columns.length === 0) {

@@ -1,12 +1,18 @@
 /**
- * The names that column types have in the warehouse.
+ * The user-defined column types in the warehouse: their names and attributes.
  *
  * @module
  */
+import { OTHER_TYPE_REMEDY } from "../postgres/meanings.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { isBuiltIn } from "../tables/column_types.ts";
-import { formatRelation, type Table } from "../tables/declaration.ts";
+import {
+  ATTRIBUTES,
+  formatRelation,
+  PARTS,
+  type Table,
+} from "../tables/declaration.ts";
 import { tableError } from "./table_errors.ts";
 
 /**
@@ -48,4 +54,42 @@ export async function withWarehouseTypes(
     return { ...column, type: { ...column.type, base: row.found } };
   });
   return { ...table, columns };
+}
+
+/**
+ * Checks that composite types have the same attributes in the same order on both servers.
+ * A load copies the attributes by their positions.
+ *
+ * @param relation quoted name of the target.
+ * @throws {ServiceError} `target_incompatible`, naming the column.
+ */
+export async function checkAttributes(
+  table: Table,
+  warehouse: Session,
+  relation: string,
+): Promise<void> {
+  const composite = table.columns.filter(({ attributes }) => attributes);
+  if (composite.length === 0) return;
+  const rows = await warehouse.query<{ name: string; attributes: string[] }>(
+    `select a.attname as name, (with ${PARTS} select ${ATTRIBUTES} from part) as attributes
+     from pg_catalog.pg_attribute a where a.attrelid = ${
+      literal(relation)
+    }::pg_catalog.regclass and a.attname in (${
+      composite.map(({ name }) => literal(name))
+    })`,
+  );
+  for (const { name, attributes } of composite) {
+    const present = rows.find((row) => row.name === name)?.attributes ?? [];
+    if (JSON.stringify(present) === JSON.stringify(attributes)) continue;
+    throw tableError(
+      table.name,
+      "target_incompatible",
+      `the type of column "${name}" of ${
+        formatRelation(table.target)
+      } in the warehouse has the attributes ${
+        present.join(", ")
+      }, and the source has ${attributes!.join(", ")}`,
+      OTHER_TYPE_REMEDY,
+    );
+  }
 }

@@ -39,6 +39,8 @@ export interface Column {
    * contains OIDs of one server.
    */
   readonly isText?: boolean;
+  /** Attributes of the composite types in the type of the source, in order: `a`, `a.b`. */
+  readonly attributes?: readonly string[];
 }
 
 /** The allowed ways to treat new columns of the source. The first one is the default. */
@@ -144,3 +146,24 @@ export const BASE_TYPE = `(
     from domain, lateral (
       select * from pg_catalog.pg_type t where t.oid = domain.oid and t.typtype = 'd' offset 0) t)
   select oid, typmod from domain order by depth desc limit 1)`;
+
+/**
+ * SQL of a recursive query `part`: the type of `a.atttypid` and the types inside of it,
+ * by `oid`. An attribute of a composite type has `name`, its `path`, and its `place` to sort by.
+ */
+export const PARTS = `recursive part (oid, place, path, name) as (
+  select a.atttypid, '{}'::int8[], ''::text collate "C", null::name
+  union all
+  select next.oid, part.place || next.place::int8,
+    pg_catalog.concat_ws('.', nullif(part.path, ''), pg_catalog.quote_ident(next.name)), next.name
+  from part, lateral (
+    select * from pg_catalog.pg_type t where t.oid = part.oid offset 0) t, lateral (
+    select t.typelem as oid, 0 as place, null as name where t.typcategory = 'A'
+    union all select t.typbasetype, 0, null where t.typtype = 'd'
+    union all select r.rngsubtype, 0, null from pg_catalog.pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+    union all select f.atttypid, f.attnum, f.attname from pg_catalog.pg_attribute f
+      where f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped) next)`;
+
+/** SQL over {@linkcode PARTS} of the attributes of a {@linkcode Column}. */
+export const ATTRIBUTES =
+  `pg_catalog.json_agg(part.path order by part.place) filter (where part.name is not null)`;

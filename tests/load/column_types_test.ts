@@ -360,17 +360,22 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
        create table ty.refused (a ty.wide); insert into ty.refused values ('(1,2)');
        create type ty.other as enum ('a');
        create table ty.short (a ty.other); insert into ty.short values ('a');
+       create type ty.pair as (a int, b int); create domain ty.pairs as ty.pair[];
+       create type ty.house as (p ty.pairs);
+       create table ty.moved (a ty.house[]); insert into ty.moved values (array[row(array[row(1, 2)::ty.pair])::ty.house]);
        create view ty.named as select 1 as ctid;
        create table ty.sent (a int, b int); insert into ty.sent values (1, 2)`,
       );
       await db.warehouse.unsafe(
         `create type ty.wide as (a int); create type ty.other as (a int);
+       create type ty.pair as (b int, a int); create domain ty.pairs as ty.pair[];
+       create type ty.house as (p ty.pairs);
        create table raw.sent (a int primary key, b int); insert into raw.sent values (1, 3);
        alter table raw.sent owner to "${db.loader}";
        create publication sent for table raw.sent where (b > 0)`,
       );
       await grant(db, "ty");
-      const names = ["refused", "short", "named", "sent"];
+      const names = ["refused", "moved", "short", "named", "sent"];
       await using files = await writeTablesFile(
         `tables:\n${
           names.map((name) =>
@@ -383,7 +388,8 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         ...files.variables,
       });
       const remedies = [
-        /Give the user-defined type the same definition on both servers/,
+        /has the attributes a, and the source has a, b\. Give the user-defined type the same definition on both servers/,
+        /has the attributes p, p\.b, p\.a, and the source has p, p\.a, p\.b\. Give the type/,
         /Give the user-defined type the same definition on both servers/,
         /Declare the column under another name/,
         /Change the publication or the replica identity/,
