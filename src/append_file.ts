@@ -104,16 +104,6 @@ export async function checkWritable(target: AppendFile): Promise<void> {
   }
 }
 
-/**
- * Checks that the path names a regular file, or a file that does not exist.
- *
- * @throws {ServiceError} `event_file_unwritable`.
- */
-export async function checkKind(target: AppendFile): Promise<void> {
-  const info = await Deno.stat(target.path).catch(() => undefined);
-  if (info && !info.isFile) throw unwritable(target, notRegular(info));
-}
-
 /** Returns whether both paths name the same file, also through links, and also before it exists. */
 export async function isSameFile(a: string, b: string): Promise<boolean> {
   return await identityOf(a) === await identityOf(b);

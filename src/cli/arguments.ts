@@ -128,7 +128,7 @@ export function notAllowed(
     ? `${allowed.slice(0, MAX_LISTED).join(", ")} or ${
       formatQuantity(allowed.length - MAX_LISTED, "other")
     }`
-    : allowed.join(", ") || "the declared ones, and none is declared";
+    : allowed.join(", ");
   return usage(
     `--${flag} must be one of ${listed}, not ${JSON.stringify(value)}${
       suggest(value, allowed)

@@ -88,6 +88,20 @@ Deno.test("parseConfig() reports all mistakes together, with the value and the a
   );
 });
 
+Deno.test("parseConfig() accepts the documented words in any case, and no others", () => {
+  const { loadAtomic, loadMode } = parse({
+    LOAD_ATOMIC: "True",
+    LOAD_MODE: "FULL",
+  });
+  assertEquals([loadAtomic, loadMode], [true, "full"]);
+  for (const value of ["1", "yes", "on", "0", "no", "off", "t", " true"]) {
+    refused(
+      { LOAD_ATOMIC: value },
+      `LOAD_ATOMIC="${value}" must be true or false`,
+    );
+  }
+});
+
 Deno.test("parseConfig() treats an empty variable as unset", () => {
   assertEquals(
     parse({ OLIST_DB_PORT: "", LOAD_TIMEZONE: "" }).olist.servers,

@@ -2,7 +2,6 @@
 import {
   type AppendFile,
   appendLine,
-  checkKind,
   checkWritable,
   isSameFile,
   withFile,
@@ -49,8 +48,7 @@ function eventFile(path: string): AppendFile {
 }
 
 /**
- * Checks before a load that the event file and the spool can be written and are
- * not the same file. Creates the event file.
+ * Checks the files before a load, and creates the event file.
  *
  * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */
@@ -65,21 +63,20 @@ export async function prepareFiles(config: FileConfig): Promise<void> {
     // Only an existing file shows whether names that differ in case are the same.
     await refuseSameFile(config.eventFile, config.eventSpoolFile);
   }
-  await checkWritable(spoolFile(config.eventSpoolFile));
 }
 
 /**
- * Checks that the event file and the spool are regular files where they exist,
- * and not the same file. The command `config` needs no write access.
+ * Checks that the event file and the spool can be written and are not the same
+ * file. Creates neither.
  *
  * @throws {ServiceError} `event_file_unwritable` or `configuration`.
  */
 export async function checkFiles(config: FileConfig): Promise<void> {
   if (config.eventPublisherType === "file") {
-    await checkKind(eventFile(config.eventFile));
+    await checkWritable(eventFile(config.eventFile));
     await refuseSameFile(config.eventFile, config.eventSpoolFile);
   }
-  await checkKind(spoolFile(config.eventSpoolFile));
+  await checkWritable(spoolFile(config.eventSpoolFile));
 }
 
 async function refuseSameFile(

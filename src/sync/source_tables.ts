@@ -474,6 +474,14 @@ function resolveTable(
         table,
         "source_column_incompatible",
         `${subject} cannot be used: ${reason}`,
+        // The source returns the base type of a domain.
+        fit.kind === "refused" && column.type.base.includes(".")
+          ? `Declare the type ${
+            formatTypeName(source.type)
+          } in TABLES_FILE, also where ${
+            formatTypeName(column.type)
+          } is a domain.`
+          : undefined,
       );
     }
     if (fit.kind === "rounds") {

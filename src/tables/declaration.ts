@@ -108,6 +108,10 @@ export function namesOf(
   return tables.map(({ name }) => name);
 }
 
+/** Why a group cannot be selected where no table has one, and the remedy. */
+export const NO_GROUP =
+  "no table has a group. Give tables the key group in TABLES_FILE, or name the tables";
+
 /** Returns the names of the groups, each once. */
 export function groupsOf(
   tables: readonly TableDeclaration[],

@@ -228,7 +228,7 @@ export function formatTablesFile(tables: readonly unknown[]): string {
 /** The declared tables, or the mistakes of the file. */
 export interface DeclaredTables {
   readonly tables: readonly TableDeclaration[];
-  /** Each with path, line and column. */
+  /** Each with path, line and column, in the order of the file. */
   readonly problems: readonly string[];
 }
 
@@ -239,23 +239,31 @@ export function parseTablesFile(path: string, text: string): DeclaredTables {
     lineCounter: lines,
     prettyErrors: false,
   });
-  const problems: string[] = [];
+  const mistakes: { readonly offset: number; readonly message: string }[] = [];
   const report = (offset: number, message: string) => {
-    const { line, col } = lines.linePos(offset);
-    problems.push(`${path}:${line}:${col}: ${message}`);
+    mistakes.push({ offset, message });
   };
+  const result = (tables: readonly TableDeclaration[]): DeclaredTables => ({
+    tables,
+    problems: mistakes.sort((a, b) => a.offset - b.offset).map(
+      ({ offset, message }) => {
+        const { line, col } = lines.linePos(offset);
+        return `${path}:${line}:${col}: ${message}`;
+      },
+    ),
+  });
   for (const { pos, message } of document.errors) report(pos[0], message);
-  if (problems.length > 0) return { tables: [], problems };
+  if (mistakes.length > 0) return result([]);
   if (document.contents === null) {
     report(0, "the file is empty: it must have the key tables");
-    return { tables: [], problems };
+    return result([]);
   }
   let value: unknown;
   try {
     value = document.toJS({ maxAliasCount: 100 });
   } catch (error) {
     report(0, (error as Error).message);
-    return { tables: [], problems };
+    return result([]);
   }
   const nodeAt = (place: readonly PropertyKey[]) => {
     let node: unknown = document.contents;
@@ -275,9 +283,9 @@ export function parseTablesFile(path: string, text: string): DeclaredTables {
     }
     return 0;
   };
-  const result = TablesFile.safeParse(value, { reportInput: true });
-  if (!result.success) {
-    for (const issue of flatten(result.error.issues)) {
+  const checked = TablesFile.safeParse(value, { reportInput: true });
+  if (!checked.success) {
+    for (const issue of flatten(checked.error.issues)) {
       if (issue.code === "unrecognized_keys") {
         const map = nodeAt(issue.path);
         for (const key of issue.keys) {
@@ -292,9 +300,9 @@ export function parseTablesFile(path: string, text: string): DeclaredTables {
         report(offsetOf(issue.path), messageOf(issue));
       }
     }
-    return { tables: [], problems };
+    return result([]);
   }
-  const tables = result.data.tables.map((declared, index) =>
+  const tables = checked.data.tables.map((declared, index) =>
     declarationOf(
       declared,
       (message, ...place) =>
@@ -304,7 +312,7 @@ export function parseTablesFile(path: string, text: string): DeclaredTables {
   reportDoubles(tables, (index, message) => {
     report(offsetOf(["tables", index]), message);
   });
-  return { tables, problems };
+  return result(tables);
 }
 
 type Issue = z.core.$ZodIssue;

@@ -134,21 +134,28 @@ Deno.test("load, serve and config refuse an event file and a spool that are not 
     }
   }));
 
-Deno.test("load refuses an event file and a spool in a missing folder", (t) =>
+Deno.test("load and config refuse an event file and a spool in a missing folder, and config creates none", (t) =>
   inScene(async (_, folder, environment) => {
     for (const variable of ["EVENT_FILE", "EVENT_SPOOL_FILE"]) {
-      await t.step(variable, async () => {
-        const { code, stderr } = await runProgram(["load"], {
-          ...environment,
-          [variable]: `${folder}/missing/file`,
+      for (const command of ["config", "load"]) {
+        await t.step(`${command} with ${variable}`, async () => {
+          const { code, stdout, stderr } = await runProgram([command], {
+            ...environment,
+            [variable]: `${folder}/missing/file`,
+          });
+          assertEquals([code, stdout], [78, ""], stderr);
+          assertStringIncludes(
+            stderr,
+            `Create the folder ${folder}/missing, or name another file in ${variable}.`,
+          );
         });
-        assertEquals(code, 78, stderr);
-        assertStringIncludes(
-          stderr,
-          `Create the folder ${folder}/missing, or name another file in ${variable}.`,
-        );
-      });
+      }
     }
+    await t.step("config with files that it could create", async () => {
+      const { code, stderr } = await runProgram(["config"], environment);
+      assertEquals(code, 0, stderr);
+      assertEquals([...Deno.readDirSync(folder)], []);
+    });
   }));
 
 Deno.test("load keeps every byte of a spool with other data, and reports it", () =>

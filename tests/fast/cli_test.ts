@@ -36,7 +36,10 @@ for (
       "the command must come before --quiet",
       "See --help.",
     ],
-    [["load", "--group", "nightly"], "none is declared"],
+    [
+      ["load", "--group", "nightly"],
+      "--group cannot be used, because no table has a group. Give",
+    ],
     [["verify", "--table", "deals"], "--table must be one of closed_deal"],
     [
       ["runs", "--id", "a", "--status", "failed"],

@@ -263,7 +263,7 @@ Deno.test("the API answers as documented", async (t) => {
         "/load",
         { method: "POST", body: '{"group": "nightly", "tables": []}' },
         400,
-        'tables must not be empty; "group" is not known',
+        'tables must not be empty; "group" is not known, because no table has a group',
       ],
       ["/load", { method: "POST", body: "{" }, 400, "JSON"],
       [

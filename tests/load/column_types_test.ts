@@ -1,4 +1,9 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
 import { findInstalledPostgres } from "../../demo/postgres.ts";
 import { startPostgres } from "../support/own_server.ts";
 import {
@@ -324,6 +329,22 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
       await load("delta");
     });
   }
+  await t.step(
+    "a domain that is declared as the type of its column is refused with its base type",
+    async () => {
+      await using declared = await writeTablesFile(
+        "tables:\n  - { source: ty.t, target: raw.mail, columns: { email: ty.email } }\n",
+      );
+      const { json } = await runJson(["load"], {
+        ...environment,
+        ...declared.variables,
+      });
+      assertStringIncludes(
+        json.details.results[0].error,
+        "Declare the type text in TABLES_FILE, also where ty.email is a domain.",
+      );
+    },
+  );
   await t.step("a type that the warehouse lacks is named", async () => {
     await db.source.unsafe(
       `create type ty.only_here as enum ('a'); create table ty.u (a ty.only_here);

@@ -11,6 +11,7 @@ import type { RunOptions } from "../../runs/run.ts";
 import {
   groupsOf,
   namesOf,
+  NO_GROUP,
   selectTables,
   type TableDeclaration,
 } from "../../tables/declaration.ts";
@@ -22,7 +23,7 @@ import {
   MAX_NAMES,
 } from "../../format.ts";
 import { describeTally, tallyOf } from "../../runs/describe.ts";
-import { notAllowed } from "../arguments.ts";
+import { notAllowed, usage } from "../arguments.ts";
 import type { Command, CommandContext, ParsedArguments } from "../command.ts";
 import { startProgress } from "../progress_bars.ts";
 import type { Cell, TextTable } from "../terminal_table.ts";
@@ -125,7 +126,11 @@ export function tablesOf(
   command: string,
 ): readonly TableDeclaration[] {
   checkNames("table", table, namesOf(tables), command);
-  checkNames("group", group, groupsOf(tables), command);
+  const groups = groupsOf(tables);
+  if (group.length > 0 && groups.length === 0) {
+    throw usage(`--group cannot be used, because ${NO_GROUP}`, command);
+  }
+  checkNames("group", group, groups, command);
   return selectTables(tables, table, group);
 }
 

@@ -3,7 +3,7 @@ import type { z } from "@hono/zod-openapi";
 import type { Config } from "../../config/config.ts";
 import type { RunOptions } from "../../runs/run.ts";
 import { defaultOptions } from "../../service/dispatcher.ts";
-import { namesOf, selectTables } from "../../tables/declaration.ts";
+import { namesOf, NO_GROUP, selectTables } from "../../tables/declaration.ts";
 import { BodyReader } from "../body_limits.ts";
 import { badRequest } from "../problem.tsx";
 import type { loadRequest } from "../openapi/schemas.ts";
@@ -61,7 +61,15 @@ function parseLoadRequest(
     );
   }
   const result = schema.safeParse(value, { reportInput: true });
-  if (!result.success) throw badRequest(issues(result.error));
+  if (!result.success) {
+    // Only the schema of a service without groups has no such field.
+    const isGroup = result.error.issues.some((issue) =>
+      issue.code === "unrecognized_keys" && issue.keys.includes("group")
+    );
+    throw badRequest(
+      issues(result.error) + (isGroup ? `, because ${NO_GROUP}` : ""),
+    );
+  }
   return result.data;
 }
 
