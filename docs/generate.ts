@@ -46,7 +46,8 @@ Every variable comes from the environment, or from the file that \`--env-file\` 
 An empty variable counts as unset.
 All mistakes are reported together, with exit code 78, before any connection is made.
 \`deno task cli config\` prints the effective variables, with secrets masked.
-Words such as \`true\` and \`auto\` may be in upper or lower case.
+Words such as \`true\` and \`auto\` may be in upper or lower case. \`yes\`, \`on\`
+and \`1\` mean \`true\`; \`no\`, \`off\` and \`0\` mean \`false\`.
 `;
 
 const CONFIGURATION_NOTES = `

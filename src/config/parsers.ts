@@ -233,7 +233,8 @@ export const boolean = (fallback: boolean, description: string) =>
     "true or false",
     description,
     (value) =>
-      /^true$/i.test(value) || (/^false$/i.test(value) ? false : undefined),
+      /^(true|yes|on|1)$/i.test(value) ||
+      (/^(false|no|off|0)$/i.test(value) ? false : undefined),
   );
 
 export const timezone = (fallback: string, description: string) =>
