@@ -152,6 +152,18 @@ const RULES: readonly Rule<Cause>[] = [
     "target_incompatible",
     () => OTHER_TYPE_REMEDY,
   ],
+  // The types sort values in another order.
+  [
+    { sqlstate: "22000", file: "rangetypes.c", label: "dwh" },
+    "target_incompatible",
+    () => OTHER_TYPE_REMEDY,
+  ],
+  [
+    { sqlstate: "22P02", file: "enum.c", label: "dwh" },
+    "target_incompatible",
+    () =>
+      "Add the label in the warehouse with ALTER TYPE … ADD VALUE, or declare the column as text in TABLES_FILE.",
+  ],
   [
     { sqlstate: "53300", routine: "InitializeSessionUserId" },
     "too_many_connections",

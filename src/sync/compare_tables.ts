@@ -41,7 +41,7 @@ import {
 import { findTarget, type FoundTarget } from "./find_target.ts";
 import { checkCreatable } from "./target.ts";
 import { checkKey } from "./update_in_place.ts";
-import { checkAttributes } from "./warehouse_types.ts";
+import { checkLayout } from "./warehouse_types.ts";
 
 /** The result of comparing one table. */
 interface Comparison {
@@ -162,7 +162,7 @@ export async function compareTable(
       return copyingAll(source, null);
     }
     checkTarget(table, found);
-    await checkAttributes(table, warehouse, target.relation);
+    await checkLayout(table, warehouse, target.relation);
     if (load && !isReplaced) checkWritable(table, found, warehouse);
     if (load) await checkKey(sides);
     const maxValues = MAX_NAMED_VALUES / snapshot.tables.size;

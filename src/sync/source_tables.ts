@@ -17,12 +17,12 @@ import {
   type TypeName,
 } from "../tables/column_types.ts";
 import {
-  ATTRIBUTES,
   BASE_TYPE,
   type Column,
   FIRST_VARIABLE_OID,
   formatCheck,
   formatRelation,
+  LAYOUT,
   PARTS,
   type Table,
   type TableDeclaration,
@@ -258,7 +258,7 @@ interface SourceColumn {
   /** `pg_type.typcategory` of the base type. */
   readonly category: string;
   readonly isText: boolean;
-  readonly attributes: readonly string[] | null;
+  readonly layout: readonly string[] | null;
   /** A type inside of it whose values cannot be loaded. */
   readonly unloadable: string | undefined;
   /** Whether values of the type have a binary form that a server can receive. */
@@ -274,7 +274,7 @@ const TYPE_COLUMNS =
    -- No server accepts the binary form of an empty tsquery.
    case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ('tsquery'::regtype, 'tsquery[]'::regtype) then (
      with ${PARTS}
-     select pg_catalog.json_build_object('attributes', ${ATTRIBUTES},
+     select pg_catalog.json_build_object('layout', ${LAYOUT},
        'types', pg_catalog.json_agg(pg_catalog.format_type(p.oid, null)),
        'isText', pg_catalog.bool_or(p.oid = 'tsquery'::regtype or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
        or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
@@ -287,7 +287,7 @@ function sourceColumn(row: Row): SourceColumn {
     type: typeNameOf(row.type),
     category: row.category,
     isText: row.parts?.isText ?? false,
-    attributes: row.parts?.attributes ?? null,
+    layout: row.parts?.layout ?? null,
     unloadable: row.parts?.types.find(isUnloadable),
     isBinary: row.is_binary,
   };
@@ -487,12 +487,12 @@ function resolveTable(
     if (fit.kind === "rounds") {
       warnings.push(`column "${from}" ${fit.warning}`);
     }
-    const { isText, attributes } = source;
+    const { isText, layout } = source;
     columns.push(
       isBuiltIn(column.type) ? column : {
         ...column,
         ...isText ? { isText } : {},
-        ...attributes ? { attributes } : {},
+        ...layout ? { layout } : {},
       },
     );
   }

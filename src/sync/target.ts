@@ -14,7 +14,7 @@ import {
   type TableDeclaration,
 } from "../tables/declaration.ts";
 import { addNewColumns, withoutNewColumns } from "./new_columns.ts";
-import { checkAttributes, withWarehouseTypes } from "./warehouse_types.ts";
+import { checkLayout, withWarehouseTypes } from "./warehouse_types.ts";
 import {
   belongingsOf,
   checkReplaceable,
@@ -67,7 +67,7 @@ export async function lockTarget(
   checkTarget(fitted.table, found);
   checkWritable(table, found, warehouse);
   const { table: written, warnings } = fitted;
-  await checkAttributes(written, warehouse, relation);
+  await checkLayout(written, warehouse, relation);
   return { ...found, relation, oid, isNew: false, table: written, warnings };
 }
 
@@ -101,7 +101,7 @@ async function createTarget(
   const relation = qualified({ schema: table.target.schema, name });
   const known = await withWarehouseTypes(table, warehouse);
   await warehouse.query(createTableSql(known, relation));
-  await checkAttributes(table, warehouse, relation);
+  await checkLayout(table, warehouse, relation);
   await checkOwner(table, warehouse, relation);
   if (found.exists) {
     for (const statement of await storageOf(warehouse, found.oid!, relation)) {

@@ -1,5 +1,5 @@
 /**
- * The user-defined column types in the warehouse: their names and attributes.
+ * The user-defined column types in the warehouse: their names and layouts.
  *
  * @module
  */
@@ -8,8 +8,8 @@ import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
 import { isBuiltIn } from "../tables/column_types.ts";
 import {
-  ATTRIBUTES,
   formatRelation,
+  LAYOUT,
   PARTS,
   type Table,
 } from "../tables/declaration.ts";
@@ -57,38 +57,38 @@ export async function withWarehouseTypes(
 }
 
 /**
- * Checks that composite types have the same attributes in the same order on both servers.
- * A load copies the attributes by their positions.
+ * Checks that the types have the same attributes and built-in types inside of them, in
+ * the same order. The binary form of a row or range does not name them.
  *
  * @param relation quoted name of the target.
  * @throws {ServiceError} `target_incompatible`, naming the column.
  */
-export async function checkAttributes(
+export async function checkLayout(
   table: Table,
   warehouse: Session,
   relation: string,
 ): Promise<void> {
-  const composite = table.columns.filter(({ attributes }) => attributes);
-  if (composite.length === 0) return;
-  const rows = await warehouse.query<{ name: string; attributes: string[] }>(
-    `select a.attname as name, (with ${PARTS} select ${ATTRIBUTES} from part) as attributes
+  const columns = table.columns.filter(({ layout }) => layout);
+  if (columns.length === 0) return;
+  const rows = await warehouse.query<{ name: string; layout: string[] | null }>(
+    `select a.attname as name, (with ${PARTS} select ${LAYOUT} from part join pg_catalog.pg_type p on p.oid = part.oid) as layout
      from pg_catalog.pg_attribute a where a.attrelid = ${
       literal(relation)
     }::pg_catalog.regclass and a.attname in (${
-      composite.map(({ name }) => literal(name))
+      columns.map(({ name }) => literal(name))
     })`,
   );
-  for (const { name, attributes } of composite) {
-    const present = rows.find((row) => row.name === name)?.attributes ?? [];
-    if (JSON.stringify(present) === JSON.stringify(attributes)) continue;
+  for (const { name, layout } of columns) {
+    const present = rows.find((row) => row.name === name)?.layout ?? [];
+    if (JSON.stringify(present) === JSON.stringify(layout)) continue;
     throw tableError(
       table.name,
       "target_incompatible",
       `the type of column "${name}" of ${
         formatRelation(table.target)
-      } in the warehouse has the attributes ${
-        present.join(", ")
-      }, and the source has ${attributes!.join(", ")}`,
+      } contains (${present.join(", ")}) in the warehouse, and (${
+        layout!.join(", ")
+      }) in the source`,
       OTHER_TYPE_REMEDY,
     );
   }

@@ -39,8 +39,8 @@ export interface Column {
    * contains OIDs of one server.
    */
   readonly isText?: boolean;
-  /** Attributes of the composite types in the type of the source, in order: `a`, `a.b`. */
-  readonly attributes?: readonly string[];
+  /** Attributes and built-in types inside of a user-defined type of the source, in order: `a`, `a.b integer`. */
+  readonly layout?: readonly string[];
 }
 
 /** The allowed ways to treat new columns of the source. The first one is the default. */
@@ -153,13 +153,12 @@ export const BASE_TYPE = `(
 
 /**
  * SQL of a recursive query `part`: the type of `a.atttypid` and the types inside of it,
- * by `oid`. An attribute of a composite type has `name`, its `path`, and its `place` to sort by.
+ * by `oid`. Attributes of composite types have a `path`, and a `place` to sort by.
  */
-export const PARTS = `recursive part (oid, place, path, name) as (
-  select a.atttypid, '{}'::int8[], ''::text collate "C", null::name
+export const PARTS = `recursive part (oid, place, path) as (
+  select a.atttypid, '{}'::int8[], ''::text collate "C"
   union all
-  select next.oid, part.place || next.place::int8,
-    pg_catalog.concat_ws('.', nullif(part.path, ''), pg_catalog.quote_ident(next.name)), next.name
+  select next.oid, part.place || next.place::int8, pg_catalog.concat_ws('.', nullif(part.path, ''), pg_catalog.quote_ident(next.name))
   from part, lateral (
     select * from pg_catalog.pg_type t where t.oid = part.oid offset 0) t, lateral (
     select t.typelem as oid, 0 as place, null as name where t.typcategory = 'A'
@@ -168,6 +167,11 @@ export const PARTS = `recursive part (oid, place, path, name) as (
     union all select f.atttypid, f.attnum, f.attname from pg_catalog.pg_attribute f
       where f.attrelid = t.typrelid and f.attnum > 0 and not f.attisdropped) next)`;
 
-/** SQL over {@linkcode PARTS} of the attributes of a {@linkcode Column}. */
-export const ATTRIBUTES =
-  `pg_catalog.json_agg(part.path order by part.place) filter (where part.name is not null)`;
+/**
+ * SQL over {@linkcode PARTS} and their `pg_type p` of the layout of a {@linkcode Column}.
+ * It omits domains, which count as their base types.
+ */
+export const LAYOUT =
+  `pg_catalog.json_agg(pg_catalog.concat_ws(' ', nullif(part.path, ''),
+     case when p.oid < ${FIRST_VARIABLE_OID} then pg_catalog.format_type(p.oid, null) end) order by part.place)
+     filter (where p.oid < ${FIRST_VARIABLE_OID} or part.path <> '' and p.typcategory <> 'A' and p.typtype in ('b', 'c', 'e'))`;

@@ -384,6 +384,10 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
        create type ty.pair as (a int, b int); create domain ty.pairs as ty.pair[];
        create type ty.house as (p ty.pairs);
        create table ty.moved (a ty.house[]); insert into ty.moved values (array[row(array[row(1, 2)::ty.pair])::ty.house]);
+       create type ty.bound as range (subtype = float8);
+       create table ty.bounded (a ty.bound); insert into ty.bounded values ('[1,2]');
+       create type ty.level as enum ('low', 'high');
+       create table ty.levels (a ty.level); insert into ty.levels values ('high');
        create view ty.named as select 1 as ctid;
        create table ty.sent (a int, b int); insert into ty.sent values (1, 2)`,
       );
@@ -391,12 +395,21 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         `create type ty.wide as (a int); create type ty.other as (a int);
        create type ty.pair as (b int, a int); create domain ty.pairs as ty.pair[];
        create type ty.house as (p ty.pairs);
+       create type ty.bound as range (subtype = int8); create type ty.level as enum ('low');
        create table raw.sent (a int primary key, b int); insert into raw.sent values (1, 3);
        alter table raw.sent owner to "${db.loader}";
        create publication sent for table raw.sent where (b > 0)`,
       );
       await grant(db, "ty");
-      const names = ["refused", "moved", "short", "named", "sent"];
+      const names = [
+        "refused",
+        "moved",
+        "short",
+        "bounded",
+        "levels",
+        "named",
+        "sent",
+      ];
       await using files = await writeTablesFile(
         `tables:\n${
           names.map((name) =>
@@ -409,9 +422,11 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         ...files.variables,
       });
       const remedies = [
-        /has the attributes a, and the source has a, b\. Give the user-defined type the same definition on both servers/,
-        /has the attributes p, p\.b, p\.a, and the source has p, p\.a, p\.b\. Give the type/,
+        /contains \(a integer\) in the warehouse, and \(a integer, b integer\) in the source\. Give the user-defined type/,
+        /contains \(p, p\.b integer, p\.a integer\) in the warehouse, and \(p, p\.a integer, p\.b integer\)/,
         /Give the user-defined type the same definition on both servers/,
+        /contains \(bigint\) in the warehouse, and \(double precision\) in the source/,
+        /invalid input value for enum .* Add the label in the warehouse/,
         /Declare the column under another name/,
         /Change the publication or the replica identity/,
       ];
