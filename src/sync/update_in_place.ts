@@ -36,6 +36,14 @@ function keyColumns({ columns, key }: Table): readonly Column[] {
   return key!.map((name) => columns.find((column) => column.name === name)!);
 }
 
+/** Returns SQL that compares a text by its bytes. Other texts can be equal in the collation of a column. */
+function exactly(value: string, { type }: Column): string {
+  return ["text", "character varying", "character", "bpchar", "name"]
+      .includes(type.base)
+    ? `(${value} collate "C")`
+    : value;
+}
+
 /**
  * Checks that no two rows of the snapshot share a key, and that no part of a key is
  * NULL. Reads no row where a unique index of the source proves both.
@@ -45,7 +53,9 @@ function keyColumns({ columns, key }: Table): readonly Column[] {
 export async function checkKey({ table, source }: Sides): Promise<void> {
   if (!table.key) return;
   const key = keyColumns(table);
-  const values = key.map((column) => `(${castToTarget(column)})`);
+  const values = key.map((column) =>
+    exactly(`(${castToTarget(column)})`, column)
+  );
   const listed = key.map(({ name }) => `"${name}"`).join(", ");
   let rows;
   try {
@@ -245,9 +255,9 @@ function updateSql(
   } as fixed`;
   const key = keyColumns(table);
   const keys = key.map(({ name }, i) => `${identifier(name)} as key_${i}`);
-  const isSameKey = key.map(({ type }, i) =>
-    isBuiltIn(type)
-      ? `o.key_${i} operator(pg_catalog.=) s.key_${i}`
+  const isSameKey = key.map((column, i) =>
+    isBuiltIn(column.type)
+      ? `${exactly(`o.key_${i}`, column)} operator(pg_catalog.=) s.key_${i}`
       // Records compare with the operator of the type, in any schema.
       : `row(o.key_${i})::record operator(pg_catalog.=) row(s.key_${i})::record`
   ).join(" and ");

@@ -308,7 +308,7 @@ Deno.test("load refuses a key that does not identify the rows of the snapshot", 
   assertEquals({ ...row }, { twice: 20, empty: 1 });
 });
 
-Deno.test("load updates a row that moves to another partition", async () => {
+Deno.test("load updates rows that move to another partition, and keys that the target's collation treats as equal", async () => {
   await using db = await migratedDatabases({ withoutTables: true });
   await using context = contextOf(db);
   await inSource(
@@ -316,7 +316,8 @@ Deno.test("load updates a row that moves to another partition", async () => {
     `create type ec.kind as enum ('shop', 'web');
      create table ec.sale (id int, kind ec.kind, region text, seat int, primary key (kind, id));
      insert into ec.sale select i, 'web', case when i % 2 = 0 then 'a' else 'b' end, i from generate_series(1, 100) i;
-     create table ec.number (id int); insert into ec.number select generate_series(1, 5)`,
+     create table ec.number (id int); insert into ec.number select generate_series(1, 5);
+     create table ec.letter (id text primary key, n int); insert into ec.letter values ('a', 1), ('A', 2)`,
   );
   await db.warehouse.unsafe(
     `create schema ec; create type ec.kind as enum ('web', 'shop'); grant usage on schema ec to "${db.loader}"; create schema raw;
@@ -325,6 +326,8 @@ Deno.test("load updates a row that moves to another partition", async () => {
      create table raw.sale_b (seat int unique, region text, kind ec.kind, id int);
      alter table raw.sale attach partition raw.sale_b for values in ('b');
      create table raw.number (id int generated always as identity);
+     create collation raw.fold (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+     create table raw.letter (id text collate raw.fold, n int); alter table raw.letter owner to "${db.loader}";
      alter table raw.sale owner to "${db.loader}"; alter table raw.number owner to "${db.loader}";
      grant usage on schema raw to "${db.loader}"`,
   );
@@ -335,6 +338,8 @@ Deno.test("load updates a row that moves to another partition", async () => {
       ["id", "kind"],
     ),
     declare("number", { id: "int" }, ["id"]),
+    // The collation of the target treats the keys as equal.
+    declare("letter", { id: "text", n: "int" }, ["id"]),
   ];
   await loadTables(context, tables);
   for (const mode of ["auto", "full"] as const) {
@@ -342,12 +347,14 @@ Deno.test("load updates a row that moves to another partition", async () => {
       `update ec.sale set region = case region when 'a' then 'b' else 'a' end where id in (1, 2, 3);
        update ec.sale set seat = case seat when 11 then 13 else 11 end where seat in (11, 13);
        delete from ec.sale where id = (select max(id) from ec.sale);
-       update ec.number set id = id + 10 where id = (select min(id) from ec.number)`,
+       update ec.number set id = id + 10 where id = (select min(id) from ec.number);
+       update ec.letter set n = n + 10 where id = 'a'`,
     );
-    const [sale, number] = await loadTables(context, tables, mode);
+    const [sale, number, letter] = await loadTables(context, tables, mode);
     const used = mode === "auto" ? "delta" : mode;
     assertEquals(await checkLoaded(db, "sale", sale!), [used, 5, 6]);
     assertEquals(await checkLoaded(db, "number", number!), [used, 1, 1]);
+    assertEquals(await checkLoaded(db, "letter", letter!), [used, 1, 1]);
   }
 });
 
