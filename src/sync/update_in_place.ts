@@ -53,20 +53,22 @@ function exactly(value: string, { type }: Column): string {
 export async function checkKey({ table, source }: Sides): Promise<void> {
   if (!table.key) return;
   const key = keyColumns(table);
-  const values = key.map((column) =>
-    exactly(`(${castToTarget(column)})`, column)
+  const values = key.map((column, i) =>
+    `${exactly(`(${castToTarget(column)})`, column)} as key_${i}`
   );
+  const names = key.map((_, i) => `key_${i}`);
   const listed = key.map(({ name }) => `"${name}"`).join(", ");
   let rows;
   try {
     rows = await source.session.scan<{ keys: (string | null)[] }>(
       `select pg_catalog.json_build_array(${
-        values.map((value) =>
-          `pg_catalog."left"(${value}::text, ${MAX_VALUE_LENGTH})`
+        names.map((name) =>
+          `pg_catalog."left"(${name}::text, ${MAX_VALUE_LENGTH})`
         )
-      }) as keys from ${source.relation} where not ${hasUniqueIndex(table, key)}
-       group by ${values} having pg_catalog.count(*) > 1 or ${
-        values.map((value) => `${value} is null`).join(" or ")
+      }) as keys from (select ${values} from ${source.relation} where not ${
+        hasUniqueIndex(table, key)
+      }) k group by ${names} having pg_catalog.count(*) > 1 or ${
+        names.map((name) => `${name} is null`).join(" or ")
       } limit ${MAX_NAMED_KEYS + 1}`,
     );
   } catch (error) {

@@ -317,7 +317,9 @@ Deno.test("load updates rows that move to another partition, and keys that the t
      create table ec.sale (id int, kind ec.kind, region text, seat int, primary key (kind, id));
      insert into ec.sale select i, 'web', case when i % 2 = 0 then 'a' else 'b' end, i from generate_series(1, 100) i;
      create table ec.number (id int); insert into ec.number select generate_series(1, 5);
-     create table ec.letter (id text primary key, n int); insert into ec.letter select chr(code), code from generate_series(65, 122) code`,
+     create table ec.letter (id text, short varchar(3), fixed char(2), list varchar(3)[], n int,
+       primary key (id, short, fixed, list));
+     insert into ec.letter select chr(code), 'a', 'b', '{c}', code from generate_series(65, 122) code`,
   );
   await db.warehouse.unsafe(
     `create schema ec; create type ec.kind as enum ('web', 'shop'); grant usage on schema ec to "${db.loader}"; create schema raw;
@@ -327,7 +329,7 @@ Deno.test("load updates rows that move to another partition, and keys that the t
      alter table raw.sale attach partition raw.sale_b for values in ('b');
      create table raw.number (id int generated always as identity);
      create collation raw.fold (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-     create table raw.letter (id text collate raw.fold, n int); alter table raw.letter owner to "${db.loader}";
+     create table raw.letter (id text collate raw.fold, short varchar(3), fixed char(2), list varchar(3)[], n int); alter table raw.letter owner to "${db.loader}";
      alter table raw.sale owner to "${db.loader}"; alter table raw.number owner to "${db.loader}";
      grant usage on schema raw to "${db.loader}"`,
   );
@@ -339,7 +341,17 @@ Deno.test("load updates rows that move to another partition, and keys that the t
     ),
     declare("number", { id: "int" }, ["id"]),
     // The collation of the target treats the keys as equal.
-    declare("letter", { id: "text", n: "int" }, ["id"]),
+    declare(
+      "letter",
+      {
+        id: "text",
+        short: "varchar(3)",
+        fixed: "char(2)",
+        list: "varchar(3)[]",
+        n: "int",
+      },
+      ["id", "short", "fixed", "list"],
+    ),
   ];
   await loadTables(context, tables);
   for (const mode of ["auto", "full"] as const) {
