@@ -55,7 +55,7 @@ const databaseVariables = <P extends string>(
       `TLS mode for the ${what}. Only verify-full authenticates the server`,
     ),
     SSLROOTCERT: path(
-      `PEM file of the certificate authority that verify-ca and verify-full trust for the ${what}`,
+      `PEM file of the certificate authority that require, verify-ca and verify-full trust for the ${what}`,
     ),
     SSLCERT: path(`PEM file of the client certificate for the ${what}`),
     SSLKEY: path(
@@ -173,7 +173,7 @@ export const VARIABLES = {
   HOST: host("127.0.0.1", "Address that the service listens on"),
   PORT: integer("8000", 0, 65535, "Port that the service listens on"),
   API_TOKEN: bearerToken(
-    "Bearer token of the HTTP API. Only /health*, /schemas/* and the sign-in form need none",
+    "Bearer token of the HTTP API. Only /health*, /schemas/*, /assets/* and the sign-in form need none",
   ),
   API_TOKEN_FILE: path("File that contains the bearer token"),
   ALLOW_UNAUTHENTICATED: boolean(
