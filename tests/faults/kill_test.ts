@@ -244,8 +244,10 @@ Deno.test("SIGTERM ends verify with 143, and its message speaks of no load", asy
   );
   const { process, finished } = startProgram(["verify"], db.environment);
   await until(async () =>
-    (await db.source.unsafe("select from pg_locks where not granted")).length >
-      0
+    (await db.source.unsafe(
+      `select from pg_locks where not granted and database =
+         (select oid from pg_database where datname = current_database())`,
+    )).length > 0
   );
   process.kill("SIGTERM");
   const { code, stderr } = await finished;

@@ -407,7 +407,8 @@ Deno.test("load retries a locked source table, and loads both tables when the lo
   });
   const waits = async () => {
     const [row] = await db.source.unsafe(
-      "select 1 as x from pg_locks where not granted and relation = 'marketing.closed_deals'::regclass",
+      `select 1 as x from pg_locks where not granted and relation = 'marketing.closed_deals'::regclass
+         and database = (select oid from pg_database where datname = current_database())`,
     );
     return row !== undefined;
   };
