@@ -7,6 +7,7 @@ import { browserTest } from "../support/browser.ts";
 import {
   assertAccessible,
   keepPicture,
+  serveSlowly,
   setScene,
   watchShifts,
 } from "../support/dashboard_scene.ts";
@@ -61,6 +62,19 @@ browserTest(
       assertStringIncludes(text, "full +8,000");
       assertStringIncludes(text, "verified count and content");
       assertEquals(await page.locator(".phases rect").count() > 4, true);
+    });
+
+    await t.step("no page moves while it arrives slowly", async () => {
+      await using slow = serveSlowly(server.url);
+      for (const path of ["/", "/runs", new URL(page.url()).pathname]) {
+        const watcher = await scene.open({ baseURL: slow.url });
+        const shifts = await watchShifts(watcher);
+        await watcher.goto(path);
+        // Waits until the page is shown.
+        await watcher.locator("footer").click();
+        assertEquals(await shifts(), [], path);
+        await watcher.context().close();
+      }
     });
 
     await t.step(

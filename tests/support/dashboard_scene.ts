@@ -4,6 +4,7 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
+import { delay } from "@std/async/delay";
 import axe from "axe-core";
 import type { BrowserContextOptions, Page } from "playwright-core";
 import { type Databases, migratedDatabases } from "./databases.ts";
@@ -36,8 +37,9 @@ export async function setScene(
     db,
     server,
     async open(options = {}) {
+      const { baseURL = server.url } = options;
       const context = await browser.newContext({
-        baseURL: server.url,
+        baseURL,
         viewport: { width: 1280, height: 900 },
         ...options,
       });
@@ -51,7 +53,7 @@ export async function setScene(
       page.on("request", (request) => {
         if (request.isNavigationRequest()) return;
         const { origin, protocol } = new URL(request.url());
-        if (protocol !== "data:" && origin !== server.url) {
+        if (protocol !== "data:" && origin !== baseURL) {
           errors.push(`It asks another host: ${request.url()}`);
         }
       });
@@ -100,6 +102,36 @@ export async function assertFits(page: Page): Promise<void> {
     return [root.scrollWidth, root.clientWidth];
   });
   assertEquals(content, window, `${page.url()} scrolls sideways`);
+}
+
+/** Serves the pages of a service like a slow network: in small pieces. */
+export function serveSlowly(url: string): AsyncDisposable & { url: string } {
+  const slow = Deno.serve(
+    { port: 0, hostname: "127.0.0.1", onListen() {} },
+    async (request) => {
+      const { pathname } = new URL(request.url);
+      const accept = request.headers.get("accept") ?? "*/*";
+      const answer = await fetch(url + pathname, { headers: { accept } });
+      const type = answer.headers.get("content-type") ?? "";
+      const bytes = await answer.bytes();
+      const pieces = async function* () {
+        const size = type.startsWith("text/html")
+          ? bytes.length / 50
+          : Infinity;
+        for (let at = 0; at < bytes.length; at += size) {
+          yield bytes.subarray(at, at + size);
+          await delay(20);
+        }
+      };
+      return new Response(ReadableStream.from(pieces()), {
+        headers: { "content-type": type },
+      });
+    },
+  );
+  return {
+    url: `http://127.0.0.1:${slow.addr.port}`,
+    [Symbol.asyncDispose]: () => slow[Symbol.asyncDispose](),
+  };
 }
 
 /** Records the layout shifts of the page from its load on. */

@@ -11,6 +11,9 @@ import { Icons } from "./components/icons.tsx";
 const ICON =
   `data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16' rx='4' fill='%230c6b63'/%3E%3Cpath d='M4 6h8M4 10h8' stroke='%23fff' stroke-width='2' stroke-linecap='round'/%3E%3C/svg%3E`;
 
+/** Id of the last element of a page. The script writes the news into it. */
+const LAST = "news";
+
 interface Page {
   /** Title in the browser's tab, before the name of the service. */
   readonly title: string;
@@ -69,6 +72,8 @@ function Layout(page: Page & { isSignedIn: boolean }) {
         <meta name="color-scheme" content="light dark" />
         <title>{page.title} · marketing-data-service</title>
         <link rel="icon" href={ICON} />
+        {/* Nothing moves while a page arrives: it is shown when it has arrived. */}
+        <link rel="expect" href={`#${LAST}`} blocking="render" />
         <link rel="stylesheet" href={STYLESHEET.path} />
         <script defer src={SCRIPT.path}></script>
         {page.hasList && (
@@ -132,7 +137,7 @@ function Layout(page: Page & { isSignedIn: boolean }) {
             </>
           )}
         </footer>
-        <p id="news" class="unseen" role="status"></p>
+        <p id={LAST} class="unseen" role="status"></p>
       </body>
     </html>
   );
