@@ -5,57 +5,31 @@
  * @module
  */
 import type { Config } from "../config/config.ts";
-import { copyRows } from "../postgres/copy.ts";
 import { findLockHolders } from "../postgres/lock_holders.ts";
 import { beginLocked } from "../postgres/locked_transaction.ts";
 import type { ConnectionOptions, Session } from "../postgres/session.ts";
-import { identifier, qualified } from "../postgres/sql.ts";
-import {
-  compareContent,
-  fingerprintOf,
-  partsOf,
-  type Plan,
-  type Selection,
-  selectionOf,
-  type Sides,
-  wholeFingerprint,
-} from "../diff/find_difference.ts";
-import type { Part } from "../diff/row_matcher.ts";
+import { qualified } from "../postgres/sql.ts";
+import { compareContent, type Sides } from "../diff/find_difference.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
 import { ServiceError } from "../errors.ts";
-import type { Fingerprint, PlanMode } from "../diff/fingerprint.ts";
-import { deleteSql } from "../diff/queries.ts";
-import { castToTarget } from "../diff/row_hash.ts";
+import type { PlanMode } from "../diff/fingerprint.ts";
 import type { CheckResult } from "./checks.ts";
 import type { PhaseClock, PhaseTiming } from "./progress.ts";
 import { resolvedIn, type Snapshot, type SourceWatermark } from "./snapshot.ts";
 import type { Table, TableDeclaration } from "../tables/declaration.ts";
 import { checkShrink } from "./shrink_guard.ts";
 import { settleConstraints } from "./constraints.ts";
-import {
-  type Appended,
-  checkHeld,
-  countAs,
-  heldAfterDelta,
-  lastPages,
-  measure,
-} from "./measure.ts";
+import { checkHeld, countAs, heldAfterDelta, measure } from "./measure.ts";
 import { bothSides, fetchingByCtid, sidesOf } from "./sides.ts";
 import { forTable, isGoneInSource } from "./table_errors.ts";
-import {
-  checkDeletable,
-  checkReplacing,
-  referenceError,
-} from "./check_target.ts";
 import type { Target } from "./find_target.ts";
 import {
   confirmTarget,
   lockTarget,
   lockTargetSql,
   putInPlace,
-  writeTo,
 } from "./target.ts";
-import { checkKey, createStaging, updateInPlace } from "./update_in_place.ts";
+import { checkKey } from "./update_in_place.ts";
 import { type Proof, prove } from "./proof.ts";
 import {
   presentFacts,
@@ -63,6 +37,7 @@ import {
   verifiedState,
   writtenBy,
 } from "./verified_state.ts";
+import { type Applied, applyPlan, type Decided } from "./apply_plan.ts";
 
 /** The surroundings of a table's load. */
 interface SyncContext {
@@ -191,7 +166,8 @@ export async function syncTable(
     );
     await guard(context, sides, target, compared);
     const differingRows = await findRows(context, sides, compared);
-    const write = () => apply(context, sides, target, compared, clock);
+    const write = () =>
+      applyPlan(sides, target, compared, clock, context.config.verify);
     const applied = compared.plan.mode === "delta"
       ? await fetchingByCtid(sides, write)
       : await write();
@@ -313,13 +289,6 @@ async function prepareComparison(
   };
 }
 
-/** The plan, and the fingerprints of both sides where they are known. */
-interface Decided {
-  readonly plan: Plan;
-  readonly source?: Fingerprint;
-  readonly target?: Fingerprint;
-}
-
 /** Returns the plan. A full load needs no comparison. */
 async function compare(
   context: SyncContext,
@@ -377,163 +346,6 @@ async function guard(
   if (isNew && relation === present) return;
   const target = { ...sides.target, relation: present };
   await checkShrink({ allowShrink, maxShrink }, { ...sides, target }, known);
-}
-
-/** The rows that were written, and the fingerprint of the source. */
-interface Applied {
-  readonly rowsInserted: number;
-  readonly rowsDeleted: number;
-  readonly bytesCopied: number;
-  /** Number of rows of the target before, where all were written or compared. */
-  readonly rowsBefore?: number;
-  readonly source: Fingerprint;
-  /** The fingerprint of the deleted rows, where the delete returned it. */
-  readonly deleted?: Fingerprint | undefined;
-  /** The inserted rows, where nothing else changed. */
-  readonly appended?: Appended;
-  /** The subtransaction that wrote the rows, if there was one. 32 bits, in decimal. */
-  readonly xid?: string | null;
-}
-
-async function apply(
-  { config }: SyncContext,
-  sides: Sides,
-  target: Target,
-  { plan, source: known, target: held }: Decided,
-  clock: PhaseClock,
-): Promise<Applied> {
-  if (plan.mode === "unchanged") {
-    const nothing = { rowsInserted: 0, rowsDeleted: 0, bytesCopied: 0 };
-    return { ...nothing, source: known! };
-  }
-  const { table, source } = sides;
-  const { session } = sides.target;
-  const selected = plan.mode === "delta"
-    ? selectionOf(sides, plan.difference)
-    : undefined;
-  const isEmpty = target.isNew || held?.count === 0;
-  const isOnlyAdded = plan.mode === "delta" &&
-    plan.difference.target.count === 0;
-  const isInPlace = table.key !== undefined && !isEmpty && !isOnlyAdded;
-
-  if (!target.isNew) {
-    checkDeletable(table, target);
-    await checkReplacing(session, target, selected?.target);
-  }
-  // A row that is deleted and inserted again then keeps a deferrable foreign key.
-  if (target.callsFunctions) {
-    await session.query("set constraints all deferred");
-  }
-  // The source hashes its rows while the warehouse deletes.
-  const needsFingerprint = !known && config.verify === "content";
-  const measure = async () =>
-    needsFingerprint ? await wholeFingerprint(source, sides) : known;
-  const copy = async (relation: string, measured: Fingerprint | undefined) => {
-    clock.enter("copy", selected?.rows.source ?? measured?.count ?? null);
-    const copied = { rows: 0, bytes: 0, sourceRows: 0 };
-    const copyFrom = async (rows: string) => {
-      const { rows: before, bytes } = copied;
-      const more = await copyRows(
-        source.session,
-        `select ${table.columns.map(castToTarget)} from ${rows}`,
-        session,
-        `${relation} (${table.columns.map((c) => identifier(c.name))})`,
-        table.columns.some(({ isText }) => isText) ? "text" : "binary",
-        (moved) =>
-          clock.moved({
-            rows: before + moved.rows,
-            bytes: bytes + moved.bytes,
-          }),
-        target.isNew && target.hasStableCtid,
-      );
-      copied.rows += more.rows;
-      copied.bytes += more.bytes;
-      copied.sourceRows += more.sourceRows;
-    };
-    await writeTo(session, target, async () => {
-      if (!selected) return await copyFrom(source.relation);
-      const { rows } = selected;
-      const parts = isInPlace || target.hasNoSideEffects
-        ? partsOf(source, rows.source)
-        : inOnePart(rows.source);
-      for (const part of parts) await copyFrom(selected.source(part));
-    });
-    return {
-      bytesCopied: copied.bytes,
-      rowsInserted: copied.rows,
-      source: measured ?? countAs(copied.sourceRows),
-    };
-  };
-  if (isInPlace) {
-    const staged = await createStaging(session, target);
-    const copied = await copy(staged, await measure());
-    clock.enter("update");
-    const updated = await updateInPlace(
-      sides,
-      target,
-      staged,
-      selected?.target(),
-    ).catch((error) => {
-      throw referenceError(error, target);
-    });
-    return { ...copied, ...updated };
-  }
-  clock.enter("delete");
-  const [deleted, measured] = await Promise.all([
-    writeTo(session, target, () => deleteRows(sides, target, selected))
-      .catch((error) => {
-        throw referenceError(error, target);
-      }),
-    measure(),
-  ]);
-  const place = isOnlyAdded && target.hasNoSideEffects
-    ? await lastPages(sides, target.oid)
-    : undefined;
-  const copied = await copy(target.relation, measured);
-  return {
-    ...copied,
-    ...place ? { appended: { rows: copied.rowsInserted, place } } : {},
-    rowsDeleted: deleted.rows,
-    rowsBefore: deleted.rows,
-    deleted: deleted.fingerprint,
-  };
-}
-
-/** Returns all rows as one part, for triggers and foreign keys that must see them at once. */
-function inOnePart(rows: number): readonly Part[] {
-  return rows === 0 ? [] : [[0, rows]];
-}
-
-/** Deletes the selected rows of the target, or all rows. */
-async function deleteRows(
-  { table, target: { session, hasStableCtid }, method }: Sides,
-  target: Target,
-  selected: Selection | undefined,
-): Promise<{ rows: number; fingerprint?: Fingerprint }> {
-  const { relation, isNew } = target;
-  if (isNew) return { rows: 0 };
-  if (!selected) {
-    return { rows: await session.execute(`delete from ${relation}`) };
-  }
-  if (!hasStableCtid) {
-    const rows = await session.execute(
-      `delete from ${relation} where ${selected.target()}`,
-    );
-    return { rows };
-  }
-  let [rows, checksum] = [0, 0n];
-  const parts = target.hasNoSideEffects
-    ? partsOf(target, selected.rows.target)
-    : inOnePart(selected.rows.target);
-  for (const part of parts) {
-    const [row] = await session.scan(
-      deleteSql(relation, table.columns, method, selected.target(part)),
-    );
-    const deleted = fingerprintOf(row!);
-    rows += deleted.count;
-    checksum += BigInt(deleted.checksum);
-  }
-  return { rows, fingerprint: { count: rows, checksum: checksum.toString() } };
 }
 
 /** The result of the verification. */
