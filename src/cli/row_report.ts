@@ -5,6 +5,7 @@ import type { Mask } from "../config/secrets.ts";
 import {
   formatCount,
   formatDifference,
+  formatQuantity,
   formatValue,
   printable,
 } from "../format.ts";
@@ -50,7 +51,7 @@ function blockOf(row: DifferingRow): Block {
       const limit = isWide ? Infinity : MAX_COLUMNS;
       const more = (all: readonly unknown[]) =>
         all.length > limit
-          ? [`and ${formatCount(all.length - limit)} more columns`]
+          ? [`and ${formatQuantity(all.length - limit, "more column")}`]
           : [];
       return [
         `  ${placeOf(row)}: ${

@@ -3,6 +3,7 @@
  * mistakes together.
  */
 import { ServiceError } from "../errors.ts";
+import { formatQuantity } from "../format.ts";
 import { MARKETING_TABLES } from "../tables/marketing.ts";
 import type { DeclaredTables } from "../tables/tables_file.ts";
 import {
@@ -192,8 +193,10 @@ export function parseConfig(
     const ports = read(`${prefix}_PORT`) ?? [];
     if (ports.length > 1 && hosts.length > 0 && ports.length !== hosts.length) {
       problems.push(
-        `${prefix}_PORT lists ${ports.length} ports, and ${prefix}_HOST ${hosts.length} ${
-          hosts.length === 1 ? "host" : "hosts"
+        `${prefix}_PORT lists ${
+          formatQuantity(ports.length, "port")
+        }, and ${prefix}_HOST ${
+          formatQuantity(hosts.length, "host")
         }: set one port, or one for each host`,
       );
     }

@@ -7,6 +7,7 @@ import type { Config } from "../config/config.ts";
 import { type AppContext, connectionOf } from "../context.ts";
 import { Session } from "../postgres/session.ts";
 import { asServiceError } from "../errors.ts";
+import { formatQuantity } from "../format.ts";
 import { type Attempt, backlogOf, deliverNext } from "./outbox.ts";
 import { filePublisher, prepareFiles } from "./file.ts";
 import type { Outcome, Publisher } from "./publisher.ts";
@@ -212,8 +213,9 @@ export class Deliverer {
     });
     if (givenUp > 0) {
       this.#onOutcome?.(name, "given_up", givenUp);
-      log.error("Gave up {count} events, because {label} failed for too long", {
+      log.error("Gave up {events}, because {label} failed for too long", {
         label,
+        events: formatQuantity(givenUp, "event"),
         count: givenUp,
       });
     }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { formatTables, printable } from "../format.ts";
+import { formatQuantity, formatTables, printable } from "../format.ts";
 import type { ErrorCode, ServiceError } from "../errors.ts";
 import type { Row } from "../postgres/sql.ts";
 import type { CheckResult } from "../sync/checks.ts";
@@ -299,7 +299,7 @@ export function failureLine(results: readonly TableEntry[]): string {
   const more = lines.length - MAX_ERRORS;
   return [
     ...lines.slice(0, MAX_ERRORS),
-    ...(more > 0 ? [`${more} more tables failed.`] : []),
+    ...(more > 0 ? [`${formatQuantity(more, "more table")} failed.`] : []),
     ...(loaded.length > 0
       ? [`Loaded successfully: ${formatTables(loaded)}.`]
       : []),

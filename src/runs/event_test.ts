@@ -116,4 +116,6 @@ Deno.test("failureLine() names each failed table, and counts what is too much fo
   const all = failureLine(names(500, "t").map(failed));
   assertEquals(all.includes("t9"), true);
   assertEquals(all.endsWith("490 more tables failed."), true);
+  const eleven = failureLine(names(11, "t").map(failed));
+  assertEquals(eleven.endsWith(" 1 more table failed."), true);
 });

@@ -7,6 +7,7 @@
 import type { Queryable } from "../postgres/sql.ts";
 import type { Logger } from "@logtape/logtape";
 import { asServiceError, type ErrorCode } from "../errors.ts";
+import { formatQuantity } from "../format.ts";
 import {
   failedEntry,
   type FailedEvent,
@@ -139,8 +140,8 @@ async function drain(
   }
   if (foreign > 0) {
     log.warn(
-      "Cannot read {count} lines of the spool {path}: they are not failures of a run. They stay there. Remove them, or name another file in EVENT_SPOOL_FILE.",
-      { path, count: foreign },
+      "Cannot read {lines} of the spool {path}: only failures of runs belong there. Other lines stay. Remove them, or name another file in EVENT_SPOOL_FILE.",
+      { path, lines: formatQuantity(foreign, "line"), count: foreign },
     );
   }
   if (drained > 0) await keepOnly(file, rest);
@@ -148,7 +149,7 @@ async function drain(
 
 /** Returns the failure in a line, or `undefined` for a torn or foreign line. */
 function parseFailure(line: Uint8Array): SpooledFailure | undefined {
-  // To parse each line of a large file of other data takes long.
+  // Parsing each line of a large file of other data takes long.
   if (line[0] !== "{".charCodeAt(0)) return undefined;
   try {
     const text = new TextDecoder().decode(line);
@@ -161,8 +162,8 @@ function parseFailure(line: Uint8Array): SpooledFailure | undefined {
 }
 
 /**
- * Records a failure. It waits while its run is queued and somebody may still start
- * it. Returns `undefined` when the line is not a failure.
+ * Records a failure. It waits while its run is queued and a caller may still start it.
+ * Returns `undefined` when the line is not a failure.
  */
 async function record(
   queryable: Queryable,

@@ -110,6 +110,16 @@ Deno.test("messages name relations with formatRelation(), which quotes as SQL do
   }
 });
 
+Deno.test("texts count with formatQuantity(), which also has the singular", async () => {
+  // `${more} more tables`, `{count} events`
+  const fixedPlural =
+    /(?:\$?\{[^{}]*\} more|(?<!\$)\{count\}|\$\{\w+\.length\}) [a-z]+s\b/;
+  for await (const path of modules("src/")) {
+    const text = await Deno.readTextFile(new URL(path, ROOT));
+    assertEquals(fixedPlural.exec(text)?.[0], undefined, path);
+  }
+});
+
 Deno.test("no file has an empty or meaningless name", async () => {
   const names = (await Array.fromAsync(modules("src/"))).map((path) =>
     path.split("/").at(-1)!

@@ -136,7 +136,7 @@ function ManyTables(
     warnings.map((warning) => `${table}: ${warning}`)
   );
   const more = warnings.splice(MAX_EXPLAINED).length;
-  if (more > 0) warnings.push(`${formatCount(more)} more warnings`);
+  if (more > 0) warnings.push(formatQuantity(more, "more warning"));
   const rows = run.tables.map((name): ListRow => {
     const entry = loads.get(name)?.result;
     const hasFailed = entry?.status === "failure";
@@ -239,8 +239,8 @@ function Outcome({ run }: { run: RunDetails }) {
         ))}
         {failures.length > MAX_EXPLAINED && (
           <div>
-            {formatCount(failures.length - MAX_EXPLAINED)}{" "}
-            more tables were not loaded.
+            {formatQuantity(failures.length - MAX_EXPLAINED, "more table")}{" "}
+            failed.
           </div>
         )}
       </section>

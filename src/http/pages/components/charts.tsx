@@ -117,7 +117,9 @@ function Chart({ name, columns, peak, top, summary, isTwoSided = false }: {
         role="img"
         aria-label={columns.length === 0
           ? `${name}: no runs yet`
-          : `${name}, ${columns.length} runs: ${summary}, ${failed} failed`}
+          : `${name}, ${
+            formatQuantity(columns.length, "run")
+          }: ${summary}, ${failed} failed`}
       >
         <svg viewBox={`0 0 ${PLACES} 100`} preserveAspectRatio="none">
           <path class="up" d={bars(({ up }) => up, -1)} />

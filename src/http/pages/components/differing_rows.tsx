@@ -6,6 +6,7 @@ import type {
 import {
   formatCount,
   formatDifference,
+  formatQuantity,
   formatValue,
   printable,
 } from "../../../format.ts";
@@ -71,7 +72,7 @@ function RowBody({ row }: { row: DifferingRow }) {
       })}
       {more > 0 && (
         <tr>
-          <td colspan={3}>and {formatCount(more)} more columns</td>
+          <td colspan={3}>and {formatQuantity(more, "more column")}</td>
         </tr>
       )}
     </tbody>
