@@ -171,7 +171,7 @@ Deno.test("load keeps every byte of a spool with other data, and reports it", ()
     const first = await program.runTask(["load"], environment);
     assertEquals(first.code, 0, first.stderr);
     assertStringIncludes(first.stderr, `of the spool ${path}`);
-    assertStringIncludes(first.stderr, "They stay there.");
+    assertStringIncludes(first.stderr, "Other lines stay.");
     assertEquals([...await Deno.readFile(path)], other);
 
     // A failure is appended and removed again. The earlier content stays.
