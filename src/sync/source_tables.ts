@@ -13,6 +13,7 @@ import {
   formatTypeName,
   isBuiltIn,
   isUnloadable,
+  isUserDefined,
   parseTypeName,
   type TypeName,
 } from "../tables/column_types.ts";
@@ -475,7 +476,7 @@ function resolveTable(
         "source_column_incompatible",
         `${subject} cannot be used: ${reason}`,
         // The source returns the base type of a domain.
-        fit.kind === "refused" && column.type.base.includes(".")
+        fit.kind === "refused" && isUserDefined(column.type)
           ? `Declare the type ${
             formatTypeName(source.type)
           } in TABLES_FILE, also where ${

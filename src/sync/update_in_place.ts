@@ -15,7 +15,7 @@ import {
 import { hasSqlstate } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { identifier, literal, qualified, type Row } from "../postgres/sql.ts";
-import { formatTypeName, isBuiltIn } from "../tables/column_types.ts";
+import { formatTypeName, isUserDefined } from "../tables/column_types.ts";
 import {
   type Column,
   formatRelation,
@@ -258,10 +258,10 @@ function updateSql(
   const key = keyColumns(table);
   const keys = key.map(({ name }, i) => `${identifier(name)} as key_${i}`);
   const isSameKey = key.map((column, i) =>
-    isBuiltIn(column.type)
-      ? `${exactly(`o.key_${i}`, column)} operator(pg_catalog.=) s.key_${i}`
-      // Records compare with the operator of the type, in any schema.
-      : `row(o.key_${i})::record operator(pg_catalog.=) row(s.key_${i})::record`
+    isUserDefined(column.type)
+      // Records compare with the operator of the type, in any schema. They need its order, too.
+      ? `row(o.key_${i})::record operator(pg_catalog.=) row(s.key_${i})::record`
+      : `${exactly(`o.key_${i}`, column)} operator(pg_catalog.=) s.key_${i}`
   ).join(" and ");
   const names = columns.map(({ name }) => identifier(name));
   const changing = columns.filter((column) => !fixed.includes(column))

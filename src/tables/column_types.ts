@@ -228,6 +228,11 @@ export function isBuiltIn({ base }: Pick<TypeName, "base">): boolean {
   return BUILT_IN.has(base);
 }
 
+/** Returns whether the type is in a schema of users. PostgreSQL prints the schema of those only. */
+export function isUserDefined({ base }: Pick<TypeName, "base">): boolean {
+  return base.includes(".");
+}
+
 /**
  * Returns SQL of a text that is equal exactly when the bytes of the value are equal.
  * `value` has the type. It is NULL only if the value is NULL. For a type without an
@@ -302,7 +307,7 @@ export function fitOf(
   }
   const isText = target.base === "text" &&
     (TEXT_CATEGORIES.has(category) || TEXTUAL.has(source.base) ||
-      !isBuiltIn(source) && source.base.includes("."));
+      isUserDefined(source));
   if (!isText && !widens.includes(source.base)) return refused;
   return target.modifiers
     ? fitOfModifiers({ ...source, modifiers: "" }, target, refused)

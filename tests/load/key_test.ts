@@ -370,6 +370,50 @@ Deno.test("load updates rows that move to another partition, and keys that the t
   }
 });
 
+/** Types of PostgreSQL that a load compares by their operator, each with two values. */
+const KEY_TYPES: Readonly<Record<string, readonly [string, string]>> = {
+  '"char"': ["a", "b"],
+  cid: ["1", "4294967295"],
+  int4range: ["[1,5)", "empty"],
+  "integer[]": ["{1,NULL}", "{}"],
+  macaddr8: ["00:00:00:00:00:00:00:01", "ff:ff:ff:ff:ff:ff:ff:ff"],
+  nummultirange: ["{[1,2)}", "{}"],
+  oid: ["1", "4294967295"],
+  oidvector: ["1 2", "3"],
+  pg_lsn: ["0/1", "FFFFFFFF/FFFFFFFF"],
+  tid: ["(0,1)", "(1,1)"],
+  tsvector: ["a", "b"],
+  xid: ["1", "4294967295"],
+  "xid[]": ["{1}", "{4294967295}"],
+  xid8: ["1", "18446744073709551615"],
+};
+
+Deno.test("load updates rows by a key of each type, also of those without an order", async () => {
+  await using db = await migratedDatabases({ withoutTables: true });
+  await using context = contextOf(db);
+  const types = Object.entries(KEY_TYPES);
+  await inSource(
+    db,
+    types.map(([type, [one, other]], i) =>
+      `create table ec.of_${i} (k ${type}, n int);
+       insert into ec.of_${i} values ('${one}', 1), ('${other}', 2)`
+    ).join(";"),
+  );
+  const tables = types.map(([type], i) =>
+    declare(`of_${i}`, { k: type, n: "int" }, ["k"])
+  );
+  await loadTables(context, tables);
+  await inSource(
+    db,
+    tables.map(({ name }) => `update ec.${name} set n = 3 where n = 1`)
+      .join(";"),
+  );
+  for (const [i, entry] of (await loadTables(context, tables)).entries()) {
+    const counts = await checkLoaded(db, `of_${i}`, entry);
+    assertEquals([types[i]![0], ...counts.slice(1)], [types[i]![0], 1, 1]);
+  }
+});
+
 const ACTIONS = ["no action", "restrict", "cascade", "set null", "set default"];
 const TIMES = [
   "not deferrable",
