@@ -48,7 +48,7 @@ An empty variable counts as unset.
 All mistakes are reported together, with exit code 78, before any connection is made.
 \`deno task cli config\` prints the effective variables, with secrets masked.
 Words such as \`true\` and \`auto\` may be in upper or lower case. \`yes\`, \`on\`
-and \`1\` mean \`true\`; \`no\`, \`off\` and \`0\` mean \`false\`.
+and \`1\` mean \`true\`. \`no\`, \`off\` and \`0\` mean \`false\`.
 `;
 
 const CONFIGURATION_NOTES = `
@@ -74,7 +74,7 @@ A server that refuses the login ends the search.
 | \`*_DB_TARGET_SESSION_ATTRS\` | server |
 | --- | --- |
 | \`any\` | any server |
-| \`read-write\` | accepts writes, the default of several warehouses |
+| \`read-write\` | accepts writes. The default if \`DWH_DB_HOST\` names several servers |
 | \`primary\` | is not a standby |
 | \`standby\` | is a standby |
 | \`prefer-standby\` | is a standby, or any server if none is |
@@ -97,18 +97,14 @@ The key of a client certificate must not be encrypted: \`openssl pkey -in encryp
 
 ## Login methods
 
-\`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`. A server that asks for another login method is refused, and gets no password.
+\`*_DB_REQUIRE_AUTH\` works as libpq's \`require_auth\`, but without \`!\`. A server that asks for another login method is refused, and gets no password.
 The default is \`scram-sha-256,none\`, and every method under \`verify-full\`.
 Add \`md5\` for a server that still stores MD5 hashes.
 Leave out \`none\` to refuse a server that asks for no password.
 
-## Files
-
-\`EVENT_FILE\` and \`EVENT_SPOOL_FILE\` must not contain commas, or white space other than single spaces.
-
 ## Time zone
 
-\`LOAD_TIMEZONE\` sets the instant that a source \`DATE\` becomes. A Mara pipeline used \`Europe/Berlin\`.
+\`LOAD_TIMEZONE\` sets the instant that a \`DATE\` or \`TIMESTAMP\` of the source becomes in a \`TIMESTAMPTZ\` column. A Mara pipeline used \`Europe/Berlin\`.
 `;
 
 /** Returns the JSON Schema of the file that TABLES_FILE names. */

@@ -10,7 +10,7 @@ const PART_MILLISECONDS = 1000;
 /** Milliseconds after which a timer is late. The process was suspended or busy then. */
 const LATE_MILLISECONDS = 500;
 
-/** What a part with a pause counts. So a process that is always busy ends its waits, too. */
+/** The share of a part with a pause that counts. So a process that is always busy ends its waits, too. */
 const LATE_SHARE = 1 / 4;
 
 /**

@@ -44,7 +44,7 @@ export function startLogging(
   captureConsole(log);
   if (consoleMode() === "capture") {
     log.warn(
-      "Logs are not exported, because Deno would print them twice. Set OTEL_DENO_CONSOLE=replace, or ignore",
+      "Logs are not exported, because Deno would print them twice. Set OTEL_DENO_CONSOLE=replace to export them, or OTEL_DENO_CONSOLE=ignore",
     );
   }
   return log;

@@ -107,7 +107,7 @@ export const VARIABLES = {
   ),
   LOAD_TIMEZONE: timezone(
     "UTC",
-    "Time zone in which a source DATE becomes midnight",
+    "Time zone of a source DATE or TIMESTAMP. A DATE becomes midnight",
   ),
   VERIFY: oneOf(
     ["content", "count"],

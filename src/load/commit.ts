@@ -62,7 +62,7 @@ type Settled = Verified | Failed;
  * closes the run and writes its event. So neither exists without the other.
  *
  * Targets whose functions may write to another target, as in a trigger, come first. The
- * load of a later target repairs what they write to it.
+ * load of a later target repairs the rows that they write to it.
  *
  * @param mayRestart whether the round may end before the run is closed.
  */
@@ -178,7 +178,7 @@ class Round {
   /** Commits a verified group, unless the round is given up. */
   async #commit(verified: Verified): Promise<CommitOutcome> {
     const { tables, session, attempts } = verified;
-    // Two snapshots must never be mixed, so what is prepared is given up too.
+    // Two snapshots must never be mixed, so a prepared group is given up, too.
     if (this.isGivenUp) {
       session.destroy();
       return { state: "abandoned" };

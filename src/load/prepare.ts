@@ -157,12 +157,12 @@ export async function openPreparation(
   };
 }
 
-/** The targets of a run, and what their last loads left behind. */
+/** The targets of a run, and the states after their last loads. */
 interface Targets extends UnlockedTargets {
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
 }
 
-/** Reads what the warehouse knows about the targets. */
+/** Looks up the targets and their last loads in the warehouse. */
 async function findTargets(
   warehouse: Pool,
   tables: readonly TableDeclaration[],
@@ -171,7 +171,7 @@ async function findTargets(
   return { lastLoads, ...await lookUpTargets(tables, warehouse) };
 }
 
-/** What the groups of one snapshot share. */
+/** The parts that the groups of one snapshot share. */
 interface Shared {
   readonly snapshot: Snapshot;
   readonly targets: Promise<Targets>;
@@ -277,7 +277,7 @@ async function prepareGroup(
   }
 }
 
-/** Returns what the load leaves behind for the next one. */
+/** Returns the state after the load, for the next one. */
 function markOf(
   { marks }: Snapshot,
   { table, verified }: TableResult,

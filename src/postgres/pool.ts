@@ -54,8 +54,8 @@ const SETTINGS = `${LIFT_TIMEOUTS};\nset local jit = off;\n${SET_SEARCH_PATH}`;
 const MAX_LOCK_SECONDS = 10;
 
 /**
- * Returns SQL that limits each wait for a lock on the history to `LOCK_TIMEOUT`,
- * where that is shorter. At least 1 s, because loads also wait for each other's rows.
+ * Returns SQL that limits each wait for a lock on the history to `LOCK_TIMEOUT`, up to
+ * `MAX_LOCK_SECONDS`. At least 1 s, because loads also wait for each other's rows.
  */
 export function limitHistoryLocks(lockTimeoutSeconds: number): string {
   return setLockTimeout(

@@ -43,8 +43,8 @@ export async function listenForTriggers(
     } catch (error) {
       if (signal.aborted) return;
       log.warn(
-        "Lost the connection that listens. Reconnecting: {error}",
-        { error: asServiceError(error).message },
+        "Cannot listen on channel {channel}: {error}. The next attempt follows",
+        { channel, error: asServiceError(error).message },
       );
       await delay(1000, { signal }).catch(() => {});
     }

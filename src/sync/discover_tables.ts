@@ -19,7 +19,7 @@ interface DiscoveredTable {
   readonly key?: readonly string[];
 }
 
-/** The tables of a pattern, and what cannot be loaded. */
+/** The tables of a pattern, and warnings about the tables and columns that are left out. */
 interface Discovery {
   readonly tables: readonly DiscoveredTable[];
   readonly warnings: readonly string[];

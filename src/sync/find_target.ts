@@ -293,7 +293,7 @@ export async function findTarget(
   };
 }
 
-/** Returns what only a target that is not plain can have. */
+/** Returns the facts of a target that is not plain. A plain one has none of them. */
 async function findMore(
   { key }: TableDeclaration,
   oid: number,

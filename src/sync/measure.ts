@@ -71,7 +71,7 @@ export function checkHeld(
   }
 }
 
-/** Returns the remedy of a mismatch, by what can cause it. */
+/** Returns the remedy of a mismatch, by its possible causes. */
 function mismatchRemedy(
   { source, target, where, columns }: Table,
   isRepeatable: boolean,
@@ -105,7 +105,7 @@ export interface Appended {
 
 /**
  * Returns the fingerprint of the target after a delta, without hashing unchanged
- * rows again. Returns `undefined` when a trigger or the like also changed rows.
+ * rows again. Returns `undefined` when a trigger or a rule also changed rows.
  *
  * Reads the last pages only, if all appended rows are there.
  */

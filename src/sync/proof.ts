@@ -104,7 +104,7 @@ function withSeed(sides: Sides, { seed }: VerifiedState): Sides {
   return { ...sides, method: { ...sides.method, seed: BigInt(seed) } };
 }
 
-/** What row versions say about a table. */
+/** The result of comparing the row versions of a table. */
 interface Found {
   readonly compared?: Compared;
   /** SQL condition for the rows of the source that the last load did not see, if there are any. */

@@ -54,7 +54,7 @@ export async function checkReplaceable(
   const columns = table.columns.map(({ name }) => literal(name));
   const rows = await warehouse.query<{ loss: string }>(`
     with recursive
-    -- What a DROP without CASCADE takes along.
+    -- The objects that a DROP without CASCADE also drops.
     gone (classid, objid) as (
       values ('pg_catalog.pg_class'::pg_catalog.regclass::oid, ${oid}::oid)
       union
@@ -62,7 +62,7 @@ export async function checkReplaceable(
         on d.refclassid = gone.classid and d.refobjid = gone.objid
       where d.deptype in ('a', 'i')
     ),
-    -- What makes a DROP without CASCADE fail. A view depends by its rule.
+    -- The objects for which a DROP without CASCADE fails. A view depends by its rule.
     dependent as (
       select distinct case when w.oid is null then d.classid else 'pg_catalog.pg_class'::pg_catalog.regclass::oid end as classid,
         coalesce(w.ev_class, d.objid) as objid
@@ -71,7 +71,7 @@ export async function checkReplaceable(
           and w.oid = d.objid and w.ev_type = '1'
       where d.deptype = 'n' and not exists (select from gone g where g.classid = d.classid and g.objid = d.objid)
     ),
-    -- What the new table has no column for.
+    -- The objects on columns that the new table lacks.
     homeless as (
       select pg_catalog.pg_describe_object(d.classid, d.objid, 0) || ' on column '
         || pg_catalog.quote_ident(a.attname) as loss

@@ -30,7 +30,7 @@ import {
 } from "../tables/declaration.ts";
 import { tableError } from "./table_errors.ts";
 
-/** A readable source table, view or the like. */
+/** A readable source relation, such as a table or a view. */
 export interface SourceTable extends TableDeclaration {
   readonly oid: number;
   /** `pg_class.relkind`: a table (r), partitioned (p), a view (v), materialized (m) or foreign (f). */
@@ -43,7 +43,7 @@ export interface SourceTable extends TableDeclaration {
 export interface ResolvedTable {
   readonly table: Table;
   readonly warnings: readonly string[];
-  /** What the values of a row depend on, besides the row. */
+  /** The inputs of a row's values other than the row. */
   readonly dependsOn: "nothing" | "time zone" | "SQL";
 }
 

@@ -55,7 +55,7 @@ interface SyncContext {
   readonly lastLoads: ReadonlyMap<string, LastLoad>;
 }
 
-/** What a load of a table leaves behind for the next one. */
+/** The state after a load of a table, for the next one. */
 export interface LastLoad extends SourceWatermark {
   readonly verified?: VerifiedState | undefined;
 }
@@ -232,7 +232,7 @@ export async function syncTable(
 
 /**
  * Decides on the plan: by the row versions where that is a proof, and otherwise by the
- * content. `stateAfter` returns what the load leaves behind for the next one.
+ * content. `stateAfter` returns the state for the next load.
  */
 async function prepareComparison(
   context: SyncContext,

@@ -24,7 +24,7 @@ export interface SideState {
   readonly xids: readonly string[];
 }
 
-/** What a load leaves behind for the next one: both sides held these rows. */
+/** The state after a load, for the next one. Both sides held these rows. */
 export interface VerifiedState {
   /** Digest of the declaration, the time zone and the hash method. */
   readonly declaration: string;
@@ -61,8 +61,9 @@ export const MIN_PROOF_BYTES = 2 ** 21;
 export const MAX_XIDS = 200;
 
 /**
- * SQL that names the server until it is restarted, promoted or restored, or recovers
- * from a crash, and the database until it is created again.
+ * SQL that identifies the server and the database. It changes when the server is
+ * restarted, promoted or restored, or recovers from a crash. It also changes when the
+ * database is created again.
  */
 const SERVER = `(select pg_catalog.concat_ws(' ', system_identifier,
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8),
@@ -112,8 +113,8 @@ function factsSql(tables: readonly TableOnServer[]): string {
 
 /**
  * Returns the facts of the source tables, by name. Requires the locks of the tables.
- * Called between the snapshot and the first read of a row: a change of a label or a
- * cast, which no lock keeps out, is then in the facts, or the snapshot is older.
+ * Must be called between the snapshot and the first read of a row. No lock prevents a
+ * change of a label or a cast. Such a change is in the facts, or newer than the snapshot.
  * Returns none where the role may not read them.
  */
 export async function sourceFacts(
@@ -138,7 +139,7 @@ async function queryFacts(session: Session, sql: string): Promise<Row[]> {
   }
 }
 
-/** What a proof needs to know of the two sides before it reads rows. */
+/** The facts about both sides that a proof needs before it reads rows. */
 export interface Present {
   readonly declaration: string;
   readonly source: { readonly facts: string; readonly horizon: Horizon };

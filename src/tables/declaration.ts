@@ -86,7 +86,7 @@ export interface TableDeclaration {
   /** Target columns that identify a row. A load never trusts that they do. */
   readonly key?: readonly string[];
   /**
-   * What happens to columns that the source has and the target lacks. Only where
+   * The treatment of columns that the source has and the target lacks. Only where
    * `columns` is undefined.
    */
   readonly newColumns?: (typeof NEW_COLUMNS)[number];

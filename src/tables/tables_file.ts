@@ -192,7 +192,7 @@ const Declaration = z.strictObject({
   ),
   new_columns: z.enum(NEW_COLUMNS).meta({
     description:
-      "What happens to columns that the source has and the target lacks, where columns are not listed: ignore them with a warning, add them to the target, or fail",
+      "Treatment of columns that the source has and the target lacks, where columns are not listed. Ignore them with a warning, add them to the target, or fail",
   }).exactOptional(),
   max_shrink: z.number().min(0).max(1).meta({
     description:
