@@ -35,7 +35,7 @@ A transient failure is reported after \`RETRY_ATTEMPTS\` attempts.
 
 The exit code is that of the command line. A load of several tables ends with the code of the first table that failed by itself.
 A signal ends a command with 129 (SIGHUP), 130 (SIGINT) or 143 (SIGTERM).
-The HTTP status is that of a failed request. \`POST /load\` answers 500, with the failure event, for every run that failed.
+The HTTP status is that of a failed request. \`POST /load\` answers 500, with the failure event, for every run that began and failed.
 Some messages have a more precise remedy than this table, such as the hint of the server.
 `;
 

@@ -46,7 +46,9 @@ export async function retry<T>(
           !signal?.aborted;
         attempts++;
         if (isRetriable && attempts < maxAttempts) {
-          log.warn("A transient failure: {reason}", { reason: message });
+          log.warn("Retrying after a transient failure: {reason}", {
+            reason: message,
+          });
         }
         return isRetriable;
       },

@@ -267,7 +267,7 @@ Deno.test("load logs a failure that neither the warehouse nor the spool can stor
     DWH_DB_PORT: "1",
     RETRY_ATTEMPTS: "2",
   });
-  await program.reaches("A transient failure");
+  await program.reaches("a transient failure");
   await Deno.mkdir(path);
   const outcome = await program.finished;
   assertEnded(outcome, 69, /Cannot record the failure/);

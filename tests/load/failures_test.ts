@@ -418,7 +418,10 @@ Deno.test("load retries a locked source table, and loads both tables when the lo
   const { code, json, stderr } = await running;
   assertEquals(code, 0, stderr);
   assertEquals(json.status, "success");
-  assertStringIncludes(stderr, "A transient failure: Cannot load closed_deal");
+  assertStringIncludes(
+    stderr,
+    "Retrying after a transient failure: Cannot load closed_deal",
+  );
 });
 
 Deno.test("load copies a source row that changes during the load with the next load", async () => {

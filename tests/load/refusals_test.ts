@@ -302,7 +302,7 @@ Deno.test("load retries while the server has no free connection, and ends with 6
     const decoder = new TextDecoder();
     for await (const chunk of process.stderr) {
       log += decoder.decode(chunk);
-      if (taken.length > 0 && log.includes("A transient failure")) {
+      if (taken.length > 0 && log.includes("a transient failure")) {
         await Promise.all(taken.splice(0).map((session) => session.close()));
       }
     }
