@@ -266,18 +266,21 @@ interface SourceColumn {
   readonly isBinary: boolean;
 }
 
+/** Types with an empty value whose binary form no server accepts. */
+const WITHOUT_BINARY =
+  "('tsquery'::regtype, 'oidvector'::regtype, 'int2vector'::regtype)";
+
 /** Columns of a query over `t`, the `pg_type` of `base`, for {@linkcode sourceColumn}. */
 const TYPE_COLUMNS =
   `pg_catalog.format_type(base.oid, base.typmod) as type, t.typcategory as category,
    t.typsend <> 0 and t.typreceive <> 0 as is_binary,
    -- The binary form of an array or a row names the types inside by their OIDs.
    -- Only those of the types that come with PostgreSQL are the same everywhere.
-   -- No server accepts the binary form of an empty tsquery.
-   case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ('tsquery'::regtype, 'tsquery[]'::regtype) then (
+   case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ${WITHOUT_BINARY} or t.typelem in ${WITHOUT_BINARY} then (
      with ${PARTS}
      select pg_catalog.json_build_object('layout', ${LAYOUT},
        'types', pg_catalog.json_agg(pg_catalog.format_type(p.oid, null)),
-       'isText', pg_catalog.bool_or(p.oid = 'tsquery'::regtype or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
+       'isText', pg_catalog.bool_or(p.oid in ${WITHOUT_BINARY} or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
        or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
          and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID})))
      from part join pg_catalog.pg_type p on p.oid = part.oid) end as parts`;

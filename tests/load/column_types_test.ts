@@ -46,6 +46,7 @@ const VALUES: Readonly<Record<string, readonly string[]>> = {
   inet: ["10.0.0.1/8", "10.0.0.1", "::1"],
   integer: ["0", "-2147483648", "2147483647"],
   bigint: ["0", "-9223372036854775808", "9223372036854775807"],
+  int2vector: ["", "1 2"],
   "integer[]": ["{}", "{1,NULL}", "{{1,2},{3,4}}", "[0:1]={1,2}"],
   interval: ["1 mon", "30 days", "720:00", "-178000000 years"],
   "interval day to second(2)": ["1 day 0.25", "1 day 0.24"],
@@ -61,6 +62,7 @@ const VALUES: Readonly<Record<string, readonly string[]>> = {
   "numeric[]": ["{1.0}", "{1.00}"],
   numrange: ["[1.0,2)", "[1.00,2)"],
   oid: ["0", "4294967295"],
+  oidvector: ["", "1 2"],
   path: ["((0,0),(1,1))", "[(0,0),(1,1)]"],
   pg_lsn: ["0/0", "FFFFFFFF/FFFFFFFF"],
   point: ["(0,0)", "(-0,0)", "(NaN,Infinity)"],
@@ -75,6 +77,7 @@ const VALUES: Readonly<Record<string, readonly string[]>> = {
   "timestamp without time zone": ["infinity", "4713-01-01 BC"],
   "timestamp with time zone": ["-infinity", "294276-12-31 23:59:59.999999+00"],
   tsquery: ["'a' & 'b'", "!'a'", ""],
+  "tsquery[]": ['{""}', "{'a'}"],
   tsvector: ["'a':1 'b':2", "'a':1A"],
   uuid: [
     "00000000-0000-0000-0000-000000000000",
@@ -86,6 +89,9 @@ const VALUES: Readonly<Record<string, readonly string[]>> = {
 /** Types with a text form that no server accepts, or whose values mean something on one server only. */
 const REFUSED =
   /^(aclitem|gtsvector|pg_(brin_.*|dependencies|mcv_list|ndistinct|node_tree)|reg\w+)(\[\])?$/;
+
+/** Types with an empty value that no server accepts in binary. A table that has one is copied as text. */
+const COPIED_AS_TEXT = /^(tsquery|oidvector|int2vector)(\[\])?$/;
 
 /** Returns the types of PostgreSQL that a column can have. */
 async function columnTypes(source: Sql): Promise<string[]> {
@@ -122,18 +128,34 @@ async function grant(db: Databases, schema: string): Promise<void> {
   );
 }
 
-/** Loads a table with a column of every type, and checks it to the byte. */
+/** Loads a table with a column of every type, in binary and as text, and checks it to the byte. */
 async function testEveryType(
   t: Deno.TestContext,
   db: Databases,
 ): Promise<void> {
   const all = await columnTypes(db.source);
   const types = [...FORMS, ...all.filter((name) => !REFUSED.test(name))];
-  assert(types.length > 100, types.join());
+  const binary = types.filter((name) => !COPIED_AS_TEXT.test(name));
+  assert(binary.length > 100, binary.join());
+  await db.source.unsafe("create schema ty");
+  await testTypes(t, db, "binary", binary);
+  await testTypes(t, db, "text", types);
+  const vectors = types.filter((name) => /^(oid|int2)vector/.test(name));
+  await testTypes(t, db, "vectors", vectors);
+}
+
+/** Loads a table with a column of each type into `raw.<name>`, and checks it to the byte. */
+async function testTypes(
+  t: Deno.TestContext,
+  db: Databases,
+  name: string,
+  types: readonly string[],
+): Promise<void> {
+  const table = `ty.${name}`;
   const column = (index: number) => `c${index}`;
   const rows = Math.max(...Object.values(VALUES).map((v) => v.length)) + 1;
   await db.source.unsafe(
-    `create schema ty; create table ty.every (id int, ${
+    `create table ${table} (id int, ${
       types.map((type, i) => `${column(i)} ${type}`)
     })`,
   );
@@ -143,18 +165,18 @@ async function testEveryType(
   };
   for (let row = 0; row < rows; row++) {
     await db.source.unsafe(
-      `insert into ty.every values (${row}, ${
+      `insert into ${table} values (${row}, ${
         types.map((type) => literalOf(type, row))
       })`,
     );
   }
   // A load in which most rows differ copies all rows.
   await db.source.unsafe(
-    "insert into ty.every (id) select generate_series(2000, 3000)",
+    `insert into ${table} (id) select generate_series(2000, 3000)`,
   );
   await grant(db, "ty");
   await using file = await writeTablesFile(
-    "tables:\n  - { source: ty.every, target: raw.every }\n",
+    `tables:\n  - { source: ${table}, target: raw.${name} }\n`,
   );
   const environment = { ...db.environment, ...file.variables };
   const names = types.map((_, i) => column(i));
@@ -162,32 +184,35 @@ async function testEveryType(
     const { code, json, stderr } = await runJson(["load"], environment);
     assertEquals(code, 0, stderr);
     assertEquals(
-      await bytesOf(db.warehouse, "raw.every", names),
-      await bytesOf(db.source, "ty.every", names),
+      await bytesOf(db.warehouse, `raw.${name}`, names),
+      await bytesOf(db.source, table, names),
     );
     return json.results.results[0];
   };
 
-  await t.step("the first load", async () => {
+  await t.step(`${name}: the first load`, async () => {
     assertEquals((await load()).mode, "full");
   });
-  await t.step("the second load writes nothing", async () => {
+  await t.step(`${name}: the second load writes nothing`, async () => {
     assertEquals((await load()).mode, "unchanged");
   });
-  await t.step("a changed value of each type is found", async () => {
+  await t.step(`${name}: a changed value of each type is found`, async () => {
     // Each row differs in one column only.
     const tried = [...types.entries()].filter(([, type]) => VALUES[type]);
-    assertEquals(tried.length, Object.keys(VALUES).length);
+    assertEquals(
+      tried.length,
+      Object.keys(VALUES).filter((type) => types.includes(type)).length,
+    );
     for (const [index, type] of tried) {
       await db.source.unsafe(
-        `insert into ty.every (id, ${column(index)})
+        `insert into ${table} (id, ${column(index)})
          values (${1000 + index}, ${literalOf(type, 0)})`,
       );
     }
     await load();
     for (const [index, type] of tried) {
       await db.source.unsafe(
-        `update ty.every set ${column(index)} = ${literalOf(type, 1)}
+        `update ${table} set ${column(index)} = ${literalOf(type, 1)}
          where id = ${1000 + index}`,
       );
     }
