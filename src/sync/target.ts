@@ -93,15 +93,13 @@ async function createTarget(
   warehouse: Session,
   found: FoundTarget,
 ): Promise<Target> {
-  await checkCreatable(table, warehouse, found);
+  const known = await checkCreatable(table, warehouse, found);
   // A random name: a fixed one could belong to others.
   const name = found.exists
     ? `recreate_${crypto.randomUUID().replaceAll("-", "")}`
     : table.target.name;
   const relation = qualified({ schema: table.target.schema, name });
-  const known = await withWarehouseTypes(table, warehouse);
   await warehouse.query(createTableSql(known, relation));
-  await checkLayout(table, warehouse, relation);
   await checkOwner(table, warehouse, relation);
   if (found.exists) {
     for (const statement of await storageOf(warehouse, found.oid!, relation)) {
@@ -122,7 +120,7 @@ async function createTarget(
 
 /**
  * Checks that the table can be created, and that an existing one can be replaced
- * without a loss.
+ * without a loss. Returns the table with the names that its types have in the warehouse.
  *
  * @throws {ServiceError} `target_incompatible`, `target_inherited`,
  * `target_in_use`, `permission_denied`.
@@ -131,26 +129,30 @@ export async function checkCreatable(
   table: Table,
   warehouse: Session,
   found: FoundTarget,
-): Promise<void> {
+): Promise<Table> {
   if (found.exists) {
     checkKind(table, found);
     checkChildren(table, found);
     await checkReplaceable(table, warehouse, found.oid!);
   }
-  if (found.mayCreate && found.mayUseSchema) return;
-  const { schema } = table.target;
-  throw tableError(
-    table.name,
-    "permission_denied",
-    `role "${found.role}" has no privilege to create ${
-      formatRelation(table.target)
-    } in the warehouse`,
-    `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
-      identifier(found.role)
-    };, or grant CREATE on database ${
-      identifier(warehouse.config.database)
-    } where the schema does not exist.`,
-  );
+  if (!found.mayCreate || !found.mayUseSchema) {
+    const { schema } = table.target;
+    throw tableError(
+      table.name,
+      "permission_denied",
+      `role "${found.role}" has no privilege to create ${
+        formatRelation(table.target)
+      } in the warehouse`,
+      `Run GRANT USAGE, CREATE ON SCHEMA ${identifier(schema)} TO ${
+        identifier(found.role)
+      };, or grant CREATE on database ${
+        identifier(warehouse.config.database)
+      } where the schema does not exist.`,
+    );
+  }
+  const known = await withWarehouseTypes(table, warehouse);
+  await checkLayout(known, warehouse, undefined);
+  return known;
 }
 
 /** Checks that the role still owns the new table. An event trigger can change the owner. */

@@ -6,7 +6,7 @@
 import { OTHER_TYPE_REMEDY } from "../postgres/meanings.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal } from "../postgres/sql.ts";
-import { isBuiltIn } from "../tables/column_types.ts";
+import { formatTypeName, isBuiltIn } from "../tables/column_types.ts";
 import {
   formatRelation,
   LAYOUT,
@@ -60,23 +60,33 @@ export async function withWarehouseTypes(
  * Checks that the types have the same attributes and built-in types inside of them, in
  * the same order. The binary form of a row or range does not name them.
  *
- * @param relation quoted name of the target.
+ * @param relation quoted name of the target, or `undefined` for the types of a table
+ * with the names of the warehouse.
  * @throws {ServiceError} `target_incompatible`, naming the column.
  */
 export async function checkLayout(
   table: Table,
   warehouse: Session,
-  relation: string,
+  relation: string | undefined,
 ): Promise<void> {
   const columns = table.columns.filter(({ layout }) => layout);
   if (columns.length === 0) return;
-  const rows = await warehouse.query<{ name: string; layout: string[] | null }>(
-    `select a.attname as name, (with ${PARTS} select ${LAYOUT} from part join pg_catalog.pg_type p on p.oid = part.oid) as layout
-     from pg_catalog.pg_attribute a where a.attrelid = ${
+  const found = relation === undefined
+    ? `(values ${
+      columns.map(({ name, type }) =>
+        `(${literal(name)}, ${
+          literal(formatTypeName(type))
+        }::pg_catalog.regtype::pg_catalog.oid)`
+      )
+    }) a (attname, atttypid)`
+    : `pg_catalog.pg_attribute a where a.attrelid = ${
       literal(relation)
     }::pg_catalog.regclass and a.attname in (${
       columns.map(({ name }) => literal(name))
-    })`,
+    })`;
+  const rows = await warehouse.query<{ name: string; layout: string[] | null }>(
+    `select a.attname as name, (with ${PARTS} select ${LAYOUT} from part join pg_catalog.pg_type p on p.oid = part.oid) as layout
+     from ${found}`,
   );
   for (const { name, layout } of columns) {
     const present = rows.find((row) => row.name === name)?.layout ?? [];
