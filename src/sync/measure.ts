@@ -12,10 +12,16 @@ import {
 } from "../diff/find_difference.ts";
 import { afterDelta, equal, type Fingerprint } from "../diff/fingerprint.ts";
 import { writtenRowsSql } from "../diff/queries.ts";
+import type { HashMethod } from "../diff/row_hash.ts";
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { formatCount, formatQuantity } from "../format.ts";
-import { formatRelation, type Table } from "../tables/declaration.ts";
+import { isUserDefined } from "../tables/column_types.ts";
+import {
+  type Column,
+  formatRelation,
+  type Table,
+} from "../tables/declaration.ts";
 import type { Snapshot } from "./snapshot.ts";
 import type { Target } from "./find_target.ts";
 
@@ -45,7 +51,7 @@ export async function measure(
  */
 export function checkHeld(
   { config, snapshot, isAlone }: Verification,
-  { table }: Sides,
+  { table, method }: Sides,
   { hasNoSideEffects }: Pick<Target, "hasNoSideEffects">,
   held: Fingerprint,
   source: Fingerprint,
@@ -63,6 +69,7 @@ export function checkHeld(
         table: table.name,
         remedy: mismatchRemedy(
           table,
+          method,
           snapshot.repeatable.has(table.name),
           hasNoSideEffects && isAlone,
         ),
@@ -71,15 +78,32 @@ export function checkHeld(
   }
 }
 
+/** Types whose values have parts that a server sorts by their bytes in its encoding. */
+const SORTED_TYPES: readonly string[] = ["jsonb", "tsvector"];
+
 /** Returns the remedy of a mismatch, by its possible causes. */
 function mismatchRemedy(
   { source, target, where, columns }: Table,
+  { kind }: HashMethod,
   isRepeatable: boolean,
   hasNoSideEffects: boolean,
 ): string {
   const isComputed = where !== undefined ||
     columns.some(({ expression }) => expression !== undefined);
+  const listed = (of: (column: Column) => boolean) =>
+    columns.filter(of).map(({ name }) => `"${name}"`).join(", ");
+  const ofUsers = listed(({ type, layout }) =>
+    isUserDefined(type) && layout !== undefined
+  );
+  const sorted = kind === "text" &&
+    listed(({ type }) =>
+      isUserDefined(type) || SORTED_TYPES.includes(type.base)
+    );
   const causes = [
+    ofUsers &&
+    `Give the user-defined types of ${ofUsers} the same definition on both servers, or declare the columns as text in TABLES_FILE.`,
+    sorted &&
+    `Declare ${sorted} as text in TABLES_FILE, with an expression such as value::text. Servers of different encodings sort keys of jsonb and words of tsvector differently.`,
     isRepeatable ||
     `${
       formatRelation(source)

@@ -379,13 +379,16 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
     await using other = await writeTablesFile(
       "tables:\n  - { source: ty.u, target: raw.u }\n",
     );
-    const { code, stderr } = await runProgram(["load"], {
-      ...environment,
-      ...other.variables,
-    });
-    assertEquals(code, 1);
-    assertMatch(stderr, /type ty\.only_here, which column "a" of raw\.u needs/);
-    assertMatch(stderr, /CREATE TYPE or CREATE EXTENSION/);
+    for (const words of [["load", "--dry-run"], ["load"]]) {
+      const { code, stdout, stderr } = await runProgram(words, {
+        ...environment,
+        ...other.variables,
+      });
+      assertEquals(code, 1);
+      const told = stdout + stderr;
+      assertMatch(told, /type ty\.only_here, which column "a" of raw\.u needs/);
+      assertMatch(told, /CREATE TYPE or CREATE EXTENSION/);
+    }
     await using asText = await writeTablesFile(
       `tables:
   - { source: ty.u, target: raw.u, columns: { a: text } }
@@ -411,6 +414,8 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
        create table ty.moved (a ty.house[]); insert into ty.moved values (array[row(array[row(1, 2)::ty.pair])::ty.house]);
        create type ty.bound as range (subtype = float8);
        create table ty.bounded (a ty.bound); insert into ty.bounded values ('[1,2]');
+       create type ty.words as range (subtype = text, collation = "C");
+       create table ty.sorted (a ty.words); insert into ty.sorted values ('[B,a]');
        create type ty.level as enum ('low', 'high');
        create table ty.levels (a ty.level); insert into ty.levels values ('high');
        create view ty.named as select 1 as ctid;
@@ -420,7 +425,8 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         `create type ty.wide as (a int); create type ty.other as (a int);
        create type ty.pair as (b int, a int); create domain ty.pairs as ty.pair[];
        create type ty.house as (p ty.pairs);
-       create type ty.bound as range (subtype = int8); create type ty.level as enum ('low');
+       create type ty.bound as range (subtype = int8);
+       create type ty.words as range (subtype = text, collation = "und-x-icu"); create type ty.level as enum ('low');
        create table raw.sent (a int primary key, b int); insert into raw.sent values (1, 3);
        alter table raw.sent owner to "${db.loader}";
        create publication sent for table raw.sent where (b > 0)`,
@@ -431,6 +437,7 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
         "moved",
         "short",
         "bounded",
+        "sorted",
         "levels",
         "named",
         "sent",
@@ -442,15 +449,15 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
           ).join("")
         }`,
       );
-      const { json } = await runJson(["load"], {
-        ...db.environment,
-        ...files.variables,
-      });
+      const variables = { ...db.environment, ...files.variables };
+      const dry = await runJson(["load", "--dry-run"], variables);
+      const { json } = await runJson(["load"], variables);
       const remedies = [
         /contains \(a integer\) in the warehouse, and \(a integer, b integer\) in the source\. Give the user-defined type/,
         /contains \(p, p\.b integer, p\.a integer\) in the warehouse, and \(p, p\.a integer, p\.b integer\)/,
         /Give the user-defined type the same definition on both servers/,
         /contains \(bigint\) in the warehouse, and \(double precision\) in the source/,
+        /range lower bound must be less .* Give the user-defined type the same definition/,
         /invalid input value for enum .* Add the label in the warehouse/,
         /Declare the column under another name/,
         /Change the publication or the replica identity/,
@@ -458,6 +465,42 @@ Deno.test("load copies types of users, whose OIDs differ between the servers", a
       for (const [index, entry] of json.details.results.entries()) {
         assertEquals(entry.code, "target_incompatible", entry.error);
         assertMatch(entry.error, remedies[index]!);
+        if (!entry.error.includes(" contains (")) continue;
+        assertEquals(dry.json.tables[index].error, entry.error);
+      }
+    },
+  );
+  await t.step(
+    "types that change values in the warehouse are named with a remedy",
+    async () => {
+      await db.source.unsafe(
+        `create type ty.price as (a numeric(4,2));
+       create table ty.rounded (b ty.price); insert into ty.rounded values ('(1.25)');
+       create type ty.steps as range (subtype = int4);
+       create table ty.canonical (id int, b ty.steps[]); insert into ty.canonical values (1, '{"[1,2]"}')`,
+      );
+      await db.warehouse.unsafe(
+        `create type ty.price as (a numeric(4,1)); create type ty.steps;
+       create function ty.canonical(ty.steps) returns ty.steps immutable strict language internal as 'int4range_canonical';
+       create type ty.steps as range (subtype = int4, canonical = ty.canonical)`,
+      );
+      await grant(db, "ty");
+      await using files = await writeTablesFile(
+        `tables:
+  - { source: ty.rounded, target: raw.rounded }
+  - { source: ty.canonical, target: raw.canonical }
+`,
+      );
+      const { json } = await runJson(["load"], {
+        ...db.environment,
+        ...files.variables,
+      });
+      for (const entry of json.details.results) {
+        assertEquals(entry.code, "verification_failed", entry.error);
+        assertStringIncludes(
+          entry.error,
+          'Give the user-defined types of "b" the same definition on both servers',
+        );
       }
     },
   );

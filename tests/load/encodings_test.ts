@@ -7,6 +7,8 @@ import {
   type ComparisonOutcome,
 } from "../../src/sync/compare_tables.ts";
 import { load } from "../../src/load/load.ts";
+import { parseTypeName } from "../../src/tables/column_types.ts";
+import type { TableDeclaration } from "../../src/tables/declaration.ts";
 import { MARKETING_TABLES } from "../../src/tables/marketing.ts";
 import {
   ALL,
@@ -225,4 +227,45 @@ Deno.test("load replaces rows with invalid UTF-8 in a SQL_ASCII warehouse", asyn
     await textsOf(db.warehouse, "m_data.closed_deal"),
     await textsOf(db.source, "marketing.closed_deals"),
   );
+});
+
+Deno.test("load names the columns whose parts two encodings sort differently", async () => {
+  await using db = await encoded({ source: "LATIN1", warehouse: "UTF8" });
+  await db.source.unsafe(
+    `create table marketing.note (id int, "Words" jsonb);
+     insert into marketing.note values (1, '{"é": 1, "aa": 2}');
+     grant select on marketing.note to public`,
+  );
+  await using context = db.context();
+  const loadWith = (columns: TableDeclaration["columns"]) => {
+    const table: TableDeclaration = {
+      name: "note",
+      source: { schema: "marketing", name: "note" },
+      target: { schema: "m_data", name: "note" },
+      columns,
+    };
+    return load(
+      { ...context, config: { ...context.config, tables: [table] } },
+      "cli",
+      { ...ALL, tables: ["note"] },
+    );
+  };
+  const refused = await loadWith(undefined);
+  assertEquals(refused.status, "failure");
+  if (refused.status !== "failure") return;
+  const [entry] = refused.details.results;
+  assertEquals(
+    entry!.status === "failure" && entry!.code,
+    "verification_failed",
+  );
+  assertStringIncludes(
+    refused.error,
+    'Declare "Words" as text in TABLES_FILE, with an expression such as value::text.',
+  );
+  const loaded = await loadWith([{
+    name: "Words",
+    type: parseTypeName("text"),
+    expression: `"Words"::text`,
+  }]);
+  assertEquals(loaded.status, "success", JSON.stringify(loaded));
 });
