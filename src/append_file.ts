@@ -119,7 +119,8 @@ async function identityOf(path: string): Promise<string> {
 
 /** The reason why the service refuses a file. */
 class UnfitFileError extends Error {
-  constructor(reason: string, readonly remedy: string) {
+  /** @param remedy a way to use this path, where there is a safe one. */
+  constructor(reason: string, readonly remedy?: string) {
     super(reason);
   }
 }
@@ -250,7 +251,7 @@ function notRegular(info: Deno.FileInfo): UnfitFileError {
     : info.isSocket
     ? "socket"
     : "device";
-  return new UnfitFileError(`it is a ${kind}, not a regular file`, "Remove it");
+  return new UnfitFileError(`it is a ${kind}, not a regular file`);
 }
 
 function unwritable(target: AppendFile, error: unknown): ServiceError {
@@ -268,7 +269,11 @@ function unwritable(target: AppendFile, error: unknown): ServiceError {
 
 function remedyFor(error: unknown, variable: string, path: string): string {
   const other = `or name another file in ${variable}.`;
-  if (error instanceof UnfitFileError) return `${error.remedy}, ${other}`;
+  if (error instanceof UnfitFileError) {
+    return error.remedy
+      ? `${error.remedy}, ${other}`
+      : `Name another file in ${variable}.`;
+  }
   const { name, code } = error as Error & { code?: string };
   if (name === "NotCapable") {
     return `Name a file in ${variable} in a folder that the program may write to. \`deno task compile --write FOLDER\` and \`deno run --allow-write=FOLDER\` set that folder.`;

@@ -164,7 +164,7 @@ Deno.test("appendLine() refuses a file that is not regular, without waiting for 
     ) {
       assertStringIncludes(
         await refused(path),
-        `it is ${kind}, not a regular file. Remove it, or name another file in EVENT_FILE.`,
+        `it is ${kind}, not a regular file. Name another file in EVENT_FILE.`,
       );
     }
   }));

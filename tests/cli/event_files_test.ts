@@ -126,7 +126,7 @@ Deno.test("load, serve and config refuse an event file and a spool that are not 
             assertEquals(stdout, "");
             assertMatch(
               stderr,
-              /^Cannot write to the (event file|spool) \S+: it is .*, not a regular file\. Remove it, or name another file in EVENT_/m,
+              /^Cannot write to the (event file|spool) \S+: it is .*, not a regular file\. Name another file in EVENT_/m,
             );
           });
         }
