@@ -114,7 +114,7 @@ function mismatchRemedy(
     `Look for triggers, rules or foreign keys that change rows of ${
       formatRelation(target)
     }.`,
-  ].filter((cause) => typeof cause === "string");
+  ].filter((cause) => typeof cause === "string" && cause !== "");
   return causes.length > 0
     ? `The target was rolled back. ${causes.join(" ")}`
     : "Report this with the log: no trigger, view or function explains it.";
