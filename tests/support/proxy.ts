@@ -104,6 +104,7 @@ export class Proxy implements AsyncDisposable {
     try {
       server = await Deno.connect(this.server);
     } catch {
+      await this.#waitWhileStalled("down", client);
       return this.#close(client);
     }
     this.#open.add(server);
@@ -172,6 +173,8 @@ export class Proxy implements AsyncDisposable {
     } catch {
       // One end is closed, so the other one is closed, too.
     }
+    // A network that stands still does not report the end of the server, either.
+    if (direction === "down") await this.#waitWhileStalled(direction, from);
     end();
   }
 
