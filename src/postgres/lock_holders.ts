@@ -71,9 +71,7 @@ export async function holderClause(
   ...of: Parameters<typeof findLockHolders>
 ): Promise<string> {
   const [holder] = await findLockHolders(...of).catch(() => []);
-  return holder
-    ? `: ${formatHolder(holder)} holds a lock on it (${holder.mode})`
-    : "";
+  return holder ? `: ${formatHolder(holder)} holds ${holder.mode}` : "";
 }
 
 const SCHEMA = "marketing_data_service";
@@ -102,6 +100,6 @@ function reasonOf(holder: LockHolder | undefined): string {
   return holder
     ? `Cannot use the table ${SCHEMA}.${holder.relation}: ${
       formatHolder(holder)
-    } holds a lock on it (${holder.mode})`
+    } holds ${holder.mode}`
     : `Cannot use the tables of ${SCHEMA}: a lock on one of them was not released in time`;
 }

@@ -356,9 +356,9 @@ Deno.test("load reports a target locked by a writer after LOCK_TIMEOUT, and retr
   assertEquals(code, 1);
   const [deal, lead] = json.details.results;
   assertEquals([deal.code, deal.attempts], ["target_locked", 2]);
-  assertStringIncludes(
+  assertMatch(
     deal.error,
-    "m_data.closed_deal in the warehouse is locked by another session",
+    /m_data\.closed_deal in the warehouse is locked by another session: session \d+ \([^)]*\) holds RowExclusiveLock\. /,
   );
   assertEquals(lead.status, "success");
   await writer.unsafe("rollback");
