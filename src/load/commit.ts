@@ -32,6 +32,7 @@ import {
   databaseTime,
   eventOf,
   loadedByRun,
+  representable,
 } from "../runs/record.ts";
 import { endBackend } from "../postgres/backends.ts";
 import {
@@ -267,7 +268,10 @@ async function commitGroup(
   const { session } = prepared;
   try {
     const event = eventAt(await confirmRun(session, run.id));
-    if (event) await closeRun(session, run.id, "running", event);
+    if (event) {
+      const written = await representable(warehouse, event);
+      await closeRun(session, run.id, "running", written);
+    }
     await checkCommitted(prepared, committed);
     await session.commit();
     return { state: "committed", event };

@@ -26,6 +26,7 @@ import {
   checkHistoryTables,
   lastLoadsOf,
   recordTableLoad,
+  representable,
 } from "../runs/record.ts";
 import { openSnapshot, type Snapshot } from "../sync/snapshot.ts";
 import {
@@ -249,15 +250,15 @@ async function prepareGroup(
       if (!isClean) await checkHistoryTables(session);
       await Promise.all([
         session.query(limitHistoryLocks(config.lockTimeoutSeconds)),
-        ...results.map((result) =>
-          recordTableLoad(
+        ...results.map(async (result) =>
+          await recordTableLoad(
             session,
             run.id,
-            loadedEntry(result, attempts),
-            integrityCheck(result),
+            await representable(warehouse, loadedEntry(result, attempts)),
+            await representable(warehouse, integrityCheck(result)),
             result.phases,
             markOf(snapshot, result, isClean),
-            result.differingRows,
+            await representable(warehouse, result.differingRows),
           )
         ),
       ]);

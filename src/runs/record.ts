@@ -5,7 +5,7 @@
  */
 import type { Queryable } from "../postgres/sql.ts";
 import type { Session } from "../postgres/session.ts";
-import { type ErrorCode, ServiceError } from "../errors.ts";
+import { type ErrorCode, hasSqlstate, ServiceError } from "../errors.ts";
 import {
   EVENT_CHANNEL,
   type IntegrityCheck,
@@ -47,9 +47,45 @@ export const IS_UNWANTED = "wait_until < clock_timestamp() - interval '5 s'";
 const STOPPED: readonly ErrorCode[] = ["interrupted", "terminated", "draining"];
 
 /**
+ * Returns the value with a question mark for each letter that the encoding of the
+ * warehouse cannot represent. It would refuse a record with such a letter.
+ *
+ * @param warehouse must not be in a transaction, which the first such letter would end.
+ */
+export async function representable<T>(
+  warehouse: Queryable,
+  value: T,
+): Promise<T> {
+  const text = JSON.stringify(value ?? null);
+  const letters = new Set(text.match(/[^\0-\x7f]/gu));
+  if (letters.size === 0) return value;
+  const accepts = async (letter: string) => {
+    try {
+      await warehouse.query("select $1::text", [letter]);
+      return true;
+    } catch (error) {
+      if (hasSqlstate(error, "22P05")) return false;
+      throw error;
+    }
+  };
+  if (await accepts([...letters].join(""))) return value;
+  const refused = new Set<string>();
+  for (const letter of letters) {
+    if (!await accepts(letter)) refused.add(letter);
+  }
+  return JSON.parse(
+    text.replace(
+      /[^\0-\x7f]/gu,
+      (letter) => refused.has(letter) ? "?" : letter,
+    ),
+  );
+}
+
+/**
  * Closes a run in one statement: state, failed tables, event and notification.
  * Closes a queued run only while no caller waits for it.
  *
+ * @param written the event. In a transaction, it must be {@linkcode representable}.
  * @param code code of the failure. Events of version 0.1 lack it.
  * @throws {ServiceError} `run_lost` when the run is already closed, or a caller waits for it again.
  */
@@ -57,9 +93,10 @@ export async function closeRun(
   queryable: Queryable,
   runId: string,
   from: "queued" | "running",
-  event: LoadEvent,
-  code = event.status === "failure" ? event.code : undefined,
+  written: LoadEvent,
+  code = written.status === "failure" ? written.code : undefined,
 ): Promise<void> {
+  const event = await representable(queryable, written);
   const state: RunState = event.status === "success"
     ? "succeeded"
     : code && STOPPED.includes(code)

@@ -269,3 +269,44 @@ Deno.test("load names the columns whose parts two encodings sort differently", a
   }]);
   assertEquals(loaded.status, "success", JSON.stringify(loaded));
 });
+
+Deno.test("load records letters of messages and names that the warehouse cannot represent as question marks", async () => {
+  await using db = await encoded({ source: "UTF8", warehouse: "LATIN1" });
+  await db.source.unsafe(
+    `create table marketing.twice (id int, "数" int);
+     insert into marketing.twice select i % 9, i from generate_series(1, 40) i;
+     create table marketing."品目" (id int, "数" int); insert into marketing."品目" values (1, 2);
+     grant select on all tables in schema marketing to public`,
+  );
+  await using context = db.context();
+  const declare = (name: string, source: string): TableDeclaration => ({
+    name,
+    source: { schema: "marketing", name: source },
+    target: { schema: "m_data", name },
+    columns: [{ name: "id", type: parseTypeName("int") }],
+    checks: [{ kind: "sql", sql: `select ${"true and ".repeat(20)}'é' = 'é'` }],
+  });
+  const tables = [
+    { ...declare("twice", "twice"), key: ["id"] },
+    declare("item", "品目"),
+  ];
+  const event = await load(
+    { ...context, config: { ...context.config, tables } },
+    "cli",
+    { ...ALL, tables: tables.map(({ name }) => name) },
+  );
+  const [row] = await db.warehouse.unsafe(
+    `select state, error, payload::text from marketing_data_service.run
+       join marketing_data_service.event on run_id = run.id`,
+  );
+  assertEquals(row!.state, "failed");
+  assertMatch(row!.error, / of marketing\.twice: (\(\d\), ){5}\?\. /);
+  const stored = JSON.parse(row!.payload);
+  const [twice, item] = stored.details.results;
+  assertEquals([twice.code, item.status], ["key_not_unique", "success"]);
+  assertEquals([item.source, item.warnings[0]], [
+    'marketing."??"',
+    'marketing."??" has columns that the load ignores: "?"',
+  ]);
+  assertEquals(event.run_id, stored.run_id);
+});
