@@ -26,7 +26,12 @@ interface BuiltIn {
   readonly widens?: readonly string[];
   /** Source types whose values the type may round. */
   readonly rounds?: readonly string[];
+  /** Minimum and maximum of each modifier. Without them, the type has none. */
+  readonly modifiers?: readonly Range[];
 }
+
+/** The minimum and the maximum of a number. */
+type Range = readonly [number, number];
 
 /** Returns a {@linkcode BuiltIn.bytes} that calls the type's send function. */
 function sentBy(name: string): (value: string) => string {
@@ -38,6 +43,10 @@ const asText = (value: string) => `${value}::text`;
 
 const INTEGERS = ["smallint", "integer"];
 
+const CHARACTERS: Range = [1, 10_485_760];
+const BITS: Range = [1, 83_886_080];
+const FRACTION_DIGITS: Range = [0, 6];
+
 /**
  * The registry of built-in types. An entry makes the hash faster, or allows
  * source types other than the type itself.
@@ -48,8 +57,13 @@ const BUILT_IN = new Map<string, BuiltIn>(Object.entries({
     bytes: asText,
     aliases: ["varchar"],
     widens: ["name"],
+    modifiers: [CHARACTERS],
   },
-  character: { bytes: sentBy("bpcharsend"), aliases: ["char", "bpchar"] },
+  character: {
+    bytes: sentBy("bpcharsend"),
+    aliases: ["char", "bpchar"],
+    modifiers: [CHARACTERS],
+  },
   name: { bytes: asText },
   smallint: { bytes: sentBy("int2send"), aliases: ["int2"] },
   integer: {
@@ -66,6 +80,7 @@ const BUILT_IN = new Map<string, BuiltIn>(Object.entries({
     bytes: sentBy("numeric_send"),
     aliases: ["decimal", "dec"],
     widens: [...INTEGERS, "bigint"],
+    modifiers: [[1, 1000], [-1000, 1000]],
   },
   real: {
     bytes: sentBy("float4send"),
@@ -84,21 +99,35 @@ const BUILT_IN = new Map<string, BuiltIn>(Object.entries({
   json: { bytes: asText },
   jsonb: { bytes: sentBy("jsonb_send") },
   date: { bytes: sentBy("date_send") },
-  "time without time zone": { bytes: sentBy("time_send"), aliases: ["time"] },
-  "time with time zone": { bytes: sentBy("timetz_send"), aliases: ["timetz"] },
+  "time without time zone": {
+    bytes: sentBy("time_send"),
+    aliases: ["time"],
+    modifiers: [FRACTION_DIGITS],
+  },
+  "time with time zone": {
+    bytes: sentBy("timetz_send"),
+    aliases: ["timetz"],
+    modifiers: [FRACTION_DIGITS],
+  },
   "timestamp without time zone": {
     bytes: sentBy("timestamp_send"),
     aliases: ["timestamp"],
     widens: ["date"],
+    modifiers: [FRACTION_DIGITS],
   },
   "timestamp with time zone": {
     bytes: sentBy("timestamptz_send"),
     aliases: ["timestamptz"],
     widens: ["date", "timestamp without time zone"],
+    modifiers: [FRACTION_DIGITS],
   },
-  interval: { bytes: sentBy("interval_send") },
-  bit: { bytes: sentBy("bit_send") },
-  "bit varying": { bytes: sentBy("varbit_send"), aliases: ["varbit"] },
+  interval: { bytes: sentBy("interval_send"), modifiers: [FRACTION_DIGITS] },
+  bit: { bytes: sentBy("bit_send"), modifiers: [BITS] },
+  "bit varying": {
+    bytes: sentBy("varbit_send"),
+    aliases: ["varbit"],
+    modifiers: [BITS],
+  },
   inet: { bytes: sentBy("inet_send") },
   cidr: { bytes: sentBy("cidr_send") },
   money: { bytes: sentBy("cash_send") },
@@ -167,8 +196,10 @@ export function parseTypeName(text: string): TypeName {
   if (!groups) throw new Error("is not the name of a type");
   const base = foldIdentifiers(groups.base!) +
     (groups.zone ?? "").toLowerCase().replace(/\s+/g, " ");
-  const name = ALIASES.get(base) ?? base;
-  const digits = (groups.modifiers ?? "").replace(/\s+/g, "");
+  const { name, digits } = withModifiers(
+    base,
+    (groups.modifiers ?? "").replace(/\s+/g, ""),
+  );
   const fields = foldIdentifiers((groups.fields ?? "").trim());
   const modifiers = fields && digits ? `${fields}(${digits})` : fields + digits;
   return {
@@ -179,6 +210,49 @@ export function parseTypeName(text: string): TypeName {
       (/^(char|character|bit)$/i.test(groups.base!) ? "1" : ""),
     isArray: groups.array !== undefined,
   };
+}
+
+/** The maximum digits of `float(n)` that the type real has, and those of double precision. */
+const [REAL_DIGITS, DOUBLE_DIGITS] = [24, 53];
+
+/**
+ * Returns the full name of a type and its modifiers, both as `format_type` prints them.
+ * Types of users and extensions have other modifiers.
+ *
+ * @throws {Error} when the type does not take the modifiers.
+ */
+function withModifiers(
+  alias: string,
+  modifiers: string,
+): { readonly name: string; readonly digits: string } {
+  const isFloat = alias === "float" && modifiers !== "";
+  const name = ALIASES.get(alias) ?? alias;
+  const type = BUILT_IN.get(name);
+  if (!type || !modifiers) return { name, digits: modifiers };
+  const ranges = isFloat ? [[1, DOUBLE_DIGITS] as const] : type.modifiers ?? [];
+  const given = modifiers.split(",");
+  const isValid = given.length <= ranges.length &&
+    given.every((text, i) => {
+      const [min, max] = ranges[i]!;
+      return /^[+-]?\d+$/.test(text) && min <= Number(text) &&
+        Number(text) <= max;
+    });
+  if (!isValid) {
+    const listed = ranges.map(([min, max]) => `from ${min} to ${max}`);
+    throw new Error(
+      ranges.length === 0
+        ? `is not a type: ${alias} takes no number in brackets`
+        : `is not a type: ${alias} takes a number ${
+          listed.join(" and one ")
+        } in brackets`,
+    );
+  }
+  const numbers = given.map(Number);
+  if (isFloat) {
+    return { name: numbers[0]! > REAL_DIGITS ? name : "real", digits: "" };
+  }
+  if (name === "numeric" && numbers.length === 1) numbers.push(0);
+  return { name, digits: numbers.join(",") };
 }
 
 /** Returns identifiers in lower case, except quoted ones, and with single spaces. */

@@ -15,6 +15,7 @@ import {
   type Node,
   parseDocument,
   stringify,
+  visit,
 } from "yaml";
 import { z } from "zod";
 import { suggest } from "../suggest.ts";
@@ -252,7 +253,22 @@ export function parseTablesFile(path: string, text: string): DeclaredTables {
       },
     ),
   });
-  for (const { pos, message } of document.errors) report(pos[0], message);
+  for (const { pos, code, message } of document.errors) {
+    report(
+      pos[0],
+      code === "MULTIPLE_DOCS"
+        ? "the file has more than one YAML document: keep one of them"
+        : message,
+    );
+  }
+  visit(document, {
+    Pair(_, { key }) {
+      // The schema would skip it without a mistake.
+      if (isScalar(key) && key.value === "__proto__") {
+        report(key.range?.[0] ?? 0, 'the name "__proto__" is not supported');
+      }
+    },
+  });
   if (mistakes.length > 0) return result([]);
   if (document.contents === null) {
     report(0, "the file is empty: it must have the key tables");

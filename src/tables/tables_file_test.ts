@@ -175,6 +175,14 @@ Deno.test("parseTablesFile() refuses a file that is not YAML, is empty or has do
     first(`tables:\n  - source: a.${"x".repeat(64)}\n    target: a.c\n`),
     /64 bytes/,
   );
+  assertMatch(
+    first(`tables:\n${table}---\ntables: []\n`),
+    /^t:4:1: the file has more than one YAML document/,
+  );
+  assertMatch(
+    first(`tables:\n${table}    columns: { id: int, __proto__: text }\n`),
+    /^t:4:25: the name "__proto__" is not supported/,
+  );
 });
 
 Deno.test("README.md and docs/tables.md show valid files", async () => {

@@ -302,6 +302,26 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
       await reader.unsafe("rollback");
     },
   );
+  await t.step("add names the owner that can add the columns", async () => {
+    const isRefused = ({ error, code }: { error: string; code: string }) => {
+      assertEquals(code, "permission_denied");
+      assertMatch(
+        error,
+        /only an owner can add columns: "price"\. Run ALTER TABLE "raw"\."added" OWNER TO/,
+      );
+    };
+    await db.warehouse.unsafe(
+      `alter table raw.added owner to postgres; grant all on raw.added to "${db.loader}"`,
+    );
+    const words = ["load", "--table", "added"];
+    const loaded = await runJson(words, environment);
+    isRefused(loaded.json.details.results[0]);
+    const planned = await runJson([...words, "--dry-run"], environment);
+    isRefused(planned.json.tables[0]);
+    await db.warehouse.unsafe(
+      `alter table raw.added owner to "${db.loader}"`,
+    );
+  });
   await t.step("add adds and fills the columns", async () => {
     const { warnings } = await load("added");
     assertMatch(warnings.join(), /added columns "price"/);
@@ -316,6 +336,31 @@ Deno.test("load treats new columns of the source as new_columns says", async (t)
     });
     assertEquals((await load("added")).mode, "unchanged");
   });
+});
+
+Deno.test("load accepts its target again, however the declared type is spelled", async () => {
+  await using db = await migratedDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec.spelled (a numeric, b numeric, c varchar(5), d timestamp, e real, f interval);
+     insert into ec.spelled values (1, 1, 'a', now(), 1, '1 day')`,
+  );
+  await using file = await writeTablesFile(`tables:
+  - source: ec.spelled
+    target: raw.spelled
+    columns:
+      a: numeric(10)
+      b: decimal(010, 2)
+      c: varchar(007)
+      d: timestamp(03)
+      e: float(1)
+      f: interval(06)
+`);
+  const environment = { ...db.environment, ...file.variables };
+  for (const mode of ["full", "unchanged"]) {
+    const { json, stdout } = await runJson(["load"], environment);
+    assertEquals(json.results?.results[0].mode, mode, stdout);
+  }
 });
 
 Deno.test("schema discover prints a file that load accepts", async () => {
