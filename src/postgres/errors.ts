@@ -114,7 +114,11 @@ export function toServiceError(
     const message = maskAndClip(error.message);
     const detail = maskAndClip(error.detail);
     const where = maskAndClip(error.where);
-    const context = [detail, code === "value_invalid" ? where : undefined]
+    const context = [
+      detail,
+      code === "value_invalid" ? where : undefined,
+      code === "database_error" ? callerOf(where) : undefined,
+    ]
       .filter(Boolean).join("; ");
     return new ServiceError(
       code,
@@ -135,6 +139,15 @@ export function toServiceError(
     `Lost the connection to ${address(config)}: ${textOf(error, config)}`,
     { server: config.label, cause: error },
   );
+}
+
+/**
+ * Returns the innermost function or statement of a context, or `undefined` without one.
+ * Lines of COPY contain the row, and are left out.
+ */
+function callerOf(where: string): string | undefined {
+  const [line] = where.split("\n");
+  return line?.startsWith("COPY ") ? undefined : line;
 }
 
 /** Returns the text of an error that no server sent. The driver's own texts lack the address. */

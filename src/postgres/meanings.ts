@@ -118,6 +118,18 @@ const RULES: readonly Rule<Cause>[] = [
     ({ role }) => rowSecurityRemedy(role),
   ],
   [
+    { sqlstate: "42501", label: "olist" },
+    "permission_denied",
+    ({ role }) =>
+      `Grant role ${role} the missing privilege. A load needs SELECT on the source tables, and USAGE on their schemas.`,
+  ],
+  [
+    { sqlstate: "42501" },
+    "permission_denied",
+    ({ role, database }) =>
+      `Grant role ${role} the missing privilege. A load needs CREATE on database ${database}, or ownership of the target tables.`,
+  ],
+  [
     { sqlstate: "55000", isFatal: true, routine: "CheckMyDatabase" },
     "connection_forbidden",
     ({ database, prefix }) =>
@@ -211,6 +223,17 @@ const RULES: readonly Rule<Cause>[] = [
     { sqlstate: "53400" },
     "out_of_resources",
     () => "Raise the limit that the message names, such as temp_file_limit.",
+  ],
+  [
+    { sqlstate: "P0001", label: "olist" },
+    "database_error",
+    () => "Correct the source view or function that raises the error.",
+  ],
+  [
+    { sqlstate: "P0001" },
+    "database_error",
+    () =>
+      "Correct the rows in the source, or the trigger or function of the warehouse that raises the error.",
   ],
   [
     { sqlstate: "57014" },

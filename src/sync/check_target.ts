@@ -92,14 +92,23 @@ export function checkTarget(table: Table, found: FoundTarget): void {
       };`,
     );
   }
-  if (found.hasRowSecurity) {
-    throw tableError(
-      table.name,
-      "permission_denied",
-      `row-level security of ${name} in the warehouse applies to role "${found.role}"`,
-      rowSecurityRemedy(identifier(found.role)),
-    );
-  }
+  checkRowSecurity(table, found);
+}
+
+/** @throws {ServiceError} `permission_denied` when a policy hides rows from the role. */
+export function checkRowSecurity(
+  { name, target }: TableDeclaration,
+  { hasRowSecurity, role }: FoundTarget,
+): void {
+  if (!hasRowSecurity) return;
+  throw tableError(
+    name,
+    "permission_denied",
+    `row-level security of ${
+      formatRelation(target)
+    } in the warehouse applies to role "${role}"`,
+    rowSecurityRemedy(identifier(role)),
+  );
 }
 
 /**
@@ -126,6 +135,29 @@ export function checkWritable(
       } ALTER COLUMN ${column} DROP EXPRESSION;, or run \`load --recreate --table NAME\`, which replaces the table.`,
     );
   }
+  checkKept(table, found);
+  if (table.key && !found.mayUseTemporary) {
+    throw tableError(
+      table.name,
+      "permission_denied",
+      `role "${found.role}" may not create temporary tables in the warehouse, which an update by key needs`,
+      `Run GRANT TEMPORARY ON DATABASE ${identifier(database)} TO ${
+        identifier(found.role)
+      };`,
+    );
+  }
+}
+
+/**
+ * Checks the properties that a recreated table gets from the old one.
+ *
+ * @throws {ServiceError} `target_incompatible`, `permission_denied`.
+ */
+export function checkKept(
+  table: TableDeclaration,
+  found: FoundTarget,
+): void {
+  const name = formatRelation(table.target);
   if (found.obstructingRules.length > 0) {
     const rules = found.obstructingRules.join(", ");
     throw tableError(
@@ -136,16 +168,6 @@ export function checkWritable(
         : `a rule of ${name} in the warehouse runs in place of DELETE: ${rules}`,
       `Drop the rule, or use a trigger: DROP RULE … ON ${
         qualified(table.target)
-      };`,
-    );
-  }
-  if (table.key && !found.mayUseTemporary) {
-    throw tableError(
-      table.name,
-      "permission_denied",
-      `role "${found.role}" may not create temporary tables in the warehouse, which an update by key needs`,
-      `Run GRANT TEMPORARY ON DATABASE ${identifier(database)} TO ${
-        identifier(found.role)
       };`,
     );
   }
@@ -210,31 +232,60 @@ export async function checkReplacing(
  * and inserted again, or because an update moves a value to another row. Neither happens
  * where the key has exactly the columns that it refers to.
  *
- * @param isReplaced whether a row with the same key is deleted and inserted.
+ * @param replacing why rows with the same key are deleted and inserted, where they are.
  * @throws {ServiceError} `target_incompatible`.
  */
 export function checkReferences(
   { table, references }: Pick<Target, "table" | "references">,
-  isReplaced = false,
+  replacing?: Replacing,
 ): void {
   const { target, key } = table;
-  const acting = references.find(({ columns, actsOnDelete, actsOnUpdate }) => {
-    if (!key || isReplaced) return actsOnDelete;
-    const isKey = columns.length === key.length &&
-      columns.every((column) => key.includes(column));
-    return !isKey && (actsOnDelete || actsOnUpdate);
+  const isKey = ({ columns }: Reference) =>
+    columns.length === key?.length &&
+    columns.every((column) => key.includes(column));
+  const acting = references.find((reference) => {
+    const { actsOnDelete, actsOnUpdate } = reference;
+    if (!key || replacing) return actsOnDelete;
+    return !isKey(reference) && (actsOnDelete || actsOnUpdate);
   });
   if (!acting) return;
+  const isKeyNeeded = references.some((reference) =>
+    isKey(reference) && reference.actsOnDelete
+  );
   throw tableError(
     table.name,
     "target_incompatible",
     `foreign key ${acting.name} of ${acting.from} changes rows that refer to a replaced row of ${
       formatRelation(target)
     }`,
-    isReplaced
-      ? "Make the unique constraint whose values the rows exchange DEFERRABLE."
+    replacing
+      ? `${noActionRemedy(acting)}. ${replacingRemedy(table, replacing)}`
+      : isKeyNeeded
+      ? `${noActionRemedy(acting)}.`
       : keyRemedy(acting),
   );
+}
+
+/** The reason to delete and insert rows that have the same key. */
+export type Replacing =
+  /** They exchange values of a unique index or an exclusion constraint. */
+  | { readonly kind: "exchange" }
+  /** These columns are GENERATED ALWAYS AS IDENTITY. */
+  | { readonly kind: "identity"; readonly columns: readonly string[] };
+
+function replacingRemedy({ target }: Table, replacing: Replacing): string {
+  return replacing.kind === "exchange"
+    ? "Or make the constraint whose values the rows exchange DEFERRABLE, if no foreign key refers to it."
+    : `Or run ALTER TABLE ${qualified(target)} ${
+      replacing.columns.map((name) =>
+        `ALTER COLUMN ${identifier(name)} SET GENERATED BY DEFAULT`
+      ).join(", ")
+    };`;
+}
+
+/** Returns a remedy without its period. A row that is deleted and inserted keeps such a foreign key. */
+function noActionRemedy({ name, from }: Reference): string {
+  return `Create foreign key ${name} of ${from} again with NO ACTION`;
 }
 
 function keyRemedy({ columns }: Reference): string {
@@ -255,10 +306,15 @@ export function referenceError(
   const reference = hasSqlstate(error, "23503", "23001") &&
     references.find(({ name }) => error.reason.includes(name));
   if (!reference) return error;
+  const deleting = `elete the rows of ${reference.from} that refer to it`;
   return error.with({
     table: table.name,
     remedy: table.key
-      ? `Delete the rows of ${reference.from} that refer to it. If they are loaded, too, set LOAD_ATOMIC=true and make the foreign key DEFERRABLE.`
+      ? `${
+        reference.restricts
+          ? `${noActionRemedy(reference)}, or d${deleting}`
+          : `D${deleting}`
+      }. If they are loaded, too, set LOAD_ATOMIC=true and make the foreign key DEFERRABLE.`
       : keyRemedy(reference),
   });
 }

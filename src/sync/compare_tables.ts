@@ -21,7 +21,7 @@ import { asServiceError, type ServiceError } from "../errors.ts";
 import type { Fingerprint } from "../diff/fingerprint.ts";
 import { connectionOf } from "../context.ts";
 import { type CheckResult, nullsSql, runChecks } from "./checks.ts";
-import { withoutNewColumns } from "./new_columns.ts";
+import { checkMayAddColumns, withoutNewColumns } from "./new_columns.ts";
 import { checkShrink, type ShrinkLimit } from "./shrink_guard.ts";
 import { openSnapshot, resolvedIn, type Snapshot } from "./snapshot.ts";
 import { bothSides, sidesOf } from "./sides.ts";
@@ -163,7 +163,10 @@ export async function compareTable(
     }
     checkTarget(table, found);
     await checkLayout(table, warehouse, target.relation);
-    if (load && !isReplaced) checkWritable(table, found, warehouse);
+    if (load && !isReplaced) {
+      checkWritable(table, found, warehouse);
+      checkMayAddColumns(resolved, found);
+    }
     if (load) await checkKey(sides);
     const maxValues = MAX_NAMED_VALUES / snapshot.tables.size;
     const maxRows = rows &&

@@ -46,6 +46,8 @@ export interface Reference {
   /** Whether a deletion changes the referring rows: CASCADE, SET NULL, SET DEFAULT. */
   readonly actsOnDelete: boolean;
   readonly actsOnUpdate: boolean;
+  /** Whether it is RESTRICT, which is checked at once also where the row is inserted again. */
+  readonly restricts: boolean;
 }
 
 /** A column of the warehouse table. */
@@ -92,6 +94,8 @@ export interface FoundTarget {
   readonly identityColumns: readonly string[];
   /** The role of the session. */
   readonly role: string;
+  /** Whether the role has the rights of the table's owner. */
+  readonly isOwned: boolean;
   readonly mayUseSchema: boolean;
   /** Whether the role can create the table, and its schema where it is missing. */
   readonly mayCreate: boolean;
@@ -232,7 +236,7 @@ export async function findTarget(
        ${isDefined} and exists (select from pg_catalog.pg_event_trigger where evtenabled <> 'D') as calls_event_triggers,
        exists (select from pg_catalog.pg_locks l where l.pid = pg_catalog.pg_backend_pid()
          and l.locktype = 'relation' and l.relation = c.oid and l.mode = 'ShareRowExclusiveLock') as is_locked,
-       current_user as role, pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
+       pg_catalog.pg_has_role(c.relowner, 'USAGE') as is_owned, current_user as role, pg_catalog.has_schema_privilege(n.oid, 'USAGE') as may_use,
        case when n.oid is null
          then pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
          else pg_catalog.has_schema_privilege(n.oid, 'CREATE') end as may_create,
@@ -284,6 +288,7 @@ export async function findTarget(
     identityColumns: columns.filter(({ isIdentity }) => isIdentity)
       .map(({ name }) => name),
     role: found!.role,
+    isOwned: found!.is_owned ?? false,
     mayUseSchema: found!.may_use ?? true,
     mayCreate: found!.may_create !== false,
     mayUseTemporary: found!.may_temporary,
@@ -325,6 +330,7 @@ async function findMore(
 const REFERENCES = `(select pg_catalog.json_agg(pg_catalog.json_build_object(
        'name', pg_catalog.quote_ident(f.conname),
        'actsOnDelete', f.confdeltype in ('c', 'n', 'd'), 'actsOnUpdate', f.confupdtype in ('c', 'n', 'd'),
+       'restricts', f.confdeltype = 'r' or f.confupdtype = 'r',
        'from', (select pg_catalog.format('%I.%I', rn.nspname, r.relname) from pg_catalog.pg_class r
          join pg_catalog.pg_namespace rn on rn.oid = r.relnamespace where r.oid = f.conrelid),
        'columns', (select pg_catalog.json_agg(k.attname order by k.attnum) from pg_catalog.pg_attribute k

@@ -13,12 +13,11 @@ import {
   formatRelation,
   type Table,
 } from "../tables/declaration.ts";
+import type { FoundTarget } from "./find_target.ts";
 import { withWarehouseTypes } from "./warehouse_types.ts";
 import { tableError } from "./table_errors.ts";
 
-interface TargetColumns {
-  readonly columns: readonly { readonly name: string }[];
-}
+type TargetColumns = Pick<FoundTarget, "columns">;
 
 /** The table with the columns that its target has, and warnings about the others. */
 interface FittedTable {
@@ -74,6 +73,29 @@ function without(
 ): FittedTable {
   const columns = table.columns.filter((column) => !omitted.includes(column));
   return { table: { ...table, columns }, warnings: [warning], hasAdded: false };
+}
+
+/**
+ * Checks that the role can add the columns that the target lacks.
+ *
+ * @throws {ServiceError} `permission_denied`.
+ */
+export function checkMayAddColumns(table: Table, found: FoundTarget): void {
+  const added = newColumnsOf(table, found);
+  if (table.newColumns !== "add" || added.length === 0 || found.isOwned) return;
+  const role = identifier(found.role);
+  throw tableError(
+    table.name,
+    "permission_denied",
+    `role ${role} is not an owner of ${
+      formatRelation(table.target)
+    } in the warehouse, and only an owner can add columns: ${
+      added.map(({ name }) => `"${name}"`).join(", ")
+    }`,
+    `Run ALTER TABLE ${
+      qualified(table.target)
+    } OWNER TO ${role};, add the columns yourself, or set new_columns to ignore.`,
+  );
 }
 
 /** Maximum wait for the lock of adding columns, in milliseconds. New readers wait behind it. */

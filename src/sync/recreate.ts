@@ -8,6 +8,7 @@ import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
 import {
+  BASE_TYPE,
   formatRelation,
   type Table,
   type TableDeclaration,
@@ -91,6 +92,10 @@ export async function checkReplaceable(
     select pg_catalog.pg_describe_object(classid, objid, 0) as loss from dependent
     union select loss from homeless
     union select 'its partitions' from pg_catalog.pg_class c where c.oid = ${oid} and c.relkind = 'p'
+    union select 'its access method ' || pg_catalog.quote_ident(m.amname)
+      from pg_catalog.pg_class c join pg_catalog.pg_am m on m.oid = c.relam
+      where c.oid = ${oid} and m.amname <> pg_catalog.current_setting('default_table_access_method')
+        and ${!hasAlterableAccessMethod(warehouse)}
     union select 'its place under ' || inhparent::pg_catalog.regclass::text
       from pg_catalog.pg_inherits where inhrelid = ${oid}
     union select 'its place in ' || pg_catalog.pg_describe_object(refclassid, refobjid, 0)
@@ -114,19 +119,35 @@ export async function checkReplaceable(
   if (rows.length > 0) throw notCarried(table, rows.map(({ loss }) => loss));
 }
 
-/** Returns SQL that gives the empty `relation` the storage options of the old table. */
+/** Returns whether ALTER TABLE can set the access method. */
+function hasAlterableAccessMethod({ serverVersion }: Session): boolean {
+  return Number.parseInt(serverVersion) >= 15;
+}
+
+/** Returns SQL that gives the empty `relation` the storage options, domains and collations of the old table. */
 export async function storageOf(
   warehouse: Session,
   oid: number,
   relation: string,
 ): Promise<readonly string[]> {
   const to = literal(`alter table ${relation} `);
-  const shared = `join pg_catalog.pg_attribute f on f.attrelid = ${
-    literal(relation)
-  }::pg_catalog.regclass
-        and f.attname = a.attname and f.atttypid = a.atttypid`;
+  const created = `${literal(relation)}::pg_catalog.regclass`;
+  const shared = `cross join lateral ${BASE_TYPE} base
+      join pg_catalog.pg_attribute f on f.attrelid = ${created}
+        and f.attname = a.attname and f.atttypid in (a.atttypid, base.oid)`;
   const rows = await warehouse.query<{ sql: string }>(`
-    select ${to} || 'set unlogged' as sql from pg_catalog.pg_class where oid = ${oid} and relpersistence = 'u'
+    select ${to} || pg_catalog.format('set access method %I', m.amname) as sql
+      from pg_catalog.pg_class c join pg_catalog.pg_am m on m.oid = c.relam
+        join pg_catalog.pg_class f on f.oid = ${created} and f.relam <> c.relam where c.oid = ${oid}
+    union all select ${to} || pg_catalog.format('alter column %I type %s%s', a.attname,
+        case when f.atttypid = base.oid and f.atttypmod = base.typmod then pg_catalog.format_type(a.atttypid, a.atttypmod)
+          else pg_catalog.format_type(f.atttypid, f.atttypmod) end,
+        (select pg_catalog.format(' collate %I.%I', n.nspname, l.collname)
+         from pg_catalog.pg_collation l join pg_catalog.pg_namespace n on n.oid = l.collnamespace where l.oid = a.attcollation))
+      from pg_catalog.pg_attribute a ${shared}
+      where a.attrelid = ${oid} and a.attnum > 0 and not a.attisdropped
+        and (a.atttypid <> f.atttypid and f.atttypmod = base.typmod or a.attcollation <> f.attcollation)
+    union all select ${to} || 'set unlogged' from pg_catalog.pg_class where oid = ${oid} and relpersistence = 'u'
     union all select ${to} || pg_catalog.format('set tablespace %I', t.spcname)
       from pg_catalog.pg_class c join pg_catalog.pg_tablespace t on t.oid = c.reltablespace where c.oid = ${oid}
     union all select ${to} || pg_catalog.format('set (%s = %L)', o.option_name, o.option_value)
@@ -180,6 +201,8 @@ function belongingQueries(
   const isKeptKey = `conkey[1] in (select a.attnum from ${kept})`;
   const hasColumnLists = Number.parseInt(serverVersion) >= 15;
   return [
+    `select 'its type' as what, ${alter} || 'of ' || pg_catalog.format_type(reloftype, null) as sql
+     from pg_catalog.pg_class where oid = ${oid} and reloftype <> 0`,
     `select 'its owner' as what, ${alter} || pg_catalog.format('owner to %I', pg_catalog.pg_get_userbyid(relowner)) as sql
      from pg_catalog.pg_class where oid = ${oid} and pg_catalog.pg_get_userbyid(relowner) <> current_user`,
     `select 'a default' as what, ${alter} || pg_catalog.format('alter column %I set default %s', a.attname,
@@ -200,6 +223,16 @@ function belongingQueries(
      where x.indrelid = ${oid} and not exists (select from pg_catalog.pg_constraint
        where conindid = x.indexrelid and conrelid = ${oid} and contype in ('p', 'u', 'x'))
      order by i.relname`,
+    `select 'the storage of index ' || pg_catalog.quote_ident(i.relname) as what,
+       'alter index ' || i.oid::pg_catalog.regclass::text || change as sql
+     from pg_catalog.pg_index x join pg_catalog.pg_class i on i.oid = x.indexrelid, lateral (
+       select pg_catalog.format(' set tablespace %I', t.spcname) from pg_catalog.pg_tablespace t where t.oid = i.reltablespace
+       -- The definition of a constraint does not contain them.
+       union all select pg_catalog.format(' set (%s = %L)', o.option_name, o.option_value)
+         from pg_catalog.pg_options_to_table(i.reloptions) o
+       union all select pg_catalog.format(' alter column %s set statistics %s', a.attnum, a.attstattarget)
+         from pg_catalog.pg_attribute a where a.attrelid = i.oid and coalesce(a.attstattarget, -1) >= 0) changes (change)
+     where x.indrelid = ${oid}`,
     // After keys and indexes, because a foreign key can refer to its own table.
     `select 'constraint ' || pg_catalog.quote_ident(conname) as what, ${alter} || pg_catalog.format('add constraint %I %s', conname,
        pg_catalog.pg_get_constraintdef(oid)) as sql
@@ -220,6 +253,10 @@ function belongingQueries(
      from ${kept}, pg_catalog.pg_options_to_table(a.attoptions) o`,
     `select 'statistics ' || pg_catalog.quote_ident(stxname) as what, pg_catalog.pg_get_statisticsobjdef(oid) as sql
      from pg_catalog.pg_statistic_ext where stxrelid = ${oid} order by stxname`,
+    `select 'a statistics target' as what,
+       pg_catalog.format('alter statistics %I.%I set statistics %s', n.nspname, stxname, stxstattarget) as sql
+     from pg_catalog.pg_statistic_ext join pg_catalog.pg_namespace n on n.oid = stxnamespace
+     where stxrelid = ${oid} and coalesce(stxstattarget, -1) >= 0`,
     `select 'rule ' || pg_catalog.quote_ident(rulename) as what, pg_catalog.pg_get_ruledef(oid) as sql
      from pg_catalog.pg_rewrite where ev_class = ${oid} order by rulename`,
     `select 'rule ' || pg_catalog.quote_ident(rulename) as what, ${alter} || pg_catalog.format('%s rule %I',

@@ -13,7 +13,11 @@ import {
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
-import { addNewColumns, withoutNewColumns } from "./new_columns.ts";
+import {
+  addNewColumns,
+  checkMayAddColumns,
+  withoutNewColumns,
+} from "./new_columns.ts";
 import { checkLayout, withWarehouseTypes } from "./warehouse_types.ts";
 import {
   belongingsOf,
@@ -24,7 +28,9 @@ import {
 import { tableError } from "./table_errors.ts";
 import {
   checkChildren,
+  checkKept,
   checkKind,
+  checkRowSecurity,
   checkTarget,
   checkWritable,
 } from "./check_target.ts";
@@ -60,6 +66,7 @@ export async function lockTarget(
     found = await findTarget(table, warehouse);
   }
   if (!oid || found.oid !== oid) throw exchanged(table);
+  checkMayAddColumns(table, found);
   const fitted = table.newColumns === "add"
     ? await addNewColumns(table, warehouse, found)
     : withoutNewColumns(table, found);
@@ -134,6 +141,8 @@ export async function checkCreatable(
     checkKind(table, found);
     checkChildren(table, found);
     await checkReplaceable(table, warehouse, found.oid!);
+    checkKept(table, found);
+    checkRowSecurity(table, found);
   }
   if (!found.mayCreate || !found.mayUseSchema) {
     const { schema } = table.target;

@@ -21,7 +21,7 @@ import {
   formatRelation,
   type Table,
 } from "../tables/declaration.ts";
-import { checkReferences } from "./check_target.ts";
+import { checkReferences, type Replacing } from "./check_target.ts";
 import type { Target } from "./find_target.ts";
 import { writeTo } from "./target.ts";
 import { tableError } from "./table_errors.ts";
@@ -188,6 +188,10 @@ export async function updateInPlace(
   const isIdentity = ({ name }: Column) =>
     target.identityColumns.includes(name);
   let row: Row;
+  let replacing: Replacing = {
+    kind: "identity",
+    columns: target.identityColumns,
+  };
   await session.query("savepoint update_in_place");
   try {
     row = await write(table.columns.filter(isIdentity));
@@ -197,6 +201,7 @@ export async function updateInPlace(
     if (!isTaken) throw error;
     await session.query("rollback to savepoint update_in_place");
     const unique = await uniqueColumns(session, target);
+    replacing = { kind: "exchange" };
     row = await write(
       table.columns.filter((column) =>
         isIdentity(column) || unique.has(column.name)
@@ -206,7 +211,7 @@ export async function updateInPlace(
   await session.query(
     `release savepoint update_in_place; drop table ${staged}`,
   );
-  if (row.replaced !== "0") checkReferences(target, true);
+  if (row.replaced !== "0") checkReferences(target, replacing);
   return {
     rowsInserted: Number(row.inserted),
     rowsDeleted: Number(row.count),

@@ -140,7 +140,22 @@ const REFUSALS: readonly Refusal[] = [
         for each row execute function public.refuse()`,
     exit: 1,
     code: "database_error",
-    says: ["no rows today", "The server's hint: Come back on Monday."],
+    says: [
+      "no rows today (PL/pgSQL function",
+      "Correct the rows in the source, or the trigger or function of the warehouse",
+      "The server's hint: Come back on Monday.",
+    ],
+  },
+  {
+    name: "a trigger that reads a table without the privilege",
+    warehouse: `${LEAD} create table public.secret ();
+      create function public.read() returns trigger language plpgsql as $f$ begin perform from public.secret; return new; end $f$;
+      create trigger read before insert on m_data.marketing_qualified_lead for each row execute function public.read()`,
+    exit: 1,
+    code: "permission_denied",
+    says: [
+      "dwh: permission denied for table secret. Grant role $loader the missing privilege. A load needs CREATE on database $warehouse,",
+    ],
   },
 ];
 

@@ -49,6 +49,29 @@ const CASES: readonly Case[] = [
     says: ["in place of DELETE: keep", "DROP RULE"],
   },
   {
+    name: "a rule in place of DELETE, with --recreate",
+    warehouse:
+      `${TABLE} create rule keep as on delete to ${LEAD} do instead nothing`,
+    words: ["--recreate"],
+    code: "target_incompatible",
+    says: ["in place of DELETE: keep", "DROP RULE"],
+  },
+  {
+    name: "a table without the privilege to insert, with --recreate",
+    warehouse: `${TABLE} revoke insert on ${LEAD} from $loader`,
+    words: ["--recreate"],
+    code: "permission_denied",
+    says: ["lacks INSERT on", "Run GRANT SELECT, INSERT, DELETE ON"],
+  },
+  {
+    name: "row-level security that applies to the role, with --recreate",
+    warehouse: `${TABLE} alter table ${LEAD} enable row level security;
+      alter table ${LEAD} force row level security`,
+    words: ["--recreate"],
+    code: "permission_denied",
+    says: ["row-level security of m_data", "BYPASSRLS"],
+  },
+  {
     name: "a sequence with the name of the target",
     warehouse:
       `${SCHEMA} create sequence ${LEAD}; alter sequence ${LEAD} owner to $loader`,
@@ -347,6 +370,16 @@ const BELONGINGS = `
   union all select 'column', concat_ws(' ', attname, attnotnull, attstattarget, attoptions, attstorage, attcompression,
     pg_get_expr(adbin, adrelid)) from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
     where attrelid = $1::regclass and attnum > 0 and not attisdropped
+  union all select 'type', concat_ws(' ', attname, format_type(atttypid, atttypmod), collname)
+    from pg_attribute left join pg_collation c on c.oid = attcollation
+    where attrelid = $1::regclass and attnum > 0 and not attisdropped
+  union all select 'table', concat_ws(' ', amname, format_type(nullif(reloftype, 0), null), spcname)
+    from pg_class c join pg_am m on m.oid = relam left join pg_tablespace t on t.oid = reltablespace where c.oid = $1::regclass
+  union all select 'index storage', concat_ws(' ', relname, spcname, reloptions, (
+      select string_agg(attstattarget::text, ' ' order by attnum) from pg_attribute where attrelid = c.oid and attstattarget >= 0))
+    from pg_index join pg_class c on c.oid = indexrelid left join pg_tablespace t on t.oid = reltablespace
+    where indrelid = $1::regclass
+  union all select 'statistics target', stxname || ' ' || coalesce(stxstattarget, -1) from pg_statistic_ext where stxrelid = $1::regclass
   union all select 'comment', description || objsubid::text from pg_description
     where objoid = $1::regclass or objoid in (select indexrelid from pg_index where indrelid = $1::regclass)
       or objoid in (select oid from pg_constraint where conrelid = $1::regclass)
@@ -429,6 +462,60 @@ Deno.test("load --recreate keeps all properties of the table", async () => {
      drop owned by "${db.loader}_other", "${db.loader}_third", "${db.loader}_owners";
      drop role "${db.loader}_other", "${db.loader}_third", "${db.loader}_owners"`,
   );
+});
+
+Deno.test("load --recreate keeps domains, collations and the storage of indexes", async () => {
+  await using db = await migratedDatabases({ rows: ROWS });
+  await using admin = db.connect("warehouse");
+  const space = `${db.loader}_space`;
+  await admin.unsafe("set allow_in_place_tablespaces = on");
+  await admin.unsafe(`create tablespace ${space} location ''`);
+  const [version] = await admin.unsafe(
+    "select current_setting('server_version_num')::int / 10000 as major",
+  );
+  const method = version!.major >= 15 ? "using heap_again" : "";
+  await inWarehouse(
+    db,
+    `${SCHEMA} grant create on tablespace ${space} to $loader;
+     create access method heap_again type table handler heap_tableam_handler;
+     create domain m_data.id as text collate "C" check (value <> '');
+     create table ${LEAD} (mql_id m_data.id, first_contact_date timestamptz, landing_page_id text collate "C",
+       origin varchar collate "POSIX", constraint lead_key primary key (mql_id) with (fillfactor = 71)
+       using index tablespace ${space}) ${method};
+     create index lead_page on ${LEAD} (landing_page_id, lower(origin)) with (fillfactor = 72) tablespace ${space};
+     alter index m_data.lead_page alter column 2 set statistics 73;
+     create statistics m_data.lead_stats on landing_page_id, origin from ${LEAD};
+     alter statistics m_data.lead_stats set statistics 74;
+     alter statistics m_data.lead_stats owner to $loader;
+     alter table ${LEAD} alter column mql_id set storage external;
+     alter table ${LEAD} alter column origin type text collate "POSIX";
+     alter table ${LEAD} owner to $loader`,
+  );
+  const describe = async () =>
+    (await db.warehouse.unsafe(BELONGINGS, [LEAD])).map(({ what, is }) =>
+      `${what}: ${is}`
+    );
+  const before = await describe();
+  const recreated = await runJson(
+    ["load", "--recreate", ...ONE],
+    db.environment,
+  );
+  assertEquals(recreated.code, 0, recreated.stdout + recreated.stderr);
+  assertEquals(await describe(), before);
+  const next = await runJson(["load", ...ONE], db.environment);
+  assertEquals(next.code, 0, next.stdout + next.stderr);
+
+  await inWarehouse(
+    db,
+    `drop table ${LEAD}; create type m_data.lead as (${COLUMNS}); alter type m_data.lead owner to $loader;
+     create table ${LEAD} of m_data.lead; alter table ${LEAD} owner to $loader`,
+  );
+  const typed = await describe();
+  const again = await runJson(["load", "--recreate", ...ONE], db.environment);
+  assertEquals(again.code, 0, again.stdout + again.stderr);
+  assertEquals(await describe(), typed);
+  await admin.unsafe("drop schema m_data cascade");
+  await admin.unsafe(`drop tablespace ${space}`);
 });
 
 Deno.test("load --recreate keeps the replica identity of a published table, so that the next load can delete", async () => {
