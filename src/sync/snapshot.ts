@@ -4,12 +4,10 @@
  * @module
  */
 import type { Config } from "../config/config.ts";
-import { GONE, mayLackConnections } from "../postgres/errors.ts";
+import { GONE } from "../postgres/errors.ts";
 import { holderClause } from "../postgres/lock_holders.ts";
 import { type ConnectionOptions, Session } from "../postgres/session.ts";
-import { openWhenFree, SpareSessions } from "../postgres/spare_sessions.ts";
-import { literal, setLockTimeout } from "../postgres/sql.ts";
-import { ERRORS, hasCode, hasSqlstate, ServiceError } from "../errors.ts";
+import { ERRORS, hasCode, ServiceError } from "../errors.ts";
 import { RECOVERY_CONFLICT_REMEDY } from "../postgres/meanings.ts";
 import { HASH_PROBE, randomSeed } from "../diff/row_hash.ts";
 import {
@@ -31,6 +29,8 @@ import {
   type Table,
   type TableDeclaration,
 } from "../tables/declaration.ts";
+import { Readers } from "./readers.ts";
+import { isLost, snapshotLost } from "./table_errors.ts";
 import {
   HORIZON,
   type Horizon,
@@ -72,20 +72,11 @@ export interface Snapshot extends AsyncDisposable {
   readonly bySize: readonly string[];
   /** Each table with its columns, or the reason why it cannot be loaded. */
   readonly tables: ReadonlyMap<string, ResolvedTable | ServiceError>;
-  /**
-   * Returns a session that reads the table in the snapshot. The caller releases it,
-   * or starts to close it. Disposing the snapshot waits until it is closed.
-   *
-   * @throws {ServiceError} `snapshot_lost` when the snapshot has ended, or the table cannot
-   * be read in it.
-   */
+  /** See {@linkcode Readers.open}. Disposing the snapshot waits until the reader is closed. */
   readonly openReader: (table: TableDeclaration) => Promise<Session>;
-  /**
-   * Closes the reader of a table that is not loaded. Another table may wait for its
-   * connection.
-   */
+  /** See {@linkcode Readers.abandon}. */
   readonly abandon: (table: TableDeclaration) => void;
-  /** Takes a reader back after it has read a table, for another table or to be closed. */
+  /** See {@linkcode Readers.release}. */
   readonly release: (reader: Session) => void;
   /**
    * Checks, after the table was read, that the relations that were read are the
@@ -111,11 +102,6 @@ const MAX_SNAPSHOTS = 5;
  * take the snapshot. It exports the snapshot of one statement, which stays valid until
  * the transaction ends.
  *
- * The readers of the largest tables are opened with the snapshot, as many as are
- * loaded at the same time. A later reader fails where DDL waits for the snapshot's
- * lock, and the load then starts over. So connections do not grow with the number of
- * tables. Where no connection is free, a reader is opened after another one has ended.
- *
  * @param isLastAttempt whether a busy lock fails only its table, and not the attempt.
  * @throws {ServiceError} when the source cannot be reached or read. A failure of one
  * table is in `tables`.
@@ -128,174 +114,29 @@ export async function openSnapshot(
 ): Promise<Snapshot> {
   const found: SourceChecks = new Map();
   for (let round = 1;; round++) {
-    const sessions: Session[] = [];
-    const spare = new SpareSessions();
-    let isStandby = false;
-    const explain = (error: unknown) =>
-      isStandby ? asRecoveryConflict(error, config) : error;
+    const holder = await Session.open(config.olist, connection);
+    const readers = new Readers(config, connection, holder);
+    const pending = tables.filter((table) =>
+      !(found.get(table.name) instanceof ServiceError)
+    );
     try {
-      const holder = await Session.open(config.olist, connection);
-      sessions.push(holder);
-      const pending = tables.filter((table) =>
-        !(found.get(table.name) instanceof ServiceError)
-      );
       // The readers log in while the catalog is read.
-      spare.open(
-        Math.min(pending.length, config.maxParallelTasks),
-        () => Session.open(holder.config, connection),
-      );
-      const existing = await holder.begin({
-        mode: "read committed read only",
-        lockTimeoutSeconds: config.lockTimeoutSeconds,
-      }, existingSql(pending));
-      isStandby = holder.isStandby;
-      const present = readableOf(existing, holder, pending, found);
-      await lockAll(config, holder, present, found, isLastAttempt);
-      const [reads, columns] = await Promise.all([
-        findDependencies(holder, present),
-        findColumns(holder, present.filter(({ kind }) => kind !== "f")),
-      ]);
-      const supported = withoutUnsupported(present, reads, found);
-      const resolved = await resolveTables(holder, supported, columns);
-      for (const [name, table] of resolved) found.set(name, table);
-      const readable = supported.filter(({ name }) =>
-        !(found.get(name) instanceof ServiceError)
-      );
-      const [taken] = await holder.query<
-        {
-          id: string;
-          takenat: string;
-          probe: string;
-          xmin: string;
-          xmax: string;
-        }
-      >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe, ${HORIZON},
-           to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
-      // A standby exports a snapshot without its running transactions where one of them
-      // has many subtransactions. So rows can appear later than its horizon says.
-      const facts = isStandby ? new Map() : await sourceFacts(
+      readers.logInAhead(pending.length);
+      const checked = await lockAndCheck(
+        config,
         holder,
-        readable.flatMap(({ name, oid }) => {
-          const { table, dependsOn } = found.get(name) as ResolvedTable;
-          const isFixed = dependsOn === "nothing" ||
-            dependsOn === "time zone" && config.loadTimezone === "UTC";
-          const names = table.columns.map((c) => c.from ?? c.name);
-          const { bytes } = columns.find((row) => row.oid === oid)!;
-          return isFixed && bytes >= MIN_PROOF_BYTES
-            ? [{ name, oid, columns: names }]
-            : [];
-        }),
+        pending,
+        found,
+        isLastAttempt,
       );
-      const open = async (table: SourceTable) =>
-        await beginReading(
-          config,
-          await spare.take() ?? await Session.open(holder.config, connection),
-          table,
-          holder,
-          taken!.id,
-        );
-      const readers = new Map<string, Session>();
-      const idleReaders: Session[] = [];
-      /** Whether no connection was free. Each reader then ends with its table. */
-      let isShort = false;
-      // Before DDL can wait for a table. The first ones are loaded at once.
-      const first = largestFirst(readable).slice(0, config.maxParallelTasks);
-      const openFirst = async (table: SourceTable) => {
-        const reader = await open(table);
-        sessions.push(reader);
-        readers.set(table.name, reader);
-        return reader;
-      };
-      const opened = await Promise.allSettled(first.map(openFirst));
-      // Those of tables that cannot be read.
-      const unused = spare.close();
-      // A reader whose connection is not free can follow when another one has ended.
-      for (const outcome of opened) {
-        const canFollow = outcome.status === "fulfilled" ||
-          mayLackConnections(outcome.reason);
-        if (!canFollow) throw outcome.reason;
-      }
-      // Readers that log in at the same moment can all be refused, although one could stay.
-      if (first.length > 0 && readers.size === 0) {
-        await openWhenFree(() => openFirst(first[0]!), () => []);
-      }
-      const named = (of: (read: SourceRelation) => boolean) =>
-        new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));
-      return {
-        takenAt: taken!.takenat,
-        hashProbe: taken!.probe,
-        encoding: holder.serverEncoding,
-        seed: randomSeed(),
-        horizon: horizonOf(taken!),
-        facts,
-        marks: new Map(
-          reads.filter((r) => r.isSource && r.hasStableCtid).map((
-            { table, changes, removals },
-          ) => [table, { changes, removals }]),
-        ),
-        withStableCtid: named((read) => read.hasStableCtid),
-        repeatable: named((read) => read.kind !== "v"),
-        explain,
-        tables: found,
-        bySize: largestFirst(readable).map(({ name }) => name),
-        async openReader({ name }) {
-          const ready = readers.get(name);
-          readers.delete(name);
-          if (ready && !ready.failure) return ready;
-          const table = readable.find((r) => r.name === name)!;
-          const idle = idleReaders.pop();
-          if (idle && isLockable(table.kind)) {
-            await moveReader(config, idle, table, holder);
-            return idle;
-          }
-          // Otherwise there would be one connection more.
-          if (idle) void idle.close();
-          const reader = await openWhenFree(
-            () =>
-              open(table).catch((error) => {
-                isShort ||= mayLackConnections(error);
-                // This one waits for their connections.
-                if (isShort) {
-                  for (const r of idleReaders.splice(0)) void r.close();
-                }
-                throw error;
-              }),
-            () => sessions.filter((session) => session !== holder),
-          );
-          sessions.push(reader);
-          return reader;
-        },
-        abandon({ name }) {
-          void readers.get(name)?.close();
-          readers.delete(name);
-        },
-        release(reader) {
-          const isNeeded = readable.length > first.length && !isShort;
-          if (isNeeded && !reader.failure) idleReaders.push(reader);
-          else void reader.close();
-        },
-        async confirm(table) {
-          try {
-            await confirmDependencies(holder, table, reads);
-          } catch (error) {
-            if (!isLost(error)) throw error;
-            // The readers hold their own locks.
-            const other = await Session.open(holder.config, connection);
-            sessions.push(other);
-            await confirmDependencies(other, table, reads);
-          }
-        },
-        async [Symbol.asyncDispose]() {
-          await Promise.all([
-            unused,
-            ...sessions.map((session) => session.close()),
-          ]);
-        },
-      };
+      return await takeSnapshot(
+        { config, connection, holder, readers, found },
+        checked,
+      );
     } catch (cause) {
-      const error = explain(cause);
-      for (const session of sessions) session.destroy();
-      void spare.close();
+      const error = explainAt(holder, cause);
+      holder.destroy();
+      readers.destroy();
       const isWorthAnother = error instanceof LockRefused ||
         hasCode(error, "snapshot_lost");
       if (!isWorthAnother || round === MAX_SNAPSHOTS) throw error;
@@ -303,8 +144,134 @@ export async function openSnapshot(
   }
 }
 
-function largestFirst(tables: readonly SourceTable[]): SourceTable[] {
-  return tables.toSorted((a, b) => b.pages - a.pages);
+/** The locked tables, and the relations that they read. */
+interface Checked {
+  /** Tables that can be loaded, the largest first. */
+  readonly readable: readonly SourceTable[];
+  readonly reads: readonly SourceRelation[];
+  readonly columns: Awaited<ReturnType<typeof findColumns>>;
+}
+
+/**
+ * Begins the transaction of the snapshot, locks the tables and checks their columns.
+ * Puts the result of each table into `found`.
+ *
+ * @throws {LockRefused} when a table cannot be locked.
+ * @throws {ServiceError} when the source cannot be read.
+ */
+async function lockAndCheck(
+  config: Config,
+  holder: Session,
+  tables: readonly TableDeclaration[],
+  found: SourceChecks,
+  isLastAttempt: boolean,
+): Promise<Checked> {
+  const existing = await holder.begin({
+    mode: "read committed read only",
+    lockTimeoutSeconds: config.lockTimeoutSeconds,
+  }, existingSql(tables));
+  const present = readableOf(existing, holder, tables, found);
+  await lockAll(config, holder, present, found, isLastAttempt);
+  const [reads, columns] = await Promise.all([
+    findDependencies(holder, present),
+    findColumns(holder, present.filter(({ kind }) => kind !== "f")),
+  ]);
+  const supported = withoutUnsupported(present, reads, found);
+  const resolved = await resolveTables(holder, supported, columns);
+  for (const [name, table] of resolved) found.set(name, table);
+  const readable = supported.filter(({ name }) =>
+    !(found.get(name) instanceof ServiceError)
+  );
+  return {
+    readable: readable.toSorted((a, b) => b.pages - a.pages),
+    reads,
+    columns,
+  };
+}
+
+/** The sessions of a snapshot, and the results of its checks. */
+interface Opening {
+  readonly config: Config;
+  readonly connection: ConnectionOptions;
+  readonly holder: Session;
+  readonly readers: Readers;
+  readonly found: SourceChecks;
+}
+
+/** Takes the snapshot of the locked tables, and opens its first readers. */
+async function takeSnapshot(
+  { config, connection, holder, readers, found }: Opening,
+  { readable, reads, columns }: Checked,
+): Promise<Snapshot> {
+  const [taken] = await holder.query<
+    { id: string; takenat: string; probe: string; xmin: string; xmax: string }
+  >(`select pg_export_snapshot() as id, ${HASH_PROBE} as probe, ${HORIZON},
+       to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') as takenat`);
+  // A standby exports a snapshot without its running transactions where one of them
+  // has many subtransactions. So rows can appear later than its horizon says.
+  const facts = holder.isStandby
+    ? new Map()
+    : await sourceFacts(holder, provable(config, readable, columns, found));
+  await readers.openFirst(readable, taken!.id);
+  const named = (of: (read: SourceRelation) => boolean) =>
+    new Set(reads.filter((r) => r.isSource && of(r)).map((r) => r.table));
+  const others: Session[] = [];
+  return {
+    takenAt: taken!.takenat,
+    hashProbe: taken!.probe,
+    encoding: holder.serverEncoding,
+    seed: randomSeed(),
+    horizon: horizonOf(taken!),
+    facts,
+    marks: new Map(
+      reads.filter((r) => r.isSource && r.hasStableCtid).map((
+        { table, changes, removals },
+      ) => [table, { changes, removals }]),
+    ),
+    withStableCtid: named((read) => read.hasStableCtid),
+    repeatable: named((read) => read.kind !== "v"),
+    explain: (error) => explainAt(holder, error),
+    tables: found,
+    bySize: readable.map(({ name }) => name),
+    openReader: ({ name }) =>
+      readers.open(readable.find((table) => table.name === name)!),
+    abandon: ({ name }) => readers.abandon(name),
+    release: (reader) => readers.release(reader),
+    async confirm(table) {
+      try {
+        await confirmDependencies(holder, table, reads);
+      } catch (error) {
+        if (!isLost(error)) throw error;
+        // The readers hold their own locks.
+        const other = await Session.open(holder.config, connection);
+        others.push(other);
+        await confirmDependencies(other, table, reads);
+      }
+    },
+    async [Symbol.asyncDispose]() {
+      await Promise.all([
+        readers.close(),
+        ...[holder, ...others].map((session) => session.close()),
+      ]);
+    },
+  };
+}
+
+/** Returns the tables whose row versions a proof can compare, and that are worth it. */
+function provable(
+  { loadTimezone }: Config,
+  readable: readonly SourceTable[],
+  sizes: Checked["columns"],
+  found: SourceChecks,
+): Parameters<typeof sourceFacts>[1] {
+  return readable.flatMap(({ name, oid }) => {
+    const { table, dependsOn } = found.get(name) as ResolvedTable;
+    const isFixed = dependsOn === "nothing" ||
+      dependsOn === "time zone" && loadTimezone === "UTC";
+    const columns = table.columns.map((c) => c.from ?? c.name);
+    const { bytes } = sizes.find((row) => row.oid === oid)!;
+    return isFixed && bytes >= MIN_PROOF_BYTES ? [{ name, oid, columns }] : [];
+  });
 }
 
 /**
@@ -340,9 +307,6 @@ export function resolvedIn(
   if (resolved instanceof ServiceError) throw resolved;
   return resolved;
 }
-
-/** The minimum lock timeout in seconds. 0 would disable it. */
-const AT_ONCE_SECONDS = 0.001;
 
 /** Thrown when a table cannot be locked and is marked as failed. The transaction has ended. */
 class LockRefused extends Error {}
@@ -450,85 +414,16 @@ async function confirmDependencies(
   );
 }
 
-/** Lets a new session read a table in the snapshot. */
-async function beginReading(
-  config: Config,
-  session: Session,
-  table: SourceTable,
-  holder: Session,
-  snapshotId: string,
-): Promise<Session> {
-  const lock = lockSql(table);
-  const adopt = `set transaction snapshot ${literal(snapshotId)}`;
-  const isLockedFirst = isLockable(table.kind);
-  try {
-    await session.begin(
-      {
-        mode: "repeatable read read only",
-        timezone: config.loadTimezone,
-        // Waiting would deadlock with DDL that waits for the snapshot.
-        lockTimeoutSeconds: AT_ONCE_SECONDS,
-        hasOwnSearchPath: !isLockedFirst,
-      },
-      [
-        ...(isLockedFirst ? [lock, adopt] : [adopt, lock]),
-        setLockTimeout(config.lockTimeoutSeconds),
-      ].join(";\n"),
-    );
-    // The snapshot still exists after the lock, so no DDL committed before it.
-    if (!isLockedFirst) {
-      await holder.query("select 1").catch((error) => {
-        throw isLost(error) ? snapshotLost(table, error.message, error) : error;
-      });
-    }
-    return session;
-  } catch (error) {
-    session.destroy();
-    throw hasSqlstate(error, ...LOST_SNAPSHOT)
-      ? snapshotLost(table, error.message, error)
-      : error;
-  }
-}
-
 /**
- * Lets a reader of the snapshot read another table, which the holder has locked.
- *
- * @throws {ServiceError} `snapshot_lost` when DDL waits for the table, or the
- * holder's lock may have been lost.
- */
-async function moveReader(
-  config: Config,
-  reader: Session,
-  table: SourceTable,
-  holder: Session,
-): Promise<void> {
-  try {
-    await reader.query(
-      [
-        setLockTimeout(AT_ONCE_SECONDS),
-        lockSql(table),
-        setLockTimeout(config.lockTimeoutSeconds),
-      ].join(";\n"),
-    );
-    await holder.query("select 1");
-  } catch (error) {
-    reader.destroy();
-    throw isLost(error) || hasSqlstate(error, ...LOST_SNAPSHOT)
-      ? snapshotLost(table, error.message, error)
-      : error;
-  }
-}
-
-/**
- * Returns the error with the standby's settings as remedy where recovery may be
- * its cause. Nothing else rolls a read-only transaction back on a standby. A lost
+ * Returns the error with a standby's settings as remedy where its recovery may be
+ * the cause. Nothing else rolls a read-only transaction back on a standby. A lost
  * connection can have other causes.
  */
-function asRecoveryConflict(error: unknown, { olist }: Config): unknown {
-  if (!(error instanceof ServiceError)) return error;
+function explainAt({ isStandby, config }: Session, error: unknown): unknown {
+  if (!isStandby || !(error instanceof ServiceError)) return error;
   const { code, server, sqlstate } = error;
-  const isRollback = server === olist.label && sqlstate?.startsWith("40");
-  const isLoss = server === olist.label && code === "connection_lost";
+  const isRollback = server === config.label && sqlstate?.startsWith("40");
+  const isLoss = server === config.label && code === "connection_lost";
   if (!isRollback && !isLoss && code !== "snapshot_lost") return error;
   return error.with({
     code: isRollback ? "snapshot_lost" : code,
@@ -537,27 +432,3 @@ function asRecoveryConflict(error: unknown, { olist }: Config): unknown {
       : RECOVERY_CONFLICT_REMEDY,
   });
 }
-
-/** Returns whether the session is lost or unreachable. */
-function isLost(error: unknown): error is ServiceError {
-  return hasCode(error, "connection_lost", "stalled");
-}
-
-function snapshotLost(
-  { name: table }: TableDeclaration,
-  reason: string,
-  cause?: ServiceError,
-): ServiceError {
-  return new ServiceError(
-    "snapshot_lost",
-    `the source's snapshot ended, or DDL changed the table (${reason})`,
-    { table, cause, sqlstate: cause?.sqlstate },
-  );
-}
-
-/**
- * SQLSTATEs of a snapshot that can no longer be read, and of a missing table. 22023
- * is an unknown identifier, 55000 an ended transaction, and 42704 a missing file.
- * 55P03 is DDL that waits for the table.
- */
-const LOST_SNAPSHOT = ["22023", "55000", "42704", "55P03", ...GONE];

@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { type ErrorCode, hasSqlstate, ServiceError } from "../errors.ts";
+import {
+  type ErrorCode,
+  hasCode,
+  hasSqlstate,
+  ServiceError,
+} from "../errors.ts";
 import { GONE } from "../postgres/errors.ts";
 import type { Session } from "../postgres/session.ts";
 import {
@@ -19,6 +24,24 @@ export function tableError(
   remedy?: string,
 ): ServiceError {
   return new ServiceError(code, reason, { table, remedy });
+}
+
+/** Returns the failure of a read in a snapshot that is no longer usable for the table. */
+export function snapshotLost(
+  { name: table }: TableDeclaration,
+  reason: string,
+  cause?: ServiceError,
+): ServiceError {
+  return new ServiceError(
+    "snapshot_lost",
+    `the source's snapshot ended, or DDL changed the table (${reason})`,
+    { table, cause, sqlstate: cause?.sqlstate },
+  );
+}
+
+/** Returns whether the session is lost or unreachable. */
+export function isLost(error: unknown): error is ServiceError {
+  return hasCode(error, "connection_lost", "stalled");
 }
 
 /** Returns whether the source's table is missing under its name. Its schema may have been renamed. */
