@@ -119,7 +119,7 @@ export function toServiceError(
       code === "value_invalid" ? where : undefined,
       code === "database_error" ? callerOf(where) : undefined,
     ]
-      .filter(Boolean).join("; ");
+      .map((text) => text?.replace(/\.$/, "")).filter(Boolean).join("; ");
     return new ServiceError(
       code,
       `${code === "read_only" ? "The warehouse is read-only: " : ""}${message}${

@@ -77,7 +77,11 @@ export function checkTarget(table: Table, found: FoundTarget): void {
   );
   if (extra) {
     fail(
-      `${name} in the warehouse has a column "${extra.name}" that is missing in the source`,
+      `${name} in the warehouse has a column "${extra.name}", which is ${
+        table.newColumns === undefined
+          ? "not declared"
+          : `missing in ${formatRelation(table.source)}`
+      }`,
     );
   }
   if (!found.mayUseSchema) {

@@ -126,11 +126,15 @@ const CASES: readonly Case[] = [
   },
   {
     name: "a target with an additional column",
+    source: "alter table marketing.closed_deals add column note text",
     warehouse:
       `${CLOSED_DEAL} alter table m_data.closed_deal add column note text`,
     exit: 1,
     code: "target_incompatible",
-    says: [`has a column "note"`, "load --recreate --table NAME"],
+    says: [
+      `has a column "note", which is not declared. Give`,
+      "load --recreate --table NAME",
+    ],
   },
   {
     name: "a view in place of a target",
@@ -159,7 +163,10 @@ const CASES: readonly Case[] = [
       `${CLOSED_DEAL} alter table m_data.closed_deal add constraint small check (length(mql_id) < 5)`,
     exit: 1,
     code: "constraint_violated",
-    says: [`violates check constraint "small"`],
+    says: [
+      `violates check constraint "small" (Failing row contains (`,
+      ")). Correct the rows",
+    ],
   },
   {
     name: "a trigger of the target that drops rows",
