@@ -12,16 +12,11 @@ import {
 } from "../diff/find_difference.ts";
 import { afterDelta, equal, type Fingerprint } from "../diff/fingerprint.ts";
 import { writtenRowsSql } from "../diff/queries.ts";
-import type { HashMethod } from "../diff/row_hash.ts";
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { formatCount, formatQuantity } from "../format.ts";
 import { isUserDefined } from "../tables/column_types.ts";
-import {
-  type Column,
-  formatRelation,
-  type Table,
-} from "../tables/declaration.ts";
+import { type Column, formatRelation } from "../tables/declaration.ts";
 import type { Snapshot } from "./snapshot.ts";
 import type { Target } from "./find_target.ts";
 
@@ -51,11 +46,12 @@ export async function measure(
  */
 export function checkHeld(
   { config, snapshot, isAlone }: Verification,
-  { table, method }: Sides,
+  sides: Sides,
   { hasNoSideEffects }: Pick<Target, "hasNoSideEffects">,
   held: Fingerprint,
   source: Fingerprint,
 ): void {
+  const { table } = sides;
   const byContent = config.verify === "content";
   if (held.count !== source.count || (byContent && !equal(held, source))) {
     const checksumOf = ({ checksum }: Fingerprint) =>
@@ -68,8 +64,7 @@ export function checkHeld(
       {
         table: table.name,
         remedy: mismatchRemedy(
-          table,
-          method,
+          sides,
           snapshot.repeatable.has(table.name),
           hasNoSideEffects && isAlone,
         ),
@@ -81,13 +76,18 @@ export function checkHeld(
 /** Types whose values have parts that a server sorts by their bytes in its encoding. */
 const SORTED_TYPES: readonly string[] = ["jsonb", "tsvector"];
 
+/** Returns whether the server has infinite intervals. */
+function hasInfiniteIntervals({ session }: Side): boolean {
+  return Number.parseInt(session.serverVersion) >= 17;
+}
+
 /** Returns the remedy of a mismatch, by its possible causes. */
 function mismatchRemedy(
-  { source, target, where, columns }: Table,
-  { kind }: HashMethod,
+  sides: Sides,
   isRepeatable: boolean,
   hasNoSideEffects: boolean,
 ): string {
+  const { source, target, where, columns } = sides.table;
   const isComputed = where !== undefined ||
     columns.some(({ expression }) => expression !== undefined);
   const listed = (of: (column: Column) => boolean) =>
@@ -95,7 +95,10 @@ function mismatchRemedy(
   const ofUsers = listed(({ type, layout }) =>
     isUserDefined(type) && layout !== undefined
   );
-  const sorted = kind === "text" &&
+  const infinite = hasInfiniteIntervals(sides.source) &&
+    !hasInfiniteIntervals(sides.target) &&
+    listed(({ type }) => type.base === "interval");
+  const sorted = sides.method.kind === "text" &&
     listed(({ type }) =>
       isUserDefined(type) || SORTED_TYPES.includes(type.base)
     );
@@ -104,6 +107,8 @@ function mismatchRemedy(
     `Give the user-defined types of ${ofUsers} the same definition on both servers, or declare the columns as text in TABLES_FILE.`,
     sorted &&
     `Declare ${sorted} as text in TABLES_FILE, with an expression such as value::text. Servers of different encodings sort keys of jsonb and words of tsvector differently.`,
+    infinite &&
+    `Correct the infinite intervals of ${infinite} in the source. PostgreSQL 16 and older have none.`,
     isRepeatable ||
     `${
       formatRelation(source)

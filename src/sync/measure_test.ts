@@ -10,6 +10,7 @@ import { checkHeld } from "./measure.ts";
 function remedyFor(
   column: Omit<Column, "name">,
   kind: HashMethod["kind"],
+  warehouseVersion = "17.0",
 ): string {
   const relation = { schema: "shop", name: "item" };
   const table = {
@@ -26,7 +27,12 @@ function remedyFor(
           snapshot: { repeatable: new Set(["item"]) },
           isAlone: true,
         },
-        { table, method: { kind, seed: 0n } } as unknown as Sides,
+        {
+          table,
+          method: { kind, seed: 0n },
+          source: { session: { serverVersion: "18.1" } },
+          target: { session: { serverVersion: warehouseVersion } },
+        } as unknown as Sides,
         { hasNoSideEffects: true },
         { count: 1, checksum: "1" },
         { count: 1, checksum: "2" },
@@ -50,4 +56,10 @@ Deno.test("checkHeld() names the types that can change values, and nothing else"
   assertEquals(remedyFor({ type: parseTypeName("text") }, "text"), none);
   assertEquals(remedyFor(price, "native"), ofUsers);
   assertEquals(remedyFor(jsonb, "text"), sorted);
+  const span = { type: parseTypeName("interval[]") };
+  assertEquals(remedyFor(span, "native"), none);
+  assertEquals(
+    remedyFor(span, "native", "16.9"),
+    'The target was rolled back. Correct the infinite intervals of "a" in the source. PostgreSQL 16 and older have none.',
+  );
 });

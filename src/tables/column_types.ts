@@ -38,6 +38,16 @@ function sentBy(name: string): (value: string) => string {
   return (value) => `pg_catalog.encode(pg_catalog.${name}(${value}), 'hex')`;
 }
 
+/**
+ * Returns a {@linkcode BuiltIn.bytes} of an interval. PostgreSQL 16 and older read the
+ * bytes of an infinite interval as a finite one.
+ */
+function intervalBytes(value: string): string {
+  return `(case when pg_catalog.isfinite(${value}) then ${
+    sentBy("interval_send")(value)
+  } else ${value}::text end)`;
+}
+
 /** The text of the value has the bytes of the value. */
 const asText = (value: string) => `${value}::text`;
 
@@ -121,7 +131,7 @@ const BUILT_IN = new Map<string, BuiltIn>(Object.entries({
     widens: ["date", "timestamp without time zone"],
     modifiers: [FRACTION_DIGITS],
   },
-  interval: { bytes: sentBy("interval_send"), modifiers: [FRACTION_DIGITS] },
+  interval: { bytes: intervalBytes, modifiers: [FRACTION_DIGITS] },
   bit: { bytes: sentBy("bit_send"), modifiers: [BITS] },
   "bit varying": {
     bytes: sentBy("varbit_send"),

@@ -230,6 +230,42 @@ Deno.test("load copies every type of PostgreSQL to the byte, and finds each chan
   await testEveryType(t, db);
 });
 
+/** Loads infinite intervals, which an older warehouse reads as finite ones. */
+async function testInfiniteInterval(
+  t: Deno.TestContext,
+  db: Databases,
+): Promise<void> {
+  const hasInfinity = async (sql: Sql) => {
+    const [row] = await sql.unsafe(
+      "select current_setting('server_version_num')::int >= 170000 as yes",
+    );
+    return row!.yes;
+  };
+  if (!await hasInfinity(db.source) || await hasInfinity(db.warehouse)) return;
+  await t.step(
+    "an infinite interval is refused where the warehouse has none",
+    async () => {
+      await db.source.unsafe(
+        "create table ty.span (a interval); insert into ty.span values ('infinity'), ('1 day')",
+      );
+      await grant(db, "ty");
+      await using file = await writeTablesFile(
+        "tables:\n  - { source: ty.span, target: raw.span }\n",
+      );
+      const { json } = await runJson(["load"], {
+        ...db.environment,
+        ...file.variables,
+      });
+      const [entry] = json.details.results;
+      assertEquals(entry.code, "verification_failed");
+      assertStringIncludes(
+        entry.error,
+        'Correct the infinite intervals of "a" in the source.',
+      );
+    },
+  );
+}
+
 const installed = findInstalledPostgres();
 for (const direction of ["to", "from"]) {
   const name =
@@ -249,6 +285,7 @@ for (const direction of ["to", "from"]) {
           : { source: other.url(), warehouse: given },
       });
       await testEveryType(t, db);
+      if (direction === "to") await testInfiniteInterval(t, db);
     },
   });
 }
