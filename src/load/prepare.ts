@@ -187,7 +187,7 @@ async function prepareGroup(
   tables: CommitGroup,
   attemptsBefore: number,
 ): Promise<Prepared> {
-  const { config, warehouse, run, onProgress } = context;
+  const { config, warehouse } = context;
   let attempts = attemptsBefore;
   let lost: Session | undefined;
   const attempt = async (): Promise<Verified> => {
@@ -211,57 +211,11 @@ async function prepareGroup(
       await Session.open(config.dwh, connection);
     lost = session;
     try {
-      const [first] = tables;
-      const clock = new PhaseClock(first!.name, onProgress);
-      await beginWithLocks(tables, session, config);
-      const results: TableResult[] = [];
-      for (const table of tables) {
-        const result = await syncTable(
-          {
-            config,
-            connection,
-            snapshot,
-            mode: run.mode,
-            recreate: run.recreate,
-            allowShrink: run.allowShrink,
-            isAlone: tables.length === 1,
-            lastLoads,
-          },
-          table,
-          session,
-          table === first ? clock : new PhaseClock(table.name, onProgress),
-        );
-        results.push(result);
-        onProgress({
-          ...progressOf(result),
-          phase: table.checks?.length ? "check" : "wait",
-        });
-      }
-      const isClean = results.every((result) => result.hasNoSideEffects);
-      if (tables.length > 1 && !isClean) {
-        // A trigger of one table may have changed another one after its verification.
-        await settleConstraints(session);
-        for (const result of results) await result.verifyAgain();
-      }
-      // After all tables of the transaction: a check can read another one.
-      for (const [index, result] of results.entries()) {
-        results[index] = await withChecks(context, result, session);
-      }
-      if (!isClean) await checkHistoryTables(session);
-      await Promise.all([
-        session.query(limitHistoryLocks(config.lockTimeoutSeconds)),
-        ...results.map(async (result) =>
-          await recordTableLoad(
-            session,
-            run.id,
-            await representable(warehouse, loadedEntry(result, attempts)),
-            await representable(warehouse, integrityCheck(result)),
-            result.phases,
-            markOf(snapshot, result, isClean),
-            await representable(warehouse, result.differingRows),
-          )
-        ),
-      ]);
+      const results = await syncAndRecord(
+        context,
+        { snapshot, lastLoads, tables, attempts },
+        session,
+      );
       return { state: "verified", tables, results, session, attempts };
     } catch (error) {
       // No ROLLBACK: the server rolls back when the connection ends.
@@ -276,6 +230,80 @@ async function prepareGroup(
     for (const table of tables) snapshot.abandon(table);
     return failedGroup(tables, error, attempts);
   }
+}
+
+/** A commit group, and the state that its tables are loaded from. */
+interface Grouped {
+  readonly snapshot: Snapshot;
+  readonly lastLoads: ReadonlyMap<string, LastLoad>;
+  readonly tables: CommitGroup;
+  /** Number of attempts with this one. */
+  readonly attempts: number;
+}
+
+/**
+ * Makes the tables equal to the snapshot in one open transaction, runs their checks,
+ * and writes their loads to the history.
+ *
+ * @throws {ServiceError} of the first table that fails. The caller then destroys `session`.
+ */
+async function syncAndRecord(
+  context: RunContext,
+  { snapshot, lastLoads, tables, attempts }: Grouped,
+  session: Session,
+): Promise<readonly TableResult[]> {
+  const { config, warehouse, run, onProgress } = context;
+  const [first] = tables;
+  const clock = new PhaseClock(first!.name, onProgress);
+  await beginWithLocks(tables, session, config);
+  const results: TableResult[] = [];
+  for (const table of tables) {
+    const result = await syncTable(
+      {
+        config,
+        snapshot,
+        mode: run.mode,
+        recreate: run.recreate,
+        allowShrink: run.allowShrink,
+        isAlone: tables.length === 1,
+        lastLoads,
+      },
+      table,
+      session,
+      table === first ? clock : new PhaseClock(table.name, onProgress),
+    );
+    results.push(result);
+    onProgress({
+      ...progressOf(result),
+      phase: table.checks?.length ? "check" : "wait",
+    });
+  }
+  const isClean = results.every((result) => result.hasNoSideEffects);
+  if (tables.length > 1 && !isClean) {
+    // A trigger of one table may have changed another one after its verification.
+    await settleConstraints(session);
+    for (const result of results) await result.verifyAgain();
+  }
+  // After all tables of the transaction: a check can read another one.
+  for (const [index, result] of results.entries()) {
+    results[index] = await withChecks(context, result, session);
+  }
+  if (!isClean) await checkHistoryTables(session);
+  await Promise.all([
+    session.query(limitHistoryLocks(config.lockTimeoutSeconds)),
+    ...results.map(async (result) =>
+      await recordTableLoad(
+        session,
+        run.id,
+        await representable(warehouse, loadedEntry(result, attempts)),
+        await representable(warehouse, integrityCheck(result)),
+        result.phases,
+        markOf(snapshot, result, isClean),
+        await representable(warehouse, result.differingRows),
+      )
+    ),
+  ]);
+  return results;
 }
 
 /** Returns the state after the load, for the next one. */

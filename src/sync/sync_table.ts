@@ -7,7 +7,7 @@
 import type { Config } from "../config/config.ts";
 import { findLockHolders } from "../postgres/lock_holders.ts";
 import { beginLocked } from "../postgres/locked_transaction.ts";
-import type { ConnectionOptions, Session } from "../postgres/session.ts";
+import type { Session } from "../postgres/session.ts";
 import { qualified } from "../postgres/sql.ts";
 import { compareContent, type Sides } from "../diff/find_difference.ts";
 import type { DifferingRows } from "../diff/differing_rows.ts";
@@ -42,7 +42,6 @@ import { type Applied, applyPlan, type Decided } from "./apply_plan.ts";
 /** The surroundings of a table's load. */
 interface SyncContext {
   readonly config: Config;
-  readonly connection: ConnectionOptions;
   readonly snapshot: Snapshot;
   readonly mode: "auto" | "full";
   /** Whether the target is dropped and created again. */

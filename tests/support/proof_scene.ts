@@ -180,7 +180,6 @@ export class ProofScene implements AsyncDisposable {
       await beginWithLocks([table], session, config);
       const context = {
         config,
-        connection,
         snapshot,
         mode,
         recreate: false,
