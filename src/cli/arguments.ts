@@ -18,6 +18,17 @@ export function parseArguments(
   const names = Object.keys(known);
   const hasValue = (name: string) => known[name]?.value !== undefined;
   const fail = (message: string) => usage(message, command.name);
+  for (const [index, argument] of args.entries()) {
+    if (argument === "--") break;
+    const [, name, value] = /^--([^=]+)(=?)/.exec(argument) ?? [];
+    if (name === undefined || !Object.hasOwn(known, name) || hasValue(name)) {
+      continue;
+    }
+    // The parser takes every other text than "false" for true.
+    if (value || /^(true|false)$/.test(args[index + 1] ?? "")) {
+      throw fail(`--${name} takes no value: leave the flag out, or the value`);
+    }
+  }
   const parsed = parseArgs([...args], {
     boolean: names.filter((name) => !hasValue(name)),
     string: names.filter(hasValue),

@@ -7,6 +7,7 @@
  * @module
  */
 import {
+  Document,
   isAlias,
   isMap,
   isNode,
@@ -14,7 +15,6 @@ import {
   LineCounter,
   type Node,
   parseDocument,
-  stringify,
   visit,
 } from "yaml";
 import { z } from "zod";
@@ -221,9 +221,25 @@ export function tablesFileSchema(): unknown {
   return z.toJSONSchema(TablesFile, { io: "input" });
 }
 
-/** Returns the text of a file with these declarations, in YAML. */
+/**
+ * Returns the text of a file with these declarations, in YAML. Characters that no
+ * terminal prints are escaped.
+ */
 export function formatTablesFile(tables: readonly unknown[]): string {
-  return stringify({ tables }, { lineWidth: 0 });
+  const document = new Document({ tables });
+  visit(document, {
+    Scalar(_, scalar) {
+      const { value } = scalar;
+      if (typeof value === "string" && /\p{C}/u.test(value)) {
+        scalar.type = "QUOTE_DOUBLE";
+      }
+    },
+  });
+  return document.toString({ lineWidth: 0 }).replace(
+    /[^\P{C}\n]/gu,
+    (character) =>
+      `\\U${character.codePointAt(0)!.toString(16).padStart(8, "0")}`,
+  );
 }
 
 /** The declared tables, or the mistakes of the file. */

@@ -69,6 +69,8 @@ for (
       ["verify", "--rows", "5", "--against-mara"],
       "--rows cannot be used with --against-mara",
     ],
+    [["load", "--recreate=no"], "--recreate takes no value"],
+    [["load", "--dry-run", "false"], "--dry-run takes no value"],
     [["load", "now"], `unexpected argument "now"`],
     [["schema", "drop"], "schema takes one of print, ensure, recreate"],
   ] as readonly (readonly [words: string[], says: string, remedy?: string])[]

@@ -9,6 +9,7 @@ import {
   type Databases,
   migratedDatabases,
 } from "../support/databases.ts";
+import { parseTablesFile } from "../../src/tables/tables_file.ts";
 import { runJson, runProgram } from "../support/program_here.ts";
 import { startProgram } from "../support/program.ts";
 import { startServer } from "../support/server.ts";
@@ -422,6 +423,40 @@ Deno.test("schema discover prints a file that load accepts", async () => {
   const bare = await runProgram(["schema", "discover"], db.environment);
   assertEquals(bare.code, 64);
   assertMatch(bare.stderr, /discover needs a PATTERN/);
+});
+
+Deno.test("schema discover leaves out what no file can declare", async () => {
+  await using db = await migratedDatabases({ withoutTables: true });
+  await createSource(
+    db,
+    `create table ec."a\tb" ("c\u009bd\ne" int); create table ec.odd ("__proto__" int);
+     create schema marketing_data_service; create table marketing_data_service.run (id int);
+     grant usage on schema marketing_data_service to "${db.reader}";
+     grant select on marketing_data_service.run to "${db.reader}"`,
+  );
+  const found = await runProgram(["schema", "discover", "*"], db.environment);
+  assertEquals(found.code, 0, found.stderr);
+  assertMatch(
+    found.stderr,
+    /marketing_data_service\.run is left out: target: .* reserved schema/,
+  );
+  assertMatch(found.stderr, /ec\.odd is left out: the name "__proto__"/);
+  const { tables, problems } = parseTablesFile("", found.stdout);
+  assertEquals(problems, []);
+  assertEquals(
+    tables.map(({ source, columns }) => [source.name, columns?.[0]?.name]),
+    [
+      ["a\tb", "c\u009bd\ne"],
+    ],
+  );
+  for (const schema of ["pg_other", "x".repeat(64)]) {
+    const { code, stderr } = await runProgram(
+      ["schema", "discover", "ec.*", "--target", schema],
+      db.environment,
+    );
+    assertEquals(code, 64, stderr);
+    assertMatch(stderr, /^Cannot run: target: "(pg_other|x{64})/m);
+  }
 });
 
 Deno.test("load fails where an expression is longer than the declared type", async () => {

@@ -58,8 +58,11 @@ export const schemaCommand: Command = {
 async function discover(
   { arguments: { operand, values }, config, output, signal }: CommandContext,
 ): Promise<number> {
-  // Other commands start faster without it.
+  // Other commands start faster without them.
   const { discoverTables } = await import("../../sync/discover_tables.ts");
+  const { formatTablesFile, parseTablesFile } = await import(
+    "../../tables/tables_file.ts"
+  );
   const { tables, warnings } = await discoverTables(
     config(),
     connectionOf(config(), "discover", signal),
@@ -76,10 +79,20 @@ async function discover(
       { remedy: "Write the pattern as schema.table, such as 'ecommerce.*'." },
     );
   }
-  // Other commands start faster without the library.
-  const { formatTablesFile } = await import("../../tables/tables_file.ts");
-  const text = formatTablesFile(tables);
-  output.show({ tables }, ...text.trimEnd().split("\n"));
+  let mistake = "";
+  const accepted = tables.filter((table) => {
+    const text = formatTablesFile([table]);
+    const [problem] = parseTablesFile("", text).problems;
+    if (problem === undefined) return true;
+    // Without the place in this text.
+    const reason = problem.replace(/^:\d+:\d+: /, "");
+    output.progress(`${table.source} is left out: ${reason}`);
+    mistake ||= reason;
+    return false;
+  });
+  if (accepted.length === 0) throw usage(mistake, "schema");
+  const text = formatTablesFile(accepted);
+  output.show({ tables: accepted }, ...text.trimEnd().split("\n"));
   return 0;
 }
 
