@@ -31,7 +31,7 @@ type CopyProgress = (moved: Copied) => void;
  * COPY is usable.
  *
  * @param isFrozen whether the target is an empty heap that this transaction created, so
- * that nobody else sees its rows. They then need no visibility checks.
+ * that no other session sees its rows. They then need no visibility checks.
  * @throws {ServiceError} of the side that failed first.
  */
 export async function copyRows(

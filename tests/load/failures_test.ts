@@ -372,6 +372,24 @@ Deno.test("load reports a target locked by a writer after LOCK_TIMEOUT, and retr
   assertEquals((await runProgram(["load"], db.environment)).code, 0);
 });
 
+Deno.test("load reports the session that locks a table of the history", async () => {
+  await using db = await migratedDatabases({ rows: ROWS });
+  await using other = db.connect("warehouse");
+  await other.unsafe(
+    "begin; lock table marketing_data_service.run in access exclusive mode",
+  );
+  const { code, json } = await runJson(["load"], {
+    ...db.environment,
+    LOCK_TIMEOUT: "1",
+    RETRY_ATTEMPTS: "1",
+  });
+  assertEquals([code, json.code], [75, "history_locked"]);
+  assertMatch(
+    json.error,
+    /^dwh: Cannot use the table marketing_data_service\.run: session \d+ \([^)]*\) holds AccessExclusiveLock\. Wait until /,
+  );
+});
+
 Deno.test("load fails only the table that DDL locks in the source", async () => {
   await using db = await migratedDatabases({ rows: ROWS });
   await using ddl = db.connect("source");
