@@ -104,6 +104,10 @@ type Rule<T> = readonly [T, ErrorCode, (names: Names) => string];
 export const OTHER_TYPE_REMEDY =
   "Give the user-defined type the same definition on both servers, or declare the column as text in TABLES_FILE.";
 
+/** Remedy for a value that the type of the warehouse cannot store. */
+const AS_TEXT_REMEDY =
+  "Declare the column as text in TABLES_FILE, with an expression such as value::text.";
+
 /** Errors of PostgreSQL that mean more than their SQLSTATE. The first rule that fits applies. */
 const RULES: readonly Rule<Cause>[] = [
   [
@@ -175,6 +179,18 @@ const RULES: readonly Rule<Cause>[] = [
     "target_incompatible",
     () =>
       "Add the label in the warehouse with ALTER TYPE … ADD VALUE, or declare the column as text in TABLES_FILE.",
+  ],
+  // A name has at most 63 bytes, and a letter can have more bytes in another encoding.
+  [
+    { sqlstate: "42622", label: "dwh" },
+    "value_invalid",
+    () => AS_TEXT_REMEDY,
+  ],
+  // A path that only newer versions have.
+  [
+    { sqlstate: "42601", routine: "jsonpath_yyerror", label: "dwh" },
+    "value_invalid",
+    () => AS_TEXT_REMEDY,
   ],
   [
     { sqlstate: "53300", routine: "InitializeSessionUserId" },

@@ -230,38 +230,41 @@ Deno.test("load copies every type of PostgreSQL to the byte, and finds each chan
   await testEveryType(t, db);
 });
 
-/** Loads infinite intervals, which an older warehouse reads as finite ones. */
-async function testInfiniteInterval(
+/** Loads values that only PostgreSQL 17 has. An older warehouse reads infinite intervals as finite ones. */
+async function testNewValues(
   t: Deno.TestContext,
   db: Databases,
 ): Promise<void> {
-  const hasInfinity = async (sql: Sql) => {
+  const isNew = async (sql: Sql) => {
     const [row] = await sql.unsafe(
       "select current_setting('server_version_num')::int >= 170000 as yes",
     );
     return row!.yes;
   };
-  if (!await hasInfinity(db.source) || await hasInfinity(db.warehouse)) return;
+  if (!await isNew(db.source) || await isNew(db.warehouse)) return;
   await t.step(
-    "an infinite interval is refused where the warehouse has none",
+    "an infinite interval and a new path are refused where the warehouse has none",
     async () => {
       await db.source.unsafe(
-        "create table ty.span (a interval); insert into ty.span values ('infinity'), ('1 day')",
+        `create table ty.span (a interval); insert into ty.span values ('infinity'), ('1 day');
+         create table ty.path (a jsonpath); insert into ty.path values ('$.a.bigint()')`,
       );
       await grant(db, "ty");
       await using file = await writeTablesFile(
-        "tables:\n  - { source: ty.span, target: raw.span }\n",
+        "tables:\n  - { source: ty.span, target: raw.span }\n  - { source: ty.path, target: raw.path }\n",
       );
       const { json } = await runJson(["load"], {
         ...db.environment,
         ...file.variables,
       });
-      const [entry] = json.details.results;
-      assertEquals(entry.code, "verification_failed");
+      const [span, path] = json.details.results;
+      assertEquals(span.code, "verification_failed");
       assertStringIncludes(
-        entry.error,
+        span.error,
         'Correct the infinite intervals of "a" in the source.',
       );
+      assertEquals(path.code, "value_invalid");
+      assertStringIncludes(path.error, "Declare the column as text");
     },
   );
 }
@@ -285,7 +288,7 @@ for (const direction of ["to", "from"]) {
           : { source: other.url(), warehouse: given },
       });
       await testEveryType(t, db);
-      if (direction === "to") await testInfiniteInterval(t, db);
+      if (direction === "to") await testNewValues(t, db);
     },
   });
 }

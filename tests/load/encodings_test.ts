@@ -234,20 +234,26 @@ Deno.test("load names the columns whose parts two encodings sort differently", a
   await db.source.unsafe(
     `create table marketing.note (id int, "Words" jsonb);
      insert into marketing.note values (1, '{"é": 1, "aa": 2}');
-     grant select on marketing.note to public`,
+     create table marketing.name (a name); insert into marketing.name values ('${
+      "é".repeat(40)
+    }');
+     grant select on all tables in schema marketing to public`,
   );
   await using context = db.context();
-  const loadWith = (columns: TableDeclaration["columns"]) => {
+  const loadWith = (
+    columns: TableDeclaration["columns"],
+    name = "note",
+  ) => {
     const table: TableDeclaration = {
-      name: "note",
-      source: { schema: "marketing", name: "note" },
-      target: { schema: "m_data", name: "note" },
+      name,
+      source: { schema: "marketing", name },
+      target: { schema: "m_data", name },
       columns,
     };
     return load(
       { ...context, config: { ...context.config, tables: [table] } },
       "cli",
-      { ...ALL, tables: ["note"] },
+      { ...ALL, tables: [name] },
     );
   };
   const refused = await loadWith(undefined);
@@ -268,6 +274,11 @@ Deno.test("load names the columns whose parts two encodings sort differently", a
     expression: `"Words"::text`,
   }]);
   assertEquals(loaded.status, "success", JSON.stringify(loaded));
+  // Its 40 letters have 80 bytes in UTF-8.
+  const long = await loadWith(undefined, "name");
+  assertEquals(long.status === "failure" && long.code, "value_invalid");
+  const asText = [{ name: "a", type: parseTypeName("text") }];
+  assertEquals((await loadWith(asText, "name")).status, "success");
 });
 
 Deno.test("load records letters of messages and names that the warehouse cannot represent as question marks", async () => {
