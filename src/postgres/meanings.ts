@@ -240,6 +240,14 @@ const RULES: readonly Rule<Cause>[] = [
     "out_of_resources",
     () => "Raise the limit that the message names, such as temp_file_limit.",
   ],
+  // The source checks the columns that an aggregate function leaves out only where they
+  // are read together.
+  [
+    { sqlstate: "42803", label: "olist" },
+    "configuration",
+    () =>
+      "Put aggregate functions of an expression in TABLES_FILE into a subquery.",
+  ],
   [
     { sqlstate: "P0001", label: "olist" },
     "database_error",

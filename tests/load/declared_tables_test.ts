@@ -159,7 +159,7 @@ Deno.test("load names the fragment that the source refuses or whose values chang
   await createSource(
     db,
     `create table ec.one (a int); create table ec.two (a int); create table ec.three (a int);
-     create table ec.four as select 1 as a; create table ec.five as select a from generate_series(1, 1000) a`,
+     create table ec.six (a int); create table ec.four as select 1 as a; create table ec.five as select a from generate_series(1, 1000) a`,
   );
   await using file = await writeTablesFile(`tables:
   - source: ec.one
@@ -170,6 +170,9 @@ Deno.test("load names the fragment that the source refuses or whose values chang
     where: "a"
   - source: ec.three
     target: raw.three
+  - source: ec.six
+    target: raw.six
+    columns: { a: { type: bigint, expression: "count(*)" } }
   - source: ec.four
     target: raw.four
     columns: { a: { type: float8, expression: "random()" } }
@@ -182,7 +185,7 @@ Deno.test("load names the fragment that the source refuses or whose values chang
     ...file.variables,
   });
   assertEquals(code, 78, stderr);
-  const [one, two, three, ...changing] = json.details.results;
+  const [one, two, three, six, ...changing] = json.details.results;
   assertMatch(one.error, /expression of column "a": column "b" does not exist/);
   assertMatch(two.error, /where: argument of WHERE must be type boolean/);
   assertEquals([one.code, two.code, three.status], [
@@ -190,6 +193,8 @@ Deno.test("load names the fragment that the source refuses or whose values chang
     "configuration",
     "success",
   ]);
+  assertEquals(six.code, "configuration");
+  assertStringIncludes(six.remedy, "Put aggregate functions of an expression");
   for (const { code, remedy } of changing) {
     assertEquals(code, "verification_failed");
     assertStringIncludes(remedy, "`where` and `expression` in TABLES_FILE");
