@@ -131,7 +131,7 @@ const RULES: readonly Rule<Cause>[] = [
     { sqlstate: "42501" },
     "permission_denied",
     ({ role, database }) =>
-      `Grant role ${role} the missing privilege. A load needs CREATE on database ${database}, or ownership of the target tables.`,
+      `Grant role ${role} the missing privilege. A load needs CREATE on database ${database} or ownership of the target tables, and USAGE on the schemas of their types.`,
   ],
   [
     { sqlstate: "55000", isFatal: true, routine: "CheckMyDatabase" },

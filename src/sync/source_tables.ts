@@ -270,17 +270,29 @@ interface SourceColumn {
 const WITHOUT_BINARY =
   "('tsquery'::regtype, 'oidvector'::regtype, 'int2vector'::regtype)";
 
+/**
+ * SQL condition for a type that older servers read differently inside of another type.
+ * PostgreSQL 16 and older read the bytes of an infinite interval as a finite one, and
+ * refuse its text.
+ */
+const isNewInside = (oid: string) =>
+  `${oid} = 'interval'::regtype and pg_catalog.current_setting('server_version_num')::int >= 170000`;
+
 /** Columns of a query over `t`, the `pg_type` of `base`, for {@linkcode sourceColumn}. */
 const TYPE_COLUMNS =
   `pg_catalog.format_type(base.oid, base.typmod) as type, t.typcategory as category,
    t.typsend <> 0 and t.typreceive <> 0 as is_binary,
    -- The binary form of an array or a row names the types inside by their OIDs.
    -- Only those of the types that come with PostgreSQL are the same everywhere.
-   case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ${WITHOUT_BINARY} or t.typelem in ${WITHOUT_BINARY} then (
+   case when base.oid >= ${FIRST_VARIABLE_OID} or base.oid in ${WITHOUT_BINARY} or t.typelem in ${WITHOUT_BINARY} or ${
+    isNewInside("t.typelem")
+  } then (
      with ${PARTS}
      select pg_catalog.json_build_object('layout', ${LAYOUT},
        'types', pg_catalog.json_agg(pg_catalog.format_type(p.oid, null)),
-       'isText', pg_catalog.bool_or(p.oid in ${WITHOUT_BINARY} or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
+       'isText', pg_catalog.bool_or(p.oid in ${WITHOUT_BINARY} or ${
+    isNewInside("p.oid")
+  } or p.typcategory = 'A' and p.typelem >= ${FIRST_VARIABLE_OID}
        or exists (select from pg_catalog.pg_attribute f where f.attrelid = p.typrelid
          and f.attnum > 0 and not f.attisdropped and f.atttypid >= ${FIRST_VARIABLE_OID})))
      from part join pg_catalog.pg_type p on p.oid = part.oid) end as parts`;
@@ -491,14 +503,14 @@ function resolveTable(
     if (fit.kind === "rounds") {
       warnings.push(`column "${from}" ${fit.warning}`);
     }
-    const { isText, layout } = source;
-    columns.push(
-      isBuiltIn(column.type) ? column : {
-        ...column,
-        ...isText ? { isText } : {},
-        ...layout ? { layout } : {},
-      },
-    );
+    const { layout } = source;
+    // A cast to a built-in type has a binary form.
+    const isText = source.isText && (isSame || !isBuiltIn(column.type));
+    columns.push({
+      ...column,
+      ...isText ? { isText } : {},
+      ...layout && !isBuiltIn(column.type) ? { layout } : {},
+    });
   }
   if (columns.length === 0) {
     return tableError(

@@ -247,17 +247,28 @@ async function testNewValues(
     async () => {
       await db.source.unsafe(
         `create table ty.span (a interval); insert into ty.span values ('infinity'), ('1 day');
-         create table ty.path (a jsonpath); insert into ty.path values ('$.a.bigint()')`,
+         create table ty.path (a jsonpath); insert into ty.path values ('$.a.bigint()');
+         create table ty.spans (a interval[]); insert into ty.spans values ('{infinity}');
+         create type ty.stay as (a interval); create table ty.stays (a ty.stay);
+         insert into ty.stays values ('(-infinity)')`,
+      );
+      await db.warehouse.unsafe(
+        `create schema if not exists ty; create type ty.stay as (a interval);
+         grant usage on schema ty to public`,
       );
       await grant(db, "ty");
       await using file = await writeTablesFile(
-        "tables:\n  - { source: ty.span, target: raw.span }\n  - { source: ty.path, target: raw.path }\n",
+        `tables:\n${
+          ["span", "path", "spans", "stays"].map((name) =>
+            `  - { source: ty.${name}, target: raw.${name} }\n`
+          ).join("")
+        }`,
       );
       const { json } = await runJson(["load"], {
         ...db.environment,
         ...file.variables,
       });
-      const [span, path] = json.details.results;
+      const [span, path, ...inside] = json.details.results;
       assertEquals(span.code, "verification_failed");
       assertStringIncludes(
         span.error,
@@ -265,6 +276,10 @@ async function testNewValues(
       );
       assertEquals(path.code, "value_invalid");
       assertStringIncludes(path.error, "Declare the column as text");
+      for (const entry of inside) {
+        assertEquals(entry.code, "value_invalid");
+        assertStringIncludes(entry.error, 'type interval: "');
+      }
     },
   );
 }

@@ -154,7 +154,7 @@ const REFUSALS: readonly Refusal[] = [
     exit: 1,
     code: "permission_denied",
     says: [
-      "dwh: permission denied for table secret. Grant role $loader the missing privilege. A load needs CREATE on database $warehouse,",
+      "dwh: permission denied for table secret. Grant role $loader the missing privilege. A load needs CREATE on database $warehouse or ownership",
     ],
   },
 ];
