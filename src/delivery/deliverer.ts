@@ -155,7 +155,7 @@ export class Deliverer {
     until: number,
     signal: AbortSignal,
   ): Promise<number> {
-    const { config } = this.#context;
+    const { config, warehouse } = this.#context;
     await using session = await Session.open(
       config.dwh,
       connectionOf(config, "deliver", signal),
@@ -167,7 +167,7 @@ export class Deliverer {
         config.stallTimeoutSeconds / 2,
         Math.max(0.1, (until - performance.now()) / 1000),
       );
-      const options = { signal, lockTimeoutSeconds };
+      const options = { signal, lockTimeoutSeconds, warehouse };
       const attempt = await deliverNext(session, publisher, options);
       if (!attempt) break;
       if (attempt.outcome.kind === "skipped") continue;

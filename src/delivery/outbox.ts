@@ -11,6 +11,7 @@ import type { Session } from "../postgres/session.ts";
 import { literal, type Queryable } from "../postgres/sql.ts";
 import type { Outcome, OutgoingEvent, Publisher } from "./publisher.ts";
 import type { PublisherName } from "../runs/event.ts";
+import { representable } from "../runs/record.ts";
 
 /**
  * Records new publishers. The file receives every event of the history. The
@@ -81,7 +82,12 @@ export interface Attempt {
 export async function deliverNext(
   session: Session,
   publisher: Publisher,
-  options: { signal: AbortSignal; lockTimeoutSeconds: number },
+  options: {
+    signal: AbortSignal;
+    lockTimeoutSeconds: number;
+    /** Must not use `session`, which is in a transaction. */
+    warehouse: Queryable;
+  },
 ): Promise<Attempt | undefined> {
   const next = await claimNext(session, publisher, options.lockTimeoutSeconds);
   if (!next) {
@@ -96,7 +102,13 @@ export async function deliverNext(
     ? await recordSkip(session, publisher, next)
     : outcome.kind === "delivered"
     ? await recordDelivery(session, publisher, next, outcome)
-    : await recordFailure(session, publisher, next, outcome);
+    : await recordFailure(
+      session,
+      publisher,
+      next,
+      // An error of the event file contains its path.
+      await representable(options.warehouse, outcome),
+    );
   await session.commit();
   return { eventId: next.eventId, outcome, ...attempt };
 }

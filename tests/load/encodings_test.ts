@@ -6,6 +6,8 @@ import {
   compareTables,
   type ComparisonOutcome,
 } from "../../src/sync/compare_tables.ts";
+import { Deliverer } from "../../src/delivery/deliverer.ts";
+import { registerPublishers } from "../../src/delivery/outbox.ts";
 import { load } from "../../src/load/load.ts";
 import { parseTypeName } from "../../src/tables/column_types.ts";
 import type { TableDeclaration } from "../../src/tables/declaration.ts";
@@ -320,4 +322,28 @@ Deno.test("load records letters of messages and names that the warehouse cannot 
     'marketing."??" has columns that the load ignores: "?"',
   ]);
   assertEquals(event.run_id, stored.run_id);
+});
+
+Deno.test("the outbox records an error whose path the warehouse cannot represent", async () => {
+  await using db = await encoded({ source: "UTF8", warehouse: "LATIN1" });
+  const folder = await Deno.makeTempDir();
+  try {
+    await using context = db.context();
+    const config = {
+      ...context.config,
+      eventPublisherType: "file" as const,
+      eventFile: `${folder}/数/events`,
+    };
+    await load(context, "cli", ALL);
+    await registerPublishers(context.warehouse, ["file"]);
+    const { signal } = new AbortController();
+    await new Deliverer({ ...context, config }).deliver(10, signal);
+    const [row] = await db.warehouse.unsafe(
+      "select failures, last_error from marketing_data_service.publisher",
+    );
+    assertEquals(row!.failures, 1);
+    assertStringIncludes(row!.last_error, `${folder}/?/events`);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
 });
