@@ -7,6 +7,7 @@
 import { ServiceError } from "../errors.ts";
 import type { Session } from "../postgres/session.ts";
 import { literal, qualified } from "../postgres/sql.ts";
+import { formatTypeName } from "../tables/column_types.ts";
 import {
   BASE_TYPE,
   formatRelation,
@@ -53,6 +54,9 @@ export async function checkReplaceable(
   oid: number,
 ): Promise<void> {
   const columns = table.columns.map(({ name }) => literal(name));
+  const types = table.columns.map(({ name, type }) =>
+    `(${literal(name)}, ${literal(formatTypeName(type))})`
+  );
   const rows = await warehouse.query<{ loss: string }>(`
     with recursive
     -- The objects that a DROP without CASCADE also drops.
@@ -96,6 +100,11 @@ export async function checkReplaceable(
       from pg_catalog.pg_class c join pg_catalog.pg_am m on m.oid = c.relam
       where c.oid = ${oid} and m.amname <> pg_catalog.current_setting('default_table_access_method')
         and ${!hasAlterableAccessMethod(warehouse)}
+    union select pg_catalog.format('type %s of column %I, which role %I may not use', pg_catalog.format_type(t.oid, null), a.attname, current_user)
+      from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid and t.typtype = 'd'
+        cross join lateral ${BASE_TYPE} base
+      where a.attrelid = ${oid} and (a.attname, pg_catalog.format_type(base.oid, base.typmod)) in (${types})
+        and not (pg_catalog.has_schema_privilege(t.typnamespace, 'USAGE') and pg_catalog.has_type_privilege(t.oid, 'USAGE'))
     union select 'its place under ' || inhparent::pg_catalog.regclass::text
       from pg_catalog.pg_inherits where inhrelid = ${oid}
     union select 'its place in ' || pg_catalog.pg_describe_object(refclassid, refobjid, 0)

@@ -595,6 +595,18 @@ const LOSSES: readonly (readonly [string, string, string])[] = [
     `alter table ${LEAD} owner to postgres; grant all on ${LEAD} to $loader`,
     "its owner, role postgres",
   ],
+  [
+    "a domain that the role may not use",
+    `create domain public.origin as text; revoke usage on type public.origin from public;
+     alter table ${LEAD} alter column origin type public.origin`,
+    "type public.origin of column origin, which role",
+  ],
+  [
+    "a domain in a schema that the role may not use",
+    `create schema hidden; create domain hidden.origin as text;
+     alter table ${LEAD} alter column origin type hidden.origin`,
+    "type hidden.origin of column origin, which role",
+  ],
 ];
 
 for (const [name, sql, loss] of LOSSES) {
