@@ -65,6 +65,7 @@ export function checkHeld(
         table: table.name,
         remedy: mismatchRemedy(
           sides,
+          held.count === source.count,
           snapshot.repeatable.has(table.name),
           hasNoSideEffects && isAlone,
         ),
@@ -84,14 +85,17 @@ function hasInfiniteIntervals({ session }: Side): boolean {
 /** Returns the remedy of a mismatch, by its possible causes. */
 function mismatchRemedy(
   sides: Sides,
+  hasAllRows: boolean,
   isRepeatable: boolean,
   hasNoSideEffects: boolean,
 ): string {
   const { source, target, where, columns } = sides.table;
   const isComputed = where !== undefined ||
     columns.some(({ expression }) => expression !== undefined);
+  // A type can change values, and not the number of rows.
   const listed = (of: (column: Column) => boolean) =>
-    columns.filter(of).map(({ name }) => `"${name}"`).join(", ");
+    columns.filter((column) => hasAllRows && of(column))
+      .map(({ name }) => `"${name}"`).join(", ");
   const ofUsers = listed(({ type, layout }) =>
     isUserDefined(type) && layout !== undefined
   );

@@ -11,6 +11,7 @@ function remedyFor(
   column: Omit<Column, "name">,
   kind: HashMethod["kind"],
   warehouseVersion = "17.0",
+  rows = 1,
 ): string {
   const relation = { schema: "shop", name: "item" };
   const table = {
@@ -34,7 +35,7 @@ function remedyFor(
           target: { session: { serverVersion: warehouseVersion } },
         } as unknown as Sides,
         { hasNoSideEffects: true },
-        { count: 1, checksum: "1" },
+        { count: rows, checksum: "1" },
         { count: 1, checksum: "2" },
       ),
     ServiceError,
@@ -56,6 +57,7 @@ Deno.test("checkHeld() names the types that can change values, and nothing else"
   assertEquals(remedyFor({ type: parseTypeName("text") }, "text"), none);
   assertEquals(remedyFor(price, "native"), ofUsers);
   assertEquals(remedyFor(jsonb, "text"), sorted);
+  assertEquals(remedyFor(price, "text", "17.0", 2), none);
   const span = { type: parseTypeName("interval[]") };
   assertEquals(remedyFor(span, "native"), none);
   assertEquals(
