@@ -940,6 +940,8 @@ Deno.test({
       `${second.binDirectory}/pg_resetwal`,
       {
         args: ["--next-transaction-id=100", second.dataDirectory],
+        // The account of the server may not enter the folder of the clone.
+        cwd: "/",
         ...Deno.uid() === 0 ? { uid: uid!, gid: gid! } : {},
       },
     ).output();
